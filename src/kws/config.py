@@ -1,0 +1,431 @@
+"""Every setting and its default, in one place.
+
+Three layers. `FeatureConfig`, `ModelConfig` and `TrainConfig` say everything about a recognizer; a `Preset` is one
+choice of all three. `PipelineConfig` holds the few settings that a user changes from run to run: they are the
+parameters of the pipeline and the flags of the command line, and `0` or `""` there means "as the preset says".
+"""
+
+import ast
+import dataclasses
+import inspect
+import os
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+SPEECH_COMMANDS_URL = "https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
+SPEECH_COMMANDS_SHA256 = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
+"""URL and digest of the published archive, the constants of torchaudio.datasets.SPEECHCOMMANDS."""
+
+SPEECH_COMMANDS_WORDS = (
+    "backward", "bed", "bird", "cat", "dog", "down", "eight", "five", "follow", "forward", "four", "go", "happy",
+    "house", "learn", "left", "marvin", "nine", "no", "off", "on", "one", "right", "seven", "sheila", "six", "stop",
+    "three", "tree", "two", "up", "visual", "wow", "yes", "zero",
+)  # fmt: skip
+"""The 35 words of Speech Commands v0.02, in the order of the classes."""
+
+BACKGROUND_NOISE = "_background_noise_"
+"""The folder of an archive that holds long recordings of noise instead of a word."""
+
+SPLITS = ("train", "validation", "test")
+
+
+def require(condition: bool, name: str, rule: str, value: object) -> None:
+    """Raises ValueError "{name} must {rule}, got {value}" unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{name} must {rule}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureConfig:
+    """How a waveform of one second becomes a mel spectrogram of [num_mels, num_frames]."""
+
+    sample_rate: int = 16_000
+    """Samples per second; recordings of another rate are resampled."""
+
+    num_samples: int = 16_000
+    """Samples of a clip; a shorter recording is padded with zeros, a longer one is cut."""
+
+    n_fft: int = 512
+    """Length of the Fourier transform in samples."""
+
+    win_length: int = 400
+    """Length of the Hann window in samples: 400 are 25 ms."""
+
+    hop_length: int = 200
+    """Samples between two frames: 200 are 12.5 ms, which gives 81 frames a second."""
+
+    num_mels: int = 128
+    """Bins of the mel filter bank."""
+
+    f_min: float = 20.0
+    """Lowest frequency of the filter bank, in Hz."""
+
+    f_max: float = 8000.0
+    """Highest frequency of the filter bank, in Hz."""
+
+    mel_scale: Literal["slaney", "htk"] = "slaney"
+    """The mel scale. Slaney's is linear below 1 kHz, so that no filter of 128 falls between two bins of the FFT."""
+
+    log: bool = True
+    """Natural logarithm of the mel power (stored as float16); without it raw power (stored as float32)."""
+
+    log_offset: float = 1e-6
+    """Added to the mel power before the logarithm."""
+
+    normalize: bool = True
+    """Shift and scale every mel bin to mean 0 and deviation 1 over the training split, inside the model."""
+
+    def __post_init__(self) -> None:
+        for name in ("sample_rate", "num_samples", "n_fft", "win_length", "hop_length", "num_mels"):
+            require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
+        require(self.win_length <= self.n_fft, "win_length", f"be at most n_fft ({self.n_fft})", self.win_length)
+        nyquist = self.sample_rate / 2
+        require(0 <= self.f_min < self.f_max <= nyquist, "f_min, f_max", f"lie in 0 to {nyquist:g} Hz, in order",
+                (self.f_min, self.f_max))  # fmt: skip
+        require(self.mel_scale in ("slaney", "htk"), "mel_scale", "be slaney or htk", self.mel_scale)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a clip: windows are centred, so there is one more than hops."""
+        return self.num_samples // self.hop_length + 1
+
+    @property
+    def dtype(self) -> str:
+        """NumPy type of the stored features. Raw power exceeds the range of float16."""
+        return "float16" if self.log else "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of `kws.model.AudioTransformer`."""
+
+    num_layers: int = 4
+    """Transformer blocks."""
+
+    num_heads: int = 4
+    """Attention heads of a block."""
+
+    width: int = 128
+    """Channels of a token."""
+
+    feedforward: int = 512
+    """Hidden channels of the feed-forward part of a block."""
+
+    frames_per_token: int = 1
+    """Spectrogram frames that become one token."""
+
+    stem: Literal["none", "linear", "conv"] = "conv"
+    """What makes tokens of frames: nothing (then width must equal num_mels), a projection, or convolutions."""
+
+    positions: bool = True
+    """Learned positions are added to the tokens. Without them the model hears a bag of frames."""
+
+    norm_first: bool = True
+    """LayerNorm before attention and feed-forward (pre-norm) instead of after the sum (post-norm)."""
+
+    activation: Literal["gelu", "relu"] = "gelu"
+    """Non-linearity of the feed-forward part."""
+
+    conv_kernel: int = 0
+    """Taps over time of the depthwise convolution in every block; 0 leaves it out."""
+
+    dropout: float = 0.0
+    """Dropout of attention weights, of both residual branches and inside the feed-forward part."""
+
+    drop_path: float = 0.0
+    """Stochastic depth: the chance that a clip skips a residual branch in the last block; it grows linearly."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_heads", "width", "feedforward", "frames_per_token"):
+            require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
+        require(self.width % self.num_heads == 0, "width", f"be a multiple of num_heads ({self.num_heads})", self.width)
+        require(self.stem in ("none", "linear", "conv"), "stem", "be none, linear or conv", self.stem)
+        require(self.stem != "none" or self.frames_per_token == 1, "frames_per_token", "be 1 where stem is none",
+                self.frames_per_token)  # fmt: skip
+        require(self.conv_kernel == 0 or self.conv_kernel % 2 == 1, "conv_kernel", "be odd or 0", self.conv_kernel)
+        for name in ("dropout", "drop_path"):
+            require(0 <= getattr(self, name) < 1, name, "lie in 0 to 1", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What training does to the features of a batch, on the device, a new draw for every clip and step."""
+
+    time_shift: int = 0
+    """Largest shift of the word in frames, either way."""
+
+    gain_db: float = 0.0
+    """Largest change of level in dB, either way."""
+
+    noise_probability: float = 0.0
+    """Share of the clips that get background noise, where the archive has any."""
+
+    noise_snr_db: tuple[float, float] = (0.0, 30.0)
+    """Range of the signal-to-noise ratio of the added noise, in dB."""
+
+    time_stretch: float = 0.0
+    """Largest relative change of speed, either way."""
+
+    frequency_warp: float = 0.0
+    """Largest relative stretch of the mel axis, either way (vocal tract length perturbation)."""
+
+    num_time_masks: int = 0
+    """SpecAugment: masks over time."""
+
+    time_mask: int = 0
+    """SpecAugment: longest mask over time, in frames."""
+
+    num_frequency_masks: int = 0
+    """SpecAugment: masks over mel bins."""
+
+    frequency_mask: int = 0
+    """SpecAugment: widest mask over mel bins."""
+
+    mixup: float = 0.0
+    """Parameter of the Beta distribution that mixes pairs of clips and their labels; 0 mixes none."""
+
+    def __post_init__(self) -> None:
+        for name in ("time_shift", "gain_db", "num_time_masks", "time_mask", "num_frequency_masks", "frequency_mask",
+                     "mixup"):  # fmt: skip
+            require(getattr(self, name) >= 0, name, "be at least 0", getattr(self, name))
+        require(0 <= self.noise_probability <= 1, "noise_probability", "lie in 0 to 1", self.noise_probability)
+        for name in ("time_stretch", "frequency_warp"):
+            require(0 <= getattr(self, name) < 1, name, "lie in 0 to 1", getattr(self, name))
+        low, high = self.noise_snr_db
+        require(low <= high, "noise_snr_db", "be in order", self.noise_snr_db)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the weights are found."""
+
+    epochs: int = 30
+    """Passes over the training split."""
+
+    min_clips: int = 0
+    """Clips to train on at least: a small training split gets as many more epochs as that takes."""
+
+    batch_size: int = 256
+    """Clips of a step. See scale_with_processes for what several processes make of it."""
+
+    scale_with_processes: bool = False
+    """With N processes: False divides the batch among them, so that N does not change the result; True gives each
+    process a whole batch and multiplies the learning rate by N, as the baseline does."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    """AdamW with decoupled weight decay, or Adam."""
+
+    weight_decay: float = 0.05
+    """Weight decay of AdamW; biases, norms and positions get none."""
+
+    schedule: Literal["cosine", "step"] = "cosine"
+    """Linear warm-up and a half cosine down to zero, step by step; or times 0.9 every 3 epochs (StepLR)."""
+
+    warmup: float = 0.05
+    """Share of all steps over which the cosine schedule warms up."""
+
+    label_smoothing: float = 0.1
+    """Probability spread evenly over all words in the target."""
+
+    clip_norm: float = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+
+    ema_decay: float = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then what is validated and saved;
+    0 keeps none."""
+
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """Matrix products in bfloat16 (autocast) or float32; auto takes bfloat16 where the hardware multiplies it."""
+
+    seed: int = 41
+    """Random seed of the weights, the order of clips and everything drawn."""
+
+    checkpoint_steps: int = 200
+    """Steps between two checkpoints; there is one at the end of every epoch as well."""
+
+    keep_checkpoints: int = 3
+    """How many of the latest checkpoints are kept."""
+
+    debug: bool = False
+    """A short run to see that all parts work: at most 1,000 training clips, 10 epochs, batches of 64."""
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate", "checkpoint_steps", "keep_checkpoints"):
+            require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
+        for name in ("weight_decay", "clip_norm", "seed", "min_clips"):
+            require(getattr(self, name) >= 0, name, "be at least 0", getattr(self, name))
+        require(self.optimizer in ("adamw", "adam"), "optimizer", "be adamw or adam", self.optimizer)
+        require(self.schedule in ("cosine", "step"), "schedule", "be cosine or step", self.schedule)
+        require(self.precision in ("auto", "bf16", "float32"), "precision", "be auto, bf16 or float32", self.precision)
+        for name in ("warmup", "label_smoothing", "ema_decay"):
+            require(0 <= getattr(self, name) < 1, name, "lie in 0 to 1", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A named recipe: features, split, model and training."""
+
+    features: FeatureConfig
+    split: Literal["speaker", "random"]
+    model: ModelConfig
+    train: TrainConfig
+
+
+PRESETS: Mapping[str, Preset] = {
+    "default": Preset(
+        features=FeatureConfig(),
+        split="speaker",
+        model=ModelConfig(),
+        train=TrainConfig(),
+    ),
+    "baseline": Preset(
+        features=FeatureConfig(n_fft=400, f_min=0.0, mel_scale="htk", log=False, normalize=False),
+        split="random",
+        model=ModelConfig(
+            feedforward=2048, stem="none", positions=False, norm_first=False, activation="relu", dropout=0.1
+        ),
+        train=TrainConfig(
+            scale_with_processes=True, optimizer="adam", weight_decay=0.0, schedule="step", label_smoothing=0.0,
+            clip_norm=0.0, precision="float32",
+        ),  # fmt: skip
+    ),
+}
+"""`baseline` is what the project started from, exactly; `default` is the best that was measured since."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """The parameters of the pipeline, which are the flags of `python -m pipeline` and of `kws` too."""
+
+    source: str = SPEECH_COMMANDS_URL
+    """Recordings: a URL or path of an archive laid out as Speech Commands is, or a folder of <word>/*.wav."""
+
+    sha256: str = ""
+    """Expected SHA-256 of the archive; empty: that of the published archive where it is the source, else unchecked."""
+
+    data_root: str = "/data"
+    """The folder, or mounted volume, that holds data sets, tensors, runs and models."""
+
+    words: str = "all"
+    """Words to tell apart: all (the 35 of v0.02), auto (the folders there are), or a list such as yes,no,stop."""
+
+    preset: str = "default"
+    """Recipe: default (the best measured) or baseline (what the project started from)."""
+
+    split: str = ""
+    """Who is trained on and who tests: speaker (a speaker is in one split only) or random (95/3/2 % of the clips);
+    empty: as the preset says."""
+
+    max_bad_fraction: float = 0.01
+    """Largest share of unreadable recordings that is left out with a warning; above it preprocessing fails."""
+
+    epochs: int = 0
+    """Passes over the training split; 0: as the preset says."""
+
+    batch_size: int = 0
+    """Clips of a training step; 0: as the preset says."""
+
+    learning_rate: float = 0.0
+    """Peak learning rate; 0: as the preset says."""
+
+    seed: int = 41
+    """Random seed of weights, order and augmentation."""
+
+    num_nodes: int = 1
+    """Machines to train on: workers of the PyTorchJob. More than 1 needs a cluster."""
+
+    processes_per_node: int = 1
+    """Training processes of a node: one for every GPU, or one for every few CPU cores."""
+
+    debug: bool = False
+    """A short run to see that all parts work: at most 1,000 training clips, 10 epochs, batches of 64."""
+
+    min_accuracy: float = 0.8
+    """Test accuracy that a model must reach to become the champion."""
+
+    def __post_init__(self) -> None:
+        require(self.source != "", "source", "be a URL, an archive or a folder", self.source)
+        require(self.sha256 == "" or (len(self.sha256) == 64 and set(self.sha256) <= set("0123456789abcdef")),
+                "sha256", "be 64 lower-case hexadecimal digits", self.sha256)  # fmt: skip
+        require(self.preset in PRESETS, "preset", f"be one of {', '.join(PRESETS)}", self.preset)
+        require(self.split in ("", "speaker", "random"), "split", "be speaker or random", self.split)
+        for name in ("max_bad_fraction", "min_accuracy"):
+            require(0 <= getattr(self, name) <= 1, name, "lie in 0 to 1", getattr(self, name))
+        for name in ("epochs", "batch_size", "learning_rate", "seed"):
+            require(getattr(self, name) >= 0, name, "be at least 0", getattr(self, name))
+        for name in ("num_nodes", "processes_per_node"):
+            require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
+
+
+def train_config(*, preset: str, **overrides: Any) -> TrainConfig:
+    """Returns the training settings of a preset, changed where an override is not 0.
+
+    Raises:
+        ValueError: the preset does not exist, or a value is out of range.
+    """
+    require(preset in PRESETS, "preset", f"be one of {', '.join(PRESETS)}", preset)
+    chosen = {name: value for name, value in overrides.items() if value}
+    if chosen.get("debug"):
+        chosen = {"epochs": 10, "batch_size": 64, "min_clips": 0} | chosen
+    elif "epochs" in chosen:
+        chosen["min_clips"] = 0
+    return dataclasses.replace(PRESETS[preset].train, **chosen)
+
+
+def parse_words(words: str) -> tuple[str, ...] | None:
+    """Returns the words that `all` or a list names, or None for `auto`.
+
+    Raises:
+        ValueError: a word is empty, listed twice, or no name of a folder; or there are fewer than two.
+    """
+    if words == "auto":
+        return None
+    if words == "all":
+        return SPEECH_COMMANDS_WORDS
+    names = tuple(word.strip() for word in words.split(","))
+    require(len(names) >= 2 and len(set(names)) == len(names), "words", "name at least two words, each once", words)
+    for name in names:
+        require(name != "" and name == os.path.basename(name) and not name.startswith((".", "_")),
+                "a word", "be the name of a folder and not start with . or _", name)  # fmt: skip
+    return names
+
+
+Config = TypeVar("Config")
+
+
+def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
+    """Builds a config from what `dataclasses.asdict` gave, after a round trip through JSON.
+
+    Raises:
+        ValueError: a field is unknown.
+    """
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(known))
+    require(not unknown, cls.__name__, f"have fields among {', '.join(known)}", ", ".join(unknown))
+    restored = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    if isinstance(restored.get("augment"), Mapping):
+        restored["augment"] = from_dict(AugmentConfig, restored["augment"])
+    return cls(**restored)
+
+
+def field_docs(cls: type[Any]) -> dict[str, str]:
+    """Returns the docstring under each field of a config: the help text of its flag."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            docs[statement.target.id] = " ".join(str(following.value.value).split())
+    return docs

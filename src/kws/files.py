@@ -1,0 +1,144 @@
+"""Writing files and folders so that a process killed at any moment leaves nothing half done.
+
+A file is written under a temporary name beside its own, synced, and renamed. A folder is built under a temporary
+name, its manifest.json last, and renamed: a folder with a manifest.json is complete.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+MANIFEST = "manifest.json"
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Opens a temporary file that takes the name `path` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; what stood at `path` stays whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes a value as JSON, atomically."""
+    with atomic_write(path, "w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        ValueError: the file is not JSON; the message names it.
+    """
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} must be a JSON file, got {error}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames within a folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_complete(folder: Path) -> bool:
+    """Tells whether a folder holds its manifest.json, which is written last."""
+    return (folder / MANIFEST).is_file()
+
+
+def build_folder(folder: Path, build: Callable[[Path], None]) -> bool:
+    """Builds a folder under a temporary name, then gives it its own; does nothing where it is complete.
+
+    Two processes that build the same folder do so one after the other, and the second finds it complete. What a
+    killed process left is deleted first.
+
+    Args:
+        folder: the name to build.
+        build: fills the empty folder that it is given; manifest.json must be among what it writes.
+
+    Returns:
+        Whether it was built now.
+    """
+    with lock(folder):
+        if is_complete(folder):
+            return False
+        for left in folder.parent.glob(f".{folder.name}.partial-*"):
+            shutil.rmtree(left)
+        if folder.exists():
+            shutil.rmtree(folder)
+        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
+        try:
+            build(staging)
+            assert is_complete(staging), f"{staging} has no {MANIFEST}"
+            for file in staging.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
+            os.chmod(staging, 0o755)
+            os.rename(staging, folder)
+            sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return True
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Waits until no other process holds the lock `.<name>.lock` beside a path, and holds it for the block.
+
+    The kernel frees the lock of a process that died.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f".{path.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def free_bytes(folder: Path) -> int:
+    """Returns the free bytes of the disk that holds a folder, or will."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def human_bytes(num_bytes: float) -> str:
+    """Returns a size for people: 2.4 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
