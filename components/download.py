@@ -1,0 +1,27 @@
+"""First step: recordings onto the volume."""
+
+from kfp.dsl import Dataset, Output, component
+
+from components import images
+
+
+@component(base_image=images.RUNTIME, install_kfp_package=False)
+def download(source: str, sha256: str, data_root: str, recordings: Output[Dataset]) -> None:
+    """Brings recordings to datasets/<name>-<sha256>/ on the volume, once.
+
+    Args:
+        source: URL or path of an archive laid out as Speech Commands is, or a folder of <word>/*.wav.
+        sha256: expected SHA-256 of the archive, or empty.
+        data_root: the mounted volume.
+        recordings: manifest of the folder.
+    """
+    from pathlib import Path
+
+    from kws import files, steps
+    from kws.download import download
+
+    steps.start()
+    folder = download(source, sha256, Path(data_root))
+    manifest = files.read_json(folder / files.MANIFEST)
+    figures = {"num_clips": manifest["num_clips"], "num_words": len(manifest["words"]), "source": source}
+    recordings.metadata.update(steps.hand_over(folder, recordings.path, figures))

@@ -1,0 +1,37 @@
+"""Fourth step: judge the model on the test split."""
+
+from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Metrics, Model, Output, component
+
+from components import images
+
+
+@component(base_image=images.RUNTIME, install_kfp_package=False)
+def evaluate(
+    model: Input[Model],
+    tensors: Input[Dataset],
+    metrics: Output[Metrics],
+    confusion: Output[ClassificationMetrics],
+    report: Output[HTML],
+    evaluation: Output[Artifact],
+) -> None:
+    """Judges a model on the test split.
+
+    Args:
+        model: the .pth file.
+        tensors: manifest of the tensors.
+        metrics: accuracy, macro F1, calibration error.
+        confusion: the confusion matrix.
+        report: a page that stands alone, with pictures and the worst mistakes to listen to.
+        evaluation: all figures as JSON.
+    """
+    from pathlib import Path
+
+    from kws import files, steps
+    from kws.evaluate import evaluate
+
+    steps.start()
+    judgement = evaluate(Path(model.path), steps.receive(tensors.path), Path(report.path))
+    for name in ("accuracy", "macro_f1", "calibration_error", "num_clips"):
+        metrics.log_metric(name, getattr(judgement, name))
+    confusion.log_confusion_matrix(judgement.words, judgement.matrix.astype(int).tolist())
+    files.write_json(Path(evaluation.path), judgement.summary())

@@ -1,0 +1,39 @@
+"""Last step: publish the model as a version, and make it champion if it is the best."""
+
+from kfp.dsl import HTML, Artifact, Dataset, Input, Model, Output, component
+
+from components import images
+
+
+@component(base_image=images.RUNTIME, install_kfp_package=False)
+def promote(
+    model: Input[Model],
+    tensors: Input[Dataset],
+    evaluation: Input[Artifact],
+    report: Input[HTML],
+    min_accuracy: float,
+    data_root: str,
+    decision: Output[Artifact],
+) -> None:
+    """Publishes models/<version>/ on the volume; a model that does not become champion is no error.
+
+    Args:
+        model: the .pth file.
+        tensors: manifest of the tensors, whose test split decides against the champion there is.
+        evaluation: figures of the model on that split.
+        report: the page of the evaluation.
+        min_accuracy: accuracy that a champion must reach.
+        data_root: the mounted volume.
+        decision: the version, whether it is champion, and why.
+    """
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from kws import files, steps
+    from kws.promote import promote
+
+    steps.start()
+    decided = promote(Path(model.path), steps.receive(tensors.path), Path(evaluation.path), Path(report.path),
+                      Path(data_root), min_accuracy)  # fmt: skip
+    files.write_json(Path(decision.path), asdict(decided))
+    decision.metadata.update({name: value for name, value in asdict(decided).items() if value is not None})

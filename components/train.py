@@ -1,0 +1,53 @@
+"""Third step: tensors to a model, by torchrun on a laptop and a PyTorchJob on a cluster."""
+
+from kfp.dsl import Artifact, Dataset, Input, Model, Output, component
+
+from components import images
+
+
+@component(base_image=images.LAUNCHER, install_kfp_package=False)
+def train(
+    tensors: Input[Dataset],
+    preset: str,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    debug: bool,
+    num_nodes: int,
+    processes_per_node: int,
+    data_root: str,
+    run_id: str,
+    model: Output[Model],
+    job: Output[Artifact],
+) -> None:
+    """Trains in runs/<timestamp>-<run id>/ on the volume; tried again, it goes on from the last checkpoint.
+
+    Args:
+        tensors: manifest of the tensors.
+        preset: recipe.
+        epochs: passes over the training split; 0 as the preset says.
+        batch_size: clips of a step; 0 as the preset says.
+        learning_rate: peak learning rate; 0 as the preset says.
+        seed: random seed.
+        debug: train shortly on a few clips.
+        num_nodes: machines.
+        processes_per_node: training processes of each.
+        data_root: the mounted volume.
+        run_id: names the run, the same when the step is tried again.
+        model: the best model by validation accuracy, a .pth file.
+        job: what was started, as YAML.
+    """
+    import shutil
+    from pathlib import Path
+
+    from kws import files, runs, steps
+
+    steps.start()
+    folder = runs.train(
+        steps.receive(tensors.path), Path(data_root) / "runs", preset=preset, epochs=epochs, batch_size=batch_size,
+        learning_rate=learning_rate, seed=seed, debug=debug, num_nodes=num_nodes,
+        processes_per_node=processes_per_node, run_id=run_id, job_manifest=Path(job.path),
+    )  # fmt: skip
+    shutil.copyfile(folder / runs.BEST, model.path)
+    model.metadata.update(files.read_json(folder / files.MANIFEST) | {"path": str(folder / runs.BEST)})

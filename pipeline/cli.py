@@ -1,0 +1,132 @@
+"""`python -m pipeline`: compile the pipeline, run it here, submit it to Kubeflow."""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kws import files
+from kws.config import PipelineConfig, field_docs, from_dict
+
+DEMO = Path("var/demo")
+
+EPILOG = """examples:
+  python -m pipeline compile -o speech-commands.yaml
+  python -m pipeline run --source speech_commands_v0.02.tar.gz --data-root var/data
+  python -m pipeline run --source my-recordings/ --data-root var/data --words auto --epochs 50
+  python -m pipeline run --source https://example.org/words.tar.gz --data-root var/data --runner docker
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the command line and runs a command; errors of the user end with one line and status 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawTextHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    compile_ = commands.add_parser("compile", help="write the pipeline as YAML, for the Kubeflow UI or any client")
+    compile_.add_argument("-o", "--output", type=Path, default=Path("speech-commands.yaml"), metavar="FILE",
+                          help="the file (default: %(default)s)")  # fmt: skip
+    compile_.set_defaults(call=_compile)
+
+    run = commands.add_parser("run", help="compile the pipeline and run it on this machine, without a cluster")
+    run.add_argument("--runner", choices=("subprocess", "docker"), default="subprocess",
+                     help="where the steps run: in processes or in containers (default: %(default)s)")  # fmt: skip
+    run.add_argument("--json", type=Path, metavar="FILE", help="write the summary here as well")
+    add_parameters(run, required=("source", "data_root"))
+    run.set_defaults(call=_run)
+
+    demo = commands.add_parser("demo", help="synthesize a small spoken corpus and run the pipeline on it")
+    demo.add_argument("--folder", type=Path, default=DEMO, metavar="DIR", help="(default: %(default)s)")
+    demo.set_defaults(call=_demo)
+
+    # from pipeline.cluster import add_cluster_commands
+
+    # add_cluster_commands(commands)
+
+    options = parser.parse_args(argv)
+    try:
+        options.call(options)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except _failures() as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        sys.exit(130)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    from pipeline.containers import ClusterError
+    from pipeline.local import PipelineFailed
+
+    return PipelineFailed, ClusterError
+
+
+def add_parameters(parser: argparse.ArgumentParser, required: Sequence[str] = ()) -> None:
+    """Adds a flag for every parameter of the pipeline, with its default in the help."""
+    docs = field_docs(PipelineConfig)
+    group = parser.add_argument_group("parameters of the pipeline")
+    for field in dataclasses.fields(PipelineConfig):
+        flag, metavar = f"--{field.name.replace('_', '-')}", field.name.upper()
+        if field.name in required:
+            group.add_argument(flag, required=True, metavar=metavar, help=f"{docs[field.name]} (required)")
+        elif field.type is bool:
+            help_ = f"{docs[field.name]} (default: {'on' if field.default else 'off'})"
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=help_)
+        else:
+            shown = '""' if field.default == "" else str(field.default)
+            group.add_argument(flag, type=type(field.default), default=field.default, metavar=metavar,
+                               help=f"{docs[field.name]} (default: {shown})".replace("%", "%%"))  # fmt: skip
+
+
+def read_parameters(options: argparse.Namespace) -> PipelineConfig:
+    """Returns the parameters of the pipeline that the flags of `add_parameters` gave.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    names = [field.name for field in dataclasses.fields(PipelineConfig)]
+    return from_dict(PipelineConfig, {name: getattr(options, name) for name in names})
+
+
+def _compile(options: argparse.Namespace) -> None:
+    from pipeline.local import compile_to
+
+    compile_to(options.output)
+    print(f"wrote {options.output}")
+
+
+def _run(options: argparse.Namespace) -> None:
+    from pipeline.local import run, show
+
+    summary = run(read_parameters(options), options.runner)
+    show(summary)
+    if options.json:
+        files.write_json(options.json, summary)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from kws.synthesize import synthesize
+    from pipeline.local import run, show
+
+    corpus, data_root = options.folder / "corpus", options.folder / "data"
+    synthesize(corpus)
+    parameters = PipelineConfig(
+        source=str(corpus), data_root=str(data_root), processes_per_node=min(2, os.cpu_count() or 1), epochs=20
+    )
+    summary = run(parameters, "subprocess")
+    files.write_json(options.folder / "summary.json", summary)
+    show(summary)
+    word = summary["words"][0]
+    print(f"""
+Try next:
+  {Path(sys.executable).parent}/kws predict --model {summary["model"]} {corpus}/{word}/*.wav
+  {Path(sys.executable).parent}/tensorboard --logdir {data_root}/runs
+  python -m pipeline run --source ARCHIVE_OR_FOLDER --data-root DIR --words auto   # your own recordings
+  make help                                                                        # everything else""")

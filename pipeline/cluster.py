@@ -1,0 +1,283 @@
+"""The commands of `python -m pipeline` that need a cluster or make one."""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import json
+import subprocess
+import time
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.table import Table
+
+from kws.config import field_docs
+from pipeline import containers, kind, preflight, runs
+from pipeline.cli import add_parameters, read_parameters
+from pipeline.connection import Cluster, refused
+from pipeline.containers import ROOT, ClusterError
+from pipeline.runs import out
+
+
+def cluster_of(options: argparse.Namespace) -> Cluster:
+    """Returns the cluster that parsed flags name."""
+    return Cluster(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Cluster)})
+
+
+def _status(command: Callable[[argparse.Namespace], int | None]) -> Callable[[argparse.Namespace], None]:
+    """Ends the program with the status that a command returns, and makes one sentence of what an API refuses.
+
+    Raises:
+        ClusterError: the API does not answer, or says no.
+    """
+
+    @functools.wraps(command)
+    def call(options: argparse.Namespace) -> None:
+        from kfp_server_api import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            status = command(options)
+        except ApiException as error:
+            if error.status in (401, 403):
+                raise refused(error.status, cluster_of(options)) from error
+            said = error.reason
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                said = json.loads(error.body)["message"]
+            raise ClusterError(f"Kubeflow Pipelines must accept the call, got status {error.status}: {said}") from error
+        except HTTPError as error:
+            raise ClusterError(f"Kubeflow Pipelines must answer, got {error}; make kind-status shows what is "
+                               "healthy") from error  # fmt: skip
+        if status:
+            raise SystemExit(status)
+
+    return call
+
+
+def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the commands; each sets `call`, a function of the parsed flags."""
+    where, built = _where(), _built()
+
+    def add(name: str, command: Callable[[argparse.Namespace], int | None], summary: str, more: str = "",
+            parents: tuple[argparse.ArgumentParser, ...] = ()) -> argparse.ArgumentParser:  # fmt: skip
+        parser = subparsers.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {more}", parents=parents
+        )
+        parser.set_defaults(call=_status(command))
+        return parser
+
+    one = argparse.ArgumentParser(add_help=False)
+    one.add_argument("wanted", metavar="RUN", help="id of the run, the beginning of it, or its name")
+    on = argparse.ArgumentParser(add_help=False)
+    on.add_argument("--no-follow", action="store_true", help="return at once instead of showing the steps")
+
+    parser = add("submit", _submit, "start a run on a cluster and follow it",
+                 "The pipeline is compiled for the images of this revision and uploaded as a new version. Ctrl-C stops "
+                 "following, not the run. Exit status 0 only if the run succeeded.", (on, where, built))  # fmt: skip
+    parser.add_argument("--name", default="", help="name of the run (default: the time)")
+    add_parameters(parser)
+    parser = add("runs", _runs, "list the latest runs", parents=(where,))
+    parser.add_argument("--count", type=int, default=20, help="how many (default: %(default)s)")
+    add("follow", lambda o: _follow(cluster_of(o), o.wanted), "show the steps of a run until it ends",
+        parents=(one, where))  # fmt: skip
+    add("cancel", lambda o: runs.cancel(cluster_of(o), o.wanted), "end a run and its training", parents=(one, where))
+    add("retry", _retry, "start a failed run again at the steps that failed", parents=(one, on, where))
+
+    parser = add("schedule", _schedule, "retrain at fixed times",
+                 "One run at a time, and what was missed is not caught up on. A schedule of the same name is replaced. "
+                 "Nothing is cached: every run looks for new recordings and trains.", (where, built))  # fmt: skip
+    parser.add_argument("--cron", required=True, help="minute hour day month weekday, such as '0 3 * * 1' for Mondays "
+                        "at three; a sixth field in front stands for seconds")  # fmt: skip
+    parser.add_argument("--time-zone", default="", help="of the cron expression, such as Europe/Berlin; one for all "
+                        "schedules of the cluster (default: as it is set there, UTC at first)")  # fmt: skip
+    parser.add_argument("--name", default=runs.EXPERIMENT, help="name of the schedule (default: %(default)s)")
+    add_parameters(parser)
+    add("schedules", _schedules, "list the schedules", parents=(where,))
+    parser = add("unschedule", lambda o: runs.unschedule(cluster_of(o), o.name), "delete a schedule",
+                 "Runs that it started go on.", (where,))  # fmt: skip
+    parser.add_argument("--name", default=runs.EXPERIMENT, help="name or id of the schedule (default: %(default)s)")
+
+    parser = add("pull", _pull, "copy a model from the volume of the cluster to this machine, verified",
+                 "With kind it comes straight from the folder of the host, elsewhere through a pod that reads the "
+                 "volume and is deleted at the end.", (where,))  # fmt: skip
+    parser.add_argument("--version", default="champion", help="a folder of models/ (default: champion, the one in use)")
+    parser.add_argument("--to", type=Path, default=Path("var/models"), metavar="DIR",
+                        help="gets a folder named after the version (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="the volume, where it is mounted here")
+    parser.add_argument(
+        "--image", default="", help="image of the pod that reads (default: the runtime of this revision)"
+    )
+    parser.add_argument("--registry", default="", help="where the runtime is pulled from")
+    add("ui", lambda o: _open(o, "ml-pipeline-ui", 8080, kind.NAMESPACE), "open the UI of Kubeflow Pipelines",
+        parents=(where,))  # fmt: skip
+    add("tensorboard", lambda o: _open(o, "kws-tensorboard", 6006, o.namespace), "open TensorBoard with all runs",
+        parents=(where,))  # fmt: skip
+
+    parser = add("images", _images, "build the container images and print their sizes",
+                 "They are tagged by the commit that last changed what is in them.", (built,))  # fmt: skip
+    parser.add_argument("--torch", choices=("cpu", "locked", "base"), help="where PyTorch comes from: its index of CPU "
+                        "builds, uv.lock (the CUDA build), or the base image (default: cpu; base for --device "
+                        "cuda)")  # fmt: skip
+    parser.add_argument("--base-image", default="", help="replaces the base image of the runtime")
+    parser.add_argument("--push", action="store_true", help="push them to --registry")
+    parser = add("preflight", _preflight, "check what this machine needs for a local cluster")
+    parser.add_argument("--running", action="store_true", help="the cluster runs: its ports may be in use")
+    add("kind-up", lambda o: kind.up(containers.image_names(device=o.device)), "make a cluster with Kubeflow here",
+        "May be stopped, even killed, and started again.", (built,))  # fmt: skip
+    add("kind-down", lambda o: kind.down(), "delete the local cluster",
+        f"The volume stays in {kind.DATA_ROOT.relative_to(ROOT)}.")  # fmt: skip
+    add("kind-load", lambda o: kind.load(containers.image_names(device=o.device)),
+        "copy the images of this revision into the local cluster", parents=(built,))  # fmt: skip
+    add("kind-status", lambda o: not kind.status(), "show what of the local cluster is healthy")
+    parser = add("graph", _graph, "draw the compiled pipeline")
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/pictures/pipeline.svg"), metavar="FILE",
+                        help="SVG or PNG (default: %(default)s)")  # fmt: skip
+
+
+def _where() -> argparse.ArgumentParser:
+    """Returns the flags that say which cluster."""
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("which cluster (default: that of kubeconfig)")
+    docs = field_docs(Cluster)
+    for field in dataclasses.fields(Cluster):
+        shown = f" (default: {field.default})" if field.default else ""
+        group.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, help=docs[field.name] + shown,
+                           metavar=field.name.upper())  # fmt: skip
+    return parser
+
+
+def _built() -> argparse.ArgumentParser:
+    """Returns the flags that say which images."""
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("which images")
+    group.add_argument("--registry", default="", help="where they are pushed to and pulled from, such as ghcr.io/me "
+                       "(default: none, kind gets them from this machine)")  # fmt: skip
+    group.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
+                       help="what training runs on (default: %(default)s)")  # fmt: skip
+    return parser
+
+
+def _submit(options: argparse.Namespace) -> int:
+    config = read_parameters(options)
+    cluster = cluster_of(options)
+    run_id = runs.submit(cluster, config, name=options.name, registry=options.registry, device=options.device)
+    return 0 if options.no_follow else runs.follow(cluster, run_id, runs.steps_of_package())
+
+
+def _runs(options: argparse.Namespace) -> None:
+    table = runs.table_of_runs(cluster_of(options), options.count)
+    out.print(table if table.row_count else "no runs yet; make pipeline starts one")
+
+
+def _follow(cluster: Cluster, wanted: str) -> int:
+    return runs.follow(cluster, runs.find_run(cluster, wanted).run_id)
+
+
+def _retry(options: argparse.Namespace) -> int:
+    cluster = cluster_of(options)
+    run_id = runs.retry(cluster, options.wanted)
+    return 0 if options.no_follow else runs.follow(cluster, run_id)
+
+
+def _schedule(options: argparse.Namespace) -> None:
+    runs.schedule(
+        cluster_of(options), read_parameters(options), cron=options.cron, time_zone=options.time_zone,
+        name=options.name, registry=options.registry, device=options.device,
+    )  # fmt: skip
+
+
+def _schedules(options: argparse.Namespace) -> None:
+    table = runs.table_of_schedules(cluster_of(options))
+    out.print(table if table.row_count else "no schedules; make schedule CRON='0 3 * * *' makes one")
+
+
+def _pull(options: argparse.Namespace) -> None:
+    from pipeline.pull import HostVolume
+    from pipeline.pull import pull as fetch
+
+    if options.data_root:
+        if not options.data_root.is_dir():
+            raise ValueError(f"data_root must be a folder, got {str(options.data_root)!r}, which is none")
+        folder = fetch(HostVolume(options.data_root), options.to, options.version)
+    elif not options.host and not options.context and (root := kind.host_data_root()):
+        folder = fetch(HostVolume(root), options.to, options.version)
+    else:
+        from pipeline.pull import reader_pod
+
+        cluster = cluster_of(options)
+        image = options.image or containers.image_names(registry=options.registry, device="cpu")["runtime"]
+        with reader_pod(cluster.kubectl, image=image) as volume:
+            folder = fetch(volume, options.to, options.version)
+    out.print(f"{folder}\nnext: kws predict --model {folder / 'model.pth'} FILE.wav", soft_wrap=True)
+
+
+def _open(options: argparse.Namespace, service: str, port: int, namespace: str) -> int:
+    """Opens a page of the cluster in the browser, through a forwarded port unless kind maps one."""
+    cluster = cluster_of(options)
+    address = f"http://localhost:{port}"
+    if options.host and service == "ml-pipeline-ui":
+        address = options.host
+    elif kind.host_data_root() is None or kind.reach(address):
+        preflight.require_all([preflight.port(port, service)])
+        context = ["--context", cluster.context] if cluster.context else []
+        return _forward(
+            ["kubectl", *context, "--namespace", namespace, "port-forward", f"service/{service}", f"{port}:80"], address
+        )
+    out.print(address)
+    webbrowser.open(address)
+    return 0
+
+
+def _forward(command: list[str], address: str) -> int:
+    """Forwards a port until Ctrl-C, and opens the page once it answers."""
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    except FileNotFoundError:
+        raise ClusterError(f"kubectl must be on PATH, got none; {preflight.INSTALL['kubectl']}") from None
+    try:
+        while kind.reach(address):
+            if process.poll() is not None:
+                assert process.stderr is not None
+                raise ClusterError(f"a port must be forwarded to {address}, got {process.stderr.read().strip()}; "
+                                   "is it another context? kubectl config get-contexts")  # fmt: skip
+            time.sleep(0.5)
+        out.print(f"{address}  (Ctrl-C ends it)")
+        webbrowser.open(address)
+        return process.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _images(options: argparse.Namespace) -> None:
+    preflight.require_all([preflight.tool(containers.docker()), preflight.docker_engine()])
+    names = containers.image_names(registry=options.registry, device=options.device)
+    containers.build(names, device=options.device, torch=options.torch or "", base_image=options.base_image,
+                     push=options.push)  # fmt: skip
+    table = Table("image", "size", "revision", box=None)
+    for image in containers.inspect(list(names.values())):
+        tag = next(tag for tag in image["RepoTags"] if tag in names.values())
+        labels = image["Config"]["Labels"]
+        table.add_row(tag, containers.size(image), labels["org.opencontainers.image.revision"])
+    out.print(table)
+
+
+def _preflight(options: argparse.Namespace) -> int:
+    table = Table("", "part", "state", box=None)
+    problems = 0
+    for check in preflight.checks(new_cluster=not options.running):
+        problems += bool(check.problem)
+        table.add_row("[red]✗[/]" if check.problem else "[green]✓[/]", check.name, check.problem or check.detail)
+    out.print(table)
+    return 1 if problems else 0
+
+
+def _graph(options: argparse.Namespace) -> None:
+    from pipeline.graph import draw
+
+    draw(options.output)
+    out.print(str(options.output))

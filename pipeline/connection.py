@@ -1,0 +1,154 @@
+"""Which Kubeflow, and how it is reached: through kubeconfig, or by address and token."""
+
+import contextlib
+import functools
+import json
+import ssl
+import sys
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import kind
+from pipeline.containers import ClusterError
+
+if TYPE_CHECKING:
+    import kfp
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Which Kubeflow, and how it is reached."""
+
+    host: str = ""
+    """Address of Kubeflow Pipelines, such as https://kubeflow.example.com/pipeline; empty: through kubeconfig."""
+
+    namespace: str = "kubeflow"
+    """Namespace in which steps run: kubeflow where Kubeflow Pipelines stands alone, else that of your profile."""
+
+    token_file: str = ""
+    """A file with the token that the host asks for. It is read again for every call, so it may be renewed."""
+
+    ca_file: str = ""
+    """The certificate authority of the host, if this machine does not know it."""
+
+    context: str = ""
+    """Context of kubeconfig; empty: the current one."""
+
+    def __post_init__(self) -> None:
+        if self.host and not self.host.startswith(("http://", "https://")):
+            raise ValueError(f"host must begin with http:// or https://, got {self.host!r}")
+        for name in ("token_file", "ca_file"):
+            if (path := getattr(self, name)) and not Path(path).is_file():
+                raise ValueError(f"{name} must be a file, got {path!r}, which does not exist")
+
+    @property
+    def kubectl(self) -> list[str]:
+        """Kubectl with the flags for this cluster and namespace."""
+        return ["kubectl", *(["--context", self.context] if self.context else []), "--namespace", self.namespace]
+
+    @functools.cached_property
+    def health(self) -> Mapping[str, Any]:
+        """What Kubeflow Pipelines says of itself.
+
+        Raises:
+            ClusterError: it does not answer, or what answers is something else.
+        """
+        return _health_of_host(self) if self.host else _health_through_kubeconfig(self)
+
+    @property
+    def user_namespace(self) -> str | None:
+        """The namespace that calls must name; a standalone Kubeflow Pipelines refuses any."""
+        return self.namespace if self.health.get("multi_user") else None
+
+    @property
+    def ui(self) -> str:
+        """Address of the UI for links."""
+        return self.host.rstrip("/") or kind.UI
+
+    @functools.cached_property
+    def client(self) -> "kfp.Client":
+        """The client of Kubeflow Pipelines, once it is known to answer."""
+        assert self.health is not None
+        import kfp
+        from kfp.client import ServiceAccountTokenVolumeCredentials
+
+        credentials = ServiceAccountTokenVolumeCredentials(path=self.token_file) if self.token_file else None
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore", FutureWarning)
+            return kfp.Client(
+                host=self.host or None, ui_host=self.ui, credentials=credentials, ssl_ca_cert=self.ca_file or None,
+                kube_context=self.context or None,
+            )  # fmt: skip
+
+    @functools.cached_property
+    def core(self) -> Any:
+        """The client of Kubernetes, or None where there is no kubeconfig: logs are then left out."""
+        from kubernetes import client, config
+
+        try:
+            config.load_kube_config(context=self.context or None)
+        except (config.ConfigException, OSError):
+            return None
+        return client.CoreV1Api()
+
+
+def _health_of_host(cluster: Cluster) -> Mapping[str, Any]:
+    request = urllib.request.Request(f"{cluster.host.rstrip('/')}/apis/v2beta1/healthz")
+    if cluster.token_file:
+        request.add_header("Authorization", f"Bearer {Path(cluster.token_file).read_text().strip()}")
+    context = ssl.create_default_context(cafile=cluster.ca_file or None)
+    try:
+        with urllib.request.urlopen(request, timeout=20, context=context) as answer:
+            health = json.load(answer)
+    except urllib.error.HTTPError as error:
+        raise refused(error.code, cluster) from None
+    except json.JSONDecodeError:
+        raise ClusterError(
+            f"host must be the address of Kubeflow Pipelines, got a page at {cluster.host}, perhaps its login; "
+            "give --token-file, and see whether the address ends with /pipeline"
+        ) from None
+    except (urllib.error.URLError, OSError) as error:
+        raise ClusterError(f"{cluster.host} must answer, got {getattr(error, 'reason', error)}; see whether it is the "
+                           "right address and reachable from here") from None  # fmt: skip
+    return dict(health)
+
+
+def _health_through_kubeconfig(cluster: Cluster) -> Mapping[str, Any]:
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    if cluster.core is None:
+        raise ClusterError("a cluster must be named by kubeconfig or --host, got neither; make kind-up makes one here, "
+                           "KUBECONFIG names one that there is")  # fmt: skip
+    try:
+        answer = cluster.core.connect_get_namespaced_service_proxy_with_path(
+            "ml-pipeline:http", kind.NAMESPACE, "apis/v2beta1/healthz", _preload_content=False, _request_timeout=20
+        )
+        return dict(json.loads(answer.data))
+    except ApiException as error:
+        if error.status == 404:
+            raise ClusterError(f"Kubeflow Pipelines must be installed in namespace {kind.NAMESPACE}, got no service "
+                               "ml-pipeline there; make kind-up installs it on kind") from None  # fmt: skip
+        if error.status in (500, 502, 503):
+            raise ClusterError("Kubeflow Pipelines must be ready, got no answer from its API yet; make kind-status "
+                               "shows what it waits for") from None  # fmt: skip
+        raise refused(error.status, cluster) from None
+    except (HTTPError, OSError) as error:
+        raise ClusterError(f"the cluster of kubeconfig must answer, got {str(error)[:200]}; make kind-status, or is it "
+                           "another context? kubectl config get-contexts") from None  # fmt: skip
+
+
+def refused(status: int, cluster: Cluster) -> ClusterError:
+    """Explains an HTTP status that is an error."""
+    if status in (401, 403):
+        return ClusterError(
+            f"{cluster.host or 'the cluster'} must accept your credentials, got status {status}; for a fresh token: "
+            f"kubectl create token default-editor -n {cluster.namespace} --audience=pipelines.kubeflow.org > TOKEN_FILE"
+        )
+    return ClusterError(f"{cluster.host or 'the cluster'} must have a working Kubeflow Pipelines, got status {status}; "
+                        "see whether the address ends with /pipeline")  # fmt: skip

@@ -1,0 +1,211 @@
+"""The compiled pipeline on this machine, in subprocesses or in containers, without a cluster."""
+
+import dataclasses
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kws import files
+from kws.config import PipelineConfig, require
+from kws.runs import find_run
+
+OUTPUTS = "artifacts"
+"""The folder under the data root that takes the artifacts which a cluster keeps in its object store."""
+
+STEPS = ("download", "preprocess", "train", "evaluate", "promote")
+
+
+class PipelineFailed(Exception):
+    """A step failed; the message names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What became of a step."""
+
+    name: str
+    seconds: float
+    succeeded: bool
+
+
+class _StepTimes(logging.Filter):
+    """Listens to what kfp.local logs of its tasks, and notes when each began and ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+        self.started = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = re.sub(r"\x1b\[\d+m", "", record.getMessage())
+        if message.startswith("Executing task"):
+            self.started = time.monotonic()
+        elif found := re.match(r"Task '(.+)' finished with status (\w+)", message):
+            seconds = round(time.monotonic() - self.started, 1)
+            self.steps.append(Step(name=found[1], seconds=seconds, succeeded=found[2] == "SUCCESS"))
+        return True
+
+
+def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
+    """Compiles the pipeline and runs what was compiled.
+
+    Started again after it was stopped, finished steps find their folders complete and training goes on from its last
+    checkpoint.
+
+    Args:
+        config: the parameters; `data_root` is a folder of this machine.
+        runner: subprocess or docker.
+
+    Returns:
+        The summary: accuracy, num_clips, words, steps, and where things lie.
+
+    Raises:
+        PipelineFailed: a step failed.
+        ValueError: a setting is wrong.
+    """
+    from kfp import components, local
+
+    require(runner in ("subprocess", "docker"), "runner", "be subprocess or docker", runner)
+    data_root = Path(config.data_root).resolve()
+    outputs = data_root / OUTPUTS
+    outputs.mkdir(parents=True, exist_ok=True)
+    source = config.source if "://" in config.source else str(Path(config.source).resolve())
+    config = dataclasses.replace(config, source=source, data_root=str(data_root))
+    if runner == "docker":
+        from pipeline.containers import local_runner
+
+        chosen, config = local_runner(config, outputs)
+    else:
+        chosen = local.SubprocessRunner(use_venv=False)
+
+    times = _StepTimes()
+    logging.getLogger().addFilter(times)
+    before = set(outputs.iterdir())
+    try:
+        with tempfile.TemporaryDirectory(prefix="kws-pipeline-") as scratch, _environment(TMPDIR=scratch):
+            # kfp.local leaves a folder of every task in TMPDIR, which goes with this one.
+            tempfile.tempdir = None
+            compiled = Path(scratch) / "speech-commands.yaml"
+            compile_to(compiled, one_image=runner == "docker")
+            local.init(runner=chosen, pipeline_root=str(outputs), raise_on_error=True)
+            components.load_component_from_file(str(compiled))(**dataclasses.asdict(config))
+    except RuntimeError as error:
+        failed = [step.name for step in times.steps if not step.succeeded] or ["pipeline"]
+        raise PipelineFailed(f"{failed[0]} failed; its log is above") from error
+    finally:
+        tempfile.tempdir = None
+        logging.getLogger().removeFilter(times)
+    (run_outputs,) = set(outputs.iterdir()) - before
+    return _summarize(run_outputs, data_root, times.steps)
+
+
+def compile_to(path: Path, *, one_image: bool = False) -> None:
+    """Compiles the pipeline to YAML, byte for byte the same for the same code and environment.
+
+    Args:
+        path: the file.
+        one_image: let the step that launches training run in the image that has torch: where there is no cluster to
+            launch on, it trains by itself.
+    """
+    import warnings
+
+    from kfp import compiler
+
+    from components import images
+    from pipeline.speech_commands import speech_commands
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiler.Compiler().compile(speech_commands, str(path))
+    if one_image:
+        path.write_text(path.read_text().replace(f"image: {images.LAUNCHER}\n", f"image: {images.RUNTIME}\n"))
+
+
+class _environment:
+    """Sets environment variables for a block."""
+
+    def __init__(self, **values: str) -> None:
+        self.values = values
+
+    def __enter__(self) -> None:
+        self.before = {name: os.environ.get(name) for name in self.values}
+        os.environ.update(self.values)
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self.before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _artifact(outputs: Path, step: str, name: str) -> Path:
+    """Returns the file of an artifact of a step.
+
+    Raises:
+        PipelineFailed: it is missing, however green the step was.
+    """
+    found = sorted((outputs / step).rglob(name))
+    if not found:
+        raise PipelineFailed(f"{step} ended well but left no {name}; its log is above")
+    return found[0]
+
+
+def _summarize(outputs: Path, data_root: Path, steps: list[Step]) -> dict[str, Any]:
+    evaluation = files.read_json(_artifact(outputs, "evaluate", "evaluation"))
+    decision = files.read_json(_artifact(outputs, "promote", "decision"))
+    tensors = files.read_json(_artifact(outputs, "preprocess", "tensors"))
+    folder = data_root / "models" / decision["version"]
+    run_folder = find_run(data_root / "runs", decision["version"].split("-", 2)[-1])
+    return {
+        "accuracy": evaluation["accuracy"],
+        "macro_f1": evaluation["macro_f1"],
+        "num_clips": sum(tensors["counts"][split] for split in ("train", "validation", "test")),
+        "num_test_clips": evaluation["num_clips"],
+        "words": tensors["words"],
+        "steps": [dataclasses.asdict(step) for step in steps],
+        "seconds": round(sum(step.seconds for step in steps), 1),
+        "version": decision["version"],
+        "is_champion": decision["is_champion"],
+        "reason": decision["reason"],
+        "model": str(folder / "model.pth"),
+        "report": str(folder / "report.html"),
+        "tensorboard": str(run_folder),
+        "artifacts": str(outputs),
+    }
+
+
+def show(summary: Mapping[str, Any]) -> None:
+    """Prints a summary for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="speech-commands")
+    table.add_column("step")
+    table.add_column("time", justify="right")
+    for step in summary["steps"]:
+        table.add_row(step["name"], f"{step['seconds']:.1f} s")
+    table.add_section()
+    table.add_row("all", f"{summary['seconds']:.1f} s")
+    console = Console()
+    console.print(table)
+    facts = Table.grid(padding=(0, 2))
+    count = f"{summary['num_test_clips']} clips of {len(summary['words'])} words"
+    facts.add_row("accuracy", f"[bold]{summary['accuracy']:.2%}[/] on the test split ({count})")
+    facts.add_row("champion", ("yes: " if summary["is_champion"] else "no: ") + summary["reason"])
+    for name in ("model", "report", "tensorboard"):
+        facts.add_row(name, f"[link=file://{summary[name]}]{_short(summary[name])}[/]")
+    console.print(facts, soft_wrap=True)
+
+
+def _short(path: str) -> str:
+    """Returns a path as one would type it from here."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative

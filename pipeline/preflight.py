@@ -1,0 +1,132 @@
+"""What a machine must have before a cluster can be made on it, checked in a second."""
+
+import errno
+import json
+import platform
+import shutil
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kws.files import free_bytes, human_bytes
+from pipeline.containers import ROOT, ClusterError, docker, run
+
+MIN_MEMORY = 7_000_000_000
+"""Bytes that Docker must have: Kubeflow Pipelines takes 4 GB, training the rest."""
+
+MIN_DISK = 15_000_000_000
+"""Free bytes: the images of Kubeflow and ours, once in the engine and once in every node."""
+
+INOTIFY = {"max_user_watches": 524_288, "max_user_instances": 512}
+"""What three nodes full of pods use up; with less, pods fail with "too many open files"."""
+
+PORTS = {8080: "the UI of Kubeflow Pipelines", 6006: "TensorBoard"}
+"""Ports of 127.0.0.1 in kind-config.yaml."""
+
+INSTALL = {
+    "docker": "install Docker Engine or Docker Desktop: https://docs.docker.com/engine/install",
+    "kind": "install kind: https://kind.sigs.k8s.io/docs/user/quick-start",
+    "kubectl": "install kubectl: https://kubernetes.io/docs/tasks/tools",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """The outcome of one check."""
+
+    name: str
+    problem: str = ""
+    """A sentence with a remedy; empty: all is well."""
+    detail: str = ""
+    """What was found."""
+
+
+def tool(name: str) -> Check:
+    """Looks for a program on PATH."""
+    path = shutil.which(name)
+    if path is None:
+        key = Path(name).name
+        return Check(name=name, problem=f"{name} must be on PATH, got none; {INSTALL.get(key, 'install it')}")
+    return Check(name=name, detail=path)
+
+
+def docker_engine() -> Check:
+    """Asks the Docker engine what it is and how much memory it has."""
+    name = "docker engine"
+    remedy = "start Docker Desktop, or systemctl start docker and join the group docker"
+    try:
+        found = json.loads(run(docker(), "info", "--format", "{{json .}}", remedy=remedy, timeout=20))
+    except ClusterError as error:
+        return Check(name=name, problem=str(error))
+    if found.get("ServerErrors"):  # some clients report them with status 0
+        said = " ".join(found["ServerErrors"])
+        return Check(name=name, problem=f"the Docker engine must be running, got: {said}; {remedy}")
+    memory = found["MemTotal"]
+    if memory < MIN_MEMORY:
+        problem = f"Docker must have {human_bytes(MIN_MEMORY)} of memory, got {human_bytes(memory)}; "
+        return Check(name=name, problem=problem + "give it more in Docker Desktop's settings, or use a larger machine")
+    return Check(name=name, detail=f"{found['ServerVersion']}, {found['NCPU']} CPUs, {human_bytes(memory)}")
+
+
+def inotify(folder: Path = Path("/proc/sys/fs/inotify")) -> Check:
+    """Reads the kernel's limits of inotify, which are the same in every container."""
+    name = "inotify"
+    if platform.system() != "Linux":
+        return Check(name=name, detail="Docker Desktop sets it")
+    low = {key: have for key, least in INOTIFY.items() if (have := int((folder / key).read_text())) < least}
+    if low:
+        found = ", ".join(f"fs.inotify.{key}={have}" for key, have in low.items())
+        remedy = " ".join(f"fs.inotify.{key}={INOTIFY[key]}" for key in low)
+        return Check(name=name, problem=f"inotify must allow three nodes full of pods, got {found}; "
+                     f"sudo sysctl {remedy}")  # fmt: skip
+    return Check(name=name, detail=", ".join(f"{key} {(folder / key).read_text().strip()}" for key in INOTIFY))
+
+
+def port(number: int, purpose: str) -> Check:
+    """Tries to listen on a port of 127.0.0.1."""
+    name = f"port {number}"
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", number))
+        except OSError as error:
+            said = "in use" if error.errno == errno.EADDRINUSE else str(error)
+            problem = f"port {number} must be free for {purpose}, got {said}; stop what listens there "
+            problem += f"(ss -ltnp 'sport = :{number}'), or change hostPort in kind-config.yaml"
+            return Check(name=name, problem=problem)
+    return Check(name=name, detail=f"free for {purpose}")
+
+
+def disk(folder: Path = ROOT) -> Check:
+    """Measures the free space beside the repository."""
+    free = free_bytes(folder)
+    if free < MIN_DISK:
+        return Check(name="disk", problem=f"the disk must have {human_bytes(MIN_DISK)} free, got {human_bytes(free)}; "
+                     "docker system prune frees what Docker no longer needs")  # fmt: skip
+    return Check(name="disk", detail=f"{human_bytes(free)} free")
+
+
+def checks(*, new_cluster: bool = True) -> Iterable[Check]:
+    """Makes every check; those that need a tool which is missing are left out.
+
+    Args:
+        new_cluster: the ports must be free, which they are not where the cluster runs.
+    """
+    tools = [tool(docker()), tool("kind"), tool("kubectl")]
+    yield from tools
+    if not tools[0].problem:
+        yield docker_engine()
+    rest: list[Callable[[], Check]] = [inotify, disk]
+    for check in rest:
+        yield check()
+    if new_cluster:
+        for number, purpose in PORTS.items():
+            yield port(number, purpose)
+
+
+def require_all(found: Iterable[Check]) -> None:
+    """Raises ClusterError with every problem that was found."""
+    problems = [check.problem for check in found if check.problem]
+    if problems:
+        raise ClusterError("\n".join(problems))

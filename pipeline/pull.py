@@ -1,0 +1,229 @@
+"""Brings a published model from the volume of a cluster to this machine, verified."""
+
+import contextlib
+import hashlib
+import json
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from rich.console import Console
+
+from kws import files
+from pipeline.containers import ClusterError, run
+
+console = Console(stderr=True, highlight=False)
+
+CHAMPION = "champion"
+CHUNK = 1 << 20
+READER_SECONDS = 1800
+"""After so long Kubernetes ends the reader pod, should this process die before it deletes it."""
+
+
+class Volume(Protocol):
+    """Read access to the data root of a cluster."""
+
+    def names(self, folder: str) -> list[str]:
+        """Returns what is in a folder; empty where there is none."""
+
+    def open(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """Opens a file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+
+
+class HostVolume:
+    """The volume as a folder of this machine: the case of kind, and of any mounted share."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def names(self, folder: str) -> list[str]:
+        """See Volume."""
+        path = self.root / folder
+        return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+
+    def open(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """See Volume."""
+        return (self.root / path).open("rb")
+
+
+class PodVolume:
+    """The volume as a pod sees it that was made to read it; files come through the Kubernetes API."""
+
+    def __init__(self, kubectl: list[str], pod: str, mount_path: str) -> None:
+        self.exec = [*kubectl, "exec", pod, "--"]
+        self.mount_path = mount_path
+
+    def names(self, folder: str) -> list[str]:
+        """See Volume."""
+        return run(*self.exec, "sh", "-c", 'ls "$0" 2>/dev/null || true', f"{self.mount_path}/{folder}").split()
+
+    @contextlib.contextmanager
+    def open(self, path: str) -> Iterator[IO[bytes]]:
+        """See Volume."""
+        process = subprocess.Popen([*self.exec, "cat", f"{self.mount_path}/{path}"], stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE)  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            yield process.stdout
+            said = process.stderr.read().decode(errors="replace").strip()
+            if process.wait():
+                if "No such file" in said:
+                    raise FileNotFoundError(path)
+                raise ClusterError(f"{path} must be readable in the reader pod, got: {said}; start again")
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def reader_pod(
+    kubectl: list[str], *, claim: str = "kws-data", image: str, mount_path: str = "/data"
+) -> Iterator[PodVolume]:
+    """Runs a pod that does nothing but mount the volume read-only, and deletes it at the end.
+
+    Args:
+        kubectl: the command with its flags for cluster and namespace.
+        claim: the PersistentVolumeClaim.
+        image: any image with sh, cat and sleep that the nodes have.
+        mount_path: where the pod has the volume.
+    """
+    name = f"kws-reader-{uuid.uuid4().hex[:8]}"
+    pod = reader_manifest(name, claim=claim, image=image, mount_path=mount_path)
+    run(*kubectl, "apply", "-f", "-", stdin=json.dumps(pod))
+    try:
+        run(*kubectl, "wait", "--for=condition=Ready", f"pod/{name}", "--timeout=300s",
+            remedy=f"kubectl describe pod {name} tells why; --image names another image")  # fmt: skip
+        yield PodVolume(kubectl, name, mount_path)
+    finally:
+        run(*kubectl, "delete", "pod", name, "--wait=false", "--ignore-not-found")
+
+
+def reader_manifest(name: str, *, claim: str, image: str, mount_path: str) -> dict[str, Any]:
+    """Returns the reader pod, fit for a namespace with the restricted pod security standard."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "labels": {"app.kubernetes.io/name": "kws-reader", "app.kubernetes.io/part-of": "kws"},
+            "annotations": {"sidecar.istio.io/inject": "false"},
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "activeDeadlineSeconds": READER_SECONDS,
+            "terminationGracePeriodSeconds": 1,
+            "automountServiceAccountToken": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 1000,
+                "runAsGroup": 1000,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [
+                {
+                    "name": "reader",
+                    "image": image,
+                    "command": ["sleep", str(READER_SECONDS)],
+                    "resources": {
+                        "requests": {"cpu": "50m", "memory": "64Mi"},
+                        "limits": {"cpu": "500m", "memory": "256Mi"},
+                    },
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "readOnlyRootFilesystem": True,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
+                    "volumeMounts": [{"name": "data", "mountPath": mount_path, "readOnly": True}],
+                }
+            ],
+            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}],
+        },
+    }
+
+
+def pull(volume: Volume, to: Path, version: str = CHAMPION) -> Path:
+    """Copies models/<version>/ of a volume to a folder of that name, and verifies the SHA-256 of every file.
+
+    The folder appears only when all of it is there and right; started again, it begins anew. One that is complete
+    already is only verified.
+
+    Args:
+        volume: where from.
+        to: the folder that gets the folder of the version.
+        version: its name, or champion for the one in use.
+
+    Returns:
+        The folder `to`/<version>.
+
+    Raises:
+        ValueError: there is no such version.
+        ClusterError: a file is damaged or cannot be read.
+    """
+    if version == CHAMPION:
+        champion = _read_json(volume, "models/champion.json")
+        if champion is None:
+            raise ValueError(f"{_there_are(volume)}: there must be a champion, got none; make pipeline trains one, and "
+                             "min_accuracy is what it must reach")  # fmt: skip
+        version = str(champion["version"])
+    if Path(version).name != version or version.startswith("."):
+        raise ValueError(f"version must be the name of a folder of models/, got {version!r}")
+    manifest = _read_json(volume, f"models/{version}/{files.MANIFEST}")
+    if manifest is None:
+        raise ValueError(f"version must be one of those on the volume ({_there_are(volume)}), got {version!r}")
+    digests: dict[str, str] = manifest["files"]
+    for name in digests:
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise ClusterError(f"{files.MANIFEST} of {version} must name files of its folder, got {name!r}")
+
+    def build(staging: Path) -> None:
+        for name, digest in digests.items():
+            _copy(volume, f"models/{version}/{name}", staging / name, digest)
+        files.write_json(staging / files.MANIFEST, manifest)
+
+    folder = to / version
+    to.mkdir(parents=True, exist_ok=True)
+    if not files.build_folder(folder, build):
+        for name, digest in digests.items():
+            found = files.sha256_of(folder / name) if (folder / name).is_file() else "no file"
+            if found != digest:
+                raise ClusterError(f"{folder / name} must have the sha256 {digest}, got {found}; delete {folder} and "
+                                   "start again")  # fmt: skip
+    return folder
+
+
+def _read_json(volume: Volume, path: str) -> Any:
+    """Reads a JSON file; None where there is none."""
+    try:
+        with volume.open(path) as file:
+            text = file.read()
+    except FileNotFoundError:
+        return None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ClusterError(f"{path} on the volume must be JSON, got {error}") from error
+
+
+def _there_are(volume: Volume) -> str:
+    versions = [name for name in volume.names("models") if not name.startswith(".") and name != "champion.json"]
+    return f"versions: {', '.join(versions)}" if versions else "no version was published yet"
+
+
+def _copy(volume: Volume, path: str, target: Path, digest: str) -> None:
+    """Copies a file and verifies its digest."""
+    hasher = hashlib.sha256()
+    with volume.open(path) as source, target.open("wb") as file:
+        while chunk := source.read(CHUNK):
+            file.write(chunk)
+            hasher.update(chunk)
+    if hasher.hexdigest() != digest:
+        raise ClusterError(f"{path} must have the sha256 {digest}, got {hasher.hexdigest()}; start "
+                           "again, or publish the model anew")  # fmt: skip
+    console.print(f"{target.name}  {files.human_bytes(target.stat().st_size)}  sha256 {digest}")

@@ -1,0 +1,510 @@
+"""Runs and schedules of the pipeline on a cluster: submit, follow, list, cancel, retry, retrain at fixed times."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from kws.config import PipelineConfig
+from pipeline import containers, kind
+from pipeline.connection import Cluster
+from pipeline.containers import ROOT, ClusterError
+
+if TYPE_CHECKING:
+    from kfp_server_api import V2beta1Run
+
+PACKAGE = ROOT / "var" / "pipeline.yaml"
+EXPERIMENT = "speech-commands"
+POLL_SECONDS = 3.0
+PATIENCE_SECONDS = 600.0
+"""How long the API may be away while a run is followed."""
+
+FINISHED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+COLORS = {"SUCCEEDED": "green", "FAILED": "red", "CANCELED": "yellow", "RUNNING": "cyan"}
+NUM_LAST_LINES = 20
+"""Lines of a step's log that are shown at the end of a run."""
+
+out = Console(highlight=False)
+console = Console(stderr=True, highlight=False)
+
+
+def compile_package(images: Mapping[str, str], device: str = "cpu", path: Path = PACKAGE) -> Path:
+    """Compiles the pipeline for the given images, by role, to a YAML file.
+
+    What decides where steps run is read from the environment when `components` and `pipeline.placement` are imported.
+    """
+    for role, name in images.items():
+        os.environ[f"KWS_{role.upper()}_IMAGE"] = name
+    if device == "cuda":
+        os.environ.setdefault("KWS_GPUS_PER_NODE", "1")
+    from pipeline.local import compile_to
+
+    compile_to(path)
+    return path
+
+
+def package_spec(path: Path) -> Mapping[str, Any]:
+    """Returns the pipeline spec in a compiled package, whose second document is the platform spec."""
+    import yaml
+
+    return dict(next(yaml.safe_load_all(path.read_text())))
+
+
+def version_name(path: Path) -> str:
+    """Returns the name of a compiled package as a version: its digest, as compiling is deterministic."""
+    return f"{package_spec(path)['pipelineInfo']['name']}-{hashlib.sha256(path.read_bytes()).hexdigest()[:10]}"
+
+
+def upload(cluster: Cluster, path: Path) -> tuple[str, str]:
+    """Uploads a compiled package as a new version, unless it is there.
+
+    Returns:
+        The ids of pipeline and version.
+    """
+    import kfp_server_api
+
+    client, name = cluster.client, str(package_spec(path)["pipelineInfo"]["name"])
+    found = client.list_pipelines(filter=_named(name), namespace=cluster.user_namespace).pipelines
+    if found:
+        pipeline_id = found[0].pipeline_id
+    else:
+        made = kfp_server_api.V2beta1Pipeline(display_name=name, namespace=cluster.user_namespace)
+        pipeline_id = client.pipelines.pipeline_service_create_pipeline(pipeline=made).pipeline_id
+    version = version_name(path)
+    versions = client.list_pipeline_versions(pipeline_id, filter=_named(version)).pipeline_versions
+    if versions:
+        return pipeline_id, versions[0].pipeline_version_id
+    uploaded = client.upload_pipeline_version(str(path), version, pipeline_id=pipeline_id)
+    return pipeline_id, uploaded.pipeline_version_id
+
+
+def _named(name: str) -> str:
+    """Returns a filter of the API for a display name."""
+    return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
+
+
+def check_volume(cluster: Cluster) -> None:
+    """Raises ClusterError unless the claim of the volume is there; says nothing where it may not be looked at."""
+    if cluster.core is None:
+        return
+    from kubernetes.client import ApiException
+
+    try:
+        claim = cluster.core.read_namespaced_persistent_volume_claim("kws-data", cluster.namespace)
+    except ApiException as error:
+        if error.status == 404:
+            raise ClusterError(
+                f"the claim kws-data must exist in namespace {cluster.namespace}, got none; "
+                "kubectl apply -k manifests/overlays/storage-class, or profile (see docs/cluster.md)"
+            ) from None
+        return
+    if claim.status.phase == "Lost":
+        raise ClusterError("the claim kws-data must be bound, got Lost: its volume is gone; delete the claim and apply "
+                           "the overlay again")  # fmt: skip
+    if claim.status.phase == "Pending":
+        console.print("[yellow]the claim kws-data is not bound yet: steps wait until it is[/] "
+                      f"(kubectl -n {cluster.namespace} describe pvc kws-data)")  # fmt: skip
+
+
+def prepare(cluster: Cluster, *, registry: str = "", device: str = "cpu") -> tuple[str, str]:
+    """Checks all that can be checked, compiles and uploads.
+
+    Returns:
+        The ids of pipeline and version.
+    """
+    images = containers.image_names(registry=registry, device=device)
+    assert cluster.health is not None
+    if not cluster.host and kind.host_data_root():
+        kind.require_images(images)
+    check_volume(cluster)
+    console.print(f"compiling for {images['runtime']}")
+    return upload(cluster, compile_package(images, device))
+
+
+def submit(cluster: Cluster, config: PipelineConfig, *, name: str = "", registry: str = "", device: str = "cpu") -> str:
+    """Starts a run.
+
+    Args:
+        cluster: where.
+        config: the parameters.
+        name: of the run; empty: the time.
+        registry: where the images come from, see `containers.image_names`.
+        device: cpu or cuda.
+
+    Returns:
+        The id of the run.
+    """
+    pipeline_id, version_id = prepare(cluster, registry=registry, device=device)
+    with contextlib.redirect_stdout(sys.stderr):
+        experiment = cluster.client.create_experiment(EXPERIMENT, namespace=cluster.user_namespace)
+        started = cluster.client.run_pipeline(
+            experiment.experiment_id,
+            name or f"{EXPERIMENT}-{datetime.now(UTC):%Y%m%d-%H%M%S}",
+            params=dataclasses.asdict(config),
+            pipeline_id=pipeline_id,
+            version_id=version_id,
+        )
+    out.print(f"run {started.display_name}  {started.run_id}")
+    out.print(f"{cluster.ui}/#/runs/details/{started.run_id}", soft_wrap=True)
+    return str(started.run_id)
+
+
+def steps_of_package(path: Path = PACKAGE) -> list[str]:
+    """Returns the steps of a compiled package in their order, those that can run at the same time by name."""
+    tasks = package_spec(path)["root"]["dag"]["tasks"]
+    done: list[str] = []
+    while len(done) < len(tasks):
+        done += sorted(n for n in tasks if n not in done and set(tasks[n].get("dependentTasks", ())) <= set(done))
+    return done
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step of a run as the table shows it."""
+
+    name: str
+    state: str = "PENDING"
+    start: datetime | None = None
+    end: datetime | None = None
+    error: str = ""
+
+
+def steps_of(details: "V2beta1Run", names: Sequence[str] = ()) -> list[Step]:
+    """Finds the steps among the tasks of a run.
+
+    Beside every step, Kubeflow Pipelines lists the pod that prepares it ("…-driver") and the one that does it
+    ("executor"), and the same for the pipeline itself ("root"). A step that was tried again is there more than once.
+
+    Args:
+        details: the run as the API gives it.
+        names: steps in their order, those included that have not begun.
+    """
+    tasks = (details.run_details.task_details or []) if details.run_details else []
+    found: dict[str, Step] = {}
+    for task in sorted(tasks, key=lambda task: task.create_time or datetime.min.replace(tzinfo=UTC)):
+        name = task.display_name or ""
+        if name in ("root", "executor", "entrypoint", "") or name.endswith("-driver") or name == details.display_name:
+            continue
+        error = task.error.message if task.error and task.error.message else ""
+        found[name] = Step(name=name, state=task.state or "PENDING", start=_time(task.start_time),
+                           end=_time(task.end_time), error=error)  # fmt: skip
+    order = [*names, *(name for name in found if name not in names)]
+    return [found.get(name, Step(name=name)) for name in order]
+
+
+def _time(value: datetime | None) -> datetime | None:
+    """Drops the year 1970 and before, which the API gives for what has not happened."""
+    return value if value is not None and value.year > 1970 else None
+
+
+def pods_by_step(pods: Iterable[Any], names: Iterable[str]) -> dict[str, str]:
+    """Finds the pod that does each step, the latest where it was tried again.
+
+    Args:
+        pods: those of a run, as the Kubernetes client gives them.
+        names: of the steps.
+    """
+    known = set(names)
+    found: dict[str, str] = {}
+    for pod in sorted(pods, key=lambda pod: pod.metadata.creation_timestamp):
+        # Such as speech-commands-x7k2p.root.train.executor
+        path = (pod.metadata.annotations or {}).get("workflows.argoproj.io/node-name", "").split(".")
+        step = next((part for part in path if part in known), "")
+        if step and not path[-1].endswith("-driver"):
+            found[step] = pod.metadata.name
+    return found
+
+
+def last_lines(cluster: Cluster, run_id: str, steps: Sequence[str], count: int) -> dict[str, list[str]]:
+    """Returns the last lines of the logs of steps; leaves out those that have none or may not be read."""
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    if cluster.core is None or not steps:
+        return {}
+    lines = {}
+    try:
+        pods = cluster.core.list_namespaced_pod(
+            cluster.namespace, label_selector=f"pipeline/runid={run_id}", _request_timeout=20
+        )
+        for step, pod in pods_by_step(pods.items, steps).items():
+            with contextlib.suppress(ApiException):  # the container has not started
+                log = cluster.core.read_namespaced_pod_log(
+                    pod, cluster.namespace, container="main", tail_lines=count, _request_timeout=20
+                )
+                lines[step] = [line for line in log.splitlines() if line.strip()]
+    except (ApiException, HTTPError, OSError):
+        pass  # the table does without
+    return lines
+
+
+def follow(cluster: Cluster, run_id: str, names: Sequence[str] = ()) -> int:
+    """Shows the steps of a run until it ends.
+
+    Returns:
+        0 if it succeeded, 1 if it did not, 130 if Ctrl-C stopped following.
+    """
+    logs: dict[str, str] = {}
+    printed: set[tuple[str, str]] = set()
+    try:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            for details in watch(cluster, run_id):
+                steps = steps_of(details, names)
+                running = [step.name for step in steps if step.state == "RUNNING"]
+                logs |= {name: lines[-1] for name, lines in last_lines(cluster, run_id, running, 1).items() if lines}
+                if console.is_terminal:
+                    live.update(step_table(steps, logs), refresh=True)
+                for step in steps:
+                    if not console.is_terminal and step.state != "PENDING" and (step.name, step.state) not in printed:
+                        printed.add((step.name, step.state))
+                        console.print(f"{step.name}: {step.state.lower()} {duration(step.start, step.end)}")
+    except KeyboardInterrupt:
+        console.print(f"\nno longer following; the run goes on (make follow RUN={run_id}, make cancel RUN={run_id})")
+        return 130
+    out.print(step_table(steps, {}))
+    succeeded = details.state == "SUCCEEDED"
+    worth = ("evaluate", "promote") if succeeded else [step.name for step in steps if step.state == "FAILED"]
+    for name, lines in last_lines(cluster, run_id, worth, NUM_LAST_LINES).items():
+        out.print(f"\n[bold]{name}[/]")
+        for line in lines:
+            out.print(line, markup=False, soft_wrap=True)
+    if not succeeded:
+        reason = details.error.message if details.error and details.error.message else ""
+        reason = reason or "; ".join(f"{step.name}: {step.error}" for step in steps if step.error)
+        console.print(f"[red]the run {details.state.lower()}[/] {reason}\nmake retry RUN={run_id} goes on at the step "
+                      "that failed")  # fmt: skip
+    return 0 if succeeded else 1
+
+
+def watch(cluster: Cluster, run_id: str) -> "Iterator[V2beta1Run]":
+    """Yields a run again and again until it has finished, patient with an API that is away for a while."""
+    from kfp_server_api import ApiException
+    from urllib3.exceptions import HTTPError
+
+    answered = time.monotonic()
+    while True:
+        try:
+            details = cluster.client.get_run(run_id)
+            answered = time.monotonic()
+        except (ApiException, HTTPError, OSError) as error:
+            lasting = isinstance(error, ApiException) and error.status in (401, 403, 404)
+            if lasting or time.monotonic() - answered > PATIENCE_SECONDS:
+                raise
+            console.print(f"no answer, trying again: {str(error).splitlines()[0][:120]}")
+        else:
+            yield details
+            if details.state in FINISHED:
+                return
+        time.sleep(POLL_SECONDS)
+
+
+def step_table(steps: Iterable[Step], logs: Mapping[str, str]) -> Table:
+    """Draws the steps: name, state, duration, last line of the log."""
+    table = Table("step", "state", "time", "", box=None)
+    for step in steps:
+        line = step.error or logs.get(step.name, "")
+        color = COLORS.get(step.state, "dim")
+        table.add_row(step.name, f"[{color}]{step.state.lower()}[/]", duration(step.start, step.end), line[:100])
+    return table
+
+
+def duration(start: datetime | None, end: datetime | None) -> str:
+    """Returns a time span for people, up to now where it has no end: 3 min 20 s."""
+    if start is None:
+        return ""
+    seconds = round(((end or datetime.now(UTC)) - start).total_seconds())
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    return f"{minutes} min {seconds} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def find_run(cluster: Cluster, wanted: str) -> "V2beta1Run":
+    """Finds a run by id, the beginning of its id, or its name.
+
+    Raises:
+        ValueError: there is no such run, or more than one.
+    """
+    listed = _runs(cluster, 100)
+    found = [r for r in listed if wanted in (r.run_id, r.display_name)]
+    found = found or [r for r in listed if r.run_id.startswith(wanted)]
+    if len(found) != 1:
+        raise ValueError(f"run must be the id or name of one run (make runs lists them), got {wanted!r}, which "
+                         f"{len(found) or 'none'} of the last {len(listed)} has")  # fmt: skip
+    return found[0]
+
+
+def _runs(cluster: Cluster, count: int) -> "list[V2beta1Run]":
+    listed = cluster.client.list_runs(page_size=count, sort_by="created_at desc", namespace=cluster.user_namespace)
+    return list(listed.runs or [])
+
+
+def table_of_runs(cluster: Cluster, count: int) -> Table:
+    """Draws the latest runs."""
+    table = Table("run", "id", "state", "started", "time", box=None)
+    for each in _runs(cluster, count):
+        state = each.state or "PENDING"
+        table.add_row(each.display_name, each.run_id, f"[{COLORS.get(state, 'dim')}]{state.lower()}[/]",
+                      f"{each.created_at.astimezone():%Y-%m-%d %H:%M}",
+                      duration(_time(each.created_at), _time(each.finished_at)))  # fmt: skip
+    return table
+
+
+def cancel(cluster: Cluster, wanted: str) -> None:
+    """Ends a run. The launcher deletes its training job when its pod is told to stop."""
+    found = find_run(cluster, wanted)
+    if found.state in FINISHED:
+        raise ValueError(f"run must be running to be cancelled, got {found.display_name}, which {found.state.lower()}")
+    cluster.client.terminate_run(found.run_id)
+    out.print(f"cancelled {found.display_name}")
+
+
+def retry(cluster: Cluster, wanted: str) -> str:
+    """Starts a run again at the steps that failed, and returns its id."""
+    found = find_run(cluster, wanted)
+    if found.state not in ("FAILED", "CANCELED"):
+        raise ValueError(
+            f"run must have failed to be retried, got {found.display_name}, which is {found.state.lower()}"
+        )
+    cluster.client.runs.run_service_retry_run(found.run_id)
+    out.print(f"retrying {found.display_name}")
+    return str(found.run_id)
+
+
+def six_fields(cron: str) -> str:
+    """Returns a cron expression with a field for seconds in front, which Kubeflow Pipelines has and cron has not.
+
+    The five fields of cron must not be passed on as they are: they would be taken for seconds to month.
+
+    Raises:
+        ValueError: it has neither five nor six fields.
+    """
+    fields = cron.split()
+    if cron.startswith("@") and len(fields) == 1:
+        return cron
+    if len(fields) not in (5, 6):
+        raise ValueError(f"cron must have five fields (minute hour day month weekday), or six with seconds in front, "
+                         f"got {cron!r}")  # fmt: skip
+    return " ".join(fields if len(fields) == 6 else ["0", *fields])
+
+
+def set_time_zone(cluster: Cluster, zone: str, name: str) -> None:
+    """Makes the scheduler of the cluster read cron expressions in a time zone.
+
+    Kubeflow Pipelines has one time zone for all schedules, in the config map pipeline-install-config.
+
+    Raises:
+        ValueError: there is no such zone; or it would change for schedules other than `name`.
+        ClusterError: it may not be changed from here.
+    """
+    from kubernetes.client import ApiException, AppsV1Api
+
+    try:
+        ZoneInfo(zone)
+    except (ZoneInfoNotFoundError, ValueError):
+        raise ValueError(f"time zone must be a name such as Europe/Berlin or UTC, got {zone!r}") from None
+    advice = "give the cron expression in UTC, or have an administrator set cronScheduleTimezone in the config map "
+    advice += f"pipeline-install-config of namespace {kind.NAMESPACE} and restart ml-pipeline-scheduledworkflow"
+    if cluster.core is None:
+        raise ClusterError(f"the time zone must be set through kubeconfig, got none; {advice}")
+    try:
+        settings = cluster.core.read_namespaced_config_map("pipeline-install-config", kind.NAMESPACE)
+        if (settings.data.get("cronScheduleTimezone") or "UTC") == zone:
+            return
+        others = sorted({each.display_name for each in _schedules(cluster)} - {name})
+        if others:
+            raise ValueError(f"time zone must suit the other schedules ({', '.join(others)}) too, as there is one for "
+                             f"all, got {zone}; {advice}")  # fmt: skip
+        cluster.core.patch_namespaced_config_map(
+            "pipeline-install-config", kind.NAMESPACE, {"data": {"cronScheduleTimezone": zone}}
+        )
+        again = {"metadata": {"annotations": {"kws/restarted-at": datetime.now(UTC).isoformat()}}}
+        AppsV1Api(cluster.core.api_client).patch_namespaced_deployment(
+            "ml-pipeline-scheduledworkflow", kind.NAMESPACE, {"spec": {"template": again}}
+        )
+    except ApiException as error:
+        raise ClusterError(f"the time zone must be yours to set, got status {error.status}; {advice}") from None
+    console.print(f"the scheduler now reads cron expressions in {zone}")
+
+
+def _schedules(cluster: Cluster) -> list[Any]:
+    listed = cluster.client.list_recurring_runs(page_size=100, namespace=cluster.user_namespace)
+    return list(listed.recurring_runs or [])
+
+
+def schedule(
+    cluster: Cluster,
+    config: PipelineConfig,
+    *,
+    cron: str,
+    time_zone: str = "",
+    name: str = EXPERIMENT,
+    registry: str = "",
+    device: str = "cpu",
+) -> None:
+    """Makes a recurring run, or replaces the one of that name.
+
+    Args:
+        cluster: where.
+        config: the parameters.
+        cron: see `six_fields`.
+        time_zone: of the cron expression; empty: as it is set on the cluster.
+        name: of the schedule.
+        registry: where the images come from, see `containers.image_names`.
+        device: cpu or cuda.
+    """
+    cron = six_fields(cron)
+    pipeline_id, version_id = prepare(cluster, registry=registry, device=device)
+    if time_zone:
+        set_time_zone(cluster, time_zone, name)
+    with contextlib.redirect_stdout(sys.stderr):
+        experiment = cluster.client.create_experiment(EXPERIMENT, namespace=cluster.user_namespace)
+    before = [each for each in _schedules(cluster) if each.display_name == name]
+    made = cluster.client.create_recurring_run(
+        experiment.experiment_id,
+        name,
+        cron_expression=cron,
+        max_concurrency=1,
+        no_catchup=True,
+        params=dataclasses.asdict(config),
+        pipeline_id=pipeline_id,
+        version_id=version_id,
+    )
+    # The new one first: killed here, the next call deletes both old ones, and retraining never stops unnoticed.
+    for each in before:
+        cluster.client.delete_recurring_run(each.recurring_run_id)
+    out.print(f"{'replaced' if before else 'made'} schedule {name}: {cron}, one run at a time, no catch-up")
+    out.print(f"{cluster.ui}/#/recurringrun/details/{made.recurring_run_id}", soft_wrap=True)
+
+
+def table_of_schedules(cluster: Cluster) -> Table:
+    """Draws the recurring runs."""
+    table = Table("schedule", "cron", "mode", "since", box=None)
+    for each in _schedules(cluster):
+        cron = each.trigger.cron_schedule.cron if each.trigger and each.trigger.cron_schedule else "periodic"
+        mode = (each.mode or "").lower() + (f": {each.error.message}" if each.error and each.error.message else "")
+        table.add_row(each.display_name, cron, mode, f"{each.created_at.astimezone():%Y-%m-%d %H:%M}")
+    return table
+
+
+def unschedule(cluster: Cluster, name: str) -> None:
+    """Deletes a recurring run; runs that it started go on."""
+    found = [each for each in _schedules(cluster) if name in (each.display_name, each.recurring_run_id)]
+    if not found:
+        raise ValueError(f"name must be that of a schedule (make schedules lists them), got {name!r}")
+    for each in found:
+        cluster.client.delete_recurring_run(each.recurring_run_id)
+        out.print(f"deleted schedule {each.display_name}")

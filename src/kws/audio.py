@@ -1,0 +1,96 @@
+"""Reading recordings: any WAV to a mono waveform of one length and one rate."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kws.config import FeatureConfig
+
+Waveform = npt.NDArray[np.float32]
+
+
+def read_clip(path: Path, config: FeatureConfig) -> Waveform:
+    """Reads a recording as one clip.
+
+    Args:
+        path: a WAV file of any rate, sample width and number of channels (or FLAC, OGG: what libsndfile reads).
+        config: gives rate and length of the clip.
+
+    Returns:
+        float32 [num_samples], in -1 to 1.
+
+    Raises:
+        ValueError: the file cannot be read, is empty, or has values that are not numbers.
+        FileNotFoundError: there is no such file.
+    """
+    return fit_length(read_waveform(path, config.sample_rate), config)
+
+
+def read_waveform(path: Path, sample_rate: int) -> Waveform:
+    """Reads a recording whole, as float32 [samples] at `sample_rate`, channels averaged.
+
+    Raises:
+        ValueError: the file cannot be read, is empty, or has values that are not numbers.
+        FileNotFoundError: there is no such file.
+    """
+    data = path.read_bytes()
+    pcm = _plain_pcm(data, sample_rate)
+    waveform = _read_with_soundfile(path, sample_rate) if pcm is None else pcm.astype(np.float32) * (1 / 32768)
+    if waveform.size == 0:
+        raise ValueError("the recording must have samples, got none")
+    if not np.isfinite(waveform).all():
+        raise ValueError("the recording must have finite samples, got NaN or infinity")
+    return waveform
+
+
+def _plain_pcm(data: bytes, sample_rate: int) -> npt.NDArray[np.int16] | None:
+    """Returns the samples of a canonical WAV file (mono, 16-bit, the rate asked for), None for any other.
+
+    Nearly every clip of Speech Commands is one, and this is 4.8 times faster than libsndfile.
+    """
+    if len(data) < 44 or data[:4] != b"RIFF" or data[8:16] != b"WAVEfmt " or data[36:40] != b"data":
+        return None
+    fmt_length, encoding, channels, rate, _, _, bits = struct.unpack_from("<IHHIIHH", data, 16)
+    length = int.from_bytes(data[40:44], "little")
+    if (fmt_length, encoding, channels, rate, bits) != (16, 1, 1, sample_rate, 16) or len(data) < 44 + length:
+        return None
+    return np.frombuffer(data, dtype="<i2", count=length // 2, offset=44)
+
+
+def _read_with_soundfile(path: Path, sample_rate: int) -> Waveform:
+    import soundfile
+
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"the recording must be a WAV file, got {error.error_string}") from error
+    waveform: Waveform = samples.mean(axis=1)
+    return waveform if rate == sample_rate or waveform.size == 0 else resample(waveform, rate, sample_rate)
+
+
+def resample(waveform: Waveform, rate: int, new_rate: int) -> Waveform:
+    """Resamples float32 [samples] from one rate to another, in Hz, with a windowed sinc."""
+    import torch
+    import torchaudio.functional
+
+    resampled: Waveform = torchaudio.functional.resample(torch.from_numpy(waveform), rate, new_rate).numpy()
+    return resampled
+
+
+def fit_length(waveform: Waveform, config: FeatureConfig) -> Waveform:
+    """Pads or cuts float32 [samples] to [num_samples].
+
+    With `fit` center, silence is added on both sides, and of a long recording the second with the most energy is
+    kept: recordings of users hold the word anywhere. With start, silence is added behind, and the first second kept.
+    """
+    missing = config.num_samples - waveform.size
+    if missing > 0:
+        before = missing // 2 if config.fit == "center" else 0
+        return np.pad(waveform, (before, missing - before))
+    if missing == 0 or config.fit == "start":
+        return waveform[: config.num_samples]
+    energy = np.concatenate(([0.0], np.cumsum(np.square(waveform, dtype=np.float64))))
+    start = int(np.argmax(energy[config.num_samples :] - energy[: -config.num_samples]))
+    return waveform[start : start + config.num_samples]

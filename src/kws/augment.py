@@ -1,0 +1,129 @@
+"""Augmentation of features on the device of training, a new draw for every clip and step."""
+
+import torch
+from torch import Tensor
+
+from kws.config import AugmentConfig, FeatureConfig
+
+
+class Augment:
+    """Changes log-mel features as another speaker, place or microphone would."""
+
+    def __init__(self, config: AugmentConfig, features: FeatureConfig, mean: Tensor, noise: Tensor | None) -> None:
+        """Prepares.
+
+        Args:
+            config: what to change, how much.
+            features: the features' settings.
+            mean: [num_mels], what masked parts are filled with.
+            noise: features of background noise, [pieces, num_mels, num_frames], or None for no noise.
+
+        Raises:
+            ValueError: something is to be changed, but the features are no logarithm.
+        """
+        if config != AugmentConfig() and not features.log:
+            raise ValueError("log must be True where clips are augmented, got False")
+        self.config = config
+        self.offset = features.log_offset
+        self.mean = mean[:, None]
+        self.silence = float(torch.tensor(features.log_offset).log())
+        self.noise = noise
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Returns changed features.
+
+        Args:
+            features: float32 [clips, num_mels, num_frames].
+        """
+        config = self.config
+        if config.time_shift or config.time_stretch or config.frequency_warp:
+            features = self._warp(features)
+        if config.gain_db:
+            features = self._gain(features)
+        if config.noise_probability and self.noise is not None:
+            features = self._add_noise(features, self.noise)
+        for _ in range(config.num_time_masks):
+            features = self._mask(features, config.time_mask, axis=2)
+        for _ in range(config.num_frequency_masks):
+            features = self._mask(features, config.frequency_mask, axis=1)
+        return features
+
+    def _warp(self, features: Tensor) -> Tensor:
+        """Shifts and stretches the time axis and stretches the mel axis, by linear interpolation.
+
+        What comes in from outside is silence in time, and the edge bin in frequency.
+        """
+        clips, mels, frames = features.shape
+        config, device = self.config, features.device
+        shift = _uniform(clips, config.time_shift, device) * (2 / (frames - 1))
+        rate = torch.exp(_uniform(clips, config.time_stretch, device))
+        time = torch.linspace(-1, 1, frames, device=device) * rate[:, None] - shift[:, None]  # [clips, frames]
+        features = _interpolate(features, time, fill=self.silence)
+        if config.frequency_warp:
+            warp = torch.exp(_uniform(clips, config.frequency_warp, device))
+            bins = (torch.linspace(0, 2, mels, device=device) * warp[:, None] - 1).clamp(max=1)  # anchored at 0 Hz
+            features = _interpolate(features.transpose(1, 2), bins, fill=None).transpose(1, 2)
+        return features
+
+    def _gain(self, features: Tensor) -> Tensor:
+        """Raises or lowers the level; the offset of the logarithm stays where it is."""
+        gain = 10 ** (_uniform(len(features), self.config.gain_db, features.device) / 10)
+        power = (features.exp() - self.offset).clamp_(min=0)
+        return power.mul_(gain[:, None, None]).add_(self.offset).log_()
+
+    def _add_noise(self, features: Tensor, noise: Tensor) -> Tensor:
+        """Adds background noise in the domain of mel power: the powers of independent sounds add."""
+        clips, device = len(features), features.device
+        low, high = self.config.noise_snr_db
+        power = features.exp()
+        pieces = torch.randint(len(noise), (clips,), device=device)
+        added = noise.index_select(0, pieces).float().exp() - self.offset
+        snr = 10 ** (torch.empty(clips, device=device).uniform_(low, high) / 10)
+        scale = power.mean(dim=(1, 2)) / (added.mean(dim=(1, 2)).clamp(min=self.offset) * snr)
+        scale = scale * (torch.rand(clips, device=device) < self.config.noise_probability)
+        return power.add_(added.clamp_(min=0).mul_(scale[:, None, None])).log_()
+
+    def _mask(self, features: Tensor, longest: int, axis: int) -> Tensor:
+        """SpecAugment (arXiv 1904.08779): one stretch of an axis becomes the mean."""
+        clips, device = len(features), features.device
+        size = features.size(axis)
+        length = torch.randint(longest + 1, (clips, 1), device=device)
+        start = (torch.rand(clips, 1, device=device) * (size - length + 1)).long()
+        place = torch.arange(size, device=device)
+        masked = (place >= start) & (place < start + length)  # [clips, size]
+        return torch.where(masked[:, None, :] if axis == 2 else masked[:, :, None], self.mean, features)
+
+
+def mix(features: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Mixup (arXiv 1710.09412): every clip with another of the batch.
+
+    Args:
+        features: [clips, num_mels, num_frames].
+        targets: probabilities [clips, words].
+        alpha: parameter of the Beta distribution of the share.
+    """
+    share = torch.distributions.Beta(alpha, alpha).sample((len(features),)).to(features.device)
+    share = torch.maximum(share, 1 - share)
+    other = torch.randperm(len(features), device=features.device)
+    mixed = features.lerp(features[other], (1 - share)[:, None, None])
+    return mixed, targets.lerp(targets[other], (1 - share)[:, None])
+
+
+def _uniform(clips: int, limit: float, device: torch.device) -> Tensor:
+    return torch.empty(clips, device=device).uniform_(-limit, limit)
+
+
+def _interpolate(values: Tensor, places: Tensor, fill: float | None) -> Tensor:
+    """Reads [clips, channels, length] at places [clips, new length], where -1 and 1 are the first and last.
+
+    Outside lies `fill`, or the edge where that is None.
+    """
+    last = values.size(2) - 1
+    index = (places + 1) * (last / 2)
+    inside = (index >= 0) & (index <= last)
+    index = index.clamp(0, last)
+    left = index.floor().long().clamp(max=last - 1)
+    share = (index - left)[:, None]
+    left = left[:, None].expand(-1, values.size(1), -1)
+    read = torch.lerp(values.gather(2, left), values.gather(2, left + 1), share)
+    return read if fill is None else read.masked_fill(~inside[:, None], fill)

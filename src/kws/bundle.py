@@ -1,0 +1,85 @@
+"""The `.pth` file of a model: all that is needed to use it.
+
+A dict of weights, words, feature and model settings, normalization (among the weights), temperature, metrics and
+versions, in types that `torch.load(weights_only=True)` reads: nothing in it is executed.
+"""
+
+import dataclasses
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kws import files
+from kws.config import FeatureConfig, ModelConfig, from_dict
+from kws.model import AudioTransformer
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognizer:
+    """A trained model with what belongs to it."""
+
+    model: AudioTransformer
+    words: list[str]
+    features: FeatureConfig
+    temperature: float = 1.0
+    """Scores are divided by it before they become probabilities; fitted on the validation split."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    """Where it comes from: preset, training settings, fingerprint of the tensors, versions."""
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Turns scores [clips, words] into probabilities of the same shape."""
+        return (scores.float() / self.temperature).softmax(-1)
+
+
+def save(path: Path, recognizer: Recognizer) -> None:
+    """Writes a `.pth`, atomically."""
+    content = {
+        "format": FORMAT,
+        "weights": {name: value.detach().cpu() for name, value in recognizer.model.state_dict().items()},
+        "words": list(recognizer.words),
+        "features": dataclasses.asdict(recognizer.features),
+        "model": dataclasses.asdict(recognizer.model.config),
+        "temperature": recognizer.temperature,
+        "metrics": recognizer.metrics,
+        "about": {"versions": versions()} | recognizer.about,
+    }
+    with files.atomic_write(path) as file:
+        torch.save(content, file)
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> Recognizer:
+    """Reads a `.pth`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a model of this project, or of a newer format.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"model must be a .pth file, got {str(path)!r}, which does not exist")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises what its unpickler and its zip reader raise
+        raise ValueError(f"model must be a .pth file of kws train, got {str(path)!r}: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"model must be of format {FORMAT} (train it again), got {found!r} in {path}")
+    features = from_dict(FeatureConfig, content["features"])
+    model = AudioTransformer(from_dict(ModelConfig, content["model"]), features, len(content["words"]))
+    model.load_state_dict(content["weights"])
+    return Recognizer(
+        model=model.to(device).eval(), words=content["words"], features=features,
+        temperature=content["temperature"], metrics=content["metrics"], about=content["about"],
+    )  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what computes."""
+    return {"kws": version("kws"), "torch": version("torch"), "python": platform.python_version()}

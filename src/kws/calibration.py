@@ -1,0 +1,39 @@
+"""Probabilities that mean what they say."""
+
+import torch
+from torch import Tensor
+
+
+def fit_temperature(scores: Tensor, labels: Tensor) -> float:
+    """Finds the temperature that makes the labels most likely (Guo et al., arXiv 1706.04599).
+
+    Args:
+        scores: float [clips, words].
+        labels: int64 [clips].
+    """
+    scores = scores.double()
+
+    def loss(log_temperature: float) -> float:
+        return float(torch.nn.functional.cross_entropy(scores / torch.tensor(log_temperature).exp(), labels))
+
+    low, high = -3.0, 3.0
+    for _ in range(60):  # the loss is convex in the inverse temperature, so it has one valley
+        first, second = low + (high - low) / 3, high - (high - low) / 3
+        low, high = (low, second) if loss(first) < loss(second) else (first, high)
+    return float(torch.tensor((low + high) / 2).exp())
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, num_bins: int = 15) -> float:
+    """Returns the mean gap between confidence and accuracy over bins of confidence, weighted by clips.
+
+    Args:
+        probabilities: float [clips, words].
+        labels: int64 [clips].
+        num_bins: bins of equal width.
+    """
+    confidence, predicted = probabilities.max(-1)
+    correct = (predicted == labels).double()
+    bins = (confidence * num_bins).long().clamp(max=num_bins - 1)
+    gap = torch.zeros(num_bins, dtype=torch.double)
+    gap.index_add_(0, bins, correct - confidence.double())
+    return float(gap.abs().sum() / len(labels))

@@ -1,0 +1,229 @@
+"""kws: train and use a recognizer of spoken command words, without Kubeflow.
+
+The steps of the pipeline one by one, in the order in which data flows:
+
+  kws synthesize corpus                                        a small synthetic corpus to play with
+  kws download --source speech_commands_v0.02.tar.gz --data-root var
+  kws preprocess --recordings var/datasets/NAME --data-root var
+  kws train --tensors var/tensors/FINGERPRINT --runs var/runs
+  kws evaluate --model var/runs/RUN/best.pth --recordings FOLDER
+  kws predict --model var/runs/RUN/best.pth hello.wav
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kws.config import PipelineConfig, SynthesizeConfig, field_docs, require
+
+Add = Callable[..., argparse.ArgumentParser]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the command line and runs a subcommand; errors of the user end with one line and status 2."""
+    parser = argparse.ArgumentParser(
+        prog="kws", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, call: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help_, description=help_[0].upper() + help_[1:] + ".")
+        command.set_defaults(call=call)
+        return command
+
+    _add_synthesize(add)
+    _add_download(add)
+    _add_preprocess(add)
+    _add_train(add)
+    _add_evaluate(add)
+    _add_predict(add)
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        sys.exit(options.call(options))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        sys.exit(130)
+
+
+def _add_parameter(command: argparse.ArgumentParser, name: str, **more: Any) -> None:
+    """Adds the flag of a pipeline parameter, with the help and the default that it has there."""
+    default = getattr(PipelineConfig(), name)
+    text = field_docs(PipelineConfig)[name].replace("%", "%%")
+    if not more.get("required"):
+        text += f" (default: {default or chr(34) * 2})"
+        more = {"default": default} | more
+    command.add_argument(f"--{name.replace('_', '-')}", type=type(default), help=text,
+                         metavar=name.upper(), **more)  # fmt: skip
+
+
+def _add_synthesize(add: Add) -> None:
+    command = add("synthesize", _synthesize, "speak all 35 words with synthetic voices, laid out as Speech Commands")
+    command.add_argument("folder", type=Path, help="the folder to make")
+    for name, text in field_docs(SynthesizeConfig).items():
+        default = getattr(SynthesizeConfig(), name)
+        command.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, metavar=name.upper(),
+                             help=f"{text} (default: {default})")  # fmt: skip
+
+
+def _synthesize(options: argparse.Namespace) -> int:
+    from kws.synthesize import synthesize
+
+    synthesize(options.folder, clips_per_word=options.clips_per_word, seed=options.seed)
+    print(options.folder)
+    return 0
+
+
+def _add_download(add: Add) -> None:
+    command = add("download", _download, "bring recordings to datasets/ under the data root; prints the folder")
+    for name in ("source", "sha256"):
+        _add_parameter(command, name)
+    command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="gets datasets/NAME")
+
+
+def _download(options: argparse.Namespace) -> int:
+    from kws.download import download
+
+    print(download(options.source, options.sha256, options.data_root))
+    return 0
+
+
+def _add_preprocess(add: Add) -> None:
+    command = add("preprocess", _preprocess, "compute the mel spectrograms of all recordings; prints the folder")
+    command.add_argument("--recordings", type=Path, required=True, metavar="DIR", help="a folder of <word>/*.wav")
+    command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="gets tensors/FINGERPRINT")
+    for name in ("words", "preset", "split", "max_bad_fraction"):
+        _add_parameter(command, name)
+    command.add_argument("--num-processes", type=int, default=0, metavar="N", help="(default: one for every core)")
+
+
+def _preprocess(options: argparse.Namespace) -> int:
+    from kws.preprocess import preprocess
+
+    folder = preprocess(
+        options.recordings.resolve(), options.data_root, words=options.words, preset=options.preset,
+        split=options.split, max_bad_fraction=options.max_bad_fraction, num_processes=options.num_processes,
+    )  # fmt: skip
+    print(folder)
+    return 0
+
+
+def _add_train(add: Add) -> None:
+    from kws.runs import add_arguments
+
+    command = add("train", _train, "train a model in this process, or in several; prints the folder of the run")
+    command.add_argument("--processes-per-node", type=int, default=1, metavar="N",
+                         help="training processes on this machine (default: 1; more run under torchrun)")  # fmt: skip
+    add_arguments(command)
+
+
+def _train(options: argparse.Namespace) -> int:
+    require(options.processes_per_node > 0, "processes_per_node", "be positive", options.processes_per_node)
+    if options.processes_per_node == 1:
+        from kws.trainer import run
+
+        print(run(options))
+        return 0
+    if options.runs is None:
+        raise ValueError("runs must be given with more than one process, got --run-folder")
+    from kws.launch import LaunchError
+    from kws.runs import train
+
+    try:
+        folder = train(
+            options.tensors, options.runs, preset=options.preset, run_id=options.run_id,
+            processes_per_node=options.processes_per_node, epochs=options.epochs, batch_size=options.batch_size,
+            learning_rate=options.learning_rate, seed=options.seed, debug=options.debug,
+        )  # fmt: skip
+    except LaunchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(folder)
+    return 0
+
+
+def _add_evaluate(add: Add) -> None:
+    command = add("evaluate", _evaluate, "judge a model on a folder of <word>/*.wav, as far as it knows the words")
+    command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth file")
+    command.add_argument("--recordings", type=Path, required=True, metavar="DIR", help="a folder of <word>/*.wav")
+    command.add_argument("--output", type=Path, default=Path("evaluation"), metavar="DIR",
+                         help="gets report.html, confusion.png and .csv, evaluation.json (default: %(default)s)")  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print the figures as JSON instead of a table")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from kws import bundle, evaluate, files
+    from kws.report import write_report
+
+    recognizer = bundle.load(options.model)
+    judgement, unreadable = evaluate.judge_recordings(recognizer, options.recordings)
+    for clip, reason in unreadable.items():
+        print(f"left out {clip}: {reason}", file=sys.stderr)
+    summary = judgement.summary() | {"unreadable": unreadable}
+    evaluate.save_confusion(judgement, options.output)
+    files.write_json(options.output / "evaluation.json", summary)
+    report = options.output / "report.html"
+    write_report(report, recognizer, judgement, f"recordings in {options.recordings}", options.recordings)
+    if options.json:
+        print(json.dumps(summary, indent=2))
+        return 0
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for title in ("word", "clips", "precision", "recall", "F1"):
+        table.add_column(title, justify="left" if title == "word" else "right")
+    for row in judgement.word_scores:
+        table.add_row(row.word, str(row.num_clips), f"{row.precision:.1%}", f"{row.recall:.1%}", f"{row.f1:.3f}")
+    console = Console()
+    console.print(table)
+    figures = f"macro F1 {judgement.macro_f1:.3f}, calibration error {judgement.calibration_error:.1%}"
+    console.print(f"accuracy {judgement.accuracy:.2%} on {judgement.num_clips} clips, {figures}", highlight=False)
+    console.print(f"report {report}, confusion matrix {options.output}/confusion.png and .csv", highlight=False)
+    return 0
+
+
+def _add_predict(add: Add) -> None:
+    command = add("predict", _predict, "name the word in recordings: a line file<TAB>word<TAB>probability for each")
+    command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth file")
+    command.add_argument("--top", type=int, default=1, metavar="K", help="print the K most probable words (default: 1)")
+    command.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    command.add_argument("files", type=Path, nargs="+", metavar="FILE", help="recordings, or folders of them")
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from kws import bundle
+    from kws.predict import expand, predict
+
+    require(options.top > 0, "top", "be positive", options.top)
+    recognizer = bundle.load(options.model)
+    found: list[dict[str, Any]] = []
+    failed = False
+    for path in expand(options.files):
+        try:
+            predictions = predict(recognizer, path, options.top)
+        except (ValueError, OSError) as error:
+            print(f"error: {path}: {error}", file=sys.stderr)
+            failed = True
+            continue
+        if options.json:
+            found.append({"file": str(path), "predictions": [asdict(prediction) for prediction in predictions]})
+        else:
+            for prediction in predictions:
+                print(f"{path}\t{prediction.word}\t{prediction.probability:.4f}", flush=True)
+    if options.json:
+        print(json.dumps(found, indent=2))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    main()

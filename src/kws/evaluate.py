@@ -1,0 +1,252 @@
+"""Judging a model: how often it is right, where it is wrong, and how much its probabilities mean."""
+
+import csv
+import dataclasses
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from kws import bundle, files
+from kws.audio import read_clip
+from kws.bundle import Recognizer
+from kws.calibration import expected_calibration_error
+from kws.features import MelSpectrogram
+from kws.preprocess import list_clips
+from kws.progress import progress
+from kws.tensors import Tensors
+
+log = logging.getLogger(__name__)
+
+BATCH = 64
+NUM_MISTAKES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordScore:
+    """How one word fares."""
+
+    word: str
+    num_clips: int
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """A clip that was taken for another word."""
+
+    clip: str
+    truth: str
+    predicted: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What is known of a model after it heard some clips."""
+
+    words: list[str]
+    matrix: npt.NDArray[np.float64]
+    """Counts [true words, predicted words]."""
+    calibration_error: float
+    mistakes: list[Mistake]
+    """The most confident ones first."""
+
+    @property
+    def num_clips(self) -> int:
+        """Clips heard."""
+        return int(self.matrix.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the clips that were recognized."""
+        return float(self.matrix.trace() / self.matrix.sum())
+
+    @property
+    def word_scores(self) -> list[WordScore]:
+        """Precision, recall and F1 of every word that was spoken."""
+        spoken, said, right = self.matrix.sum(axis=1), self.matrix.sum(axis=0), self.matrix.diagonal()
+        return [
+            WordScore(
+                word=word, num_clips=int(spoken[i]), precision=float(right[i] / max(said[i], 1)),
+                recall=float(right[i] / spoken[i]), f1=float(2 * right[i] / (spoken[i] + said[i])),
+            )
+            for i, word in enumerate(self.words) if spoken[i]
+        ]  # fmt: skip
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 over the words that were spoken."""
+        scores = self.word_scores
+        return sum(score.f1 for score in scores) / len(scores)
+
+    def summary(self) -> dict[str, Any]:
+        """Returns the figures as JSON."""
+        return {
+            "accuracy": self.accuracy,
+            "macro_f1": self.macro_f1,
+            "calibration_error": self.calibration_error,
+            "num_clips": self.num_clips,
+            "words": [dataclasses.asdict(score) for score in self.word_scores],
+            "mistakes": [dataclasses.asdict(mistake) for mistake in self.mistakes],
+        }
+
+    def csv(self) -> str:
+        """Returns the confusion matrix as CSV: a row for each true word, a column for each predicted one."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["true \\ predicted", *self.words])
+        for word, row in zip(self.words, self.matrix, strict=True):
+            writer.writerow([word, *(int(count) for count in row)])
+        return text.getvalue()
+
+
+def judge(recognizer: Recognizer, scores: Tensor, truth: Sequence[str], clips: Sequence[str]) -> Judgement:
+    """Compares scores with the truth.
+
+    Args:
+        recognizer: the model that gave the scores.
+        scores: float [clips, words of the model].
+        truth: the word of every clip; one that the model does not know counts as a mistake.
+        clips: clip ids.
+    """
+    words = [*recognizer.words, *sorted(set(truth) - set(recognizer.words))]
+    labels = torch.tensor([words.index(word) for word in truth])
+    probabilities = recognizer.probabilities(scores)
+    confidence, predicted = probabilities.max(-1)
+    matrix = torch.bincount(labels * len(words) + predicted, minlength=len(words) ** 2).double()
+    wrong = torch.nonzero(predicted != labels)[:, 0]
+    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:NUM_MISTAKES].tolist()
+    return Judgement(
+        words=words,
+        matrix=matrix.reshape(len(words), len(words)).numpy(),
+        calibration_error=expected_calibration_error(probabilities, labels),
+        mistakes=[
+            Mistake(clip=clips[i], truth=truth[i], predicted=words[int(predicted[i])], probability=float(confidence[i]))
+            for i in worst
+        ],
+    )
+
+
+def judge_tensors(recognizer: Recognizer, tensors: Tensors, split: str = "test") -> Judgement:
+    """Judges a model on a split of tensors.
+
+    A model of other features hears the recordings of the same clips instead.
+
+    Raises:
+        ValueError: the model has other features, and the recordings are no longer there.
+    """
+    part = tensors.split(split)
+    truth = [tensors.words[label] for label in part.labels.tolist()]
+    if recognizer.features == tensors.features:
+        batches = (part.batch(rows)[0] for rows in torch.split(torch.arange(len(part)), BATCH))
+        scores = score(recognizer, batches)
+    else:
+        recordings = Path(tensors.manifest["recordings"]["path"])
+        if not recordings.is_dir():
+            raise ValueError(f"recordings must exist to judge a model of other features, got {str(recordings)!r}")
+        scores = score(recognizer, read_features(recognizer, [recordings / clip for clip in part.clips]))
+    return judge(recognizer, scores, truth, part.clips)
+
+
+def judge_recordings(recognizer: Recognizer, recordings: Path) -> tuple[Judgement, dict[str, str]]:
+    """Judges a model on a folder of `<word>/*.wav`, as far as it knows the words.
+
+    Returns:
+        The judgement, and the clips that cannot be read with the reasons.
+
+    Raises:
+        ValueError: the folder holds no word that the model knows, or nothing that can be read.
+    """
+    if not recordings.is_dir():
+        raise ValueError(f"recordings must be a folder of <word>/*.wav, got {str(recordings)!r}")
+    folders = sorted(entry.name for entry in recordings.iterdir() if entry.is_dir() and any(entry.glob("*.wav")))
+    known = [name for name in folders if name in recognizer.words]
+    if not known:
+        raise ValueError(
+            f"recordings must hold folders of words that the model knows ({', '.join(recognizer.words)}), got "
+            f"{', '.join(folders) or 'none'} in {recordings}"
+        )
+    unknown = [name for name in folders if name not in known]
+    if unknown:
+        log.info("left out, as the model does not know the words: %s", ", ".join(unknown))
+    clips, unreadable = [], {}
+    waveforms = []
+    found = list_clips(recordings, known)
+    with progress(len(found), "clips", "read") as bar:
+        for clip in found:
+            bar.update()
+            try:
+                waveforms.append(torch.from_numpy(read_clip(recordings / clip, recognizer.features)))
+                clips.append(clip)
+            except (ValueError, OSError) as error:
+                unreadable[clip] = str(error)
+    if not clips:
+        raise ValueError(f"recordings must hold files that can be read, got {len(found)} that cannot in {recordings}")
+    spectrogram = MelSpectrogram(recognizer.features)
+    batches = (spectrogram(torch.stack(waveforms[first : first + BATCH])) for first in range(0, len(clips), BATCH))
+    return judge(recognizer, score(recognizer, batches), [clip.split("/")[0] for clip in clips], clips), unreadable
+
+
+def read_features(recognizer: Recognizer, paths: Sequence[Path]) -> Iterator[Tensor]:
+    """Reads recordings, a batch at a time: float32 [clips, num_mels, num_frames].
+
+    Raises:
+        ValueError: a recording cannot be read; the message names it.
+    """
+    spectrogram = MelSpectrogram(recognizer.features)
+    for first in range(0, len(paths), BATCH):
+        waveforms = []
+        for path in paths[first : first + BATCH]:
+            try:
+                waveforms.append(torch.from_numpy(read_clip(path, recognizer.features)))
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+        yield spectrogram(torch.stack(waveforms))
+
+
+@torch.inference_mode()
+def score(recognizer: Recognizer, batches: Iterator[Tensor]) -> Tensor:
+    """Scores features batch by batch: float32 [clips, words]."""
+    device = recognizer.model.mean.device
+    return torch.cat([recognizer.model(features.to(device)).float().cpu() for features in batches])
+
+
+def evaluate(model: Path, tensors: Path, report: Path) -> Judgement:
+    """Judges a `.pth` on the test split and writes the report, an HTML page that stands alone.
+
+    Args:
+        model: a file of `kws.bundle`.
+        tensors: a folder of `kws.preprocess`.
+        report: the page to write.
+    """
+    from kws.report import write_report
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    recognizer = bundle.load(model, device)
+    opened = Tensors(tensors)
+    judgement = judge_tensors(recognizer, opened)
+    write_report(report, recognizer, judgement, "test split", Path(opened.manifest["recordings"]["path"]))
+    log.info("accuracy %.2f %% on %d test clips", 100 * judgement.accuracy, judgement.num_clips)
+    return judgement
+
+
+def save_confusion(judgement: Judgement, folder: Path) -> tuple[Path, Path]:
+    """Writes confusion.png and confusion.csv into a folder, and returns their paths."""
+    from kws import plots
+
+    picture, table = folder / "confusion.png", folder / "confusion.csv"
+    with files.atomic_write(picture) as file:
+        file.write(plots.png(plots.confusion(judgement.matrix, judgement.words)))
+    with files.atomic_write(table, "w") as file:
+        file.write(judgement.csv())
+    return picture, table

@@ -1,0 +1,221 @@
+"""The recognizer: a Transformer over the frames of a mel spectrogram.
+
+Letters in shapes:
+    N  clips of a batch
+    F  mel bins (128)
+    T  frames (81)
+    L  tokens: T / frames_per_token, rounded up
+    C  channels of a token (width)
+    H  attention heads
+    D  channels of a head, C / H
+    K  words
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kws.config import FeatureConfig, ModelConfig
+
+
+class AudioTransformer(nn.Module):
+    """Features of clips in, a score for every word out.
+
+    features [N, F, T] → normalize → stem → tokens [N, L, C] → + positions → blocks → mean over tokens → scores [N, K]
+
+    The `baseline` preset (no stem, no positions, post-norm, ff 2048, dropout 0.1) computes what
+    `nn.TransformerEncoder` of `nn.TransformerEncoderLayer(128, 4, batch_first=True)` does, and has its weights.
+    """
+
+    def __init__(self, config: ModelConfig, features: FeatureConfig, num_words: int) -> None:
+        super().__init__()
+        self.config = config
+        num_tokens = math.ceil(features.num_frames / config.frames_per_token)
+        self.register_buffer("mean", torch.zeros(features.num_mels))
+        self.register_buffer("std", torch.ones(features.num_mels))
+        self.stem = STEMS[config.stem](config, features)
+        self.positions = nn.Parameter(torch.zeros(num_tokens, config.width)) if config.positions else None
+        drop_path = torch.linspace(0, config.drop_path, config.num_layers).tolist()
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_path)
+        self.norm = nn.LayerNorm(config.width) if config.norm_first else nn.Identity()
+        self.head = nn.Linear(config.width, num_words)
+        if self.positions is not None:
+            nn.init.trunc_normal_(self.positions, std=0.02)
+
+    mean: Tensor
+    std: Tensor
+
+    def set_normalization(self, mean: Tensor, std: Tensor) -> None:
+        """Sets mean and standard deviation of every mel bin, each [F]."""
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scores words.
+
+        Args:
+            features: float [N, F, T] as `kws.features.MelSpectrogram` gives them.
+
+        Returns:
+            float [N, K], logarithms of unnormalized probabilities.
+        """
+        x = (features - self.mean[:, None]) / self.std[:, None]
+        x = self.stem(x)  # [N, L, C]
+        if self.positions is not None:
+            x = x + self.positions
+        for block in self.blocks:
+            x = block(x)
+        scores: Tensor = self.head(self.norm(x).mean(dim=1))
+        return scores
+
+
+class FramesAsTokens(nn.Module):
+    """No stem: a frame of F mel bins is a token of C = F channels."""
+
+    def __init__(self, config: ModelConfig, features: FeatureConfig) -> None:
+        super().__init__()
+        if config.width != features.num_mels:
+            raise ValueError(f"width must equal num_mels ({features.num_mels}) where stem is none, got {config.width}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turns [N, F, T] into [N, T, F]."""
+        return x.transpose(1, 2)
+
+
+class LinearStem(nn.Module):
+    """One projection of `frames_per_token` frames side by side."""
+
+    def __init__(self, config: ModelConfig, features: FeatureConfig) -> None:
+        super().__init__()
+        self.frames = config.frames_per_token
+        self.padding = -features.num_frames % self.frames
+        self.project = nn.Linear(features.num_mels * self.frames, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turns [N, F, T] into [N, L, C]."""
+        x = F.pad(x, (0, self.padding)).transpose(1, 2)
+        tokens: Tensor = self.project(x.reshape(len(x), -1, self.frames * x.size(2)))
+        return tokens
+
+
+class ConvStem(nn.Module):
+    """Two 3 × 3 convolutions over mel bins and frames, then a projection of what is left of the mel axis.
+
+    The mel axis is halved by both, the time axis by the first where a token is two frames or more. A pattern is
+    found whatever its pitch, which matters with few clips.
+    """
+
+    CHANNELS = (16, 32)
+
+    def __init__(self, config: ModelConfig, features: FeatureConfig) -> None:
+        super().__init__()
+        first, second = self.CHANNELS
+        frames = config.frames_per_token
+        self.conv1 = nn.Conv2d(1, first, 3, stride=(2, frames), padding=(1, 1))
+        self.conv2 = nn.Conv2d(first, second, 3, stride=(2, 1), padding=(1, 1))
+        self.project = nn.Linear(second * math.ceil(features.num_mels / 4), config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turns [N, F, T] into [N, L, C]."""
+        x = x[:, None].contiguous(memory_format=torch.channels_last)
+        x = F.gelu(self.conv1(x))
+        x = F.gelu(self.conv2(x))  # [N, channels, F / 4, L]
+        tokens: Tensor = self.project(x.permute(0, 3, 2, 1).flatten(2))
+        return tokens
+
+
+STEMS: dict[str, type[FramesAsTokens] | type[LinearStem] | type[ConvStem]] = {
+    "none": FramesAsTokens,
+    "linear": LinearStem,
+    "conv": ConvStem,
+}
+
+
+class Block(nn.Module):
+    """Attention, optionally a convolution over time, and a feed-forward part, each with a residual."""
+
+    def __init__(self, config: ModelConfig, drop_path: float) -> None:
+        super().__init__()
+        self.norm_first = config.norm_first
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(config.width)
+        self.attention = Attention(config)
+        self.norm2 = nn.LayerNorm(config.width)
+        self.feedforward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.convolution = Convolution(config) if config.conv_kernel else None
+        self.norm3 = nn.LayerNorm(config.width) if config.conv_kernel else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps tokens [N, L, C] to tokens of the same shape."""
+        x = self._residual(x, self.norm1, self.attention)
+        if self.convolution is not None and self.norm3 is not None:
+            x = self._residual(x, self.norm3, self.convolution)
+        return self._residual(x, self.norm2, self.feedforward)
+
+    def _residual(self, x: Tensor, norm: nn.Module, branch: nn.Module) -> Tensor:
+        if not self.norm_first:
+            normed: Tensor = norm(x + self.dropout(branch(x)))
+            return normed
+        y: Tensor = self.dropout(branch(norm(x)))
+        if self.training and self.drop_path > 0:
+            # A clip skips the branch; the others are scaled so that the mean stays.
+            keep = 1 - self.drop_path
+            y = y * y.new_empty(len(y), 1, 1).bernoulli_(keep).div_(keep)
+        return x + y
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; queries, keys and values come from one product."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.dropout = config.dropout
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+        # What nn.MultiheadAttention starts from.
+        nn.init.xavier_uniform_(self.qkv.weight)
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps tokens [N, L, C] to tokens of the same shape."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [N, H, L, D]
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        tokens: Tensor = self.out(x.transpose(1, 2).flatten(2))
+        return tokens
+
+
+class Convolution(nn.Module):
+    """A depthwise convolution over tokens and a pointwise one: what is near in time is heard together."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        kernel = config.conv_kernel
+        self.depthwise = nn.Conv1d(config.width, config.width, kernel, padding=kernel // 2, groups=config.width)
+        self.pointwise = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps tokens [N, L, C] to tokens of the same shape."""
+        x = F.gelu(self.depthwise(x.transpose(1, 2)).transpose(1, 2))
+        tokens: Tensor = self.pointwise(x)
+        return tokens
+
+
+class FeedForward(nn.Module):
+    """Two products with a non-linearity between."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.expand = nn.Linear(config.width, config.feedforward)
+        self.activation = nn.GELU() if config.activation == "gelu" else nn.ReLU()
+        self.dropout = nn.Dropout(config.dropout)
+        self.contract = nn.Linear(config.feedforward, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps tokens [N, L, C] to tokens of the same shape."""
+        tokens: Tensor = self.contract(self.dropout(self.activation(self.expand(x))))
+        return tokens

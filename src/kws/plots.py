@@ -1,0 +1,65 @@
+"""Pictures."""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from torch import Tensor
+
+
+def confusion(matrix: npt.NDArray[np.float64], words: Sequence[str]) -> Figure:
+    """Draws a confusion matrix: a row for each true word, in shares of its clips, with counts where there is room.
+
+    Args:
+        matrix: counts [true words, predicted words].
+        words: names of rows and columns.
+    """
+    size = max(4.5, 0.32 * len(words) + 1.5)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.add_subplot()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in zip(*np.nonzero(matrix), strict=True):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, f"{int(matrix[row, column])}", ha="center", va="center", color=colour, fontsize=7)
+    axes.set_xticks(range(len(words)), words, rotation=90)
+    axes.set_yticks(range(len(words)), words)
+    axes.set_xlabel("predicted word")
+    axes.set_ylabel("true word")
+    return figure
+
+
+def spectrograms(features: Tensor, titles: Sequence[str]) -> Figure:
+    """Draws features [clips, num_mels, num_frames] side by side, low frequencies below."""
+    figure = Figure(figsize=(3 * len(titles), 3), layout="constrained")
+    panels = figure.subplots(1, len(titles), squeeze=False)[0]
+    for axes, values, title in zip(panels, features, titles, strict=True):
+        axes.imshow(values.float(), origin="lower", aspect="auto", cmap="magma")
+        axes.set_title(title)
+        axes.set_xlabel("frame")
+    panels[0].set_ylabel("mel bin")
+    return figure
+
+
+def thumbnail(features: Tensor) -> Figure:
+    """Draws features [num_mels, num_frames] small and without axes."""
+    figure = Figure(figsize=(1.2, 0.6))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    axes.imshow(features.float(), origin="lower", aspect="auto", cmap="magma")
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """Renders a figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Packs bytes of a MIME type into a URI that a page can hold."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

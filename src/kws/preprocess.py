@@ -1,0 +1,320 @@
+"""From a folder of recordings to tensors that training maps into memory."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kws import files, splits
+from kws.audio import read_clip, read_waveform
+from kws.config import BACKGROUND_NOISE, PRESETS, SPLITS, FeatureConfig, parse_words, require
+from kws.progress import progress
+
+log = logging.getLogger(__name__)
+
+CLIPS_PER_TASK = 256
+HELD_OUT_NOISE = 0.2
+"""Share of every noise recording, its end, that training never hears: robustness is judged with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """Rows of one array that one process fills."""
+
+    array: Path
+    first_row: int
+    clips: Sequence[Path]
+    features: FeatureConfig
+    statistics: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Done:
+    first_row: int
+    num_clips: int
+    bad: Mapping[int, str]
+    """Rows that could not be filled, and why."""
+    total: npt.NDArray[np.float64]
+    total_squares: npt.NDArray[np.float64]
+
+
+def preprocess(
+    recordings: Path,
+    data_root: Path,
+    *,
+    words: str = "all",
+    preset: str = "default",
+    split: str = "",
+    max_bad_fraction: float = 0.01,
+    num_processes: int = 0,
+) -> Path:
+    """Computes the features of all recordings of some words, split by split, once.
+
+    The folder holds, for each split, `<split>.features.npy` ([clips, num_mels, num_frames], float16 for log-mel),
+    `<split>.labels.npy` (int64 [clips], indices into the words) and `<split>.clips.json` (clip ids, in the order of the
+    rows); `noise.features.npy` with one-second pieces of the background noises, if there are any; and manifest.json
+    with settings, words, counts, the normalization over the training split, clips left out with the reason, and the
+    fingerprint.
+
+    Args:
+        recordings: a folder of `<word>/*.wav`, with manifest.json as `kws.download` leaves it or without.
+        data_root: gets `tensors/<fingerprint>/`.
+        words: all, auto or a list; see `kws.config.PipelineConfig`.
+        preset: decides the features, and the split where that is empty.
+        split: speaker, random or empty.
+        max_bad_fraction: largest share of clips that may be unreadable.
+        num_processes: processes of one thread each; 0 takes one for every core.
+
+    Returns:
+        The folder, complete.
+
+    Raises:
+        ValueError: words are missing, a split is empty, or too many clips cannot be read.
+    """
+    require(preset in PRESETS, "preset", f"be one of {', '.join(PRESETS)}", preset)
+    features = PRESETS[preset].features
+    split = split or PRESETS[preset].split
+    chosen = _find_words(recordings, words)
+    clips = list_clips(recordings, chosen)
+    divided = splits.by_speaker(clips, recordings) if split == "speaker" else splits.at_random(clips)
+    for name in SPLITS:
+        require(len(divided[name]) > 0, "split", f"leave clips in train, validation and test (of {len(clips)} clips "
+                f"{name} gets none); with few speakers take --split random", split)  # fmt: skip
+
+    source = recordings_fingerprint(recordings, clips)
+    fingerprint = _fingerprint(source, features, split, chosen)
+    folder = data_root / "tensors" / fingerprint
+
+    def build(staging: Path) -> None:
+        manifest: dict[str, Any] = {
+            "schema": 1,
+            "fingerprint": fingerprint,
+            "recordings": {"path": str(recordings), "fingerprint": source},
+            "words": list(chosen),
+            "split": split,
+            "features": dataclasses.asdict(features),
+        }
+        manifest |= _compute(recordings, staging, divided, chosen, features, max_bad_fraction, num_processes)
+        files.write_json(staging / files.MANIFEST, manifest)
+
+    if files.build_folder(folder, build):
+        log.info("preprocessed %d clips of %d words to %s", len(clips), len(chosen), folder)
+    else:
+        log.info("%s is complete: nothing to do", folder)
+    return folder
+
+
+def _find_words(recordings: Path, words: str) -> tuple[str, ...]:
+    if not recordings.is_dir():
+        raise ValueError(f"recordings must be a folder of <word>/*.wav, got {str(recordings)!r}")
+    found = tuple(sorted(
+        entry.name for entry in recordings.iterdir()
+        if entry.is_dir() and not entry.name.startswith(("_", ".")) and any(entry.glob("*.wav"))
+    ))  # fmt: skip
+    wanted = parse_words(words)
+    if wanted is None:
+        require(len(found) >= 2, "recordings", "hold at least two folders <word>/*.wav", str(recordings))
+        return found
+    missing = [word for word in wanted if word not in found]
+    if missing:
+        raise ValueError(
+            f"words must be folders with recordings in {recordings}, got none for {', '.join(missing)}; there are "
+            f"{', '.join(found) or 'none'} (--words auto takes what there is)"
+        )
+    return wanted
+
+
+def list_clips(recordings: Path, words: Iterable[str]) -> list[str]:
+    """Returns the clip ids `<word>/<name>.wav` of some words, sorted."""
+    return sorted(
+        f"{word}/{entry.name}" for word in words for entry in os.scandir(recordings / word)
+        if entry.name.endswith(".wav") and entry.is_file()
+    )  # fmt: skip
+
+
+def recordings_fingerprint(recordings: Path, clips: Sequence[str]) -> str:
+    """Returns the digest of the recordings: their manifest's where `kws.download` wrote one, else of every byte."""
+    if files.is_complete(recordings):
+        return str(files.read_json(recordings / files.MANIFEST)["sha256"])
+    digest = hashlib.sha256()
+    noises = [f"{BACKGROUND_NOISE}/{path.name}" for path in sorted((recordings / BACKGROUND_NOISE).glob("*.wav"))]
+    for name in (*clips, *noises, *(name for name in splits.LISTS.values() if (recordings / name).is_file())):
+        digest.update(f"{name}\0{files.sha256_of(recordings / name)}\n".encode())
+    return digest.hexdigest()
+
+
+def _fingerprint(source: str, features: FeatureConfig, split: str, words: Sequence[str]) -> str:
+    from kws.features import VERSION
+
+    settings = {"recordings": source, "features": dataclasses.asdict(features), "split": split, "words": list(words),
+                "version": VERSION}  # fmt: skip
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _compute(
+    recordings: Path,
+    folder: Path,
+    divided: Mapping[str, Sequence[str]],
+    words: Sequence[str],
+    features: FeatureConfig,
+    max_bad_fraction: float,
+    num_processes: int,
+) -> dict[str, Any]:
+    """Fills a folder with arrays and returns what the manifest says of them."""
+    tasks: list[_Task] = []
+    for split, clips in divided.items():
+        array = _array_path(folder, split)
+        _create(array, len(clips), features)
+        for first in range(0, len(clips), CLIPS_PER_TASK):
+            paths = [recordings / clip for clip in clips[first : first + CLIPS_PER_TASK]]
+            tasks.append(
+                _Task(array=array, first_row=first, clips=paths, features=features, statistics=split == "train")
+            )
+
+    num_clips = sum(len(clips) for clips in divided.values())
+    bad: dict[str, dict[int, str]] = {split: {} for split in divided}
+    total = np.zeros(features.num_mels)
+    total_squares = np.zeros(features.num_mels)
+    num_failed = 0
+    with progress(num_clips, "clips", "preprocess") as bar:
+        for task, done in _run(tasks, num_processes):
+            split = task.array.name.split(".")[0]
+            bad[split] |= done.bad
+            total += done.total
+            total_squares += done.total_squares
+            num_failed += len(done.bad)
+            bar.update(done.num_clips)
+
+    reasons = {divided[split][row]: reason for split, rows in bad.items() for row, reason in sorted(rows.items())}
+    for clip, reason in reasons.items():
+        log.warning("%s is left out: %s", clip, reason)
+    if num_failed > max_bad_fraction * num_clips:
+        first_ten = "\n".join(f"  {clip}: {reason}" for clip, reason in list(reasons.items())[:10])
+        raise ValueError(
+            f"at most {max_bad_fraction:.2%} of the clips must be unreadable, got {num_failed} of {num_clips} "
+            f"(--max-bad-fraction allows more, or mend them):\n{first_ten}"
+        )
+
+    counts = {}
+    for split, clips in divided.items():
+        good = [clip for row, clip in enumerate(clips) if row not in bad[split]]
+        require(len(good) > 0, "split", f"leave readable clips in {split}", len(good))
+        if bad[split]:
+            _drop_rows(_array_path(folder, split), sorted(bad[split]))
+        labels = np.array([words.index(clip.split("/")[0]) for clip in good], dtype=np.int64)
+        np.save(folder / f"{split}.labels.npy", labels)
+        files.write_json(folder / f"{split}.clips.json", good)
+        counts[split] = len(good)
+
+    counts["noise"] = _save_noise(recordings / BACKGROUND_NOISE, folder, features)
+    frames = counts["train"] * features.num_frames
+    mean = total / frames
+    deviation = np.sqrt(np.maximum(total_squares / frames - mean**2, 1e-12))
+    if not features.normalize:
+        mean, deviation = np.zeros_like(mean), np.ones_like(deviation)
+    return {"counts": counts, "normalization": {"mean": mean.tolist(), "std": deviation.tolist()}, "left_out": reasons}
+
+
+def _array_path(folder: Path, split: str) -> Path:
+    return folder / f"{split}.features.npy"
+
+
+def _create(path: Path, num_rows: int, features: FeatureConfig) -> None:
+    shape = (num_rows, features.num_mels, features.num_frames)
+    np.lib.format.open_memmap(path, mode="w+", dtype=features.dtype, shape=shape)
+
+
+def _run(tasks: Sequence[_Task], num_processes: int) -> Iterator[tuple[_Task, _Done]]:
+    """Runs tasks over all cores. Two processes of one thread beat one process of two by 1.3 times."""
+    num_processes = min(num_processes or len(os.sched_getaffinity(0)), len(tasks))
+    if num_processes == 1:
+        yield from ((task, _fill(task)) for task in tasks)
+        return
+    # A server that has torch loaded and no threads yet forks workers at once and safely.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kws.features"])
+    with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_worker) as pool:
+        pending = {pool.submit(_fill, task): task for task in tasks}
+        try:
+            for future in as_completed(pending):
+                yield pending[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _fill(task: _Task) -> _Done:
+    """Computes the features of some clips into their rows, a few clips at a time so that they stay in the cache."""
+    import torch
+
+    from kws.features import MelSpectrogram
+
+    spectrogram = MelSpectrogram(task.features)
+    array = np.load(task.array, mmap_mode="r+")
+    bad: dict[int, str] = {}
+    total = np.zeros(task.features.num_mels)
+    total_squares = np.zeros(task.features.num_mels)
+    for first in range(0, len(task.clips), MelSpectrogram.BATCH):
+        paths = task.clips[first : first + MelSpectrogram.BATCH]
+        waveforms = np.zeros((len(paths), task.features.num_samples), dtype=np.float32)
+        readable = np.ones(len(paths), dtype=bool)
+        for index, path in enumerate(paths):
+            try:
+                waveforms[index] = read_clip(path, task.features)
+            except (ValueError, OSError) as error:
+                bad[task.first_row + first + index] = str(error)
+                readable[index] = False
+        values = spectrogram(torch.from_numpy(waveforms)).numpy()
+        row = task.first_row + first
+        array[row : row + len(paths)] = values
+        if task.statistics:
+            total += values[readable].sum(axis=(0, 2), dtype=np.float64)
+            total_squares += np.square(values[readable]).sum(axis=(0, 2), dtype=np.float64)
+    return _Done(first_row=task.first_row, num_clips=len(task.clips), bad=bad, total=total, total_squares=total_squares)
+
+
+def _drop_rows(path: Path, rows: Sequence[int]) -> None:
+    """Rewrites an array without some of its rows."""
+    kept = np.delete(np.load(path), rows, axis=0)
+    np.save(path, kept)
+
+
+def _save_noise(folder: Path, destination: Path, features: FeatureConfig) -> int:
+    """Saves the features of one-second pieces of noise recordings, and returns how many there are."""
+    import torch
+
+    from kws.features import MelSpectrogram
+
+    pieces = [piece for path in sorted(folder.glob("*.wav")) for piece in noise_pieces(path, features, held_out=False)]
+    if not pieces:
+        return 0
+    spectrogram = MelSpectrogram(features)
+    values = np.concatenate([spectrogram(torch.from_numpy(piece[None])).numpy() for piece in pieces])
+    np.save(_array_path(destination, "noise"), values.astype(features.dtype))
+    return len(pieces)
+
+
+def noise_pieces(path: Path, features: FeatureConfig, held_out: bool) -> list[npt.NDArray[np.float32]]:
+    """Cuts a recording of noise into float32 [num_samples] pieces, those for training or those held out."""
+    noise = read_waveform(path, features.sample_rate)
+    border = int(noise.size * (1 - HELD_OUT_NOISE))
+    part = noise[border:] if held_out else noise[:border]
+    return [
+        part[start : start + features.num_samples]
+        for start in range(0, part.size - features.num_samples + 1, features.num_samples)
+    ]

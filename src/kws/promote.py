@@ -1,0 +1,108 @@
+"""Publishing models, and deciding which one is in use.
+
+models/<version>/       model.pth, evaluation.json, report.html, manifest.json (digests; written last)
+models/champion.json    the version in use
+"""
+
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kws import bundle, files
+from kws.config import require
+from kws.evaluate import judge_tensors
+from kws.tensors import Tensors
+
+log = logging.getLogger(__name__)
+
+CHAMPION = "champion.json"
+MODEL = "model.pth"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What became of a model."""
+
+    version: str
+    path: str
+    """The folder models/<version>."""
+    is_champion: bool
+    reason: str
+    accuracy: float
+    champion_accuracy: float | None
+    """Of the champion it met, on the same clips; None where there was none."""
+
+
+def promote(
+    model: Path, tensors: Path, evaluation: Path, report: Path, data_root: Path, min_accuracy: float
+) -> Decision:
+    """Publishes a model as a version, and makes it champion if it is better than the champion there is.
+
+    Args:
+        model: a `.pth`.
+        tensors: the folder whose test split decides.
+        evaluation: JSON of `kws.evaluate.Judgement.summary` on that split.
+        report: the HTML page.
+        data_root: gets `models/<version>/`; the version is the name of the training run.
+        min_accuracy: what a champion must reach, 0 to 1.
+
+    Returns:
+        The decision with its reason; a model that does not become champion is no error.
+    """
+    require(0 <= min_accuracy <= 1, "min_accuracy", "lie in 0 to 1", min_accuracy)
+    recognizer = bundle.load(model)
+    accuracy = float(files.read_json(evaluation)["accuracy"])
+    version = str(recognizer.about.get("run") or files.sha256_of(model)[:12])
+    folder = data_root / "models" / version
+
+    def build(staging: Path) -> None:
+        for source, name in ((model, MODEL), (evaluation, "evaluation.json"), (report, "report.html")):
+            shutil.copyfile(source, staging / name)
+        manifest: dict[str, Any] = {
+            "schema": 1,
+            "version": version,
+            "words": recognizer.words,
+            "accuracy": accuracy,
+            "about": recognizer.about,
+            "files": {path.name: files.sha256_of(path) for path in sorted(staging.iterdir())},
+        }
+        files.write_json(staging / files.MANIFEST, manifest)
+
+    files.build_folder(folder, build)
+    champion_file = data_root / "models" / CHAMPION
+    with files.lock(champion_file):
+        champion = files.read_json(champion_file)["version"] if champion_file.is_file() else None
+        is_champion, reason, other = _decide(version, accuracy, min_accuracy, champion, data_root, tensors)
+        if is_champion and champion != version:
+            when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            files.write_json(champion_file, {"version": version, "accuracy": accuracy, "since": when})
+    decision = Decision(
+        version=version, path=str(folder), is_champion=is_champion, reason=reason, accuracy=accuracy,
+        champion_accuracy=other,
+    )  # fmt: skip
+    log.info("%s: %s", version, reason)
+    return decision
+
+
+def _decide(
+    version: str, accuracy: float, min_accuracy: float, champion: str | None, data_root: Path, tensors: Path
+) -> tuple[bool, str, float | None]:
+    """Returns whether a version is to be champion, why, and the accuracy of the champion it met."""
+    if champion == version:
+        return True, "is the champion already", None
+    if accuracy < min_accuracy:
+        return False, f"not champion: accuracy {accuracy:.2%} is below min_accuracy {min_accuracy:.2%}", None
+    if champion is None:
+        return True, f"champion: accuracy {accuracy:.2%}, and there was none before", None
+    rival = bundle.load(data_root / "models" / champion / MODEL)
+    other = judge_tensors(rival, Tensors(tensors)).accuracy
+    if accuracy > other:
+        return True, f"champion: accuracy {accuracy:.2%} beats {other:.2%} of {champion} on the same clips", other
+    return (
+        False,
+        f"not champion: accuracy {accuracy:.2%} does not beat {other:.2%} of {champion} on the same clips",
+        other,
+    )

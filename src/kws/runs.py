@@ -1,0 +1,198 @@
+"""Folders of training runs, and how a run is started. Needs no torch.
+
+runs/<timestamp>-<run id>/
+    config.json      all settings, and the fingerprint of the tensors
+    checkpoints/     step-<n>.pth, the latest few
+    best.pth         the model of the epoch with the best validation accuracy
+    metrics.jsonl    a line for every epoch
+    events.out.*     TensorBoard
+    manifest.json    written last: the run is complete
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import fcntl
+import logging
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kws import files
+from kws.config import PRESETS, TrainConfig, field_docs, require, train_config
+from kws.launch import TrainJob, job_name, launcher
+
+log = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+BEST = "best.pth"
+METRICS = "metrics.jsonl"
+
+FREE_TO_CHANGE = ("checkpoint_steps", "keep_checkpoints")
+"""Training settings that may differ when a run goes on: they do not touch the result."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of training, those of `python -m kws.trainer`."""
+    parser.add_argument("--tensors", type=Path, required=True, metavar="DIR", help="a folder of kws preprocess")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument(
+        "--runs", type=Path, metavar="DIR",
+        help="gets the folder <timestamp>-<run id>; an unfinished run of the same settings goes on",
+    )  # fmt: skip
+    place.add_argument("--run-folder", type=Path, metavar="DIR", help="the folder of the run itself, for the launcher")
+    parser.add_argument("--run-id", default="", metavar="ID", help="names the run (default: made up)")
+    parser.add_argument("--preset", default="default", choices=sorted(PRESETS), help="the recipe (default: default)")
+    default = PRESETS["default"].train
+    docs = field_docs(TrainConfig)
+    for name in ("epochs", "batch_size", "learning_rate", "seed"):
+        value = getattr(default, name)
+        text = f"{docs[name]} (default: as the preset says; {value} in default)".replace("%", "%%")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=0, metavar=name.upper(), help=text)
+    parser.add_argument("--debug", action="store_true", help=docs["debug"])
+
+
+def describe(tensors: Path, preset: str, train: TrainConfig) -> dict[str, Any]:
+    """Returns all that decides the result of a run, as JSON."""
+    manifest = files.read_json(tensors / files.MANIFEST)
+    return {
+        "preset": preset,
+        "tensors": {"path": str(tensors), "fingerprint": manifest["fingerprint"]},
+        "model": dataclasses.asdict(PRESETS[preset].model),
+        "train": dataclasses.asdict(train),
+    }
+
+
+def differences(config: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
+    """Names the settings in which two descriptions of a run differ, as "train.epochs (30, here 10)"."""
+    found = []
+    for name in sorted(set(config) | set(other)):
+        one, two = config.get(name), other.get(name)
+        if isinstance(one, dict) and isinstance(two, dict):
+            found += differences(one, two, f"{prefix}{name}.")
+        elif _plain(one) != _plain(two) and name not in FREE_TO_CHANGE and f"{prefix}{name}" != "tensors.path":
+            found.append(f"{prefix}{name} ({one}, here {two})")
+    return found
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def find_run(runs: Path, run_id: str) -> Path | None:
+    """Returns the folder of a run, or None."""
+    return next(iter(sorted(runs.glob(f"*-{run_id}"))), None)
+
+
+def find_unfinished(runs: Path, config: dict[str, Any]) -> Path | None:
+    """Returns the latest run of the same settings that was stopped and that no process is at, or None."""
+    for folder in sorted(runs.glob("*-*"), reverse=True):
+        if (folder / CONFIG).is_file() and not files.is_complete(folder):
+            same = not differences(files.read_json(folder / CONFIG), config)
+            if same and not _is_owned(folder):
+                return folder
+    return None
+
+
+def open_run(runs: Path, run_id: str, config: dict[str, Any]) -> Path:
+    """Finds the folder of a run, or makes it.
+
+    Args:
+        runs: the folder of all runs.
+        run_id: names the run; empty goes on with an unfinished one of the same settings, else makes up a name.
+        config: what `describe` gave.
+
+    Raises:
+        ValueError: the run exists with other settings; the message names them.
+    """
+    folder = find_run(runs, run_id) if run_id else find_unfinished(runs, config)
+    if folder is None:
+        folder = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{run_id or uuid.uuid4().hex[:8]}"
+        files.write_json(folder / CONFIG, config)
+        return folder
+    different = differences(files.read_json(folder / CONFIG), config)
+    if different:
+        raise ValueError(
+            f"the settings must equal those of the run {folder.name}, got others for {', '.join(different)}; "
+            "start a new run, or give the settings of the old one"
+        )
+    return folder
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Marks a run as being trained by this process, for as long as the process lives.
+
+    Raises:
+        ValueError: another process is at it.
+    """
+    with (folder / ".owner").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{folder} must be trained by one process, got a second; wait for the first") from error
+        yield
+
+
+def _is_owned(folder: Path) -> bool:
+    try:
+        with owned(folder):
+            return False
+    except ValueError:
+        return True
+
+
+def train(
+    tensors: Path,
+    runs: Path,
+    *,
+    preset: str,
+    run_id: str = "",
+    num_nodes: int = 1,
+    processes_per_node: int = 1,
+    job_manifest: Path | None = None,
+    **overrides: Any,
+) -> Path:
+    """Trains a model: with torchrun on this machine, as a PyTorchJob on a cluster.
+
+    Args:
+        tensors: a folder of `kws.preprocess`.
+        runs: gets the folder `<timestamp>-<run id>/`.
+        preset: names the recipe.
+        run_id: names the run, so that a step that is tried again goes on with it. Empty goes on with an unfinished run
+            of the same settings, or starts a new one.
+        num_nodes: machines.
+        processes_per_node: processes of each.
+        job_manifest: gets the manifest of the PyTorchJob, where there is one.
+        overrides: fields of `kws.config.TrainConfig` that are not as the preset says.
+
+    Returns:
+        The folder of the run, complete.
+
+    Raises:
+        ValueError: a setting is wrong.
+        kws.launch.LaunchError: training failed; the message is the trainer's own.
+    """
+    require(files.is_complete(tensors), "tensors", "be a folder that kws preprocess completed", str(tensors))
+    config = train_config(preset=preset, **overrides)
+    folder = open_run(runs, run_id, describe(tensors, preset, config))
+    if files.is_complete(folder):
+        log.info("%s is complete: nothing to do", folder)
+        return folder
+    arguments = ["--tensors", str(tensors), "--run-folder", str(folder), "--preset", preset]
+    for name, value in overrides.items():
+        if value:
+            flag = f"--{name.replace('_', '-')}"
+            arguments += [flag] if value is True else [flag, str(value)]
+    job = TrainJob(
+        name=job_name(folder.name),
+        arguments=tuple(arguments),
+        num_nodes=num_nodes,
+        processes_per_node=processes_per_node,
+    )
+    launcher().run(job, job_manifest)
+    if not files.is_complete(folder):
+        raise AssertionError(f"training ended well but left no {files.MANIFEST} in {folder}")
+    return folder

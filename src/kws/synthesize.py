@@ -1,0 +1,282 @@
+"""A small spoken corpus without a download: espeak-ng says the words in many synthetic voices.
+
+It is laid out as the published Speech Commands archive is, so that everything that reads one reads the other. A voice
+(accent, variant of the voice box, height) is a speaker, and a speaker is in one of the three splits only.
+"""
+
+import concurrent.futures
+import contextlib
+import ctypes
+import functools
+import hashlib
+import itertools
+import logging
+import multiprocessing
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kws import files
+from kws.config import BACKGROUND_NOISE, SPEECH_COMMANDS_WORDS, SynthesizeConfig, parse_words, require
+from kws.progress import progress
+
+log = logging.getLogger(__name__)
+
+ACCENTS = ("en", "en-us", "en-us-nyc", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
+# The variants of espeak-ng that sound like people: no whisper, croak, robot or monster.
+VARIANTS = (
+    "Alex", "Andrea", "Andy", "Annie", "Denis", "Gene", "Lee", "Mario", "Michael", "Mike", "adam", "belinda",
+    "benjamin", "boris", "david", "ed", "edward", "f1", "f2", "f3", "f4", "f5", "grandma", "grandpa", "john", "linda",
+    "m1", "m2", "m3", "m4", "m5", "m6", "m7", "max", "michel", "norbert", "paul", "pedro", "quincy", "rob", "robert",
+    "sandro", "travis", "victor",
+)  # fmt: skip
+PITCHES = (30, 40, 50, 60, 70)
+"""Heights of a voice on espeak-ng's scale of 0 to 99, where 50 is as the variant has it."""
+
+SAMPLE_RATE = 16_000
+ENGINE_RATE = 22_050
+"""Samples per second of what espeak-ng gives."""
+
+LONGEST = int(0.95 * ENGINE_RATE)
+"""Samples that a word may take, so that it fits into its second."""
+
+NUM_PROCESSES = 2
+"""A constant and not the number of cores: what the engine says depends on what it said before in its process, so the
+same seed gives the same corpus only if the same process says the same words in the same order."""
+
+VERSION = 1
+"""Counts the changes of what this module writes, so that a corpus of an older one is replaced."""
+
+_SYNCHRONOUS, _RATE, _VOLUME, _PITCH, _RANGE, _UTF8 = 2, 1, 2, 3, 4, 1  # constants of espeak-ng's speak_lib.h
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+class Speaker(NamedTuple):
+    """A synthetic voice."""
+
+    accent: str
+    variant: str
+    pitch: int
+
+    @property
+    def id(self) -> str:
+        """Eight hexadecimal digits, as the file names of Speech Commands have."""
+        return hashlib.sha256(f"{self.accent}+{self.variant}+{self.pitch}".encode()).hexdigest()[:8]
+
+
+class Engine:
+    """espeak-ng, driven through its C library. A process can have one only."""
+
+    def __init__(self) -> None:
+        import espeakng_loader
+
+        self.library = ctypes.CDLL(espeakng_loader.get_library_path())
+        self.pieces: list[NDArray[np.int16]] = []
+        data = espeakng_loader.get_data_path().encode()
+        rate = self.library.espeak_Initialize(_SYNCHRONOUS, 0, data, 0)
+        assert rate == ENGINE_RATE, f"espeak-ng started with {rate} Hz"
+        self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # else the breath of some voices follows the clock
+
+        def receive(samples: Any, num_samples: int, _events: Any) -> int:
+            if num_samples:
+                self.pieces.append(np.ctypeslib.as_array(samples, (num_samples,)).copy())
+            return 0
+
+        self.callback = _CALLBACK(receive)  # kept, as the library calls it again and again
+        self.library.espeak_SetSynthCallback(self.callback)
+
+    def say(self, word: str, speaker: Speaker, *, rate: int, pitch: int, range_: int) -> NDArray[np.float64]:
+        """Says a word.
+
+        Args:
+            word: what to say.
+            speaker: who says it.
+            rate: words per minute, 80 to 450.
+            pitch: height, 0 to 99.
+            range_: liveliness of the melody, 0 to 99.
+
+        Returns:
+            The sound without silence before and after, in -1 to 1: float64 [samples] at ENGINE_RATE.
+        """
+        self.pieces.clear()
+        voice = f"{speaker.accent}+{speaker.variant}"
+        status = self.library.espeak_SetVoiceByName(voice.encode())
+        assert status == 0, f"espeak-ng has no voice {voice}"
+        for parameter, value in ((_RATE, rate), (_VOLUME, 70), (_PITCH, pitch), (_RANGE, range_)):
+            self.library.espeak_SetParameter(parameter, value, 0)
+        text = word.encode()
+        status = self.library.espeak_Synth(text, ctypes.c_size_t(len(text) + 1), 0, 0, 0, _UTF8, None, None)
+        assert status == 0, f"espeak-ng could not say {word}"
+        sound = np.concatenate([np.zeros(1, np.int16), *self.pieces]) / 32768
+        loud = np.flatnonzero(np.abs(sound) > 0.01 * np.abs(sound).max())
+        require(loud.size > 0, "a word", "be something that English can say", word)
+        return sound[loud[0] : loud[-1] + 1]
+
+
+_engine = functools.cache(Engine)
+
+
+def synthesize(
+    folder: Path,
+    *,
+    words: Sequence[str] = SPEECH_COMMANDS_WORDS,
+    clips_per_word: int = SynthesizeConfig.clips_per_word,
+    seed: int = SynthesizeConfig.seed,
+) -> None:
+    """Writes a corpus of synthetic speech; does nothing where the folder has this very corpus already.
+
+    The folder holds <word>/<speaker>_nohash_<take>.wav (16 kHz, mono, 16-bit, 1 s), validation_list.txt and
+    testing_list.txt (a tenth of the speakers each), recordings of noise, and a manifest.json.
+
+    Args:
+        folder: where to write. What an earlier call with other settings left there is replaced.
+        words: what to say.
+        clips_per_word: recordings of every word, by as many speakers as long as there are enough.
+        seed: draws speakers, splits, speeds, levels and noise.
+
+    Raises:
+        ValueError: a setting is out of range, a word cannot be said within a second, or the folder holds other things.
+    """
+    SynthesizeConfig(clips_per_word=clips_per_word, seed=seed)
+    words = parse_words(",".join(words)) or ()
+    settings = {"version": VERSION, "words": list(words), "clips_per_word": clips_per_word, "seed": seed}
+    folder = folder.absolute()
+    present = files.read_json(folder / files.MANIFEST).get("synthesized") if files.is_complete(folder) else None
+    if present == settings:
+        log.info("%s has the synthetic corpus already", folder)
+        return
+    require(present is not None or not folder.exists() or not any(folder.iterdir()), "folder",
+            "be new, empty or a synthetic corpus (delete it or name another)", str(folder))  # fmt: skip
+    if present is not None:
+        folder.rename(folder.with_name(f".{folder.name}.partial-{os.getpid()}"))  # build_folder deletes it
+    files.build_folder(folder, lambda staging: _build(staging, folder.name, settings))
+    log.info("synthesized %d clips of %d words into %s", clips_per_word * len(words), len(words), folder)
+
+
+def _build(staging: Path, name: str, settings: dict[str, Any]) -> None:
+    words, clips_per_word, seed = settings["words"], settings["clips_per_word"], settings["seed"]
+    random = np.random.default_rng(seed)
+    voices = [Speaker(*voice) for voice in itertools.product(ACCENTS, VARIANTS, PITCHES)]
+    speakers = [voices[i] for i in random.permutation(len(voices))[:clips_per_word]]
+    takes = [len(range(i, clips_per_word, len(speakers))) for i in range(len(speakers))]
+    for word in words:
+        (staging / word).mkdir()
+
+    num_bytes = 0
+    with contextlib.ExitStack() as stack, progress(clips_per_word * len(words), "clips", "synthesize") as bar:
+        pools = [
+            stack.enter_context(
+                concurrent.futures.ProcessPoolExecutor(
+                    1, multiprocessing.get_context("spawn"), initializer=_end_with_parent
+                )
+            )
+            for _ in range(NUM_PROCESSES)
+        ]
+        said = []
+        for i, (speaker, num_takes) in enumerate(zip(speakers, takes, strict=True)):
+            said.append(pools[i % NUM_PROCESSES].submit(_speak, staging, speaker, words, num_takes, [seed, i]))
+        try:
+            for future in concurrent.futures.as_completed(said):
+                sizes = future.result()
+                num_bytes += sum(sizes)
+                bar.update(len(sizes))
+        except BaseException:
+            for future in said:
+                future.cancel()
+            raise
+
+    _write_noises(staging / BACKGROUND_NOISE, random)
+    # The order of the speakers is random, so any tenth of them is.
+    num_held_out = max(1, round(len(speakers) / 10))
+    for i, list_name in enumerate(("testing_list.txt", "validation_list.txt")):
+        chosen = range(i * num_held_out, (i + 1) * num_held_out)
+        lines = sorted(f"{word}/{speakers[k].id}_nohash_{take}.wav"
+                       for k in chosen for word in words for take in range(takes[k]))  # fmt: skip
+        (staging / list_name).write_text("\n".join(lines) + "\n")
+    files.write_json(staging / files.MANIFEST, {
+        "schema": 1, "name": name, "source": "espeak-ng", "num_clips": sum(takes) * len(words), "num_bytes": num_bytes,
+        "num_speakers": len(speakers), "words": dict.fromkeys(sorted(words), sum(takes)), "synthesized": settings,
+    })  # fmt: skip
+
+
+def _end_with_parent() -> None:
+    """Lets a process end when the one that started it was killed, and could not say so."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _speak(folder: Path, speaker: Speaker, words: Sequence[str], num_takes: int, seed: Sequence[int]) -> list[int]:
+    """Lets a speaker say words into files, and returns their sizes in bytes."""
+    import soundfile
+
+    random = np.random.default_rng(seed)
+    sizes = []
+    for word, take in itertools.product(words, range(num_takes)):
+        path = folder / word / f"{speaker.id}_nohash_{take}.wav"
+        soundfile.write(path, _record(word, speaker, random), SAMPLE_RATE, subtype="PCM_16")
+        sizes.append(path.stat().st_size)
+    return sizes
+
+
+def _record(word: str, speaker: Speaker, random: np.random.Generator) -> NDArray[np.float64]:
+    """Returns a second with a word in it, at a random place and level, over faint noise: float64 [SAMPLE_RATE]."""
+    rate, pitch = int(random.integers(110, 190)), speaker.pitch + int(random.integers(-6, 7))
+    range_ = int(random.integers(30, 80))
+    for faster in (rate, 250, 450):
+        sound = _engine().say(word, speaker, rate=faster, pitch=pitch, range_=range_)
+        if len(sound) <= LONGEST:
+            break
+    else:
+        raise ValueError(f"a word must be short enough for one second of speech, got {word!r}: leave it out")
+    second = np.zeros(ENGINE_RATE)
+    start = round((ENGINE_RATE - len(sound)) * random.uniform(0.2, 0.8))
+    second[start : start + len(sound)] = sound
+    # A whole second is resampled exactly by cutting its spectrum at the new Nyquist frequency.
+    spectrum = np.fft.rfft(second)[: SAMPLE_RATE // 2 + 1]
+    clip = np.fft.irfft(spectrum, SAMPLE_RATE) * (SAMPLE_RATE / ENGINE_RATE)
+    clip *= _amplitude(random.uniform(-20, -3)) / np.abs(clip).max()
+    clip += _coloured(random, 1, exponent=random.uniform(0, 1)) * _amplitude(random.uniform(-70, -45))
+    return clip
+
+
+def _amplitude(decibels: float) -> float:
+    """Returns the factor that a level in dB is; 0 dB is full scale."""
+    return float(10 ** (decibels / 20))
+
+
+def _coloured(random: np.random.Generator, seconds: int, exponent: float) -> NDArray[np.float64]:
+    """Returns noise whose power falls with frequency: exponent 0 is white, 1 pink. float64 [samples], mean square 1."""
+    spectrum = np.fft.rfft(random.standard_normal(seconds * SAMPLE_RATE))
+    spectrum *= np.maximum(np.arange(len(spectrum)), 20 * seconds) ** (-exponent / 2)  # flat below 20 Hz
+    noise = np.fft.irfft(spectrum)
+    noise /= np.sqrt(np.mean(noise**2))
+    return noise
+
+
+def _write_noises(folder: Path, random: np.random.Generator, seconds: int = 15) -> None:
+    """Writes what the archive has in _background_noise_: long recordings of noise."""
+    import soundfile
+
+    time = np.arange(seconds * SAMPLE_RATE) / SAMPLE_RATE
+    hum = 0.1 * _coloured(random, seconds, exponent=0.5)
+    for k in range(1, 12):
+        hum += np.sin(2 * np.pi * 50 * k * time + random.uniform(0, 2 * np.pi)) / k
+    folder.mkdir()
+    for name, noise in (
+        ("white_noise", _coloured(random, seconds, exponent=0)),
+        ("pink_noise", _coloured(random, seconds, exponent=1)),
+        ("mains_hum", hum),
+    ):
+        noise = 0.5 * noise / np.abs(noise).max()
+        soundfile.write(folder / f"{name}.wav", noise, SAMPLE_RATE, subtype="PCM_16")

@@ -1,0 +1,181 @@
+import hashlib
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from kws import files
+
+
+def spawn(code: str, *arguments: object) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_line(process: "subprocess.Popen[str]", line: str) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == line
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+def test_atomic_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    files.write_json(path, {"a": 1})
+
+    def fail() -> None:
+        with files.atomic_write(path, "w") as file:
+            file.write("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert files.read_json(path) == {"a": 1}
+    assert names(tmp_path) == ["value.json"]
+
+
+def test_atomic_write_killed_half_way_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "value"
+    path.write_text("old")
+    process = spawn(
+        """
+        import sys, time
+        from pathlib import Path
+        from kws import files
+        with files.atomic_write(Path(sys.argv[1]), "w") as file:
+            file.write("half")
+            file.flush()
+            print("writing", flush=True)
+            time.sleep(60)
+        """,
+        path,
+    )
+    wait_for_line(process, "writing")
+    process.kill()
+    process.communicate()
+    assert path.read_text() == "old"
+
+
+def test_atomic_write_makes_missing_folders_and_a_file_others_may_read(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file"
+    with files.atomic_write(path) as file:
+        file.write(b"bytes")
+    assert path.read_bytes() == b"bytes"
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_file_that_is_no_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text("{half")
+    with pytest.raises(ValueError, match=r"broken.json must be a JSON file, got"):
+        files.read_json(path)
+
+
+def test_folder_is_built_once_and_found_complete_after(tmp_path: Path) -> None:
+    folder = tmp_path / "parent" / "folder"
+
+    def build(staging: Path) -> None:
+        (staging / "content").write_text("whole")
+        files.write_json(staging / files.MANIFEST, {})
+
+    assert not files.is_complete(folder)
+    assert files.build_folder(folder, build) is True
+    assert files.is_complete(folder)
+    assert files.build_folder(folder, build) is False
+    assert (folder / "content").read_text() == "whole"
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_half_a_folder_is_built_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "old").write_text("half")
+    assert files.build_folder(folder, lambda staging: files.write_json(staging / files.MANIFEST, {}))
+    assert names(folder) == [files.MANIFEST]
+
+
+def test_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def build(staging: Path) -> None:
+        (staging / "content").write_text("half")
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        files.build_folder(tmp_path / "folder", build)
+    assert names(tmp_path) == []
+
+
+BUILD = """
+    import sys, time
+    from pathlib import Path
+    from kws import files
+    def build(staging):
+        (staging / "content").write_text("whole")
+        print("building", flush=True)
+        time.sleep(float(sys.argv[2]))
+        files.write_json(staging / files.MANIFEST, {})
+    print(files.build_folder(Path(sys.argv[1]), build), flush=True)
+    """
+
+
+def test_build_that_was_killed_is_cleared_and_started_again(tmp_path: Path) -> None:
+    process = spawn(BUILD, tmp_path / "folder", 60)
+    wait_for_line(process, "building")
+    process.kill()
+    process.communicate()
+    assert len(names(tmp_path)) == 1
+    assert files.build_folder(tmp_path / "folder", lambda staging: files.write_json(staging / files.MANIFEST, {}))
+    assert names(tmp_path) == ["folder"]
+
+
+def test_two_processes_build_a_folder_once(tmp_path: Path) -> None:
+    processes = [spawn(BUILD, tmp_path / "folder", 0.3) for _ in range(2)]
+    outputs = sorted(process.communicate()[0].split() for process in processes)
+    assert outputs == [["False"], ["building", "True"]]
+
+
+def test_lock_of_a_process_that_died_is_free(tmp_path: Path) -> None:
+    code = """
+        import sys, time
+        from pathlib import Path
+        from kws import files
+        with files.lock(Path(sys.argv[1])):
+            print("locked", flush=True)
+            time.sleep(60)
+        """
+    process = spawn(code, tmp_path / "thing")
+    wait_for_line(process, "locked")
+    waiting = spawn(code, tmp_path / "thing")
+    time.sleep(0.3)
+    process.kill()
+    process.communicate()
+    start = time.monotonic()
+    wait_for_line(waiting, "locked")
+    assert time.monotonic() - start < 10
+    waiting.kill()
+    waiting.communicate()
+
+
+def test_sha256_is_that_of_the_content(tmp_path: Path) -> None:
+    content = os.urandom(300_000)
+    (tmp_path / "file").write_bytes(content)
+    assert files.sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_free_bytes_of_a_folder_that_is_not_there_yet_are_those_of_its_disk(tmp_path: Path) -> None:
+    there, not_yet = files.free_bytes(tmp_path), files.free_bytes(tmp_path / "not" / "yet")
+    assert there > 0
+    assert not_yet == pytest.approx(there, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (2_428_923_189, "2.43 GB"), (5e12, "5 TB")]
+)
+def test_bytes_are_written_for_people(num_bytes: float, text: str) -> None:
+    assert files.human_bytes(num_bytes) == text

@@ -1,0 +1,244 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kws.launch import MAX_NAME_LENGTH, LaunchError, TorchrunLauncher, TrainJob, job_name, launcher, threads_per_process
+
+TRAINEE = '''
+"""What torchrun starts here: two real processes, which leave a note of each attempt in a folder."""
+import os, signal, sys, time
+from pathlib import Path
+
+from kws.launch import die_with_parent
+
+what, folder = sys.argv[1], Path(sys.argv[2])
+rank, attempt = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
+
+
+def note(name, *values):
+    staged = folder / f".{name}-{rank}"
+    staged.write_text(" ".join(map(str, values)))
+    staged.rename(folder / f"{name}-{rank}")
+
+
+def stop(signum, frame):
+    note("stopped", signal.Signals(signum).name)
+    sys.exit(128 + signum)
+
+
+def main():
+    if what == "wait":
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        die_with_parent()
+        note("started", os.getpid(), os.getppid())
+        time.sleep(120)
+        return
+    if what == "fail":
+        if rank == "1":
+            raise ValueError("epochs must be positive, got -1")
+        time.sleep(120)
+    import torch
+    from torch import distributed
+
+    distributed.init_process_group("gloo")
+    total = torch.tensor(int(rank) + 1)
+    distributed.all_reduce(total)
+    note(f"attempt{attempt}", total.item(), os.environ["OMP_NUM_THREADS"])
+    distributed.barrier()
+    if attempt == "0":
+        if rank == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(120)
+    distributed.destroy_process_group()
+
+
+if what == "wait":
+    main()
+else:
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    record(main)()
+'''
+
+only_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+
+
+@pytest.fixture
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "trainee.py").write_text(TRAINEE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # what a killed launcher leaves there goes with the test
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    return folder
+
+
+def two_processes(what: str, notes: Path) -> TrainJob:
+    return TrainJob(name="kws-test", arguments=(what, str(notes)), num_nodes=1, processes_per_node=2)
+
+
+def start_waiting(notes: Path) -> tuple["subprocess.Popen[str]", list[int], int]:
+    """Starts a launcher in a process of its own; returns it, the processes that train, and torchrun's."""
+    program = (
+        "import sys; from kws.launch import TorchrunLauncher, TrainJob\n"
+        "job = TrainJob(name='kws-test', arguments=('wait', sys.argv[1]), num_nodes=1, processes_per_node=2)\n"
+        "TorchrunLauncher(module='trainee', max_restarts=0).run(job)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, notes], stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: len(list(notes.glob("started-*"))) == 2)
+    trainers, agents = zip(*((map(int, path.read_text().split())) for path in notes.glob("started-*")), strict=True)
+    assert len(set(agents)) == 1
+    return process, list(trainers), agents[0]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def test_a_process_that_fails_gives_its_own_error_to_the_launcher(notes: Path) -> None:
+    with pytest.raises(LaunchError, match=r"^training failed: ValueError: epochs must be positive, got -1$"):
+        TorchrunLauncher(module="trainee", max_restarts=0).run(two_processes("fail", notes))
+
+
+def test_a_killed_process_is_started_again_and_training_succeeds(notes: Path, tmp_path: Path) -> None:
+    job = two_processes("die", notes)
+    manifest = tmp_path / "manifest.yaml"
+
+    TorchrunLauncher(module="trainee", max_restarts=1).run(job, manifest)
+
+    threads = threads_per_process(job)
+    assert threads == (max(1, len(os.sched_getaffinity(0)) // 2) if sys.platform == "linux" else threads)
+    reached = f"3 {threads}"  # the sum of 1 and 2, from both processes, and the threads of each
+    assert {path.name: path.read_text() for path in notes.iterdir()} == {
+        "attempt0-0": reached,
+        "attempt0-1": reached,
+        "attempt1-0": reached,
+        "attempt1-1": reached,
+    }
+    started = json.loads(manifest.read_text())
+    assert started["command"][-4:] == ["-m", "trainee", "die", str(notes)]
+    assert started["env"]["OMP_NUM_THREADS"] == str(threads)
+
+
+def test_a_launcher_told_to_stop_lets_the_processes_stop_in_order(notes: Path) -> None:
+    process, trainers, agent = start_waiting(notes)
+
+    process.terminate()
+    _, output = process.communicate(timeout=60)
+
+    assert process.returncode == 143
+    assert "stopped by SIGTERM; started again, training goes on from its last checkpoint" in output
+    assert {path.read_text() for path in notes.glob("stopped-*")} == {"SIGTERM"}
+    assert len(list(notes.glob("stopped-*"))) == 2
+    assert not any(map(is_alive, [*trainers, agent]))
+
+
+@only_linux
+def test_a_killed_launcher_leaves_no_process_behind(notes: Path) -> None:
+    process, trainers, agent = start_waiting(notes)
+
+    process.kill()
+    process.communicate()
+
+    wait_until(lambda: not any(map(is_alive, [*trainers, agent])))
+    assert len(list(notes.glob("stopped-*"))) == 2  # in order: with a checkpoint
+
+
+@only_linux
+def test_a_killed_torchrun_leaves_no_process_behind_and_is_reported(notes: Path) -> None:
+    process, trainers, agent = start_waiting(notes)
+
+    os.kill(agent, signal.SIGKILL)
+    _, output = process.communicate(timeout=60)
+
+    assert process.returncode == 1
+    assert "LaunchError: training failed: torchrun was killed by SIGKILL" in output
+    wait_until(lambda: not any(map(is_alive, trainers)))
+
+
+def test_several_nodes_without_a_cluster_are_refused_with_a_remedy() -> None:
+    job = TrainJob(name="kws-test", arguments=(), num_nodes=2, processes_per_node=1)
+    with pytest.raises(ValueError, match="num_nodes must be 1 where there is no cluster, got 2: submit the pipeline"):
+        TorchrunLauncher().run(job)
+
+
+def test_the_name_of_a_job_is_the_same_for_every_attempt_and_fits_kubernetes() -> None:
+    assert job_name("1f3c9b5e-0f53-4e0e-9c38-0d2b6b1f7a11") == "kws-1f3c9b5e-0f53-4e0e-9c38-0d2b6b1f7a11"
+    for run_id in ("2024-05-01T10:00:00_A", "x" * 300, "Ünïcode", "-", "9"):
+        name = job_name(run_id)
+        assert name == job_name(run_id)
+        assert TrainJob(name=name, arguments=(), num_nodes=1, processes_per_node=1).name == name
+        assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
+        assert len(f"{name}-worker-999") <= 63
+
+
+def test_runs_that_differ_only_in_what_a_name_cannot_hold_get_names_that_differ() -> None:
+    assert len({job_name(run_id) for run_id in ("a_b", "a-b", "A-b", "x" * 99 + "1", "x" * 99 + "2")}) == 5
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", "Kws"),
+        ("name", "kws-"),
+        ("name", "a" * (MAX_NAME_LENGTH + 1)),
+        ("num_nodes", 0),
+        ("processes_per_node", 0),
+    ],
+)
+def test_a_job_that_nothing_can_run_is_refused_by_the_name_of_its_field(field: str, value: object) -> None:
+    fields: dict[str, object] = {"name": "kws", "arguments": (), "num_nodes": 1, "processes_per_node": 1}
+    with pytest.raises(ValueError, match=f"{field} must be"):
+        TrainJob(**(fields | {field: value}))  # type: ignore[arg-type]
+
+
+def test_without_a_cluster_torchrun_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.delenv("KWS_LAUNCHER", raising=False)
+    assert isinstance(launcher(), TorchrunLauncher)
+
+
+def test_inside_a_cluster_the_environment_may_still_ask_for_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    monkeypatch.setenv("KWS_LAUNCHER", "torchrun")
+    assert isinstance(launcher(), TorchrunLauncher)
+
+
+def test_inside_a_cluster_a_step_without_settings_is_told_which_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    monkeypatch.delenv("KWS_LAUNCHER", raising=False)
+    monkeypatch.delenv("KWS_PYTORCHJOB", raising=False)
+    with pytest.raises(ValueError, match="KWS_PYTORCHJOB must be a JSON object of the fields of ClusterConfig"):
+        launcher()
+
+
+def test_an_unknown_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KWS_LAUNCHER", "slurm")
+    with pytest.raises(ValueError, match="KWS_LAUNCHER must be torchrun or pytorchjob, got 'slurm'"):
+        launcher()
+
+
+def test_importing_the_launcher_needs_neither_torch_nor_kubernetes() -> None:
+    program = "import sys, kws.launch, kws.pytorchjob; print(*{'torch', 'kubernetes', 'kubeflow'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"

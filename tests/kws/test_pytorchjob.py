@@ -1,0 +1,513 @@
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from kubernetes.client import ApiException, V1OwnerReference
+from urllib3.exceptions import MaxRetryError, ProtocolError, ReadTimeoutError
+
+from kws import pytorchjob
+from kws.launch import LaunchError, TrainJob
+from kws.pytorchjob import ClusterConfig, build_job, to_manifest
+
+SCHEMA = Path(__file__).resolve().parents[3] / "shared" / "schemas" / "kubeflow.org_pytorchjobs.yaml"
+IMAGE = "kws-runtime:0.1.0"
+OWNER = V1OwnerReference(api_version="v1", kind="Pod", name="step-pod", uid="6a1f")
+JOB = TrainJob(name="kws-1f3c", arguments=("--tensors", "/data/tensors/ab"), num_nodes=3, processes_per_node=2)
+
+SETTINGS = {
+    "elastic on CPUs": ClusterConfig(image=IMAGE, namespace="kubeflow"),
+    "fixed on CPUs": ClusterConfig(image=IMAGE, namespace="kubeflow", elastic=False),
+    "elastic on GPUs": ClusterConfig(
+        image=IMAGE,
+        namespace="team",
+        gpus_per_node=2,
+        cpu="7500m",
+        memory="32Gi",
+        shm_size="8Gi",
+        min_nodes=2,
+        node_selector={"accelerator": "a100"},
+        tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        env={"NCCL_DEBUG": "WARN", "OMP_NUM_THREADS": "1"},
+        service_account="trainer",
+        clean_pod_policy="All",
+    ),
+    "fixed on GPUs": ClusterConfig(
+        image=f"{IMAGE}@sha256:{'a' * 64}",
+        namespace="team",
+        gpus_per_node=4,
+        elastic=False,
+        tolerations=[{"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}],
+    ),
+}
+each_setting = pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS.keys())
+
+
+def built(config: ClusterConfig, job: TrainJob = JOB) -> dict[str, Any]:
+    return to_manifest(build_job(job, config, OWNER))  # type: ignore[no-any-return]
+
+
+def templates(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: spec["template"] for name, spec in manifest["spec"]["pytorchReplicaSpecs"].items()}
+
+
+def container(manifest: Mapping[str, Any], replica: str = "Worker") -> dict[str, Any]:
+    (only,) = templates(manifest)[replica]["spec"]["containers"]
+    return dict(only)
+
+
+def unknown_fields(value: Any, schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Gives the paths of what the API server would drop silently, as the schema does not know it."""
+    if schema.get("x-kubernetes-preserve-unknown-fields"):
+        return
+    if isinstance(value, dict):
+        known = schema.get("properties", {})
+        for name, part in value.items():
+            if name in known:
+                yield from unknown_fields(part, known[name], f"{path}.{name}")
+            elif isinstance(schema.get("additionalProperties"), Mapping):
+                yield from unknown_fields(part, schema["additionalProperties"], f"{path}.{name}")
+            elif path != ".metadata":  # the API server knows this one without the schema
+                yield f"{path}.{name}"
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from unknown_fields(part, schema["items"], f"{path}[{index}]")
+
+
+@pytest.fixture(scope="session")
+def crd_schema() -> dict[str, Any]:
+    if not SCHEMA.exists():
+        pytest.skip(f"needs the schema of the training operator, ../shared/schemas/{SCHEMA.name}")
+    (version,) = yaml.safe_load(SCHEMA.read_text())["spec"]["versions"]
+    return dict(version["schema"]["openAPIV3Schema"])
+
+
+@each_setting
+def test_the_operators_schema_accepts_every_field_of_the_job(config: ClusterConfig, crd_schema: dict[str, Any]) -> None:
+    manifest = built(config)
+    jsonschema.validate(manifest, crd_schema, jsonschema.Draft202012Validator)
+    assert list(unknown_fields(manifest, crd_schema)) == []
+
+
+def test_the_check_against_the_schema_finds_what_is_wrong(crd_schema: dict[str, Any]) -> None:
+    manifest = built(SETTINGS["fixed on CPUs"])
+    manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["comand"] = ["python"]
+    assert list(unknown_fields(manifest, crd_schema)) == [
+        ".spec.pytorchReplicaSpecs.Worker.template.spec.containers[0].comand"
+    ]
+    manifest["spec"]["nprocPerNode"] = 2
+    with pytest.raises(jsonschema.ValidationError, match="2 is not of type 'string'"):
+        jsonschema.validate(manifest, crd_schema, jsonschema.Draft202012Validator)
+
+
+@each_setting
+def test_kubernetes_accepts_the_pods_of_the_job(config: ClusterConfig) -> None:
+    for template in templates(built(config)).values():
+        pod = {"apiVersion": "v1", "kind": "Pod", **template}
+        pod["metadata"] = {"name": "kws-1f3c-worker-0", **template["metadata"]}
+        kubernetes_validate.validate(pod, "1.34", strict=True)
+
+
+@each_setting
+def test_the_pods_fit_a_namespace_with_restricted_pod_security(config: ClusterConfig) -> None:
+    for template in templates(built(config)).values():
+        assert template["spec"]["securityContext"]["runAsNonRoot"] is True
+        assert template["spec"]["securityContext"]["runAsUser"] == 1000
+        assert template["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        (only,) = template["spec"]["containers"]
+        assert only["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        }
+        assert template["spec"]["automountServiceAccountToken"] is False
+        kinds = {kind for volume in template["spec"]["volumes"] for kind in volume if kind != "name"}
+        assert kinds == {"persistentVolumeClaim", "emptyDir"}
+        writable = {mount["mountPath"] for mount in only["volumeMounts"]}
+        assert writable == {config.mount_path, "/dev/shm", "/tmp"}
+        assert {"name": "HOME", "value": "/tmp"} in only["env"]
+
+
+def test_an_elastic_job_has_workers_only_that_meet_at_the_first() -> None:
+    manifest = built(SETTINGS["elastic on GPUs"])
+
+    assert {name: spec["replicas"] for name, spec in manifest["spec"]["pytorchReplicaSpecs"].items()} == {"Worker": 3}
+    policy = manifest["spec"]["elasticPolicy"]
+    assert policy["rdzvBackend"] == "c10d"
+    assert (policy["rdzvHost"], policy["rdzvPort"]) == ("kws-1f3c-worker-0", 23456)
+    assert (policy["minReplicas"], policy["maxReplicas"], policy["maxRestarts"]) == (2, 3, 3)
+    assert "nProcPerNode" not in policy  # the webhook forbids it beside nprocPerNode
+    assert manifest["spec"]["nprocPerNode"] == "2"
+
+
+def test_a_fixed_job_has_a_master_and_the_other_workers() -> None:
+    config = SETTINGS["fixed on CPUs"]
+    replicas = built(config)["spec"]["pytorchReplicaSpecs"]
+    assert {name: spec["replicas"] for name, spec in replicas.items()} == {"Master": 1, "Worker": 2}
+    assert "elasticPolicy" not in built(config)["spec"]
+
+    alone = TrainJob(name="kws-1f3c", arguments=(), num_nodes=1, processes_per_node=1)
+    assert set(built(config, alone)["spec"]["pytorchReplicaSpecs"]) == {"Master"}
+
+
+# What the operator sets besides, for node 1 of the 3 of JOB.
+OPERATOR = {
+    "elastic on CPUs": {
+        "PET_RDZV_BACKEND": "c10d",
+        "PET_RDZV_ENDPOINT": "kws-1f3c-worker-0:23456",
+        "PET_RDZV_ID": "kws-1f3c",
+        "PET_RDZV_CONF": "read_timeout=1800,join_timeout=1800",
+        "PET_NNODES": "1:3",
+        "PET_MAX_RESTARTS": "3",
+    },
+    "fixed on CPUs": {
+        "PET_MASTER_ADDR": "kws-1f3c-master-0",
+        "PET_MASTER_PORT": "23456",
+        "PET_NNODES": "3",
+        "PET_NODE_RANK": "1",
+        "PET_NPROC_PER_NODE": "2",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "nodes", "waits"),
+    [
+        ("elastic on CPUs", (1, 3), {"read_timeout": "1800", "join_timeout": "1800"}),
+        ("fixed on CPUs", (3, 3), {"timeout": "1800", "rank": 1}),
+    ],
+)
+def test_torchrun_understands_the_command_and_what_the_operator_adds(
+    name: str, nodes: tuple[int, int], waits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.distributed.run import config_from_args, parse_args
+
+    for variable, value in OPERATOR[name].items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    only = container(built(SETTINGS[name]))
+    assert only["command"][:3] == ["python", "-m", "torch.distributed.run"]
+
+    config, _, arguments = config_from_args(parse_args([*only["command"][3:], *only["args"]]))
+
+    assert (config.min_nodes, config.max_nodes) == nodes
+    assert config.nproc_per_node == 2
+    assert config.rdzv_endpoint == f"kws-1f3c-{'master' if name.startswith('fixed') else 'worker'}-0:23456"
+    assert waits.items() <= config.rdzv_configs.items()
+    assert arguments[-4:] == ["-m", "kws.trainer", "--tensors", "/data/tensors/ab"]
+
+
+def test_a_pod_gets_what_the_settings_say() -> None:
+    config = SETTINGS["elastic on GPUs"]
+    manifest = built(config)
+    only, pod = container(manifest), templates(manifest)["Worker"]["spec"]
+
+    assert only["name"] == "pytorch"
+    assert only["image"] == IMAGE
+    resources = {"cpu": "7500m", "memory": "32Gi", "nvidia.com/gpu": "2"}
+    assert only["resources"] == {"requests": resources, "limits": resources}
+    assert pod["nodeSelector"] == {"accelerator": "a100"}
+    assert pod["tolerations"] == list(config.tolerations)
+    assert pod["serviceAccountName"] == "trainer"
+    environment = {variable["name"]: variable["value"] for variable in only["env"]}
+    assert environment["NCCL_DEBUG"] == "WARN"
+    assert environment["OMP_NUM_THREADS"] == "1"
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes["data"]["persistentVolumeClaim"] == {"claimName": "kws-data"}
+    assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+    annotations = templates(manifest)["Worker"]["metadata"]["annotations"]
+    assert annotations == {"sidecar.istio.io/inject": "false"}
+
+
+def test_the_processes_of_a_pod_share_its_cores() -> None:
+    config = ClusterConfig(image=IMAGE, cpu="7500m")
+    environment = {variable["name"]: variable["value"] for variable in container(built(config))["env"]}
+    assert environment["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_job_ends_by_itself_and_with_the_pod_that_made_it() -> None:
+    manifest = built(SETTINGS["elastic on CPUs"])
+    assert manifest["metadata"]["ownerReferences"] == [
+        {"apiVersion": "v1", "kind": "Pod", "name": "step-pod", "uid": "6a1f"}
+    ]
+    assert manifest["spec"]["runPolicy"] == {
+        "activeDeadlineSeconds": 86_400,
+        "backoffLimit": 10,  # three restarts for each of three pods; the tenth is one too many
+        "cleanPodPolicy": "Running",
+        "ttlSecondsAfterFinished": 86_400,
+    }
+    replicas = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]
+    assert replicas["restartPolicy"] == "OnFailure"
+    assert replicas["template"]["spec"]["terminationGracePeriodSeconds"] >= 40
+
+
+def test_a_job_is_built_the_same_every_time(tmp_path: Path) -> None:
+    config = SETTINGS["elastic on CPUs"]
+    assert built(config) == built(config)
+    pytorchjob.save_manifest(built(config), tmp_path / "manifest.yaml")
+    assert yaml.safe_load((tmp_path / "manifest.yaml").read_text()) == built(config)
+
+
+def test_more_least_nodes_than_nodes_are_refused() -> None:
+    with pytest.raises(ValueError, match=re.escape("min_nodes must be at most num_nodes (3), got 4")):
+        built(ClusterConfig(image=IMAGE, min_nodes=4))
+
+
+def test_more_processes_than_gpus_are_refused() -> None:
+    with pytest.raises(ValueError, match=re.escape("processes_per_node must be at most gpus_per_node (1), a GPU for")):
+        built(ClusterConfig(image=IMAGE, gpus_per_node=1))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("image", "kws-runtime"),
+        ("image", "localhost:5000/kws-runtime"),
+        ("image", "kws-runtime:latest"),
+        ("mount_path", "data"),
+        ("pvc", ""),
+        ("cpu", 2),
+        ("memory", "4 GB"),
+        ("gpus_per_node", "1"),
+        ("gpus_per_node", -1),
+        ("min_nodes", 0),
+        ("elastic", "false"),
+        ("env", {"A": 1}),
+        ("node_selector", ["gpu"]),
+        ("tolerations", [{"kye": "gpu"}]),
+        ("clean_pod_policy", "Never"),
+        ("active_deadline_seconds", 0),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_its_name(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{field} must "):
+        ClusterConfig(**({"image": IMAGE} | {field: value}))
+
+
+def test_settings_go_through_the_environment_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SETTINGS["elastic on GPUs"]
+    for name, value in config.to_environment().items():
+        monkeypatch.setenv(name, value)
+    assert to_manifest(build_job(JOB, ClusterConfig.from_environment())) == to_manifest(build_job(JOB, config))
+
+
+def test_the_namespace_is_the_steps_own_where_none_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "namespace").write_text("team-a\n")
+    monkeypatch.setattr(pytorchjob, "NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.setenv("KWS_PYTORCHJOB", json.dumps({"image": IMAGE}))
+    assert ClusterConfig.from_environment().namespace == "team-a"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pvc": "data"}'])
+def test_an_environment_without_settings_is_refused_with_an_example(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KWS_PYTORCHJOB", text)
+    with pytest.raises(ValueError, match=r'KWS_PYTORCHJOB must be a JSON object .* such as {"image": "kws-runtime'):
+        ClusterConfig.from_environment()
+
+
+def test_an_unknown_setting_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KWS_PYTORCHJOB", json.dumps({"image": IMAGE, "gpu": 1}))
+    with pytest.raises(ValueError, match=r"ClusterConfig must have fields among .*, got 'gpu'"):
+        ClusterConfig.from_environment()
+
+
+def test_the_step_owns_its_job_in_its_own_namespace_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "namespace").write_text("kubeflow")
+    monkeypatch.setattr(pytorchjob, "NAMESPACE_FILE", tmp_path / "namespace")
+    for name in ("KWS_POD_NAME", "KWS_POD_UID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KFP_POD_NAME", "step-of-kfp")
+    monkeypatch.setenv("KFP_POD_UID", "17")
+    owner = pytorchjob.step_owner("kubeflow")
+    assert owner is not None
+    assert (owner.name, owner.uid) == ("step-of-kfp", "17")
+    assert pytorchjob.step_owner("elsewhere") is None
+
+    monkeypatch.setenv("KWS_POD_NAME", "step")
+    monkeypatch.setenv("KWS_POD_UID", "18")
+    owner = pytorchjob.step_owner("kubeflow")
+    assert owner is not None
+    assert (owner.name, owner.uid) == ("step", "18")
+
+
+def submitted(*conditions: tuple[str, str], **metadata: Any) -> dict[str, Any]:
+    """Returns a job as the API gives it, with conditions that are true."""
+    job = built(SETTINGS["elastic on CPUs"])
+    job["metadata"] |= {"uid": "1", **metadata}
+    job["status"] = {
+        "conditions": [
+            {"type": state, "status": "True", "reason": f"PyTorchJob{state}", "message": message}
+            for state, message in conditions
+        ]
+    }
+    return job
+
+
+CREATED = ("Created", "PyTorchJob kws-1f3c is created.")
+FAILED = ("Failed", "Job kws-1f3c has failed because it has reached the specified backoff limit")
+SUCCEEDED = ("Succeeded", "PyTorchJob kubeflow/kws-1f3c successfully completed.")
+
+
+def test_a_job_has_ended_only_when_a_condition_that_holds_says_so() -> None:
+    assert pytorchjob.verdict(built(SETTINGS["elastic on CPUs"])) is None  # not seen by the operator yet
+    running = submitted(CREATED, ("Running", "PyTorchJob kubeflow/kws-1f3c is running."))
+    assert pytorchjob.verdict(running) is None
+    running["status"]["conditions"].append({"type": "Failed", "status": "False"})
+    assert pytorchjob.verdict(running) is None
+    assert pytorchjob.verdict(submitted(CREATED, SUCCEEDED)) == "Succeeded"
+    assert pytorchjob.verdict(submitted(CREATED, FAILED)) == "Failed"
+
+
+@pytest.mark.parametrize(
+    ("existing", "expected"),
+    [
+        (submitted(CREATED), "adopt"),
+        (submitted(CREATED, SUCCEEDED), "adopt"),
+        (submitted(CREATED, FAILED), "replace"),
+        (submitted(CREATED, deletionTimestamp="2024-05-01T10:00:00Z"), "wait"),
+        (submitted(CREATED, FAILED, deletionTimestamp="2024-05-01T10:00:00Z"), "wait"),
+    ],
+    ids=["running", "succeeded", "failed", "running and being deleted", "failed and being deleted"],
+)
+def test_a_job_of_an_earlier_attempt_is_adopted_or_replaced(existing: dict[str, Any], expected: str) -> None:
+    assert pytorchjob.on_conflict(existing, built(SETTINGS["elastic on CPUs"])) == expected
+
+
+def test_a_job_of_someone_else_is_left_alone() -> None:
+    with pytest.raises(LaunchError, match="got a PyTorchJob of someone else; delete it: kubectl -n kubeflow delete"):
+        pytorchjob.on_conflict(submitted(CREATED, labels={}), built(SETTINGS["elastic on CPUs"]))
+
+
+def test_a_job_that_does_something_else_is_not_adopted() -> None:
+    other = TrainJob(name=JOB.name, arguments=("--tensors", "/data/tensors/cd"), num_nodes=3, processes_per_node=2)
+    with pytest.raises(LaunchError, match="must have the settings of this run, got others; delete it"):
+        pytorchjob.on_conflict(submitted(CREATED), built(SETTINGS["elastic on CPUs"], other))
+    failed = submitted(CREATED, FAILED)
+    assert pytorchjob.on_conflict(failed, built(SETTINGS["elastic on CPUs"], other)) == "replace"
+
+
+def pod(name: str, container_status: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
+    if container_status is not None:
+        status["containerStatuses"] = [{"name": "pytorch", **container_status}]
+    return {"metadata": {"name": name, "uid": name}, "status": status}
+
+
+def ended(status: int, time: str, **more: str) -> dict[str, Any]:
+    return {"terminated": {"exitCode": status, "finishedAt": f"2024-05-01T10:00:{time}Z", "reason": "Error", **more}}
+
+
+def test_a_failed_job_speaks_with_its_own_message_and_the_log_of_the_first_pod_to_fail() -> None:
+    pods = [
+        pod("kws-1f3c-worker-0", {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ended(1, "09")}),
+        pod("kws-1f3c-worker-1", {"state": ended(1, "05")}),
+        pod("kws-1f3c-worker-2", {"state": ended(0, "01")}),
+    ]
+    logs = {
+        "kws-1f3c-worker-0": ["RuntimeError: Connection reset by peer"],
+        "kws-1f3c-worker-1": ["epoch 3", "ValueError: loss must be finite, got nan"],
+    }
+    message = pytorchjob.failure_message(submitted(CREATED, FAILED), pods, logs)
+    assert message.splitlines() == [
+        "PyTorchJob kubeflow/kws-1f3c failed: PyTorchJobFailed: Job kws-1f3c has failed because it has reached the "
+        "specified backoff limit; kws-1f3c-worker-1 ended with status 1:",
+        "  epoch 3",
+        "  ValueError: loss must be finite, got nan",
+    ]
+
+
+def test_a_failed_pod_whose_log_was_lost_speaks_through_its_status() -> None:
+    pods = [pod("kws-1f3c-worker-0", {"state": ended(137, "05", reason="OOMKilled", message="epoch 1\nepoch 2")})]
+    message = pytorchjob.failure_message(submitted(CREATED, FAILED), pods, {})
+    assert message.endswith("kws-1f3c-worker-0 ended with status 137, OOMKilled:\n  epoch 1\n  epoch 2")
+
+
+def test_a_job_that_failed_without_ever_running_says_what_it_waited_for() -> None:
+    unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes fit"}
+    message = pytorchjob.failure_message(
+        submitted(CREATED, ("Failed", "active longer than specified deadline")),
+        [pod("kws-1f3c-worker-0", phase="Pending", conditions=[unschedulable])],
+        {},
+    )
+    assert message.endswith("PyTorchJobFailed: active longer than specified deadline; Unschedulable: 0/3 nodes fit")
+
+
+def test_a_pod_says_why_it_waits_and_nothing_while_it_runs() -> None:
+    image = {"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "kws-runtime:0.1.0"'}}
+    assert pytorchjob.waiting_reason(pod("a", {"state": image})) == (
+        'ImagePullBackOff: Back-off pulling image "kws-runtime:0.1.0"'
+    )
+    init = [{"name": "init-pytorch", "state": {"waiting": {"reason": "ErrImagePull"}}}]
+    assert pytorchjob.waiting_reason(pod("a", initContainerStatuses=init)) == "ErrImagePull"
+    assert pytorchjob.waiting_reason(pod("a", {"state": {"running": {"startedAt": "2024-05-01T10:00:00Z"}}})) == ""
+    assert pytorchjob.waiting_reason({"metadata": {"name": "a"}}) == ""
+
+
+def test_nodes_are_counted_from_the_master_or_the_first_worker() -> None:
+    def labels(kind: str, index: int) -> dict[str, str]:
+        return {"training.kubeflow.org/replica-type": kind, "training.kubeflow.org/replica-index": str(index)}
+
+    assert [pytorchjob.node_rank(labels("worker", index), has_master=False) for index in range(2)] == [0, 1]
+    assert pytorchjob.node_rank(labels("master", 0), has_master=True) == 0
+    assert [pytorchjob.node_rank(labels("worker", index), has_master=True) for index in range(2)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ApiException(status=500, reason="Internal Server Error"), True),
+        (ApiException(status=503), True),
+        (ApiException(status=429), True),
+        (ApiException(status=0), True),
+        (MaxRetryError(None, "/", None), True),  # type: ignore[arg-type]
+        (ProtocolError("Connection broken"), True),
+        (ReadTimeoutError(None, "/", "timed out"), True),  # type: ignore[arg-type]
+        (ConnectionResetError(), True),
+        (ApiException(status=403), False),
+        (ApiException(status=404), False),
+        (ApiException(status=409), False),
+        (ApiException(status=422), False),
+        (LaunchError("failed"), False),
+        (ValueError("wrong"), False),
+    ],
+    ids=repr,
+)
+def test_only_an_api_that_is_away_for_a_while_is_asked_again(error: Exception, expected: bool) -> None:
+    assert pytorchjob.is_transient(error) is expected
+
+
+def test_a_refusal_of_the_api_names_the_remedy() -> None:
+    error = ApiException(status=403, reason="Forbidden")
+    error.body = json.dumps({"message": 'pytorchjobs.kubeflow.org is forbidden: User "default" cannot create'})
+    assert str(pytorchjob.explain(error, "kubeflow")) == (
+        'the Kubernetes API must accept the PyTorchJob, got: pytorchjobs.kubeflow.org is forbidden: User "default" '
+        "cannot create; the step's service account must be allowed to create, get, patch and delete pytorchjobs, and "
+        "to list pods and get pods/log, in namespace kubeflow"
+    )
+    missing = ApiException(status=404, reason="Not Found")
+    missing.body = "404 page not found\n"
+    assert "got: Not Found; the training operator must be installed" in str(pytorchjob.explain(missing, "kubeflow"))
+
+
+def test_the_times_of_log_lines_sort_in_order_though_the_kubelet_cuts_zeros() -> None:
+    lines = [
+        "2024-05-01T10:00:00Z a",
+        "2024-05-01T10:00:00.05Z b",
+        "2024-05-01T10:00:00.1Z c  d",
+        "2024-05-01T10:00:00.100000001Z ",
+    ]
+    split = [pytorchjob.split_timestamp(line) for line in lines]
+    assert [when for when, _ in split] == sorted(when for when, _ in split)
+    assert [text for _, text in split] == ["a", "b", "c  d", ""]
+    assert pytorchjob.split_timestamp("no time") == ("", "no time")
+
+
+def test_lines_come_whole_however_the_stream_was_cut() -> None:
+    text = "first\nzweite Zeile: ä\n\nlast".encode()
+    for size in (1, 2, 3, 7, 100):
+        chunks = [text[start : start + size] for start in range(0, len(text), size)]
+        assert list(pytorchjob.split_lines(chunks)) == ["first", "zweite Zeile: ä", "", "last"]
