@@ -47,3 +47,96 @@ test: $(READY) ## every test that is quick, on real parts
 .PHONY: clean
 clean: ## delete what the targets made, but for .venv
 	rm -rf var .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+##@ Cluster (all need Docker; kind-… need kind and kubectl too)
+# Settings of the targets below, as in: make pipeline EPOCHS=5 WORKERS=3 ARGS="--batch-size 64"
+DEVICE = cpu
+TORCH =
+REGISTRY =
+HOST =
+NAMESPACE = kubeflow
+TOKEN_FILE =
+SOURCE =
+WORDS =
+PRESET =
+EPOCHS =
+WORKERS =
+PROCESSES =
+RUN =
+CRON =
+TZ =
+VERSION = champion
+TO = var/models
+ARGS =
+# $(call flag,--name,VALUE): the flag, unless the value is empty.
+flag = $(if $(strip $(2)),$(1) '$(strip $(2))')
+WHERE = $(call flag,--host,$(HOST)) $(call flag,--namespace,$(NAMESPACE)) $(call flag,--token-file,$(TOKEN_FILE))
+IMAGES = $(call flag,--registry,$(REGISTRY)) --device $(DEVICE)
+PARAMETERS = $(call flag,--source,$(SOURCE)) $(call flag,--words,$(WORDS)) $(call flag,--preset,$(PRESET)) \
+  $(call flag,--epochs,$(EPOCHS)) $(call flag,--num-nodes,$(WORKERS)) $(call flag,--processes-per-node,$(PROCESSES)) $(ARGS)
+COMMAND = @$(BIN)/python -m pipeline
+E2E = @$(BIN)/python -m pytest -o addopts= -v --durations=3
+
+.PHONY: preflight images kind-up kind-down kind-load kind-status
+preflight: $(READY) ## tell what this machine lacks for a cluster
+	$(COMMAND) preflight
+
+images: $(READY) ## build the container images: DEVICE=cpu|cuda TORCH=cpu|locked REGISTRY=
+	$(COMMAND) images $(IMAGES) $(call flag,--torch,$(TORCH)) $(if $(REGISTRY),--push) $(ARGS)
+
+kind-up: images ## make a local cluster with Kubeflow (first time 10 to 20 minutes)
+	$(COMMAND) kind-up --device $(DEVICE)
+
+kind-down: $(READY) ## delete the local cluster; its volume stays in var/kind
+	$(COMMAND) kind-down
+
+kind-load: images ## copy images that were built anew into the local cluster
+	$(COMMAND) kind-load --device $(DEVICE)
+
+kind-status: $(READY) ## one table of what is healthy
+	$(COMMAND) kind-status
+
+.PHONY: pipeline runs follow cancel retry
+pipeline: $(READY) ## run the pipeline on a cluster and follow it: EPOCHS= WORKERS= PRESET= WORDS= SOURCE= ARGS=
+	$(COMMAND) submit $(WHERE) $(IMAGES) $(PARAMETERS)
+
+runs: $(READY) ## list the latest runs
+	$(COMMAND) runs $(WHERE)
+
+follow: $(READY) ## show a run until it ends: RUN=
+	$(COMMAND) follow '$(RUN)' $(WHERE)
+
+cancel: $(READY) ## end a run: RUN=
+	$(COMMAND) cancel '$(RUN)' $(WHERE)
+
+retry: $(READY) ## start a failed run again where it failed: RUN=
+	$(COMMAND) retry '$(RUN)' $(WHERE)
+
+.PHONY: schedule schedules unschedule
+schedule: $(READY) ## retrain at fixed times: CRON='0 3 * * 1' TZ=Europe/Berlin
+	$(COMMAND) schedule --cron '$(CRON)' $(call flag,--time-zone,$(TZ)) $(WHERE) $(IMAGES) $(PARAMETERS)
+
+schedules: $(READY) ## list the schedules
+	$(COMMAND) schedules $(WHERE)
+
+unschedule: $(READY) ## delete the schedule
+	$(COMMAND) unschedule $(WHERE)
+
+.PHONY: ui tensorboard pull-model graph e2e-docker e2e-cluster
+ui: $(READY) ## open the UI of Kubeflow Pipelines
+	$(COMMAND) ui $(WHERE)
+
+tensorboard: $(READY) ## open TensorBoard over all runs of the cluster
+	$(COMMAND) tensorboard $(WHERE)
+
+pull-model: $(READY) ## bring a model here, verified: VERSION=champion TO=var/models
+	$(COMMAND) pull --version '$(VERSION)' --to '$(TO)' $(WHERE) $(call flag,--registry,$(REGISTRY))
+
+graph: $(READY) ## draw the compiled pipeline for the documentation
+	$(COMMAND) graph
+
+e2e-docker: images ## the whole pipeline in containers against the same in processes (needs ../shared/data)
+	$(E2E) tests/e2e/test_docker.py
+
+e2e-cluster: $(READY) ## everything on a real cluster: KUBECONFIG=FILE (an hour; makes runs and jobs there)
+	$(E2E) tests/e2e/test_live_cluster.py

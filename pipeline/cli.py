@@ -43,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     demo.add_argument("--folder", type=Path, default=DEMO, metavar="DIR", help="(default: %(default)s)")
     demo.set_defaults(call=_demo)
 
-    # from pipeline.cluster import add_cluster_commands
+    from pipeline.cluster import add_cluster_commands
 
-    # add_cluster_commands(commands)
+    add_cluster_commands(commands)
 
     options = parser.parse_args(argv)
     try:

@@ -1,15 +1,19 @@
 """The compiled pipeline on this machine, in subprocesses or in containers, without a cluster."""
 
+import contextlib
 import dataclasses
+import io
 import logging
 import os
 import re
+import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kws import files
 from kws.config import PipelineConfig, require
@@ -35,7 +39,10 @@ class Step:
 
 
 class _StepTimes(logging.Filter):
-    """Listens to what kfp.local logs of its tasks, and notes when each began and ended."""
+    """Listens to what kfp.local logs of its tasks, and notes when each began and ended.
+
+    A line for each is what people want to read of it; errors pass as they are.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,12 +51,38 @@ class _StepTimes(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = re.sub(r"\x1b\[\d+m", "", record.getMessage())
-        if message.startswith("Executing task"):
+        if found := re.match(r"Executing task '(.+)'", message):
             self.started = time.monotonic()
+            print(f"▶ {found[1]}", flush=True)
         elif found := re.match(r"Task '(.+)' finished with status (\w+)", message):
-            seconds = round(time.monotonic() - self.started, 1)
-            self.steps.append(Step(name=found[1], seconds=seconds, succeeded=found[2] == "SUCCESS"))
-        return True
+            step = Step(
+                name=found[1], seconds=round(time.monotonic() - self.started, 1), succeeded=found[2] == "SUCCESS"
+            )
+            self.steps.append(step)
+            print(f"{'✔' if step.succeeded else '✘'} {step.name} in {step.seconds:.1f} s", flush=True)
+        return record.levelno >= logging.ERROR and "finished with status" not in message
+
+
+class _WithoutExecutorInput(io.TextIOBase):
+    """Standard output without what the KFP executor prints of itself, a page for every step."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.in_dump = False
+
+    def write(self, text: str) -> int:
+        line = text.strip("\n")
+        if "[KFP Executor " in line:
+            self.in_dump = line.endswith("Got executor_input:")
+        elif self.in_dump:
+            self.in_dump = line != "}"
+        elif line.strip("- ") and "Wrote executor output file to" not in line:
+            self.stream.write(f"{line}\n")
+            self.stream.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
 
 
 def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
@@ -92,9 +125,13 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
             # kfp.local leaves a folder of every task in TMPDIR, which goes with this one.
             tempfile.tempdir = None
             compiled = Path(scratch) / "speech-commands.yaml"
-            compile_to(compiled, one_image=runner == "docker")
+            compile_to(compiled)
+            _adapt(compiled)
             local.init(runner=chosen, pipeline_root=str(outputs), raise_on_error=True)
-            components.load_component_from_file(str(compiled))(**dataclasses.asdict(config))
+            # That placement is for a cluster needs no warning here.
+            with warnings.catch_warnings(), contextlib.redirect_stdout(_WithoutExecutorInput(sys.stdout)):
+                warnings.simplefilter("ignore")
+                components.load_component_from_file(str(compiled))(**dataclasses.asdict(config))
     except RuntimeError as error:
         failed = [step.name for step in times.steps if not step.succeeded] or ["pipeline"]
         raise PipelineFailed(f"{failed[0]} failed; its log is above") from error
@@ -105,27 +142,34 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
     return _summarize(run_outputs, data_root, times.steps)
 
 
-def compile_to(path: Path, *, one_image: bool = False) -> None:
-    """Compiles the pipeline to YAML, byte for byte the same for the same code and environment.
-
-    Args:
-        path: the file.
-        one_image: let the step that launches training run in the image that has torch: where there is no cluster to
-            launch on, it trains by itself.
-    """
-    import warnings
-
+def compile_to(path: Path) -> None:
+    """Compiles the pipeline to YAML, byte for byte the same for the same code and environment."""
     from kfp import compiler
 
-    from components import images
     from pipeline.speech_commands import speech_commands
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         compiler.Compiler().compile(speech_commands, str(path))
-    if one_image:
-        path.write_text(path.read_text().replace(f"image: {images.LAUNCHER}\n", f"image: {images.RUNTIME}\n"))
+
+
+def _adapt(path: Path) -> None:
+    """Takes from a compiled pipeline what is for a cluster only.
+
+    Retries with their waits are for machines that go away. The step that launches training has no cluster to launch
+    on: it trains by itself, in the image that has torch.
+    """
+    import yaml
+
+    from components import images
+
+    pipeline, *platforms = yaml.safe_load_all(path.read_text())
+    for task in pipeline["root"]["dag"]["tasks"].values():
+        task.pop("retryPolicy", None)
+    for executor in pipeline["deploymentSpec"]["executors"].values():
+        executor["container"]["image"] = images.RUNTIME
+    path.write_text(yaml.safe_dump_all([pipeline, *platforms]))
 
 
 class _environment:
@@ -199,7 +243,7 @@ def show(summary: Mapping[str, Any]) -> None:
     facts = Table.grid(padding=(0, 2))
     count = f"{summary['num_test_clips']} clips of {len(summary['words'])} words"
     facts.add_row("accuracy", f"[bold]{summary['accuracy']:.2%}[/] on the test split ({count})")
-    facts.add_row("champion", ("yes: " if summary["is_champion"] else "no: ") + summary["reason"])
+    facts.add_row("champion", f"{'yes' if summary['is_champion'] else 'no'}: {summary['reason']}")
     for name in ("model", "report", "tensorboard"):
         facts.add_row(name, f"[link=file://{summary[name]}]{_short(summary[name])}[/]")
     console.print(facts, soft_wrap=True)

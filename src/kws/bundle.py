@@ -67,7 +67,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> Recognizer:
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises what its unpickler and its zip reader raise
-        raise ValueError(f"model must be a .pth file of kws train, got {str(path)!r}: {error}") from error
+        raise ValueError(
+            f"model must be a .pth file of kws train, got {str(path)!r}, which is damaged or none"
+        ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"model must be of format {FORMAT} (train it again), got {found!r} in {path}")

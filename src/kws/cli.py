@@ -155,7 +155,7 @@ def _add_evaluate(add: Add) -> None:
     command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth file")
     command.add_argument("--recordings", type=Path, required=True, metavar="DIR", help="a folder of <word>/*.wav")
     command.add_argument("--output", type=Path, default=Path("evaluation"), metavar="DIR",
-                         help="gets report.html, confusion.png and .csv, evaluation.json (default: %(default)s)")  # fmt: skip
+                         help="gets report, confusion matrix and figures (default: %(default)s)")  # fmt: skip
     command.add_argument("--json", action="store_true", help="print the figures as JSON instead of a table")
 
 

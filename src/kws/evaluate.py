@@ -143,7 +143,7 @@ def judge_tensors(recognizer: Recognizer, tensors: Tensors, split: str = "test")
     A model of other features hears the recordings of the same clips instead.
 
     Raises:
-        ValueError: the model has other features, and the recordings are no longer there.
+        ValueError: the model has other features, and the recordings are no longer there or readable.
     """
     part = tensors.split(split)
     truth = [tensors.words[label] for label in part.labels.tolist()]
@@ -154,7 +154,10 @@ def judge_tensors(recognizer: Recognizer, tensors: Tensors, split: str = "test")
         recordings = Path(tensors.manifest["recordings"]["path"])
         if not recordings.is_dir():
             raise ValueError(f"recordings must exist to judge a model of other features, got {str(recordings)!r}")
-        scores = score(recognizer, read_features(recognizer, [recordings / clip for clip in part.clips]))
+        unreadable: dict[str, str] = {}
+        scores = score(recognizer, read_features(recognizer, recordings, part.clips, unreadable))
+        for clip, reason in unreadable.items():
+            raise ValueError(f"recordings must be as preprocessing read them, got {recordings / clip}: {reason}")
     return judge(recognizer, scores, truth, part.clips)
 
 
@@ -179,46 +182,49 @@ def judge_recordings(recognizer: Recognizer, recordings: Path) -> tuple[Judgemen
     unknown = [name for name in folders if name not in known]
     if unknown:
         log.info("left out, as the model does not know the words: %s", ", ".join(unknown))
-    clips, unreadable = [], {}
-    waveforms = []
     found = list_clips(recordings, known)
-    with progress(len(found), "clips", "read") as bar:
-        for clip in found:
-            bar.update()
-            try:
-                waveforms.append(torch.from_numpy(read_clip(recordings / clip, recognizer.features)))
-                clips.append(clip)
-            except (ValueError, OSError) as error:
-                unreadable[clip] = str(error)
+    unreadable: dict[str, str] = {}
+    scores = score(recognizer, read_features(recognizer, recordings, found, unreadable))
+    clips = [clip for clip in found if clip not in unreadable]
     if not clips:
         raise ValueError(f"recordings must hold files that can be read, got {len(found)} that cannot in {recordings}")
-    spectrogram = MelSpectrogram(recognizer.features)
-    batches = (spectrogram(torch.stack(waveforms[first : first + BATCH])) for first in range(0, len(clips), BATCH))
-    return judge(recognizer, score(recognizer, batches), [clip.split("/")[0] for clip in clips], clips), unreadable
+    return judge(recognizer, scores, [clip.split("/")[0] for clip in clips], clips), unreadable
 
 
-def read_features(recognizer: Recognizer, paths: Sequence[Path]) -> Iterator[Tensor]:
-    """Reads recordings, a batch at a time: float32 [clips, num_mels, num_frames].
+def read_features(
+    recognizer: Recognizer, recordings: Path, clips: Sequence[str], unreadable: dict[str, str]
+) -> Iterator[Tensor]:
+    """Reads recordings, a batch at a time.
 
-    Raises:
-        ValueError: a recording cannot be read; the message names it.
+    Args:
+        recognizer: decides the features.
+        recordings: the folder of the words.
+        clips: clip ids.
+        unreadable: gets the clips that cannot be read, which are left out, with the reasons.
+
+    Yields:
+        float32 [clips, num_mels, num_frames].
     """
     spectrogram = MelSpectrogram(recognizer.features)
-    for first in range(0, len(paths), BATCH):
-        waveforms = []
-        for path in paths[first : first + BATCH]:
-            try:
-                waveforms.append(torch.from_numpy(read_clip(path, recognizer.features)))
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
-        yield spectrogram(torch.stack(waveforms))
+    with progress(len(clips), "clips", "read") as bar:
+        for first in range(0, len(clips), BATCH):
+            waveforms = []
+            for clip in clips[first : first + BATCH]:
+                try:
+                    waveforms.append(torch.from_numpy(read_clip(recordings / clip, recognizer.features)))
+                except (ValueError, OSError) as error:
+                    unreadable[clip] = str(error)
+                bar.update()
+            if waveforms:
+                yield spectrogram(torch.stack(waveforms))
 
 
 @torch.inference_mode()
 def score(recognizer: Recognizer, batches: Iterator[Tensor]) -> Tensor:
     """Scores features batch by batch: float32 [clips, words]."""
     device = recognizer.model.mean.device
-    return torch.cat([recognizer.model(features.to(device)).float().cpu() for features in batches])
+    none = torch.empty(0, len(recognizer.words))
+    return torch.cat([none, *(recognizer.model(features.to(device)).float().cpu() for features in batches)])
 
 
 def evaluate(model: Path, tensors: Path, report: Path) -> Judgement:

@@ -134,7 +134,7 @@ class TorchrunLauncher:
     def run(self, job: TrainJob, manifest_path: Path | None = None) -> None:
         """Runs torchrun and waits for its end; see `Launcher.run`.
 
-        Output appears as it comes. SIGTERM and SIGINT are passed on, and torchrun passes them on to the training
+        Output appears as it comes. SIGTERM and SIGINT reach torchrun, and from there, both as SIGTERM, the training
         processes, which have 30 s to write a checkpoint. Should this process be killed, the kernel tells torchrun.
         """
         if job.num_nodes > 1:
@@ -186,7 +186,9 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def _run_group(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Runs a command in a process group of its own, passing on SIGTERM and SIGINT, and returns its exit status.
+    """Runs a command in a process group of its own and returns its exit status.
+
+    SIGTERM is passed on, and SIGINT as SIGTERM: Ctrl-C too is to end training in order, with a checkpoint.
 
     Raises:
         SystemExit: a signal came; raised after the command has ended.
@@ -197,7 +199,7 @@ def _run_group(command: Sequence[str], environment: Mapping[str, str]) -> int:
     def pass_on(signum: int, frame: FrameType | None) -> None:
         received.append(signum)
         if process is not None:
-            _signal_group(process, signum)
+            _signal_group(process, signal.SIGTERM)
 
     parent = os.getpid()
     with _handlers(pass_on):
@@ -207,8 +209,8 @@ def _run_group(command: Sequence[str], environment: Mapping[str, str]) -> int:
             preexec_fn=lambda: die_with_parent(parent),
         )  # fmt: skip
         try:
-            for signum in received:  # came before there was a process
-                _signal_group(process, signum)
+            if received:  # before there was a process
+                _signal_group(process, signal.SIGTERM)
             status = process.wait()
         finally:
             if process.poll() is None:

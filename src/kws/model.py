@@ -184,7 +184,13 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps tokens [N, L, C] to tokens of the same shape."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [N, H, L, D]
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        if x.device.type == "cpu":
+            # For so few tokens the plain products are faster than the fused kernel, 2 to 10 times with its gradient.
+            weights = (q * q.size(-1) ** -0.5 @ k.transpose(-1, -2)).softmax(-1)  # [N, H, L, L]
+            x = F.dropout(weights, dropout) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         tokens: Tensor = self.out(x.transpose(1, 2).flatten(2))
         return tokens
 
@@ -194,14 +200,15 @@ class Convolution(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        kernel = config.conv_kernel
-        self.depthwise = nn.Conv1d(config.width, config.width, kernel, padding=kernel // 2, groups=config.width)
+        kernel, width = config.conv_kernel, config.width
+        # Two-dimensional over an axis of one, as its gradient is twice as fast on the CPU as that of Conv1d.
+        self.depthwise = nn.Conv2d(width, width, (1, kernel), padding=(0, kernel // 2), groups=width)
         self.pointwise = nn.Linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps tokens [N, L, C] to tokens of the same shape."""
-        x = F.gelu(self.depthwise(x.transpose(1, 2)).transpose(1, 2))
-        tokens: Tensor = self.pointwise(x)
+        x = self.depthwise(x.transpose(1, 2)[:, :, None])[:, :, 0].transpose(1, 2)
+        tokens: Tensor = self.pointwise(F.gelu(x))
         return tokens
 
 

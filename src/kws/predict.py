@@ -43,5 +43,5 @@ def predict(recognizer: Recognizer, path: Path, top: int = 1) -> list[Prediction
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:
-    """Returns files as they are, and for each folder the WAV files in it, sorted."""
-    return [file for path in paths for file in (sorted(path.rglob("*.wav")) if path.is_dir() else [path])]
+    """Returns files as they are, and for each folder the WAV files in it, sorted (itself, where it has none)."""
+    return [file for path in paths for file in sorted(path.rglob("*.wav")) or [path]]

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from kws import files, splits
 from kws.audio import read_clip, read_waveform
 from kws.config import BACKGROUND_NOISE, PRESETS, SPLITS, FeatureConfig, parse_words, require
+from kws.processes import end_with_parent, num_cores
 from kws.progress import progress
 
 log = logging.getLogger(__name__)
@@ -84,12 +85,15 @@ def preprocess(
     require(preset in PRESETS, "preset", f"be one of {', '.join(PRESETS)}", preset)
     features = PRESETS[preset].features
     split = split or PRESETS[preset].split
+    require(split in ("speaker", "random"), "split", "be speaker or random", split)
+    require(0 <= max_bad_fraction <= 1, "max_bad_fraction", "lie in 0 to 1", max_bad_fraction)
     chosen = _find_words(recordings, words)
     clips = list_clips(recordings, chosen)
     divided = splits.by_speaker(clips, recordings) if split == "speaker" else splits.at_random(clips)
+    remedy = "with few speakers take --split random" if split == "speaker" else "it takes 26 clips"
     for name in SPLITS:
-        require(len(divided[name]) > 0, "split", f"leave clips in train, validation and test (of {len(clips)} clips "
-                f"{name} gets none); with few speakers take --split random", split)  # fmt: skip
+        require(len(divided[name]) > 0, "split", "leave clips in train, validation and test "
+                f"({name} gets none of {len(clips)}; {remedy})", split)  # fmt: skip
 
     source = recordings_fingerprint(recordings, clips)
     fingerprint = _fingerprint(source, features, split, chosen)
@@ -110,6 +114,7 @@ def preprocess(
     if files.build_folder(folder, build):
         log.info("preprocessed %d clips of %d words to %s", len(clips), len(chosen), folder)
     else:
+        _check_left_out(files.read_json(folder / files.MANIFEST)["left_out"], len(clips), max_bad_fraction)
         log.info("%s is complete: nothing to do", folder)
     return folder
 
@@ -144,8 +149,8 @@ def list_clips(recordings: Path, words: Iterable[str]) -> list[str]:
 
 def recordings_fingerprint(recordings: Path, clips: Sequence[str]) -> str:
     """Returns the digest of the recordings: their manifest's where `kws.download` wrote one, else of every byte."""
-    if files.is_complete(recordings):
-        return str(files.read_json(recordings / files.MANIFEST)["sha256"])
+    if files.is_complete(recordings) and "sha256" in (manifest := files.read_json(recordings / files.MANIFEST)):
+        return str(manifest["sha256"])
     digest = hashlib.sha256()
     noises = [f"{BACKGROUND_NOISE}/{path.name}" for path in sorted((recordings / BACKGROUND_NOISE).glob("*.wav"))]
     for name in (*clips, *noises, *(name for name in splits.LISTS.values() if (recordings / name).is_file())):
@@ -185,25 +190,18 @@ def _compute(
     bad: dict[str, dict[int, str]] = {split: {} for split in divided}
     total = np.zeros(features.num_mels)
     total_squares = np.zeros(features.num_mels)
-    num_failed = 0
     with progress(num_clips, "clips", "preprocess") as bar:
         for task, done in _run(tasks, num_processes):
             split = task.array.name.split(".")[0]
             bad[split] |= done.bad
             total += done.total
             total_squares += done.total_squares
-            num_failed += len(done.bad)
             bar.update(done.num_clips)
 
     reasons = {divided[split][row]: reason for split, rows in bad.items() for row, reason in sorted(rows.items())}
     for clip, reason in reasons.items():
         log.warning("%s is left out: %s", clip, reason)
-    if num_failed > max_bad_fraction * num_clips:
-        first_ten = "\n".join(f"  {clip}: {reason}" for clip, reason in list(reasons.items())[:10])
-        raise ValueError(
-            f"at most {max_bad_fraction:.2%} of the clips must be unreadable, got {num_failed} of {num_clips} "
-            f"(--max-bad-fraction allows more, or mend them):\n{first_ten}"
-        )
+    _check_left_out(reasons, num_clips, max_bad_fraction)
 
     counts = {}
     for split, clips in divided.items():
@@ -216,13 +214,27 @@ def _compute(
         files.write_json(folder / f"{split}.clips.json", good)
         counts[split] = len(good)
 
-    counts["noise"] = _save_noise(recordings / BACKGROUND_NOISE, folder, features)
+    counts["noise"], noise_reasons = _save_noise(recordings / BACKGROUND_NOISE, folder, features)
     frames = counts["train"] * features.num_frames
     mean = total / frames
     deviation = np.sqrt(np.maximum(total_squares / frames - mean**2, 1e-12))
     if not features.normalize:
         mean, deviation = np.zeros_like(mean), np.ones_like(deviation)
-    return {"counts": counts, "normalization": {"mean": mean.tolist(), "std": deviation.tolist()}, "left_out": reasons}
+    return {
+        "counts": counts,
+        "normalization": {"mean": mean.tolist(), "std": deviation.tolist()},
+        "left_out": reasons | noise_reasons,
+    }
+
+
+def _check_left_out(reasons: Mapping[str, str], num_clips: int, max_bad_fraction: float) -> None:
+    reasons = {clip: reason for clip, reason in reasons.items() if not clip.startswith(BACKGROUND_NOISE)}
+    if len(reasons) > max_bad_fraction * num_clips:
+        first_ten = "\n".join(f"  {clip}: {reason}" for clip, reason in list(reasons.items())[:10])
+        raise ValueError(
+            f"at most {max_bad_fraction:.2%} of the clips must be unreadable, got {len(reasons)} of {num_clips} "
+            f"(--max-bad-fraction allows more, or mend them):\n{first_ten}"
+        )
 
 
 def _array_path(folder: Path, split: str) -> Path:
@@ -236,7 +248,7 @@ def _create(path: Path, num_rows: int, features: FeatureConfig) -> None:
 
 def _run(tasks: Sequence[_Task], num_processes: int) -> Iterator[tuple[_Task, _Done]]:
     """Runs tasks over all cores. Two processes of one thread beat one process of two by 1.3 times."""
-    num_processes = min(num_processes or len(os.sched_getaffinity(0)), len(tasks))
+    num_processes = min(num_processes or num_cores(), len(tasks))
     if num_processes == 1:
         yield from ((task, _fill(task)) for task in tasks)
         return
@@ -255,6 +267,7 @@ def _run(tasks: Sequence[_Task], num_processes: int) -> Iterator[tuple[_Task, _D
 def _start_worker() -> None:
     import torch
 
+    end_with_parent()
     torch.set_num_threads(1)
 
 
@@ -294,19 +307,30 @@ def _drop_rows(path: Path, rows: Sequence[int]) -> None:
     np.save(path, kept)
 
 
-def _save_noise(folder: Path, destination: Path, features: FeatureConfig) -> int:
-    """Saves the features of one-second pieces of noise recordings, and returns how many there are."""
+def _save_noise(folder: Path, destination: Path, features: FeatureConfig) -> tuple[int, dict[str, str]]:
+    """Saves the features of one-second pieces of noise recordings.
+
+    Returns:
+        How many pieces there are, and the recordings that cannot be read with the reasons.
+    """
     import torch
 
     from kws.features import MelSpectrogram
 
-    pieces = [piece for path in sorted(folder.glob("*.wav")) for piece in noise_pieces(path, features, held_out=False)]
+    pieces: list[npt.NDArray[np.float32]] = []
+    reasons: dict[str, str] = {}
+    for path in sorted(folder.glob("*.wav")):
+        try:
+            pieces += noise_pieces(path, features, held_out=False)
+        except (ValueError, OSError) as error:
+            reasons[f"{BACKGROUND_NOISE}/{path.name}"] = str(error)
+            log.warning("%s/%s is left out: %s", BACKGROUND_NOISE, path.name, error)
     if not pieces:
-        return 0
+        return 0, reasons
     spectrogram = MelSpectrogram(features)
     values = np.concatenate([spectrogram(torch.from_numpy(piece[None])).numpy() for piece in pieces])
     np.save(_array_path(destination, "noise"), values.astype(features.dtype))
-    return len(pieces)
+    return len(pieces), reasons
 
 
 def noise_pieces(path: Path, features: FeatureConfig, held_out: bool) -> list[npt.NDArray[np.float32]]:

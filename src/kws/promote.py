@@ -83,7 +83,7 @@ def promote(
         version=version, path=str(folder), is_champion=is_champion, reason=reason, accuracy=accuracy,
         champion_accuracy=other,
     )  # fmt: skip
-    log.info("%s: %s", version, reason)
+    log.info("%s is %schampion: %s", version, "" if is_champion else "not ", reason)
     return decision
 
 
@@ -92,17 +92,13 @@ def _decide(
 ) -> tuple[bool, str, float | None]:
     """Returns whether a version is to be champion, why, and the accuracy of the champion it met."""
     if champion == version:
-        return True, "is the champion already", None
+        return True, "it was before", None
     if accuracy < min_accuracy:
-        return False, f"not champion: accuracy {accuracy:.2%} is below min_accuracy {min_accuracy:.2%}", None
+        return False, f"accuracy {accuracy:.2%} is below min_accuracy {min_accuracy:.2%}", None
     if champion is None:
-        return True, f"champion: accuracy {accuracy:.2%}, and there was none before", None
+        return True, f"accuracy {accuracy:.2%}, and there was none before", None
     rival = bundle.load(data_root / "models" / champion / MODEL)
     other = judge_tensors(rival, Tensors(tensors)).accuracy
     if accuracy > other:
-        return True, f"champion: accuracy {accuracy:.2%} beats {other:.2%} of {champion} on the same clips", other
-    return (
-        False,
-        f"not champion: accuracy {accuracy:.2%} does not beat {other:.2%} of {champion} on the same clips",
-        other,
-    )
+        return True, f"accuracy {accuracy:.2%} beats {other:.2%} of {champion} on the same clips", other
+    return (False, f"accuracy {accuracy:.2%} does not beat {other:.2%} of {champion} on the same clips", other)

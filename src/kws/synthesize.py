@@ -13,7 +13,6 @@ import itertools
 import logging
 import multiprocessing
 import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from kws import files
 from kws.config import BACKGROUND_NOISE, SPEECH_COMMANDS_WORDS, SynthesizeConfig, parse_words, require
+from kws.processes import end_with_parent
 from kws.progress import progress
 
 log = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ def _build(staging: Path, name: str, settings: dict[str, Any]) -> None:
         pools = [
             stack.enter_context(
                 concurrent.futures.ProcessPoolExecutor(
-                    1, multiprocessing.get_context("spawn"), initializer=_end_with_parent
+                    1, multiprocessing.get_context("spawn"), initializer=end_with_parent
                 )
             )
             for _ in range(NUM_PROCESSES)
@@ -202,18 +202,6 @@ def _build(staging: Path, name: str, settings: dict[str, Any]) -> None:
         "schema": 1, "name": name, "source": "espeak-ng", "num_clips": sum(takes) * len(words), "num_bytes": num_bytes,
         "num_speakers": len(speakers), "words": dict.fromkeys(sorted(words), sum(takes)), "synthesized": settings,
     })  # fmt: skip
-
-
-def _end_with_parent() -> None:
-    """Lets a process end when the one that started it was killed, and could not say so."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _speak(folder: Path, speaker: Speaker, words: Sequence[str], num_takes: int, seed: Sequence[int]) -> list[int]:

@@ -31,6 +31,7 @@ from kws import bundle, files, runs
 from kws.augment import Augment, mix
 from kws.calibration import fit_temperature
 from kws.config import PRESETS, TrainConfig, train_config
+from kws.launch import die_with_parent
 from kws.model import AudioTransformer
 from kws.progress import progress
 from kws.tensors import Split, Tensors
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 256
 STOPPED = 143
-"""Exit status after SIGTERM, once the checkpoint is written: 128 + 15, which a PyTorchJob starts again."""
+"""Exit status after SIGTERM, once the checkpoint is written: 128 + 15. Not 0, so whoever started it starts it again."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,7 +185,8 @@ class Trainer:
                 row = self._end_epoch(rate, board)
                 if bar is not None:
                     bar.update(max(0, self.position.epoch * self.num_clips - bar.n))
-                    bar.set_postfix(loss=f"{row['train_loss']:.3f}", accuracy=f"{row['validation_accuracy']:.3f}")
+                    epoch = f"epoch {self.position.epoch}/{self.epochs}: loss {row['train_loss']:.3f}, validation"
+                    bar.write(f"{epoch} accuracy {row['validation_accuracy']:.2%}", file=sys.stderr)
         if self.world.leads:
             self._finish()
 
@@ -529,6 +531,8 @@ def _catch_sigterm(trainer: Trainer) -> Iterator[None]:
 @record
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs training from the command line, and exits with 143 where SIGTERM stopped it."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()  # or a killed torchrun would leave its processes training
     parser = argparse.ArgumentParser(prog="kws.trainer", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     runs.add_arguments(parser)

@@ -37,15 +37,12 @@ def stop(signum, frame):
 def main():
     if what == "wait":
         signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
         die_with_parent()
         note("started", os.getpid(), os.getppid())
         time.sleep(120)
         return
     if what == "fail":
-        if rank == "1":
-            raise ValueError("epochs must be positive, got -1")
-        time.sleep(120)
+        raise ValueError("epochs must be positive, got -1")
     import torch
     from torch import distributed
 
@@ -83,10 +80,6 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def two_processes(what: str, notes: Path) -> TrainJob:
-    return TrainJob(name="kws-test", arguments=(what, str(notes)), num_nodes=1, processes_per_node=2)
-
-
 def start_waiting(notes: Path) -> tuple["subprocess.Popen[str]", list[int], int]:
     """Starts a launcher in a process of its own; returns it, the processes that train, and torchrun's."""
     program = (
@@ -117,12 +110,13 @@ def is_alive(pid: int) -> bool:
 
 
 def test_a_process_that_fails_gives_its_own_error_to_the_launcher(notes: Path) -> None:
+    job = TrainJob(name="kws-test", arguments=("fail", str(notes)), num_nodes=1, processes_per_node=1)
     with pytest.raises(LaunchError, match=r"^training failed: ValueError: epochs must be positive, got -1$"):
-        TorchrunLauncher(module="trainee", max_restarts=0).run(two_processes("fail", notes))
+        TorchrunLauncher(module="trainee", max_restarts=0).run(job)
 
 
 def test_a_killed_process_is_started_again_and_training_succeeds(notes: Path, tmp_path: Path) -> None:
-    job = two_processes("die", notes)
+    job = TrainJob(name="kws-test", arguments=("die", str(notes)), num_nodes=1, processes_per_node=2)
     manifest = tmp_path / "manifest.yaml"
 
     TorchrunLauncher(module="trainee", max_restarts=1).run(job, manifest)
@@ -141,14 +135,15 @@ def test_a_killed_process_is_started_again_and_training_succeeds(notes: Path, tm
     assert started["env"]["OMP_NUM_THREADS"] == str(threads)
 
 
-def test_a_launcher_told_to_stop_lets_the_processes_stop_in_order(notes: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_launcher_told_to_stop_lets_the_processes_stop_in_order(notes: Path, signum: signal.Signals) -> None:
     process, trainers, agent = start_waiting(notes)
 
-    process.terminate()
+    process.send_signal(signum)
     _, output = process.communicate(timeout=60)
 
-    assert process.returncode == 143
-    assert "stopped by SIGTERM; started again, training goes on from its last checkpoint" in output
+    assert process.returncode == 128 + signum
+    assert f"stopped by {signum.name}; started again, training goes on from its last checkpoint" in output
     assert {path.read_text() for path in notes.glob("stopped-*")} == {"SIGTERM"}
     assert len(list(notes.glob("stopped-*"))) == 2
     assert not any(map(is_alive, [*trainers, agent]))

@@ -1,0 +1,92 @@
+"""Draws the compiled pipeline: its steps, what flows between them, and where each runs."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kws.pytorchjob import SETTINGS
+from pipeline.local import compile_to
+from pipeline.runs import steps_of_package
+
+WIDTH, HEIGHT, GAP = 2.5, 1.7, 1.1
+"""Of a box, and between two boxes, in inches."""
+
+
+def edges_of(spec: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
+    """Returns the artifacts that flow from one step to another, by the pair of steps."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, task in spec["root"]["dag"]["tasks"].items():
+        for artifact in task["inputs"].get("artifacts", {}).values():
+            source = artifact["taskOutputArtifact"]
+            found.setdefault((source["producerTask"], name), []).append(source["outputArtifactKey"])
+    return found
+
+
+def labels_of(spec: dict[str, Any], platform: dict[str, Any], step: str) -> list[str]:
+    """Returns what to write into the box of a step: image, resources, volume, the pods that it starts."""
+    executor = spec["components"][spec["root"]["dag"]["tasks"][step]["componentRef"]["name"]]["executorLabel"]
+    container = spec["deploymentSpec"]["executors"][executor]["container"]
+    resources = container["resources"]
+    mounts = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].get(executor, {}).get("pvcMount", [])
+    pods = [json.loads(each["value"]) for each in container.get("env", []) if each["name"] == SETTINGS]
+    return [
+        container["image"].rpartition("/")[2].partition(":")[0],
+        f"{resources['resourceCpuRequest']} to {resources['resourceCpuLimit']} CPU",
+        f"{resources['resourceMemoryRequest']} to {resources['resourceMemoryLimit']}",
+        *(f"{mount['mountPath']} on {mount['constant']}" for mount in mounts),
+        *(f"starts pods of {pod['cpu']} CPU, {pod['memory']}" for pod in pods),
+    ]
+
+
+def draw(output: Path) -> None:
+    """Compiles the pipeline and draws it.
+
+    Args:
+        output: the picture; its suffix says whether SVG or PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with tempfile.TemporaryDirectory() as scratch:
+        package = Path(scratch) / "pipeline.yaml"
+        compile_to(package)
+        spec, platform = yaml.safe_load_all(package.read_text())
+        steps = steps_of_package(package)
+
+    place = {step: index * (WIDTH + GAP) for index, step in enumerate(steps)}
+    # The same picture, byte for byte, for the same pipeline.
+    with pyplot.rc_context({"svg.hashsalt": "kws", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        width = place[steps[-1]] + WIDTH + 0.4
+        figure, axes = pyplot.subplots(figsize=(width, 3.8))
+        axes.set(xlim=(-0.2, width - 0.2), ylim=(-1.0, 2.8))
+        axes.axis("off")
+        for step, left in place.items():
+            axes.add_patch(pyplot.Rectangle((left, 0), WIDTH, HEIGHT, facecolor="#eef3fb", edgecolor="#30507a"))
+            axes.text(left + WIDTH / 2, HEIGHT - 0.13, step, ha="center", va="top", weight="bold", size=13)
+            text = "\n".join(labels_of(spec, platform, step))
+            axes.text(left + WIDTH / 2, HEIGHT - 0.5, text, ha="center", va="top", size=9, color="#444444")
+        for (source, target), artifacts in edges_of(spec).items():
+            span = steps.index(target) - steps.index(source)
+            far = span > 1
+            # What train gives goes below, so that the arcs do not cross.
+            side = 0 if not far else -1 if source == "train" else 1
+            y = HEIGHT / 2 if not far else (HEIGHT if side > 0 else 0)
+            start = place[source] + (WIDTH if not far else WIDTH * 0.6)
+            end = place[target] + (0 if not far else WIDTH * 0.4)
+            bend = -side * 0.5 * span / (end - start)
+            axes.annotate("", (end, y), (start, y), arrowprops={
+                "arrowstyle": "-|>", "color": "#30507a", "shrinkA": 0, "shrinkB": 0,
+                "connectionstyle": f"arc3,rad={bend}",
+            })  # fmt: skip
+            height = y + (0.1 if not far else side * 0.25 * span)
+            axes.text((start + end) / 2, height, "\n".join(artifacts), ha="center",
+                      va="center" if far else "bottom", size=9,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output, metadata={"Date": None} if output.suffix == ".svg" else None, bbox_inches="tight")
+        pyplot.close(figure)

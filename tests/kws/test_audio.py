@@ -1,0 +1,202 @@
+"""Reading recordings: every kind of WAV there is, and what is none."""
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from kws.audio import fit_length, read_clip, read_waveform, resample
+from kws.config import FeatureConfig
+
+CENTER, START = FeatureConfig(), FeatureConfig(fit="start")
+
+
+def tone(num_samples: int = 1600, rate: int = 16_000, frequency: float = 440) -> "np.ndarray[tuple[int], np.dtype]":
+    return (0.5 * np.sin(2 * np.pi * frequency * np.arange(num_samples) / rate)).astype(np.float32)
+
+
+def wav(samples: bytes, *, rate: int = 16_000, extra: bytes = b"", promised: int | None = None) -> bytes:
+    """A mono 16-bit WAV, with an extra chunk before the data and with any length in its header."""
+    length = len(samples) if promised is None else promised
+    body = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, rate, 2 * rate, 2, 16) + extra
+    body += b"data" + struct.pack("<I", length) + samples
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+@pytest.mark.parametrize(
+    ("subtype", "step"), [("PCM_U8", 2**-7), ("PCM_16", 2**-15), ("PCM_24", 2**-23), ("PCM_32", 2**-23),
+                          ("FLOAT", 1e-9), ("DOUBLE", 1e-7), ("ULAW", 0.02), ("ALAW", 0.02)],
+)  # fmt: skip
+def test_every_sample_width_gives_the_same_waveform(tmp_path: Path, subtype: str, step: float) -> None:
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, tone(), 16_000, subtype=subtype)
+    waveform = read_waveform(path, 16_000)
+    assert waveform.dtype == np.float32
+    np.testing.assert_allclose(waveform, tone(), atol=step)
+
+
+@pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 32_000, 44_100, 48_000, 96_000, 15_999, 22_051])
+def test_every_rate_gives_the_same_tone_of_the_same_length(tmp_path: Path, rate: int) -> None:
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, tone(rate // 2, rate), rate, subtype="FLOAT")
+    waveform = read_waveform(path, 16_000)
+    assert abs(waveform.size - 8000) <= 1
+    inside = slice(400, 7600)  # a filter rings at the borders
+    np.testing.assert_allclose(waveform[inside], tone(8000)[inside], atol=0.05 if rate % 25 else 0.01)
+
+
+@pytest.mark.parametrize("rate", [8000, 44_100])
+def test_usual_rates_are_resampled_as_torchaudio_does(rate: int) -> None:
+    import torch
+    import torchaudio
+
+    noise = np.random.default_rng(0).standard_normal(rate // 4).astype(np.float32)
+    expected = torchaudio.functional.resample(torch.from_numpy(noise), rate, 16_000)
+    np.testing.assert_array_equal(resample(noise, rate, 16_000), expected.numpy())
+
+
+@pytest.mark.parametrize("rate", [1, 999, 1_000_001, 4_000_000_000])
+def test_rate_of_no_recording_is_refused(rate: int) -> None:
+    with pytest.raises(ValueError, match="the rate of the recording must lie in 1 kHz to 1 MHz, got"):
+        resample(tone(), rate, 16_000)
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000])
+def test_channels_are_averaged(tmp_path: Path, rate: int) -> None:
+    path, mono = tmp_path / "clip.wav", tmp_path / "mono.wav"
+    left, right, third = tone(rate // 4, rate, 300), tone(rate // 4, rate, 500), tone(rate // 4, rate, 700)
+    soundfile.write(path, np.stack([left, right, third], axis=1), rate, subtype="FLOAT")
+    soundfile.write(mono, (left + right + third) / 3, rate, subtype="FLOAT")
+    np.testing.assert_allclose(read_waveform(path, 16_000), read_waveform(mono, 16_000), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "case", ["canonical", "extra chunk", "list behind", "odd length", "shorter than promised", "endless", "extensible"]
+)
+def test_header_of_any_form_reads_as_libsndfile_reads_it(tmp_path: Path, case: str) -> None:
+    samples = (tone() * 32767).astype("<i2").tobytes()
+    listed = b"LIST" + struct.pack("<I", 14) + b"INFOINAM" + struct.pack("<I", 2) + b"ab"
+    if case == "extensible":
+        buffer = io.BytesIO()
+        soundfile.write(buffer, tone(), 16_000, format="WAVEX", subtype="PCM_16")
+        content = buffer.getvalue()
+    else:
+        content = {
+            "canonical": wav(samples),
+            "extra chunk": wav(samples, extra=listed),
+            "list behind": wav(samples) + listed,
+            "odd length": wav(samples + b"x"),
+            "shorter than promised": wav(samples[:2000], promised=len(samples)),
+            "endless": wav(samples, promised=0xFFFFFFFF),
+        }[case]
+    path = tmp_path / "clip.wav"
+    path.write_bytes(content)
+    expected, _ = soundfile.read(path, dtype="float32")
+    assert expected.size in (1600, 1000)
+    np.testing.assert_array_equal(read_waveform(path, 16_000), expected)
+
+
+def test_real_clips_read_the_fast_way_as_libsndfile_reads_them(real_corpus: Path) -> None:
+    paths = sorted(real_corpus.glob("[a-z]*/*.wav"))[:60]
+    assert paths
+    for path in paths:
+        expected, rate = soundfile.read(path, dtype="float32")
+        assert rate == 16_000
+        np.testing.assert_array_equal(read_waveform(path, 16_000), expected)
+
+
+def test_flac_is_read_too(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "clip.flac", tone(), 16_000)
+    np.testing.assert_allclose(read_waveform(tmp_path / "clip.flac", 16_000), tone(), atol=2**-15)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "must be a WAV file, got"),
+        (b"<html>not found</html>", "must be a WAV file, got"),
+        (bytes(5000), "must be a WAV file, got"),
+        (wav(b"")[:30], "must be a WAV file, got"),
+        (wav(b""), "must have samples, got none"),
+        (wav(b"", rate=8000), "must have samples, got none"),
+    ],
+)
+def test_file_without_a_recording_is_refused_with_the_reason(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "clip.wav"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_waveform(path, 16_000)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_samples_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    samples = tone()
+    samples[7] = value
+    soundfile.write(tmp_path / "clip.wav", samples, 16_000, subtype="FLOAT")
+    with pytest.raises(ValueError, match="must have finite samples, got NaN or infinity"):
+        read_waveform(tmp_path / "clip.wav", 16_000)
+
+
+def test_missing_file_is_no_bad_recording_but_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_clip(tmp_path / "clip.wav", CENTER)
+
+
+def test_damaged_headers_give_a_waveform_or_a_value_error_and_nothing_else(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    path = tmp_path / "clip.wav"
+    good = wav((tone(400) * 32767).astype("<i2").tobytes(), rate=8000)
+    outcomes = set()
+    for _ in range(150):
+        content = bytearray(good)
+        for place in random.integers(0, 44, size=2):
+            content[place] = random.integers(0, 256)
+        path.write_bytes(content[: random.integers(1, len(content) + 1)])
+        try:
+            outcomes.add(read_clip(path, CENTER).shape)
+        except ValueError:
+            outcomes.add("refused")
+    assert outcomes == {(16_000,), "refused"}
+
+
+def test_short_recording_is_padded_on_both_sides_or_behind() -> None:
+    short = np.ones(9, dtype=np.float32)
+    centred, first = fit_length(short, CENTER), fit_length(short, START)
+    assert centred.size == first.size == 16_000
+    assert np.flatnonzero(centred).tolist() == list(range(7995, 8004))
+    assert np.flatnonzero(first).tolist() == list(range(9))
+
+
+def test_long_recording_keeps_the_loudest_second_or_the_first() -> None:
+    long = np.full(50_000, 0.01, dtype=np.float32)
+    long[30_000:46_000] = 0.5
+    assert (fit_length(long, CENTER) == 0.5).all()
+    np.testing.assert_array_equal(fit_length(long, START), long[:16_000])
+
+
+def test_loudest_second_may_be_the_very_last() -> None:
+    long = np.zeros(16_001, dtype=np.float32)
+    long[-1] = 1
+    assert fit_length(long, CENTER)[-1] == 1
+
+
+@pytest.mark.parametrize("config", [CENTER, START])
+def test_recording_of_the_right_length_stays_as_it_is(config: FeatureConfig) -> None:
+    samples = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    np.testing.assert_array_equal(fit_length(samples, config), samples)
+
+
+def test_real_digits_at_8_khz_become_clips_of_a_second_with_their_word_inside(real_digits: Path) -> None:
+    paths = sorted(real_digits.glob("*/*.wav"))[::100]
+    assert paths
+    for path in paths:
+        info = soundfile.info(path)
+        assert info.samplerate == 8000
+        clip = read_clip(path, CENTER)
+        assert clip.shape == (16_000,)
+        samples, _ = soundfile.read(path)
+        if info.duration <= 1:  # all of its energy: the rate is twice as high
+            assert np.square(clip).sum() == pytest.approx(2 * np.square(samples).sum(), rel=0.02)

@@ -1,0 +1,297 @@
+"""Training: on real clips and real processes, killed and started again."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kws import bundle, files, runs, trainer
+from kws.config import PRESETS, AugmentConfig, ModelConfig, TrainConfig, train_config
+from kws.preprocess import preprocess
+from kws.synthesize import synthesize
+from kws.tensors import Tensors
+from kws.trainer import Trainer, World
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+SMALL = ModelConfig(num_layers=1, num_heads=2, width=32, feedforward=64, frames_per_token=4, stem="linear")
+
+
+@pytest.fixture(scope="session")
+def tensors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tensors of 90 synthetic clips of 3 words."""
+    folder = tmp_path_factory.mktemp("tensors")
+    synthesize(folder / "corpus", words=["yes", "no", "stop"], clips_per_word=30)
+    return preprocess(folder / "corpus", folder, words="auto", num_processes=1)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the default preset's model small, in this process."""
+    preset = dataclasses.replace(PRESETS["default"], model=SMALL)
+    monkeypatch.setattr("kws.config.PRESETS", dict(PRESETS) | {"default": preset})
+    for module in (runs, trainer):
+        monkeypatch.setattr(module, "PRESETS", dict(PRESETS) | {"default": preset})
+
+
+def settings(**changes: Any) -> TrainConfig:
+    quick = {"epochs": 2, "batch_size": 16, "min_clips": 0, "precision": "float32", "ema_decay": 0.9}
+    return dataclasses.replace(PRESETS["default"].train, **(quick | changes))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    content: dict[str, torch.Tensor] = torch.load(run / runs.BEST, weights_only=True)["weights"]
+    return content
+
+
+def assert_same_model(run: Path, other: Path) -> None:
+    one, two = weights(run), weights(other)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert torch.equal(value, two[name]), name
+
+
+def command(tensors: Path, place: str, folder: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "kws.trainer", "--tensors", str(tensors), place, str(folder), *more]
+
+
+@pytest.mark.usefixtures("small")
+def test_one_batch_is_overfitted_to_zero_loss(tensors: Path, tmp_path: Path) -> None:
+    config = settings(augment=AugmentConfig(), label_smoothing=0.0, ema_decay=0.0, learning_rate=5e-3)
+    one = Trainer(tmp_path, Tensors(tensors), "default", config, ALONE)
+    one.epochs = 1000  # keeps the learning rate near its peak
+    batch = torch.arange(0, 60, 8)
+    losses = []
+    for step in range(150):
+        one.position.clips_done = min(step, 40)  # past the warm-up
+        one.position.epoch = 60
+        losses.append(one.step(batch)[0] / len(batch))
+    assert losses[0] > 0.5
+    assert losses[-1] < 1e-3
+
+
+@pytest.mark.usefixtures("small")
+def test_a_run_leaves_model_metrics_events_and_manifest(tensors: Path, tmp_path: Path) -> None:
+    run = trainer.train(tensors, "default", settings(), runs_folder=tmp_path)
+    manifest = files.read_json(run / files.MANIFEST)
+    rows = [json.loads(line) for line in (run / runs.METRICS).read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert manifest["sha256"] == files.sha256_of(run / runs.BEST)
+    assert manifest["validation_accuracy"] == max(row["validation_accuracy"] for row in rows)
+    assert list(run.glob("events.out.tfevents.*"))
+    recognizer = bundle.load(run / runs.BEST)
+    assert recognizer.words == ["no", "stop", "yes"]
+    assert recognizer.about["run"] == run.name
+    assert recognizer.temperature != 1.0
+    opened = Tensors(tensors)
+    assert torch.equal(recognizer.model.mean, opened.mean)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_complete_run_that_is_started_again_does_nothing(tensors: Path, tmp_path: Path) -> None:
+    run = trainer.train(tensors, "default", settings(), runs_folder=tmp_path, run_id="a")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.pth")}
+    assert trainer.train(tensors, "default", settings(), runs_folder=tmp_path, run_id="a") == run
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.pth")}
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("stop_at", [2, 4, 5])
+def test_a_resumed_run_equals_an_uninterrupted_one_exactly(
+    tensors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    config = settings(checkpoint_steps=2, epochs=3)
+    straight = trainer.train(tensors, "default", config, runs_folder=tmp_path / "straight")
+
+    step = Trainer.step
+
+    def interrupted(self: Trainer, indices: torch.Tensor) -> tuple[float, float]:
+        if self.position.step == stop_at:
+            raise KeyboardInterrupt
+        return step(self, indices)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(tensors, "default", config, runs_folder=tmp_path / "cut")
+    monkeypatch.setattr(Trainer, "step", step)
+    resumed = trainer.train(tensors, "default", config, runs_folder=tmp_path / "cut")
+    assert len(list((tmp_path / "cut").iterdir())) == 1, "the unfinished run goes on"
+    assert_same_model(straight, resumed)
+
+    def metrics(run: Path) -> list[dict[str, float]]:
+        rows = [json.loads(line) for line in (run / runs.METRICS).read_text().splitlines()]
+        return [{name: value for name, value in row.items() if name != "clips_per_second"} for row in rows]
+
+    assert metrics(straight) == metrics(resumed)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_number_of_processes_does_not_change_which_clips_make_a_batch(tensors: Path, tmp_path: Path) -> None:
+    seen: dict[int, list[list[int]]] = {}
+    for size in (1, 2):
+        batches: list[list[int]] = [[] for _ in range(4)]
+        for rank in range(size):
+            world = World(rank=rank, size=1, device=torch.device("cpu"))
+            one = Trainer(tmp_path, Tensors(tensors), "default", settings(), world)
+            one.world = World(rank=rank, size=size, device=torch.device("cpu"))
+            one.batch_size = 16 // size
+            taken: list[torch.Tensor] = []
+            one.step = lambda indices, taken=taken: taken.append(indices) or (0.0, 0.0)  # type: ignore
+            list(one._train_epoch())
+            for batch, indices in zip(batches, taken, strict=False):
+                batch += indices.tolist()
+        seen[size] = [sorted(batch) for batch in batches if batch]
+    assert seen[1] == seen[2]
+    assert all(len(batch) == 16 for batch in seen[1])
+
+
+@pytest.mark.usefixtures("small")
+def test_a_run_of_other_settings_is_refused_by_the_name_of_the_setting(tensors: Path, tmp_path: Path) -> None:
+    trainer.train(tensors, "default", settings(), runs_folder=tmp_path, run_id="a")
+    with pytest.raises(ValueError, match=r"train\.epochs \(2, here 3\)"):
+        trainer.train(tensors, "default", settings(epochs=3), runs_folder=tmp_path, run_id="a")
+    changed = settings(checkpoint_steps=7)
+    assert trainer.train(tensors, "default", changed, runs_folder=tmp_path, run_id="a")
+
+
+def test_tensors_of_another_preset_are_refused_with_the_remedy(tensors: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="kws preprocess --preset baseline"):
+        trainer.train(tensors, "baseline", train_config(preset="baseline"), runs_folder=tmp_path)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_loss_that_is_no_number_stops_with_the_clips_of_the_batch(tensors: Path, tmp_path: Path) -> None:
+    one = Trainer(tmp_path, Tensors(tensors), "default", settings(), ALONE)
+    one.train_split.features[3] = torch.nan
+    name = one.train_split.clips[3]
+    with pytest.raises(FloatingPointError, match=f"step 0 of epoch 0.*{name}"):
+        one.step(torch.tensor([1, 3]))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_checkpoint_that_does_not_fit_the_disk_leaves_the_last_one_whole(tensors: Path, tmp_path: Path) -> None:
+    import resource
+
+    one = Trainer(tmp_path, Tensors(tensors), "default", settings(), ALONE)
+    one.save_checkpoint()
+    (first,) = one.checkpoints
+    content = first.read_bytes()
+    one.position.step = 1
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, limits[1]))
+        with pytest.raises((OSError, RuntimeError)):
+            one.save_checkpoint()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert one.checkpoints == [first]
+    assert first.read_bytes() == content
+    assert list(first.parent.iterdir()) == [first], "nothing half written stays"
+
+
+@pytest.mark.usefixtures("small")
+def test_only_the_latest_checkpoints_are_kept(tensors: Path, tmp_path: Path) -> None:
+    run = trainer.train(
+        tensors, "default", settings(checkpoint_steps=1, keep_checkpoints=2, epochs=1), runs_folder=tmp_path
+    )
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
+        f"step-{step:08d}.pth" for step in (3, 4)
+    ]
+
+
+@pytest.mark.usefixtures("small")
+def test_the_averaged_weights_are_what_is_saved(tensors: Path, tmp_path: Path) -> None:
+    plain = trainer.train(tensors, "default", settings(ema_decay=0.0), runs_folder=tmp_path / "plain")
+    averaged = trainer.train(tensors, "default", settings(ema_decay=0.9), runs_folder=tmp_path / "averaged")
+    assert not torch.equal(weights(plain)["head.weight"], weights(averaged)["head.weight"])
+
+
+def test_the_learning_rates_of_both_schedules_are_as_published(tensors: Path, tmp_path: Path) -> None:
+    def rates(config: TrainConfig, world: World) -> list[float]:
+        one = Trainer(tmp_path, Tensors(tensors), "default", config, ALONE)
+        one.world = world
+        one.batch_size = 16 // world.size
+        found = []
+        for epoch in range(one.epochs):
+            one.position.epoch = epoch
+            found.append(one.learning_rate())
+        return found
+
+    two = World(rank=0, size=2, device=torch.device("cpu"))
+    baseline = dataclasses.replace(PRESETS["baseline"].train, epochs=7)
+    np.testing.assert_allclose(rates(baseline, ALONE), [1e-3] * 3 + [9e-4] * 3 + [8.1e-4])
+    np.testing.assert_allclose(rates(baseline, two), np.array([1e-3] * 3 + [9e-4] * 3 + [8.1e-4]) * 2)
+    cosine = settings(epochs=10, warmup=0.2, learning_rate=1e-3, scale_with_processes=False)
+    found = rates(cosine, ALONE)
+    assert found[0] < found[1] < found[2] == pytest.approx(1e-3)
+    assert found[6] == pytest.approx(5e-4)
+    assert found == rates(cosine, two)
+
+
+def test_the_baseline_trains_with_its_own_features(tmp_path: Path) -> None:
+    synthesize(tmp_path / "corpus", words=["yes", "no"], clips_per_word=24)
+    tensors = preprocess(tmp_path / "corpus", tmp_path, words="auto", preset="baseline", num_processes=1)
+    config = train_config(preset="baseline", epochs=1)
+    run = trainer.train(tensors, "baseline", config, runs_folder=tmp_path / "runs")
+    assert bundle.load(run / runs.BEST).features == PRESETS["baseline"].features
+
+
+# Real processes.
+
+
+def test_two_processes_of_torchrun_train_one_model(tensors: Path, tmp_path: Path) -> None:
+    run = runs.train(tensors, tmp_path, preset="default", run_id="two", processes_per_node=2, epochs=1, batch_size=32)
+    assert files.read_json(run / files.MANIFEST)["epochs"] == 1
+    assert run.name.endswith("-two")
+    (row,) = [json.loads(line) for line in (run / runs.METRICS).read_text().splitlines()]
+    assert row["step"] == files.read_json(run / files.MANIFEST)["num_clips"] // 32
+
+
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def test_a_process_killed_at_any_moment_goes_on_and_ends_with_the_same_model(tensors: Path, tmp_path: Path) -> None:
+    more = ("--epochs", "3", "--batch-size", "16")
+    subprocess.run(command(tensors, "--runs", tmp_path / "straight", *more), check=True, capture_output=True)
+    process = subprocess.Popen(command(tensors, "--runs", tmp_path / "killed", *more), stderr=subprocess.DEVNULL)
+    wait_for(lambda: list((tmp_path / "killed").glob("*/checkpoints/step-*.pth")))
+    process.kill()
+    process.wait()
+    (killed,) = (tmp_path / "killed").iterdir()
+    assert not files.is_complete(killed)
+    subprocess.run(command(tensors, "--runs", tmp_path / "killed", *more), check=True, capture_output=True)
+    (straight,) = (tmp_path / "straight").iterdir()
+    assert_same_model(straight, killed)
+
+
+def test_sigterm_writes_a_checkpoint_and_exits_with_a_status_that_restarts(tensors: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(tensors, "--runs", tmp_path, "--epochs", "500", "--batch-size", "16"), stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(lambda: list(tmp_path.glob("*/checkpoints/step-*.pth")))
+        (run,) = tmp_path.iterdir()
+        before = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == trainer.STOPPED
+        assert time.monotonic() - before < 10
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    latest = max((run / "checkpoints").iterdir())
+    assert torch.load(latest, weights_only=True)["position"]["step"] > 0

@@ -1,0 +1,263 @@
+import argparse
+import ast
+import functools
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from kws import pytorchjob, runs
+from kws.launch import TrainJob
+from kws.pytorchjob import ClusterConfig, build_job, to_manifest
+from pipeline import kind, preflight
+from pipeline.placement import PVC
+from pipeline.pull import reader_manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+MANIFESTS = ROOT / "manifests"
+LOCAL = ("overlays/kind", "overlays/storage-class", "overlays/profile", "trainer-v2")
+REMOTE = ("kubeflow-pipelines/cluster-scoped", "kubeflow-pipelines", "training-operator")
+KUBERNETES = "1.34"
+
+each_overlay = pytest.mark.parametrize("overlay", LOCAL)
+
+
+@functools.cache
+def rendered(overlay: str) -> list[dict[str, Any]]:
+    if shutil.which("kubectl") is None:
+        pytest.skip("needs kubectl")
+    done = subprocess.run(["kubectl", "kustomize", MANIFESTS / overlay], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def of_kind(overlay: str, kind_: str) -> dict[str, dict[str, Any]]:
+    return {thing["metadata"]["name"]: thing for thing in rendered(overlay) if thing["kind"] == kind_}
+
+
+def pod_specs(value: Any) -> Iterator[dict[str, Any]]:
+    """Gives every pod spec in an object, in those of custom kinds too."""
+    if isinstance(value, dict):
+        if "containers" in value:
+            yield value
+        for part in value.values():
+            yield from pod_specs(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from pod_specs(part)
+
+
+@each_overlay
+def test_every_object_of_an_overlay_is_valid_kubernetes(overlay: str) -> None:
+    for thing in rendered(overlay):
+        if not thing["apiVersion"].startswith("trainer.kubeflow.org/"):  # not a kind of Kubernetes itself
+            kubernetes_validate.validate(thing, KUBERNETES, strict=True)
+        for spec in pod_specs(thing):
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "lifted"}, "spec": spec}
+            kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+@each_overlay
+def test_every_pod_of_an_overlay_is_bounded_and_restricted(overlay: str) -> None:
+    specs = [spec for thing in rendered(overlay) for spec in pod_specs(thing)]
+    assert specs
+    for spec in [*specs, reader_manifest("r", claim="c", image="i:1", mount_path="/data")["spec"]]:
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] == 1000
+        assert spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+        for container in spec["containers"]:
+            assert set(container["resources"]["requests"]) == set(container["resources"]["limits"]) == {"cpu", "memory"}
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+@each_overlay
+def test_every_image_of_an_overlay_has_a_tag_other_than_latest(overlay: str) -> None:
+    for spec in (spec for thing in rendered(overlay) for spec in pod_specs(thing)):
+        for container in spec["containers"]:
+            assert re.search(r":(?!latest$)[\w.-]+$", container["image"]), container["image"]
+
+
+def test_the_pod_that_copies_models_out_is_valid_kubernetes() -> None:
+    pod = reader_manifest("kws-reader-1", claim="kws-data", image="kws-runtime:1", mount_path="/data")
+    kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("folder", REMOTE)
+def test_remote_bases_are_pinned_to_a_release_and_alone_in_their_kustomization(folder: str) -> None:
+    kustomization = yaml.safe_load((MANIFESTS / folder / "kustomization.yaml").read_text())
+    assert set(kustomization) == {"apiVersion", "kind", "resources"}
+    for resource in kustomization["resources"]:
+        assert re.search(r"^github\.com/kubeflow/.*\?ref=(2\.17\.0|v1\.9\.4)$", resource)
+
+
+@pytest.mark.parametrize("overlay", LOCAL)
+def test_local_overlays_need_no_network(overlay: str) -> None:
+    text = (MANIFESTS / overlay / "kustomization.yaml").read_text()
+    assert not any("://" in entry or entry.startswith("github.com") for entry in yaml.safe_load(text)["resources"])
+
+
+@each_overlay
+def test_roles_name_no_wildcard(overlay: str) -> None:
+    for role in of_kind(overlay, "Role").values():
+        for rule in role["rules"]:
+            assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
+    assert not of_kind(overlay, "ClusterRole")
+
+
+def test_the_role_of_the_launcher_allows_what_it_calls_and_nothing_else() -> None:
+    tree = ast.parse(Path(pytorchjob.__file__).read_text())
+    called = {
+        (node.value.attr, node.attr)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute)
+    }
+    verbs = {"create": "create", "get": "get", "read": "get", "patch": "patch", "delete": "delete", "list": "list"}
+    needed = set()
+    for client, method in called:
+        if client == "jobs" and (found := re.fullmatch(r"(\w+?)_namespaced_custom_object", method)):
+            needed.add(("kubeflow.org", "pytorchjobs", verbs[found[1]]))
+        elif client == "core" and (found := re.fullmatch(r"(\w+?)_namespaced_(pod(?:_log)?)", method)):
+            needed.add(("", {"pod": "pods", "pod_log": "pods/log"}[found[2]], verbs[found[1]]))
+    rules = of_kind("overlays/kind", "Role")["kws-launcher"]["rules"]
+    allowed = {(group, resource, verb) for rule in rules for group in rule["apiGroups"]
+               for resource in rule["resources"] for verb in rule["verbs"]}  # fmt: skip
+    assert needed
+    assert allowed == needed
+
+
+@pytest.mark.parametrize(
+    ("overlay", "account", "namespace"),
+    [
+        ("overlays/kind", "pipeline-runner", "kubeflow"),
+        ("overlays/storage-class", "pipeline-runner", "kubeflow"),
+        ("overlays/profile", "default-editor", "kubeflow-user-example-com"),
+    ],
+)
+def test_the_role_is_bound_to_the_account_of_the_steps(overlay: str, account: str, namespace: str) -> None:
+    binding = of_kind(overlay, "RoleBinding")["kws-launcher"]
+    assert binding["metadata"]["namespace"] == namespace
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": namespace}]
+
+
+@pytest.mark.parametrize("overlay", LOCAL[:3])
+def test_the_claim_is_shared_by_nodes_and_is_what_the_steps_mount(overlay: str) -> None:
+    claim = of_kind(overlay, "PersistentVolumeClaim")[PVC]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert "storageClassName" in claim["spec"]
+    assert ClusterConfig(image="kws-runtime:1").pvc == PVC
+
+
+def test_on_kind_the_volume_is_the_folder_that_every_node_mounts_from_the_host() -> None:
+    cluster = yaml.safe_load((ROOT / "kind-config.yaml").read_text())
+    volume = of_kind("overlays/kind", "PersistentVolume")["kws-data"]
+    claim = of_kind("overlays/kind", "PersistentVolumeClaim")["kws-data"]
+    assert cluster["name"] == kind.CLUSTER
+    assert [node["role"] for node in cluster["nodes"]] == ["control-plane", "worker", "worker"]
+    for node in cluster["nodes"]:
+        (mount,) = node["extraMounts"]
+        assert ROOT / mount["hostPath"] == kind.DATA_ROOT
+        assert mount["containerPath"] == volume["spec"]["hostPath"]["path"]
+    assert claim["spec"]["volumeName"] == "kws-data"
+    assert claim["spec"]["storageClassName"] == volume["spec"]["storageClassName"] == ""
+    assert volume["spec"]["persistentVolumeReclaimPolicy"] == "Retain"
+
+
+def test_on_kind_the_ports_of_the_host_lead_to_services_that_are_let_in() -> None:
+    cluster = yaml.safe_load((ROOT / "kind-config.yaml").read_text())
+    mapped = {each["hostPort"]: each["containerPort"] for each in cluster["nodes"][0]["extraPortMappings"]}
+    ports = {port["nodePort"] for service in of_kind("overlays/kind", "Service").values()
+             for port in service["spec"]["ports"] if "nodePort" in port}  # fmt: skip
+    assert set(mapped) == set(preflight.PORTS)
+    assert set(mapped.values()) == ports
+    assert {f"http://localhost:{port}" for port in mapped} == {kind.UI, kind.TENSORBOARD}
+
+
+def test_on_kind_the_images_of_the_revision_take_the_place_of_those_in_the_manifests() -> None:
+    rendered("overlays/kind")  # skips where there is no kubectl
+    objects = list(yaml.safe_load_all(kind.overlay({"runtime": "kws-runtime:abc", "launcher": "kws-launcher:abc"})))
+    images = [c["image"] for thing in objects for spec in pod_specs(thing) for c in spec["containers"]]
+    assert images == ["kws-runtime:abc"]
+
+
+def policy_admits(overlay: str, name: str, labels: dict[str, str]) -> bool:
+    """Tells whether a policy selects pods with the labels."""
+    selector = of_kind(overlay, "NetworkPolicy")[name]["spec"]["podSelector"]
+    matched = selector.get("matchLabels", {}).items() <= labels.items()
+    return matched and all(labels.get(e["key"]) in e["values"] for e in selector.get("matchExpressions", ()))
+
+
+def test_training_pods_reach_each_other_and_dns_and_nothing_else() -> None:
+    config = ClusterConfig(image="kws-runtime:1", namespace="kubeflow")
+    job = TrainJob(name="kws-1", arguments=(), num_nodes=2, processes_per_node=1)
+    labels = to_manifest(build_job(job, config))["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["metadata"][
+        "labels"
+    ]
+    assert policy_admits("overlays/kind", "kws-trainer", labels)
+    policy = of_kind("overlays/kind", "NetworkPolicy")["kws-trainer"]["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    (ingress,) = policy["ingress"]
+    peers, dns = policy["egress"]
+    assert ingress["from"] == peers["to"] == [{"podSelector": policy["podSelector"]}]
+    for rule in (ingress, peers):
+        (ports,) = rule["ports"]
+        assert ports["port"] <= pytorchjob.PORT <= ports["endPort"]
+    assert {(port["protocol"], port["port"]) for port in dns["ports"]} == {("UDP", 53), ("TCP", 53)}
+
+
+def test_the_pods_of_a_trainjob_are_under_the_policy_of_training() -> None:
+    runtime = of_kind("trainer-v2", "ClusterTrainingRuntime")["kws-torch"]
+    (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    labels = job["template"]["spec"]["template"]["metadata"]["labels"]
+    assert policy_admits("overlays/kind", "kws-trainer", labels)
+
+
+def test_tensorboard_reader_and_steps_let_nobody_in() -> None:
+    deployment = of_kind("overlays/profile", "Deployment")["kws-tensorboard"]
+    reader = reader_manifest("r", claim="c", image="i:1", mount_path="/data")
+    for labels in (deployment["spec"]["template"]["metadata"]["labels"], reader["metadata"]["labels"]):
+        assert policy_admits("overlays/profile", "kws-readers", labels)
+    policies = of_kind("overlays/profile", "NetworkPolicy")
+    for name in ("kws-readers", "kws-steps"):
+        assert policies[name]["spec"].get("ingress", []) == []
+    assert policies["kws-readers"]["spec"].get("egress", []) == []
+
+
+def test_the_sample_trainjob_runs_our_runtime_with_flags_that_the_trainer_has() -> None:
+    job = of_kind("trainer-v2", "TrainJob")["kws-train"]
+    (runtime,) = of_kind("trainer-v2", "ClusterTrainingRuntime").values()
+    assert job["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"]
+    (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    (container,) = replicated["template"]["spec"]["template"]["spec"]["containers"]
+    assert replicated["name"] == container["name"] == "node"
+    assert container["command"] == job["spec"]["trainer"]["command"] == ["torchrun", "-m", "kws.trainer"]
+    parser = argparse.ArgumentParser()
+    runs.add_arguments(parser)
+    assert str(parser.parse_args(job["spec"]["trainer"]["args"]).run_folder).startswith("/data/runs/")
+
+
+def test_a_quota_bounds_jobs_everywhere_and_cpu_only_where_a_limit_range_gives_defaults() -> None:
+    for overlay in LOCAL[:3]:
+        hard = of_kind(overlay, "ResourceQuota")["kws"]["spec"]["hard"]
+        assert "count/pytorchjobs.kubeflow.org" in hard
+        assert ("requests.cpu" in hard) == bool(of_kind(overlay, "LimitRange"))
+
+
+def test_manifests_are_canonical_yaml_without_duplicate_keys() -> None:
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [json.dumps(self.construct_object(key, deep=True)) for key, _ in node.value]
+            assert len(keys) == len(set(keys)), f"{node.start_mark}: {keys}"
+            return super().construct_mapping(node, deep)
+
+    for path in [*MANIFESTS.rglob("*.yaml"), ROOT / "kind-config.yaml"]:
+        list(yaml.load_all(path.read_text(), Loader))

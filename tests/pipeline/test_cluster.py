@@ -1,0 +1,409 @@
+import argparse
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+from kfp_server_api import ApiClient, V2beta1Run
+from kubernetes.client import ApiClient as KubernetesClient
+
+from kws import files
+from pipeline import kind, runs
+from pipeline.cluster import add_cluster_commands
+from pipeline.connection import Cluster
+from pipeline.containers import ClusterError
+from pipeline.pull import HostVolume, pull
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = ["download", "preprocess", "train", "evaluate", "promote"]
+MOVE_DATA = STEPS
+"""Recordings, tensors, runs and models lie on the volume, and every step reads or writes some of them."""
+
+
+# The compiled pipeline
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pipeline, compiled in a process of its own for images of a revision."""
+    path = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
+    images = {f"KWS_{role.upper()}_IMAGE": f"reg/kws-{role}:abc" for role in ("runtime", "launcher")}
+    command = [sys.executable, "-m", "pipeline", "compile", "-o", path]
+    subprocess.run(command, cwd=ROOT, env=os.environ | images, check=True, capture_output=True)
+    return path
+
+
+def containers_of(package: Path) -> dict[str, Any]:
+    spec = runs.package_spec(package)
+    return {name.removeprefix("exec-"): each["container"] for name, each in spec["deploymentSpec"]["executors"].items()}
+
+
+def test_the_volume_is_mounted_where_data_moves_and_nowhere_else(package: Path) -> None:
+    _, platform = yaml.safe_load_all(package.read_text())
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    mounts = {name.removeprefix("exec-"): each["pvcMount"] for name, each in executors.items() if "pvcMount" in each}
+    assert sorted(mounts) == sorted(MOVE_DATA)
+    for (mount,) in mounts.values():
+        assert mount["mountPath"] == "/data"
+        assert mount["pvcNameParameter"]["runtimeValue"]["constant"] == "kws-data"
+
+
+def test_every_step_asks_for_and_is_bounded_in_cpu_and_memory(package: Path) -> None:
+    for step, container in containers_of(package).items():
+        assert {"resourceCpuRequest", "resourceCpuLimit", "resourceMemoryRequest", "resourceMemoryLimit"} <= set(
+            container["resources"]
+        ), step
+
+
+def test_every_step_runs_an_image_of_the_revision_and_only_train_the_launcher(package: Path) -> None:
+    images = {step: container["image"] for step, container in containers_of(package).items()}
+    assert images.pop("train") == "reg/kws-launcher:abc"
+    assert set(images.values()) == {"reg/kws-runtime:abc"}
+    assert ":latest" not in package.read_text()
+
+
+def test_the_job_that_the_compiled_train_step_would_launch_runs_the_runtime_on_the_volume(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kws.launch import TrainJob
+    from kws.pytorchjob import SETTINGS, ClusterConfig, build_job, to_manifest
+
+    (settings,) = [e["value"] for e in containers_of(package)["train"]["env"] if e["name"] == SETTINGS]
+    monkeypatch.setenv(SETTINGS, settings)
+    job = TrainJob(name="kws-1", arguments=(), num_nodes=2, processes_per_node=1)
+    manifest = to_manifest(build_job(job, ClusterConfig.from_environment()))
+    pod = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == "reg/kws-runtime:abc"
+    assert {"name": "data", "persistentVolumeClaim": {"claimName": "kws-data"}} in pod["volumes"]
+
+
+def test_nothing_is_cached_so_that_a_schedule_retrains(package: Path) -> None:
+    for task in runs.package_spec(package)["root"]["dag"]["tasks"].values():
+        assert not task["cachingOptions"].get("enableCache")
+
+
+def test_steps_come_in_the_order_in_which_they_run(package: Path) -> None:
+    assert runs.steps_of_package(package) == STEPS
+
+
+def test_a_version_is_named_by_what_was_compiled(package: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.yaml"
+    again.write_bytes(package.read_bytes())
+    assert runs.version_name(again) == runs.version_name(package)
+    again.write_text(package.read_text().replace("kws-runtime:abc", "kws-runtime:abd"))
+    assert runs.version_name(again) != runs.version_name(package)
+
+
+def test_the_picture_of_the_pipeline_in_the_docs_is_of_this_pipeline(tmp_path: Path) -> None:
+    drawn = tmp_path / "pipeline.svg"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KWS_")}
+    code = f"from pathlib import Path; from pipeline.graph import draw; draw(Path({str(drawn)!r}))"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+    words = set(ElementTree.parse(drawn).getroot().itertext())
+    kept = set(ElementTree.parse(ROOT / "docs" / "pictures" / "pipeline.svg").getroot().itertext())
+    assert {*STEPS, "recordings", "tensors", "model"} <= words
+    assert words == kept, "draw it again: python -m pipeline graph"
+
+
+# Following
+
+
+def run_of(tasks: list[dict[str, Any]], state: str = "RUNNING") -> V2beta1Run:
+    """Reads a run as the API's client reads an answer."""
+
+    class Answer:
+        data = json.dumps({"display_name": "speech-commands-x7k2p", "run_id": "1", "state": state,
+                           "run_details": {"task_details": tasks}})  # fmt: skip
+
+    return ApiClient().deserialize(Answer, "V2beta1Run")
+
+
+def task(name: str, state: str, minute: int = 0, **more: Any) -> dict[str, Any]:
+    return {"display_name": name, "state": state, "create_time": f"2026-01-01T10:{minute:02}:00Z"} | more
+
+
+def test_steps_are_found_among_drivers_and_executors() -> None:
+    details = run_of([
+        task("root", "RUNNING"), task("root-driver", "SUCCEEDED"), task("speech-commands-x7k2p", "RUNNING"),
+        task("download-driver", "SUCCEEDED", 1), task("executor", "SUCCEEDED", 2),
+        task("download", "SUCCEEDED", 2, start_time="2026-01-01T10:02:00Z", end_time="2026-01-01T10:05:20Z"),
+        task("preprocess", "RUNNING", 6, start_time="2026-01-01T10:06:00Z", end_time="0001-01-01T00:00:00Z"),
+    ])  # fmt: skip
+    found = runs.steps_of(details, STEPS)
+    assert [(step.name, step.state) for step in found] == [
+        ("download", "SUCCEEDED"), ("preprocess", "RUNNING"), ("train", "PENDING"), ("evaluate", "PENDING"),
+        ("promote", "PENDING"),
+    ]  # fmt: skip
+    assert runs.duration(found[0].start, found[0].end) == "3 min 20 s"
+    assert found[1].end is None
+
+
+def test_a_step_that_was_tried_again_shows_its_last_attempt() -> None:
+    failed = task("train", "FAILED", 1, error={"code": 1, "message": "OOMKilled"})
+    details = run_of([task("train", "RUNNING", 9), failed])
+    assert [(step.state, step.error) for step in runs.steps_of(details)] == [("RUNNING", "")]
+
+
+def test_a_run_without_details_shows_its_steps_as_pending() -> None:
+    assert [step.state for step in runs.steps_of(V2beta1Run(state="PENDING"), STEPS)] == ["PENDING"] * 5
+
+
+def pod(name: str, node: str, minute: int) -> Any:
+    """Reads a pod as the Kubernetes client reads an answer."""
+    metadata = {"name": name, "creationTimestamp": f"2026-01-01T10:{minute:02}:00Z",
+                "annotations": {"workflows.argoproj.io/node-name": node}}  # fmt: skip
+
+    class Answer:
+        data = json.dumps({"metadata": metadata})
+
+    return KubernetesClient().deserialize(Answer, "V1Pod")
+
+
+def test_the_pod_of_a_step_is_its_latest_and_not_its_driver() -> None:
+    pods = [
+        pod("b", "speech-commands-x.root.train.executor", 9), pod("a", "speech-commands-x.root.train.executor", 3),
+        pod("c", "speech-commands-x.root.train-driver", 10), pod("d", "speech-commands-x.root.download.executor", 1),
+        pod("e", "other", 2),
+    ]  # fmt: skip
+    assert runs.pods_by_step(pods, STEPS) == {"train": "b", "download": "d"}
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7300, "2 h 1 min")])
+def test_durations_read_well(seconds: float, text: str) -> None:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    assert runs.duration(start, start + timedelta(seconds=seconds)) == text
+
+
+# Schedules
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("0 3 * * 1", "0 0 3 * * 1"),
+        ("30 0 3 * * 1", "30 0 3 * * 1"),
+        ("  15  4 1 *  * ", "0 15 4 1 * *"),
+        ("@daily", "@daily"),
+    ],
+)
+def test_a_cron_expression_gets_the_field_for_seconds(given: str, sent: str) -> None:
+    assert runs.six_fields(given) == sent
+
+
+@pytest.mark.parametrize("given", ["", "3 *", "* * * * * * *", "daily"])
+def test_a_cron_expression_with_other_fields_is_refused(given: str) -> None:
+    with pytest.raises(ValueError, match=r"cron must have five fields .*, got"):
+        runs.six_fields(given)
+
+
+# Reaching a cluster
+
+
+class Page(BaseHTTPRequestHandler):
+    """A real server that is not Kubeflow Pipelines: asks for a login, or shows a page."""
+
+    def do_GET(self) -> None:
+        allowed = self.headers["Authorization"] == "Bearer good"
+        self.send_response(200 if allowed else 401)
+        self.end_headers()
+        self.wfile.write(b"<html>log in</html>")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def page() -> Any:
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def call(*arguments: str) -> None:
+    """Runs a command as `python -m pipeline` does."""
+    parser = argparse.ArgumentParser()
+    add_cluster_commands(parser.add_subparsers(dest="command", required=True))
+    options = parser.parse_args(arguments)
+    options.call(options)
+
+
+def test_a_host_that_does_not_answer_is_named_in_a_sentence() -> None:
+    with pytest.raises(ClusterError, match=r"^http://127.0.0.1:9 must answer, got .*refused; see whether"):
+        call("runs", "--host", "http://127.0.0.1:9")
+
+
+def test_a_host_that_refuses_credentials_tells_how_to_get_a_token(page: str) -> None:
+    with pytest.raises(ClusterError, match=r"must accept your credentials, got status 401; .*kubectl create token"):
+        call("runs", "--host", page, "--namespace", "me")
+
+
+def test_a_host_that_shows_a_page_instead_of_the_api_is_told_apart(page: str, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("good\n")
+    with pytest.raises(ClusterError, match="host must be the address of Kubeflow Pipelines, got a page at"):
+        call("runs", "--host", page, "--token-file", str(token))
+
+
+def test_without_kubeconfig_and_host_the_remedy_is_to_make_a_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    with pytest.raises(ClusterError, match="named by kubeconfig or --host, got neither; make kind-up"):
+        call("runs")
+
+
+def test_a_cluster_of_kubeconfig_that_is_gone_is_named_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "gone",
+        "contexts": [{"name": "gone", "context": {"cluster": "gone", "user": "me"}}],
+        "clusters": [{"name": "gone", "cluster": {"server": "http://127.0.0.1:9"}}],
+        "users": [{"name": "me", "user": {}}],
+    }  # fmt: skip
+    path = tmp_path / "config"
+    path.write_text(yaml.safe_dump(config))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    with pytest.raises(ClusterError, match=r"the cluster of kubeconfig must answer, got .*another context"):
+        call("runs")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--host", "kubeflow.example.com"], "host must begin with http"),
+        (["--token-file", "/nowhere"], "token_file must be a file, got '/nowhere', which does not exist"),
+    ],
+)
+def test_a_wrong_flag_is_refused_before_anything_is_asked(flags: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Cluster(**{flags[0].removeprefix("--").replace("-", "_"): flags[1]})
+
+
+@pytest.mark.parametrize("flags", [["--epochs", "-1"], ["--preset", "best"], ["--num-nodes", "0"]])
+def test_a_parameter_out_of_range_is_refused_before_anything_is_submitted(flags: list[str]) -> None:
+    with pytest.raises(ValueError, match=f"{flags[0][2:].replace('-', '_')} must be .*, got"):
+        call("submit", *flags)
+
+
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers()
+    add_cluster_commands(commands)
+    for command in commands.choices.values():
+        assert len(command.format_help().split()) > 10
+
+
+# Models
+
+
+def publish(root: Path, version: str, content: bytes = b"weights") -> Path:
+    """Leaves a bundle on a volume as promote does."""
+    folder = root / "models" / version
+    folder.mkdir(parents=True)
+    (folder / "model.pth").write_bytes(content)
+    (folder / "report.html").write_text("<html>")
+    digests = {name: files.sha256_of(folder / name) for name in ("model.pth", "report.html")}
+    files.write_json(folder / files.MANIFEST, {"version": version, "files": digests})
+    files.write_json(root / "models" / "champion.json", {"version": version})
+    return folder
+
+
+def test_pull_brings_the_champion_with_its_digests(tmp_path: Path) -> None:
+    publish(tmp_path / "data", "1")
+    publish(tmp_path / "data", "2", os.urandom(3_000_000))
+    folder = pull(HostVolume(tmp_path / "data"), tmp_path / "to")
+    assert folder == tmp_path / "to" / "2"
+    assert {path.name for path in folder.iterdir()} == {"model.pth", "report.html", "manifest.json"}
+    assert files.sha256_of(folder / "model.pth") == files.sha256_of(tmp_path / "data/models/2/model.pth")
+
+
+def test_pull_of_a_version_leaves_the_champion_alone(tmp_path: Path) -> None:
+    publish(tmp_path / "data", "1")
+    publish(tmp_path / "data", "2")
+    assert pull(HostVolume(tmp_path / "data"), tmp_path / "to", "1").name == "1"
+    assert [path.name for path in (tmp_path / "to").iterdir() if path.is_dir()] == ["1"]
+
+
+def test_pull_refuses_a_damaged_file_and_leaves_nothing(tmp_path: Path) -> None:
+    (publish(tmp_path / "data", "1") / "model.pth").write_bytes(b"weight$")
+    with pytest.raises(ClusterError, match=r"models/1/model.pth must have the sha256 \w+, got \w+; start again"):
+        pull(HostVolume(tmp_path / "data"), tmp_path / "to")
+    assert [path.name for path in (tmp_path / "to").iterdir() if path.is_dir()] == []
+
+
+def test_pull_of_what_is_there_verifies_it(tmp_path: Path) -> None:
+    publish(tmp_path / "data", "1")
+    folder = pull(HostVolume(tmp_path / "data"), tmp_path / "to")
+    assert pull(HostVolume(tmp_path / "data"), tmp_path / "to") == folder
+    (folder / "model.pth").write_bytes(b"rotten")
+    with pytest.raises(ClusterError, match=r"delete .* and start again"):
+        pull(HostVolume(tmp_path / "data"), tmp_path / "to")
+
+
+def test_pull_of_a_missing_version_lists_those_there_are(tmp_path: Path) -> None:
+    publish(tmp_path / "data", "20260101-1")
+    with pytest.raises(ValueError, match=r"versions: 20260101-1.*got '7'"):
+        pull(HostVolume(tmp_path / "data"), tmp_path / "to", "7")
+
+
+def test_pull_without_a_champion_says_what_makes_one(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.raises(ValueError, match=r"no version was published yet.*there must be a champion, got none"):
+        pull(HostVolume(tmp_path / "data"), tmp_path / "to")
+
+
+def test_pull_writes_nowhere_else_whatever_the_volume_says(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "data", "1")
+    outside = tmp_path / "data" / "models" / "evil"
+    outside.write_bytes(b"evil")
+    digest = hashlib.sha256(b"evil").hexdigest()
+    files.write_json(folder / files.MANIFEST, {"version": "1", "files": {"../evil": digest}})
+    with pytest.raises(ClusterError, match=r"must name files of its folder, got '../evil'"):
+        pull(HostVolume(tmp_path / "data"), tmp_path / "to")
+    files.write_json(tmp_path / "data" / "models" / "champion.json", {"version": "../1"})
+    with pytest.raises(ValueError, match="version must be the name of a folder"):
+        pull(HostVolume(tmp_path / "data"), tmp_path / "to")
+
+
+def test_pull_that_was_killed_is_finished_by_the_next(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "data", "1")
+    (folder / "model.pth").unlink()
+    os.mkfifo(folder / "model.pth")  # gives nothing until someone writes: the copy hangs in it
+    command = [sys.executable, "-m", "pipeline", "pull", "--data-root", tmp_path / "data", "--to", tmp_path / "to"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    until = time.monotonic() + 30
+    while not list((tmp_path / "to").glob(".1.partial-*")) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list((tmp_path / "to").glob(".1.partial-*")), process.stderr.read() if process.stderr else ""
+    assert not (tmp_path / "to" / "1").exists()
+    (folder / "model.pth").unlink()
+    (folder / "model.pth").write_bytes(b"weights")
+    assert (pull(HostVolume(tmp_path / "data"), tmp_path / "to") / "model.pth").read_bytes() == b"weights"
+    assert not list((tmp_path / "to").glob(".1.partial-*"))
+
+
+# kind
+
+
+def test_kind_commands_without_kind_name_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClusterError, match="kind must be installed and on PATH, got none"):
+        kind.exists()
+    monkeypatch.delenv("DOCKER", raising=False)
+    with pytest.raises(ClusterError, match="docker must be installed and on PATH"):
+        kind.up({"runtime": "kws-runtime:1"})

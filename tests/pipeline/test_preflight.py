@@ -1,0 +1,110 @@
+import os
+import platform
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from pipeline import preflight
+from pipeline.containers import ClusterError
+
+TOOLS = ("docker", "kind", "kubectl")
+
+
+@pytest.fixture
+def bin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder on PATH, empty at first."""
+    monkeypatch.delenv("DOCKER", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+def link(folder: Path, name: str) -> None:
+    """Puts the real tool on PATH, or skips."""
+    found = shutil.which(name, path=os.defpath + os.pathsep + REAL_PATH)
+    if found is None:
+        pytest.skip(f"needs {name}")
+    (folder / name).symlink_to(found)
+
+
+REAL_PATH = os.environ["PATH"]
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_an_absent_tool_is_named_with_where_to_get_it(name: str, bin_folder: Path) -> None:
+    check = preflight.tool(name)
+    assert check.problem.startswith(f"{name} must be on PATH, got none; install ")
+    assert "https://" in check.problem
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_present_tool_is_found(name: str, bin_folder: Path) -> None:
+    link(bin_folder, name)
+    check = preflight.tool(name)
+    assert not check.problem
+    assert check.detail == str(bin_folder / name)
+
+
+def test_without_tools_every_problem_is_told_at_once_and_nothing_fails(bin_folder: Path) -> None:
+    with pytest.raises(ClusterError) as raised:
+        preflight.require_all(preflight.checks())
+    assert [line.split()[0] for line in str(raised.value).splitlines()][:3] == list(TOOLS)
+
+
+def test_a_docker_engine_that_does_not_run_is_told_with_a_remedy(
+    bin_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link(bin_folder, "docker")
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{bin_folder}/no.sock")
+    problem = preflight.docker_engine().problem
+    assert "docker" in problem.lower()
+    assert "start Docker Desktop, or systemctl start docker" in problem
+
+
+def test_without_a_docker_client_the_engine_check_says_so(bin_folder: Path) -> None:
+    assert preflight.docker_engine().problem.startswith("docker must be installed and on PATH, got none")
+
+
+def test_a_docker_engine_that_runs_tells_its_memory(bin_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link(bin_folder, "docker")
+    if preflight.docker_engine().problem:
+        pytest.skip("needs a running Docker engine")
+    assert "CPUs" in preflight.docker_engine().detail
+    monkeypatch.setattr(preflight, "MIN_MEMORY", 1 << 60)
+    assert preflight.docker_engine().problem.startswith("Docker must have 1.15e+06 TB of memory, got ")
+
+
+def test_a_port_in_use_is_named_with_how_to_find_who_uses_it() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        number = listener.getsockname()[1]
+        problem = preflight.port(number, "the UI").problem
+        assert problem.startswith(f"port {number} must be free for the UI, got in use; ")
+        assert f"sport = :{number}" in problem
+    assert not preflight.port(number, "the UI").problem
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="inotify is Linux's")
+def test_low_inotify_limits_come_with_the_command_that_raises_them(tmp_path: Path) -> None:
+    (tmp_path / "max_user_watches").write_text("8192\n")
+    (tmp_path / "max_user_instances").write_text("512\n")
+    problem = preflight.inotify(tmp_path).problem
+    assert problem.startswith("inotify must allow three nodes full of pods, got fs.inotify.max_user_watches=8192; ")
+    assert problem.endswith("sudo sysctl fs.inotify.max_user_watches=524288")
+    (tmp_path / "max_user_watches").write_text("524288\n")
+    assert not preflight.inotify(tmp_path).problem
+
+
+def test_too_small_a_disk_is_told_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "MIN_DISK", 1 << 60)
+    assert preflight.disk(tmp_path).problem.startswith("the disk must have 1.15e+06 TB free, got ")
+    monkeypatch.setattr(preflight, "MIN_DISK", 1)
+    assert not preflight.disk(tmp_path).problem
+
+
+def test_where_the_cluster_runs_its_ports_may_be_in_use(bin_folder: Path) -> None:
+    names = {check.name for check in preflight.checks(new_cluster=False)}
+    assert not any(name.startswith("port ") for name in names)
+    assert {f"port {number}" for number in preflight.PORTS} <= {check.name for check in preflight.checks()}

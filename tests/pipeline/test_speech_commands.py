@@ -1,0 +1,157 @@
+"""The compiled pipeline: what it says, and that it runs."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from kws import bundle, files
+from kws.config import PipelineConfig
+from kws.synthesize import synthesize
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = {"download", "preprocess", "train", "evaluate", "promote"}
+
+
+def pipeline(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *map(str, arguments)], cwd=ROOT, env=os.environ | environment,
+        capture_output=True, text=True, timeout=250,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
+    assert pipeline("compile", "-o", path).returncode == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def spec(compiled: Path) -> dict[str, Any]:
+    found: dict[str, Any] = next(iter(yaml.safe_load_all(compiled.read_text())))
+    return found
+
+
+def test_compiling_twice_gives_the_same_bytes(compiled: Path, tmp_path: Path) -> None:
+    assert pipeline("compile", "-o", tmp_path / "again.yaml").returncode == 0
+    assert (tmp_path / "again.yaml").read_bytes() == compiled.read_bytes()
+
+
+def test_the_steps_are_the_five_of_the_design_and_none_waits_without_data(spec: dict[str, Any]) -> None:
+    tasks = spec["root"]["dag"]["tasks"]
+    assert set(tasks) == STEPS
+    for name, task in tasks.items():
+        producers = {
+            artifact["taskOutputArtifact"]["producerTask"]
+            for artifact in task.get("inputs", {}).get("artifacts", {}).values()
+        }
+        assert set(task.get("dependentTasks", [])) == producers, name
+
+
+def test_nothing_is_installed_at_run_time(compiled: Path, spec: dict[str, Any]) -> None:
+    assert "pip install" not in compiled.read_text()
+    for executor in spec["deploymentSpec"]["executors"].values():
+        assert "pip" not in " ".join(executor["container"]["command"][:-1])
+
+
+def test_no_step_is_cached_as_all_use_the_volume(spec: dict[str, Any]) -> None:
+    for name, task in spec["root"]["dag"]["tasks"].items():
+        assert not task["cachingOptions"].get("enableCache", False), name
+
+
+def test_parameters_are_few_flat_and_those_of_the_settings_with_their_defaults(spec: dict[str, Any]) -> None:
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    assert len(parameters) <= 16
+    assert set(parameters) == set(PipelineConfig.__dataclass_fields__)
+    for name, parameter in parameters.items():
+        assert parameter.get("defaultValue") == getattr(PipelineConfig(), name), name
+
+
+def test_the_file_of_the_pipeline_shows_flow_only() -> None:
+    lines = (ROOT / "pipeline/speech_commands.py").read_text().splitlines()
+    assert len(lines) <= 120
+    assert not any(".after(" in line for line in lines)
+
+
+def test_bodies_of_components_are_short_and_import_kws_inside() -> None:
+    for name in STEPS:
+        module = __import__(f"components.{name}", fromlist=[name])
+        source = inspect.getsource(getattr(module, name).python_func)
+        body = source.split('"""')[2]
+        assert len([line for line in body.splitlines() if line.strip()]) <= 15, name
+        above = (ROOT / f"components/{name}.py").read_text().split("@component")[0]
+        assert "kws" not in above.split('"""')[2], name
+
+
+def test_run_without_a_source_teaches_its_flags() -> None:
+    done = pipeline("run")
+    assert done.returncode == 2
+    assert "--source" in done.stderr
+    help_ = pipeline("run", "--help").stdout
+    for name in PipelineConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in help_
+    assert "(default: 41)" in help_
+
+
+def test_a_wrong_parameter_is_one_line_with_the_rule(tmp_path: Path) -> None:
+    done = pipeline("run", "--source", tmp_path, "--data-root", tmp_path, "--split", "half")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: split must be speaker or random, got 'half'"
+
+
+def test_a_step_that_fails_makes_the_run_fail_by_name(tmp_path: Path) -> None:
+    done = pipeline("run", "--source", tmp_path / "nothing.tar.gz", "--data-root", tmp_path / "data")
+    assert done.returncode == 1
+    assert "download failed" in done.stderr
+    assert "nothing.tar.gz" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("speech") / "corpus"
+    synthesize(folder, words=["yes", "no", "stop"], clips_per_word=30)
+    return folder
+
+
+def test_the_compiled_pipeline_goes_from_recordings_to_a_champion_with_two_processes(
+    corpus: Path, tmp_path: Path
+) -> None:
+    data_root, summary_file = tmp_path / "data", tmp_path / "summary.json"
+    flags = ("--source", corpus, "--data-root", data_root, "--words", "auto", "--min-accuracy", "0",
+             "--processes-per-node", "2", "--batch-size", "32", "--json", summary_file)  # fmt: skip
+    done = pipeline("run", *flags, "--epochs", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads(summary_file.read_text())
+    assert [step["name"] for step in summary["steps"]] == ["download", "preprocess", "train", "evaluate", "promote"]
+    assert all(step["succeeded"] for step in summary["steps"])
+    assert summary["words"] == ["no", "stop", "yes"]
+    assert summary["num_clips"] == 90
+    assert summary["is_champion"]
+
+    recognizer = bundle.load(Path(summary["model"]))
+    assert recognizer.words == summary["words"]
+    assert torch.load(summary["model"], weights_only=True)["format"] == bundle.FORMAT
+    assert Path(summary["report"]).read_text().startswith("<!doctype html>")
+    assert list(Path(summary["tensorboard"]).glob("events.out.tfevents.*"))
+    version = Path(summary["model"]).parent
+    assert files.read_json(data_root / "models/champion.json")["version"] == version.name
+    bundle_files = files.read_json(version / files.MANIFEST)["files"]
+    assert bundle_files["model.pth"] == files.sha256_of(version / "model.pth")
+
+    # The same data again, another seed: nothing is computed twice, and a model as good is no champion.
+    done = pipeline("run", *flags, "--epochs", "1", "--min-accuracy", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "is complete" in done.stdout
+    again = json.loads(summary_file.read_text())
+    assert again["version"] != summary["version"]
+    assert files.read_json(data_root / "models/champion.json")["version"] in (version.name, again["version"])
+    assert again["is_champion"] == (again["accuracy"] == 1 and summary["accuracy"] < 1)
+    assert len(list((data_root / "tensors").glob("*/manifest.json"))) == 1
