@@ -172,6 +172,10 @@ def local_runner(config: PipelineConfig, outputs: Path) -> "tuple[DockerRunner, 
                              f"{folder.stat().st_uid}; name another folder, or sudo chown -R {user} it")  # fmt: skip
     mounts = [Mount(config.data_root, config.data_root, type="bind")]
     if "://" not in config.source:
+        found = Path(config.source).stat()
+        if found.st_uid != user and not found.st_mode & 0o004:
+            raise ValueError(f"source must be readable for user {user}, who runs the containers, got one that only "
+                             f"user {found.st_uid} reads; chmod -R o+rX {config.source}")  # fmt: skip
         mounts.append(Mount(config.source, config.source, type="bind", read_only=True))
     here = urlsplit(config.source).hostname in ("127.0.0.1", "localhost")
     runner = DockerRunner(

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kws.config import AugmentConfig, FeatureConfig
+from kws.features import MelSpectrogram
 
 
 class Augment:
@@ -28,6 +29,9 @@ class Augment:
         self.mean = mean[:, None]
         self.silence = float(torch.tensor(features.log_offset).log())
         self.noise = noise
+        centres = MelSpectrogram(features).filters.argmax(dim=0) * (features.sample_rate / features.n_fft)
+        self.first_cut = int((centres < config.bandlimit_hz).sum())
+        """Lowest bin from which on a band limit may take all."""
 
     def __call__(self, features: Tensor) -> Tensor:
         """Returns changed features.
@@ -42,6 +46,8 @@ class Augment:
             features = self._gain(features)
         if config.noise_probability and self.noise is not None:
             features = self._add_noise(features, self.noise)
+        if config.bandlimit_probability:
+            features = self._limit_band(features)
         for _ in range(config.num_time_masks):
             features = self._mask(features, config.time_mask, axis=2)
         for _ in range(config.num_frequency_masks):
@@ -82,6 +88,14 @@ class Augment:
         scale = power.mean(dim=(1, 2)) / (added.mean(dim=(1, 2)).clamp(min=self.offset) * snr)
         scale = scale * (torch.rand(clips, device=device) < self.config.noise_probability)
         return power.add_(added.clamp_(min=0).mul_(scale[:, None, None])).log_()
+
+    def _limit_band(self, features: Tensor) -> Tensor:
+        """Silences all bins from a random one on in some of the clips."""
+        clips, mels, device = len(features), features.size(1), features.device
+        cut = torch.randint(self.first_cut, mels + 1, (clips, 1), device=device)
+        cut = cut.masked_fill(torch.rand(clips, 1, device=device) >= self.config.bandlimit_probability, mels)
+        silenced = torch.arange(mels, device=device) >= cut  # [clips, mels]
+        return features.masked_fill(silenced[:, :, None], self.silence)
 
     def _mask(self, features: Tensor, longest: int, axis: int) -> Tensor:
         """SpecAugment (arXiv 1904.08779): one stretch of an axis becomes the mean."""

@@ -176,6 +176,12 @@ class AugmentConfig:
     frequency_warp: float = 0.0
     """Largest relative stretch of the mel axis, either way (vocal tract length perturbation)."""
 
+    bandlimit_probability: float = 0.0
+    """Share of the clips that lose all above a random frequency, as over a telephone or a cheap microphone."""
+
+    bandlimit_hz: float = 3400.0
+    """Lowest of these frequencies, in Hz; the highest is that of the filter bank."""
+
     num_time_masks: int = 0
     """SpecAugment: masks over time."""
 
@@ -195,7 +201,9 @@ class AugmentConfig:
         for name in ("time_shift", "gain_db", "num_time_masks", "time_mask", "num_frequency_masks", "frequency_mask",
                      "mixup"):  # fmt: skip
             require(getattr(self, name) >= 0, name, "be at least 0", getattr(self, name))
-        require(0 <= self.noise_probability <= 1, "noise_probability", "lie in 0 to 1", self.noise_probability)
+        for name in ("noise_probability", "bandlimit_probability"):
+            require(0 <= getattr(self, name) <= 1, name, "lie in 0 to 1", getattr(self, name))
+        require(self.bandlimit_hz > 0, "bandlimit_hz", "be positive", self.bandlimit_hz)
         for name in ("time_stretch", "frequency_warp"):
             require(0 <= getattr(self, name) < 1, name, "lie in 0 to 1", getattr(self, name))
         low, high = self.noise_snr_db
@@ -284,7 +292,27 @@ class Preset:
 
 
 PRESETS: Mapping[str, Preset] = {
-    "default": Preset(features=FeatureConfig(), split="speaker", model=ModelConfig(), train=TrainConfig()),
+    "default": Preset(
+        features=FeatureConfig(),
+        split="speaker",
+        model=ModelConfig(frames_per_token=2, conv_kernel=9, drop_path=0.1),
+        train=TrainConfig(
+            min_clips=320_000,
+            batch_size=64,
+            ema_decay=0.999,
+            augment=AugmentConfig(
+                time_shift=8,
+                gain_db=6.0,
+                noise_probability=0.8,
+                time_stretch=0.15,
+                frequency_warp=0.1,
+                num_time_masks=2,
+                time_mask=12,
+                num_frequency_masks=2,
+                frequency_mask=16,
+            ),
+        ),
+    ),
     "baseline": Preset(
         features=FeatureConfig(fit="start", n_fft=400, f_min=0.0, mel_scale="htk", log=False, normalize=False),
         split="random",

@@ -1,0 +1,101 @@
+"""The .pth file of a model: all that is needed to use it, and nothing that is executed."""
+
+import dataclasses
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MakeRecognizer
+
+from kws import bundle
+from kws.bundle import Recognizer
+from kws.config import FeatureConfig
+
+
+def test_saved_model_is_the_same_after_loading(
+    tmp_path: Path, make_recognizer: MakeRecognizer, other_features: FeatureConfig
+) -> None:
+    saved = dataclasses.replace(
+        make_recognizer(features=other_features), temperature=1.7, metrics={"accuracy": 0.5}
+    )  # fmt: skip
+    bundle.save(tmp_path / "model.pth", saved)
+    loaded = bundle.load(tmp_path / "model.pth")
+    assert loaded.words == saved.words
+    assert loaded.features == other_features
+    assert loaded.model.config == saved.model.config
+    assert (loaded.temperature, loaded.metrics) == (1.7, {"accuracy": 0.5})
+    assert loaded.about == {"versions": bundle.versions()} | saved.about
+    assert not loaded.model.training
+    features = torch.randn(2, other_features.num_mels, other_features.num_frames)
+    assert torch.equal(loaded.model(features), saved.model(features))
+    assert torch.equal(loaded.model.mean, saved.model.mean)
+
+
+def test_file_holds_plain_values_that_load_with_weights_only(tmp_path: Path, expert: Recognizer) -> None:
+    bundle.save(tmp_path / "model.pth", expert)
+    content = torch.load(tmp_path / "model.pth", weights_only=True)
+    assert set(content) == {"format", "weights", "words", "features", "model", "temperature", "metrics", "about"}
+    assert content["words"] == ["no", "stop", "yes"]
+    assert content["features"]["num_mels"] == 128
+    assert set(content["about"]["versions"]) == {"kws", "torch", "python"}
+    assert torch.equal(content["weights"]["mean"], expert.model.mean)
+
+
+def test_saving_replaces_the_file_whole(tmp_path: Path, make_recognizer: MakeRecognizer) -> None:
+    for seed in (1, 2):
+        bundle.save(tmp_path / "model.pth", make_recognizer(seed=seed))
+    assert torch.equal(bundle.load(tmp_path / "model.pth").model.head.weight, make_recognizer(seed=2).model.head.weight)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+
+
+def test_temperature_divides_scores(make_recognizer: MakeRecognizer) -> None:
+    recognizer = dataclasses.replace(make_recognizer(), temperature=2.0)
+    probabilities = recognizer.probabilities(torch.tensor([[0.0, 2.0, 4.0]]))
+    torch.testing.assert_close(probabilities, torch.tensor([[0.0, 1.0, 2.0]]).softmax(-1))
+
+
+class Harmful:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return (open, (str(self.path), "w"))
+
+
+def test_file_of_anything_else_is_refused_and_not_executed(tmp_path: Path, make_recognizer: MakeRecognizer) -> None:
+    path = tmp_path / "model.pth"
+    bundle.save(path, make_recognizer())
+    whole = path.read_bytes()
+    for content in (b"", b"hello", whole[: len(whole) // 2], pickle.dumps(Harmful(tmp_path / "harm"))):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"^model must be a \.pth file of kws train, got '.*', which is damaged"):
+            bundle.load(path)
+    torch.save({"path": Path("x")}, path)  # a type that weights_only does not let in
+    with pytest.raises(ValueError, match="^model must be a ") as caught:
+        bundle.load(path)
+    assert "weights_only" not in str(caught.value)
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize(("content", "found"), [([1, 2], "'list'"), ({"state_dict": {}}, "None"), ({"format": 2}, "2")])
+def test_model_of_another_format_is_refused(tmp_path: Path, content: object, found: str) -> None:
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=rf"model must be of format 1 \(train it again\), got {found} in"):
+        bundle.load(tmp_path / "model.pth")
+
+
+def test_settings_that_this_version_does_not_know_are_refused(tmp_path: Path, make_recognizer: MakeRecognizer) -> None:
+    bundle.save(tmp_path / "model.pth", make_recognizer())
+    content = torch.load(tmp_path / "model.pth", weights_only=True)
+    content["model"]["rotary"] = True
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=r"ModelConfig must have fields among .*, got 'rotary'"):
+        bundle.load(tmp_path / "model.pth")
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"model must be a .pth file, got '.*absent.pth', which does not exist"):
+        bundle.load(tmp_path / "absent.pth")

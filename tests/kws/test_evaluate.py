@@ -1,0 +1,270 @@
+"""Judging a model, and the report on it."""
+
+import csv
+import dataclasses
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import MakeRecognizer
+
+from kws import bundle, evaluate, files
+from kws.bundle import Recognizer
+from kws.config import FeatureConfig
+from kws.evaluate import Judgement, judge, judge_recordings, judge_tensors
+from kws.report import write_report
+from kws.tensors import Tensors
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def by_hand() -> Judgement:
+    """Ten clips: a is said five times and heard as a, a, a, b, b; b four times, heard as b, b, b, a; c as a."""
+    return Judgement(
+        words=["a", "b", "c"], matrix=np.array([[3.0, 2, 0], [1, 3, 0], [1, 0, 0]]), calibration_error=0.1, mistakes=[]
+    )
+
+
+def test_figures_by_hand(by_hand: Judgement) -> None:
+    assert by_hand.num_clips == 10
+    assert by_hand.accuracy == pytest.approx(0.6)
+    a, b, c = by_hand.word_scores
+    assert (a.word, a.num_clips, a.precision, a.recall) == ("a", 5, pytest.approx(3 / 5), pytest.approx(3 / 5))
+    assert (b.word, b.num_clips, b.precision, b.recall) == ("b", 4, pytest.approx(3 / 5), pytest.approx(3 / 4))
+    assert (c.word, c.num_clips, c.precision, c.recall, c.f1) == ("c", 1, 0, 0, 0)
+    assert (a.f1, b.f1) == (pytest.approx(0.6), pytest.approx(2 * 0.6 * 0.75 / 1.35))
+    assert by_hand.macro_f1 == pytest.approx((0.6 + 2 / 3 + 0) / 3)
+
+
+def test_words_that_nobody_said_are_left_out_of_the_table_and_of_macro_f1(by_hand: Judgement) -> None:
+    matrix = np.array([[2.0, 0, 1], [0, 1, 0], [0, 0, 0]])
+    judgement = dataclasses.replace(by_hand, matrix=matrix)
+    assert [score.word for score in judgement.word_scores] == ["a", "b"]
+    assert judgement.macro_f1 == pytest.approx((0.8 + 1) / 2)
+
+
+def test_confusion_matrix_is_written_as_csv_and_png(by_hand: Judgement, tmp_path: Path) -> None:
+    picture, table = evaluate.save_confusion(by_hand, tmp_path / "new")
+    rows = list(csv.reader(io.StringIO(table.read_text())))
+    assert rows == [["true \\ predicted", "a", "b", "c"], ["a", "3", "2", "0"], ["b", "1", "3", "0"],
+                    ["c", "1", "0", "0"]]  # fmt: skip
+    assert picture.read_bytes().startswith(PNG)
+
+
+def test_summary_is_json(by_hand: Judgement) -> None:
+    summary = json.loads(json.dumps(by_hand.summary()))
+    assert summary["accuracy"] == pytest.approx(0.6)
+    assert [word["word"] for word in summary["words"]] == ["a", "b", "c"]
+
+
+def scores_for(predicted: list[int], confidence: list[float], num_words: int = 3) -> torch.Tensor:
+    """Scores whose softmax has a given largest probability."""
+    probabilities = torch.full((len(predicted), num_words), 0.0)
+    for row, (word, sure) in enumerate(zip(predicted, confidence, strict=True)):
+        probabilities[row] = (1 - sure) / (num_words - 1)
+        probabilities[row, word] = sure
+    return probabilities.log()
+
+
+def test_mistakes_are_listed_the_surest_first_and_twenty_at_most(make_recognizer: MakeRecognizer) -> None:
+    recognizer = make_recognizer()
+    sure = [0.5 + index / 100 for index in range(30)]
+    clips = [f"no/{index}.wav" for index in range(30)]
+    judgement = judge(recognizer, scores_for([2] * 29 + [0], sure), ["no"] * 30, clips)
+    assert len(judgement.mistakes) == 20
+    assert [mistake.clip for mistake in judgement.mistakes[:2]] == ["no/28.wav", "no/27.wav"]
+    worst = judgement.mistakes[0]
+    assert (worst.truth, worst.predicted, worst.probability) == ("no", "yes", pytest.approx(0.78, abs=1e-3))
+    assert judgement.accuracy == pytest.approx(1 / 30)
+
+
+def test_word_that_the_model_does_not_know_is_a_mistake_with_a_row_of_its_own(make_recognizer: MakeRecognizer) -> None:
+    recognizer = make_recognizer()
+    truth = ["no", "maybe", "yes", "maybe"]
+    judgement = judge(recognizer, scores_for([0, 0, 2, 2], [0.9] * 4), truth, ["a", "b", "c", "d"])
+    assert judgement.words == ["no", "stop", "yes", "maybe"]
+    assert judgement.matrix.tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 0]]
+    assert judgement.accuracy == 0.5
+    assert [mistake.truth for mistake in judgement.mistakes] == ["maybe", "maybe"]
+    assert [score.recall for score in judgement.word_scores] == [1, 1, 0]
+
+
+def test_temperature_changes_probabilities_but_no_decision(make_recognizer: MakeRecognizer) -> None:
+    sharp = make_recognizer()
+    flat = dataclasses.replace(sharp, temperature=3.0)
+    scores, truth, clips = scores_for([0, 2], [0.9, 0.8]), ["no", "no"], ["a", "b"]
+    one, other = (judge(recognizer, scores, truth, clips) for recognizer in (sharp, flat))
+    assert one.matrix.tolist() == other.matrix.tolist()
+    assert other.mistakes[0].probability < one.mistakes[0].probability
+
+
+def test_good_model_is_right_on_the_test_split(expert: Recognizer, tone_tensors: Path) -> None:
+    judgement = judge_tensors(expert, Tensors(tone_tensors))
+    assert judgement.accuracy == 1
+    assert judgement.mistakes == []
+    assert judgement.num_clips == files.read_json(tone_tensors / files.MANIFEST)["counts"]["test"]
+
+
+def test_model_of_other_features_hears_the_recordings_of_the_same_clips(
+    make_recognizer: MakeRecognizer, other_features: FeatureConfig, tone_tensors: Path, tone_corpus: Path
+) -> None:
+    recognizer = make_recognizer(features=other_features)
+    tensors = Tensors(tone_tensors)
+    judgement = judge_tensors(recognizer, tensors)
+    test = tone_tensors / "test.clips.json"
+    heard: dict[str, str] = {}
+    scores = evaluate.score(
+        recognizer, evaluate.read_features(recognizer, tone_corpus, files.read_json(test), heard)
+    )  # fmt: skip
+    truth = [clip.split("/")[0] for clip in files.read_json(test)]
+    assert judgement.matrix.tolist() == judge(recognizer, scores, truth, files.read_json(test)).matrix.tolist()
+    assert judgement.num_clips == len(truth)
+
+
+def test_recordings_that_are_gone_are_an_error_for_a_model_of_other_features(
+    make_recognizer: MakeRecognizer,
+    other_features: FeatureConfig,
+    tone_tensors: Path,
+    tone_corpus: Path,
+    tmp_path: Path,
+) -> None:
+    folder = Path(shutil.copytree(tone_tensors, tmp_path / "tensors"))
+    manifest = files.read_json(folder / files.MANIFEST)
+    recordings = Path(shutil.copytree(tone_corpus, tmp_path / "recordings"))
+    files.write_json(folder / files.MANIFEST, manifest | {"recordings": {"path": str(recordings)}})
+    recognizer = make_recognizer(features=other_features)
+    clip = files.read_json(folder / "test.clips.json")[0]
+    (recordings / clip).write_bytes(b"")
+    with pytest.raises(ValueError, match=f"recordings must be as preprocessing read them, got .*{clip}: .*WAV"):
+        judge_tensors(recognizer, Tensors(folder))
+    shutil.rmtree(recordings)
+    with pytest.raises(ValueError, match="recordings must exist to judge a model of other features, got"):
+        judge_tensors(recognizer, Tensors(folder))
+
+
+def test_folder_of_recordings_is_judged_as_far_as_it_can_be_read_and_is_known(
+    expert: Recognizer, tone_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "BATCH", 7)
+    for word in ("no", "yes"):
+        (tmp_path / word).mkdir()
+        for path in sorted((tone_corpus / word).iterdir())[:10]:
+            shutil.copy(path, tmp_path / word)
+    (tmp_path / "maybe").mkdir()
+    shutil.copy(path, tmp_path / "maybe")
+    (tmp_path / "yes" / "broken.wav").write_bytes(b"nothing")
+    (tmp_path / "no" / "notes.txt").write_text("no recording")
+    judgement, unreadable = judge_recordings(expert, tmp_path)
+    assert (judgement.num_clips, judgement.accuracy) == (20, 1)
+    assert list(unreadable) == ["yes/broken.wav"]
+    assert [score.word for score in judgement.word_scores] == ["no", "yes"]
+
+
+def test_folder_that_cannot_be_judged_is_refused_with_the_reason(expert: Recognizer, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"recordings must be a folder of <word>/\*.wav, got"):
+        judge_recordings(expert, tmp_path / "absent")
+    (tmp_path / "maybe").mkdir()
+    soundfile.write(tmp_path / "maybe" / "a.wav", np.zeros(100), 16_000)
+    with pytest.raises(ValueError, match=r"words that the model knows \(no, stop, yes\), got maybe in"):
+        judge_recordings(expert, tmp_path)
+    (tmp_path / "yes").mkdir()
+    (tmp_path / "yes" / "a.wav").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="recordings must hold files that can be read, got 1 that cannot in"):
+        judge_recordings(expert, tmp_path)
+
+
+def test_real_digits_at_8_khz_are_judged(make_recognizer: MakeRecognizer, real_digits: Path, tmp_path: Path) -> None:
+    for word in ("one", "nine"):
+        (tmp_path / word).mkdir()
+        for path in sorted((real_digits / word).glob("*.wav"))[::40]:
+            shutil.copy(path, tmp_path / word)
+    judgement, unreadable = judge_recordings(make_recognizer(words=["nine", "one", "two"]), tmp_path)
+    assert (judgement.num_clips, unreadable) == (10, {})
+
+
+class Page(HTMLParser):
+    """Checks that every tag is closed, and collects what the page refers to and says."""
+
+    VOID = ("meta", "img", "br", "link", "input", "hr")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.references: list[str] = []
+        self.text = ""
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def parse(path: Path) -> Page:
+    page = Page()
+    page.feed(path.read_text())
+    page.close()
+    assert page.open == []
+    return page
+
+
+@pytest.fixture
+def bad_report(make_recognizer: MakeRecognizer, tone_tensors: Path, tmp_path: Path) -> tuple[Judgement, Path]:
+    """The report on an untrained model, which is mistaken often."""
+    bundle.save(tmp_path / "model.pth", make_recognizer())
+    report = tmp_path / "report.html"
+    return evaluate.evaluate(tmp_path / "model.pth", tone_tensors, report), report
+
+
+def test_report_stands_alone(bad_report: tuple[Judgement, Path]) -> None:
+    judgement, report = bad_report
+    page = parse(report)
+    assert len(page.references) == 1 + 2 * len(judgement.mistakes)  # the matrix; picture and sound of every mistake
+    assert all(reference.startswith("data:") for reference in page.references)
+    assert {reference[:15] for reference in page.references} == {"data:image/png;", "data:audio/wav;"}
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", report.read_text())
+    assert not {"script", "link", "iframe"} & page.tags
+
+
+def test_report_shows_the_figures_the_words_and_the_mistakes(bad_report: tuple[Judgement, Path]) -> None:
+    judgement, report = bad_report
+    page = parse(report)
+    assert judgement.mistakes
+    assert f"{100 * judgement.accuracy:.2f} %" in page.text
+    assert f"{judgement.macro_f1:.3f}" in page.text
+    for expected in [*judgement.words, *(mistake.clip for mistake in judgement.mistakes), "run-1", "preset default"]:
+        assert expected in page.text
+
+
+def test_report_of_a_model_without_mistakes_says_so(expert: Recognizer, tone_tensors: Path, tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", expert, judge_tensors(expert, Tensors(tone_tensors)), "test split", tmp_path)
+    page = parse(tmp_path / "report.html")
+    assert "There are none." in page.text
+    assert len(page.references) == 1
+
+
+def test_report_does_without_clips_that_are_gone_and_escapes_their_names(
+    make_recognizer: MakeRecognizer, tmp_path: Path
+) -> None:
+    recognizer = make_recognizer()
+    judgement = judge(recognizer, scores_for([2], [0.9]), ["no"], ["no/<script>alert(1)</script>.wav"])
+    write_report(tmp_path / "report.html", recognizer, judgement, "my <b>clips", tmp_path)
+    page = parse(tmp_path / "report.html")
+    assert "<script>alert(1)</script>.wav" in page.text
+    assert "script" not in page.tags
+    assert len(page.references) == 1

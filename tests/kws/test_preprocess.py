@@ -1,0 +1,377 @@
+"""From recordings to tensors: what is in them, what is left out, and what survives a kill."""
+
+import dataclasses
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kws import files, splits
+from kws.audio import read_clip
+from kws.config import PRESETS, SPLITS
+from kws.features import MelSpectrogram
+from kws.preprocess import noise_pieces, preprocess
+
+WORDS = ["left", "stop", "yes"]
+
+
+@pytest.fixture
+def corpus(tone_corpus: Path, tmp_path: Path) -> Path:
+    """The tones, to be damaged."""
+    return Path(shutil.copytree(tone_corpus, tmp_path / "recordings"))
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def start(recordings: Path, data_root: Path) -> ForkServerProcess:
+    """Preprocesses in a process of its own, which has torch loaded already."""
+    process = multiprocessing.get_context("forkserver").Process(
+        target=preprocess, args=(recordings, data_root), kwargs={"words": "auto", "num_processes": 1}
+    )
+    process.start()
+    return process
+
+
+def wait_until(condition: Callable[[], object], is_alive: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert is_alive(), "ended before it could be killed"
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module", params=["default", "baseline"])
+def real_tensors(
+    request: pytest.FixtureRequest, real_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    preset: str = request.param
+    folder = tmp_path_factory.mktemp(preset)
+    return preset, preprocess(real_corpus, folder, words="auto", preset=preset, num_processes=2)
+
+
+def test_real_recordings_become_arrays_of_every_split(real_tensors: tuple[str, Path]) -> None:
+    preset, folder = real_tensors
+    manifest = files.read_json(folder / files.MANIFEST)
+    assert manifest["words"] == WORDS
+    assert manifest["split"] == PRESETS[preset].split
+    assert manifest["features"] == json.loads(json.dumps(dataclasses.asdict(PRESETS[preset].features)))
+    assert manifest["left_out"] == {}
+    assert sum(manifest["counts"][name] for name in SPLITS) == 120
+    assert manifest["counts"]["noise"] > 50
+    for name in SPLITS:
+        count = manifest["counts"][name]
+        array = np.load(folder / f"{name}.features.npy", mmap_mode="r")
+        assert array.shape == (count, 128, 81)
+        assert array.dtype == PRESETS[preset].features.dtype
+        clips = files.read_json(folder / f"{name}.clips.json")
+        labels = np.load(folder / f"{name}.labels.npy")
+        assert labels.dtype == np.int64
+        assert [WORDS[label] for label in labels] == [clip.split("/")[0] for clip in clips]
+        assert len(clips) == count
+    assert folder.name == manifest["fingerprint"]
+
+
+def test_row_of_an_array_is_the_features_of_the_real_clip_of_that_row(
+    real_tensors: tuple[str, Path], real_corpus: Path
+) -> None:
+    preset, folder = real_tensors
+    features = PRESETS[preset].features
+    for name in SPLITS:
+        clips = files.read_json(folder / f"{name}.clips.json")
+        array = np.load(folder / f"{name}.features.npy")
+        waveforms = np.stack([read_clip(real_corpus / clip, features) for clip in clips])
+        expected = MelSpectrogram(features)(torch.from_numpy(waveforms)).numpy()
+        tolerance = {"atol": 0.01} if features.log else {"rtol": 1e-3, "atol": 1e-3}  # float16, float32
+        np.testing.assert_allclose(array, expected, **tolerance)
+
+
+def test_real_speakers_are_in_one_split_only_and_the_lists_are_kept(
+    real_tensors: tuple[str, Path], real_corpus: Path
+) -> None:
+    preset, folder = real_tensors
+    clips = {name: files.read_json(folder / f"{name}.clips.json") for name in SPLITS}
+    assert len({clip for some in clips.values() for clip in some}) == 120
+    if preset == "default":
+        speakers = [{splits.speaker_of(clip) for clip in clips[name]} for name in SPLITS]
+        assert sum(map(len, speakers)) == len(set.union(*speakers))
+        listed = (real_corpus / "testing_list.txt").read_text().split()
+        assert clips["test"] == sorted(clip for clip in listed if clip.split("/")[0] in WORDS)
+    else:
+        assert [len(clips[name]) for name in SPLITS] == [114, 4, 2]
+
+
+def test_normalization_is_that_of_the_training_split_alone(real_tensors: tuple[str, Path]) -> None:
+    preset, folder = real_tensors
+    normalization = files.read_json(folder / files.MANIFEST)["normalization"]
+    if preset == "baseline":
+        assert normalization == {"mean": [0.0] * 128, "std": [1.0] * 128}
+        return
+    train = np.load(folder / "train.features.npy").astype(np.float64)
+    np.testing.assert_allclose(normalization["mean"], train.mean(axis=(0, 2)), atol=1e-3)
+    np.testing.assert_allclose(normalization["std"], train.std(axis=(0, 2)), atol=1e-3)
+    everything = np.concatenate([np.load(folder / f"{name}.features.npy") for name in SPLITS]).astype(np.float64)
+    assert np.abs(np.array(normalization["mean"]) - everything.mean(axis=(0, 2))).max() > 1e-2
+
+
+def test_real_digits_at_8_khz_are_preprocessed_by_random_split(real_digits: Path, tmp_path: Path) -> None:
+    for word in ("one", "two"):
+        (tmp_path / "digits" / word).mkdir(parents=True)
+        for path in sorted((real_digits / word).glob("*.wav"))[::10]:
+            shutil.copy(path, tmp_path / "digits" / word)
+    folder = preprocess(tmp_path / "digits", tmp_path, words="auto", split="random", num_processes=1)
+    manifest = files.read_json(folder / files.MANIFEST)
+    assert manifest["words"] == ["one", "two"]
+    assert manifest["counts"] == {"train": 38, "validation": 1, "test": 1, "noise": 0}
+    assert not (folder / "noise.features.npy").exists()
+
+
+def test_two_processes_give_what_one_gives(tone_corpus: Path, tone_tensors: Path, tmp_path: Path) -> None:
+    folder = preprocess(tone_corpus, tmp_path, words="auto", num_processes=2)
+    assert read(folder) == read(tone_tensors)
+
+
+def test_rows_beyond_one_task_stay_in_order(
+    tone_corpus: Path, tone_tensors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kws.preprocess.CLIPS_PER_TASK", 7)
+    folder = preprocess(tone_corpus, tmp_path, words="auto", num_processes=1)
+    before, now = (np.load(each / "train.features.npy") for each in (tone_tensors, folder))
+    np.testing.assert_allclose(now, before, atol=0.01)
+
+
+def test_noise_for_training_leaves_the_end_of_every_recording_unheard(tone_corpus: Path, tone_tensors: Path) -> None:
+    features = PRESETS["default"].features
+    path = tone_corpus / "_background_noise_" / "hiss.wav"
+    heard, held_out = (noise_pieces(path, features, held_out=part) for part in (False, True))
+    assert (len(heard), len(held_out)) == (4, 1)
+    expected = MelSpectrogram(features)(torch.from_numpy(np.stack(heard))).numpy()
+    np.testing.assert_allclose(np.load(tone_tensors / "noise.features.npy"), expected, atol=0.01)
+
+
+def test_again_it_does_nothing_and_says_so(
+    tone_corpus: Path, tone_tensors: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    first = preprocess(tone_corpus, tmp_path, words="auto", num_processes=1)
+    times = {path.name: path.stat().st_mtime_ns for path in first.iterdir()}
+    assert preprocess(tone_corpus, tmp_path, words="auto", num_processes=1) == first
+    assert {path.name: path.stat().st_mtime_ns for path in first.iterdir()} == times
+    assert [record.getMessage() for record in caplog.records] == [
+        f"preprocessed 120 clips of 3 words to {first}", f"{first} is complete: nothing to do",
+    ]  # fmt: skip
+    assert first.name == tone_tensors.name  # the same recordings and settings on another volume
+
+
+def test_fingerprint_covers_recordings_features_split_words_and_code(
+    corpus: Path, tone_tensors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fingerprint(**settings: str) -> str:
+        return preprocess(corpus, tmp_path, num_processes=1, **({"words": "auto"} | settings)).name
+
+    names = [
+        fingerprint(), fingerprint(preset="baseline", split="speaker"), fingerprint(split="random"),
+        fingerprint(words="yes,no"), fingerprint(words="no,yes"),
+    ]  # fmt: skip
+    assert names[0] == tone_tensors.name
+    clip = sorted((corpus / "yes").iterdir())[3]
+    content = bytearray(clip.read_bytes())
+    content[-1] ^= 1
+    clip.write_bytes(content)
+    names.append(fingerprint())
+    clip.rename(clip.with_name("ffffffff_nohash_9.wav"))
+    names.append(fingerprint())
+    with monkeypatch.context() as patch:
+        patch.setattr("kws.features.VERSION", 99)
+        names.append(fingerprint())
+    assert len(set(names)) == len(names)
+
+
+def test_digest_of_a_downloaded_archive_stands_for_its_recordings(corpus: Path, tmp_path: Path) -> None:
+    files.write_json(corpus / files.MANIFEST, {"sha256": "ab" * 32})
+    folder = preprocess(corpus, tmp_path, words="auto", num_processes=1)
+    assert files.read_json(folder / files.MANIFEST)["recordings"]["fingerprint"] == "ab" * 32
+
+
+def test_manifest_without_a_digest_does_not_stand_for_the_recordings(
+    corpus: Path, tone_tensors: Path, tmp_path: Path
+) -> None:
+    files.write_json(corpus / files.MANIFEST, {"source": "my microphone"})
+    assert preprocess(corpus, tmp_path, words="auto", num_processes=1).name == tone_tensors.name
+
+
+def test_words_of_a_list_are_classes_in_the_order_of_the_list(corpus: Path, tmp_path: Path) -> None:
+    folder = preprocess(corpus, tmp_path, words="yes,no", num_processes=1)
+    assert files.read_json(folder / files.MANIFEST)["words"] == ["yes", "no"]
+    clips = files.read_json(folder / "train.clips.json")
+    labels = np.load(folder / "train.labels.npy").tolist()
+    assert {(clip.split("/")[0], label) for clip, label in zip(clips, labels, strict=True)} == {("yes", 0), ("no", 1)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"words": "yes,maybe,perhaps"}, r"got none for maybe, perhaps; there are no, stop, yes \(--words auto"),
+        ({"words": "all"}, "got none for backward, bed, .*; there are no, stop, yes"),
+        ({"preset": "best"}, "preset must be one of default, baseline, got 'best'"),
+        ({"split": "word"}, "split must be speaker or random, got 'word'"),
+        ({"max_bad_fraction": 1.5}, "max_bad_fraction must lie in 0 to 1, got 1.5"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_any_work(
+    tone_corpus: Path, tmp_path: Path, settings: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        preprocess(tone_corpus, tmp_path, **({"words": "auto"} | settings))
+    assert not (tmp_path / "tensors").exists()
+
+
+def test_folder_without_words_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"recordings must be a folder of <word>/\*.wav, got '.*absent'"):
+        preprocess(tmp_path / "absent", tmp_path, words="auto")
+    (tmp_path / "here" / "yes").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"recordings must hold at least two folders <word>/\*.wav"):
+        preprocess(tmp_path / "here", tmp_path, words="auto")
+
+
+def test_too_few_speakers_are_refused_with_the_remedy(corpus: Path, tmp_path: Path) -> None:
+    for word in ("no", "stop", "yes"):
+        for path in sorted((corpus / word).iterdir()):
+            path.rename(path.with_name(f"anna_nohash_{path.name[:8]}.wav"))
+    with pytest.raises(ValueError, match=r"split must leave clips .* with few speakers take --split random\), got"):
+        preprocess(corpus, tmp_path, words="auto")
+    assert preprocess(corpus, tmp_path, words="auto", split="random", num_processes=1).is_dir()
+    for word in ("no", "stop", "yes"):
+        for path in sorted((corpus / word).iterdir())[8:]:
+            path.unlink()
+    with pytest.raises(ValueError, match=r"split must leave clips .* it takes 26 clips\), got 'random'"):
+        preprocess(corpus, tmp_path, words="auto", split="random")
+
+
+def spoil(corpus: Path, num_clips: int) -> list[str]:
+    spoilt = sorted(str(path.relative_to(corpus)) for path in corpus.glob("[a-z]*/*.wav"))[::7][:num_clips]
+    for index, clip in enumerate(spoilt):
+        (corpus / clip).write_bytes(b"" if index % 2 else b"<html>not found</html>")
+    return spoilt
+
+
+def test_unreadable_clips_are_listed_and_left_out_and_all_others_stay_in_place(
+    corpus: Path, tone_tensors: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoilt = spoil(corpus, 5)
+    folder = preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0.05, num_processes=1)
+    manifest = files.read_json(folder / files.MANIFEST)
+    assert sorted(manifest["left_out"]) == spoilt
+    assert all("must be a WAV file" in reason for reason in manifest["left_out"].values())
+    assert all(any(clip in record.getMessage() for record in caplog.records) for clip in spoilt)
+    assert sum(manifest["counts"][name] for name in SPLITS) == 115
+    kept = []
+    for name in SPLITS:
+        clips = files.read_json(folder / f"{name}.clips.json")
+        before = files.read_json(tone_tensors / f"{name}.clips.json")
+        assert clips == [clip for clip in before if clip not in spoilt]
+        rows = [before.index(clip) for clip in clips]
+        for kind, tolerance in (("features", 0.01), ("labels", 0)):
+            now, whole = (np.load(each / f"{name}.{kind}.npy") for each in (folder, tone_tensors))
+            np.testing.assert_allclose(now, whole[rows], atol=tolerance)
+        kept.append(np.load(folder / f"{name}.features.npy").astype(np.float64))
+    np.testing.assert_allclose(manifest["normalization"]["mean"], kept[0].mean(axis=(0, 2)), atol=1e-3)
+
+
+def test_too_many_unreadable_clips_fail_and_the_first_ten_are_named(corpus: Path, tmp_path: Path) -> None:
+    spoilt = spoil(corpus, 12)
+    with pytest.raises(ValueError, match=r"at most 5.00% of the clips must be unreadable, got 12 of 120") as caught:
+        preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0.05, num_processes=1)
+    lines = str(caught.value).splitlines()[1:]
+    assert len(lines) == 10
+    assert {line.strip().split(": ")[0] for line in lines} <= set(spoilt)
+    assert all("must be a WAV file" in line for line in lines)
+    assert [path for path in (tmp_path / "tensors").iterdir() if path.suffix != ".lock"] == []
+
+
+def test_tensors_that_more_was_left_out_of_than_is_allowed_now_fail_too(corpus: Path, tmp_path: Path) -> None:
+    spoil(corpus, 3)
+    preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0.1, num_processes=1)
+    with pytest.raises(ValueError, match=r"at most 1.00% of the clips must be unreadable, got 3 of 120"):
+        preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0.01, num_processes=1)
+
+
+def test_unreadable_noise_is_listed_and_does_without(corpus: Path, tmp_path: Path) -> None:
+    (corpus / "_background_noise_" / "broken.wav").write_bytes(b"nothing")
+    folder = preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0, num_processes=1)
+    manifest = files.read_json(folder / files.MANIFEST)
+    assert list(manifest["left_out"]) == ["_background_noise_/broken.wav"]
+    assert manifest["counts"]["noise"] == 4
+
+
+def test_killed_before_the_manifest_it_starts_again_and_gives_the_same(
+    corpus: Path, tone_tensors: Path, tmp_path: Path
+) -> None:
+    # The arrays are written, then the noise is read: a pipe that nobody writes to holds it there.
+    digest = files.read_json(tone_tensors / files.MANIFEST)["recordings"]["fingerprint"]
+    files.write_json(corpus / files.MANIFEST, {"sha256": digest})
+    os.mkfifo(corpus / "_background_noise_" / "pipe.wav")
+    tensors = tmp_path / "tensors"
+    process = start(corpus, tmp_path)
+    wait_until(lambda: list(tensors.glob(".*.partial-*/test.clips.json")), process.is_alive)
+    process.kill()
+    process.join()
+    assert not (tensors / tone_tensors.name).exists()
+
+    (corpus / "_background_noise_" / "pipe.wav").unlink()
+    folder = preprocess(corpus, tmp_path, words="auto", num_processes=1)
+    again, expected = read(folder), read(tone_tensors)
+    del again[files.MANIFEST], expected[files.MANIFEST]  # it names another folder of recordings
+    assert again == expected
+    assert [path.name for path in tensors.iterdir() if path.suffix != ".lock"] == [folder.name]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_killed_with_workers_at_it_leaves_no_process_behind(corpus: Path, tmp_path: Path) -> None:
+    clip = next((corpus / "yes").iterdir())
+    for number in range(4000):
+        os.link(clip, corpus / "yes" / f"{number:08x}_nohash_1.wav")
+    mark = f"KWS_TEST_MARK={tmp_path}".encode()
+
+    def alive() -> int:
+        count = 0
+        for process in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                count += mark in process.read_bytes()
+            except OSError:
+                continue
+        return count
+
+    files.write_json(corpus / files.MANIFEST, {"sha256": "ab" * 32})
+    command = [sys.executable, "-m", "kws.cli", "preprocess", "--recordings", str(corpus), "--data-root", str(tmp_path),
+               "--words", "auto", "--num-processes", "2"]  # fmt: skip
+    environment = os.environ | {"KWS_TEST_MARK": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        # Itself, the tracker and the server of workers, two workers.
+        wait_until(lambda: alive() >= 5, lambda: process.poll() is None)
+        process.kill()
+    end = time.monotonic() + 20
+    while alive() and time.monotonic() < end:
+        time.sleep(0.2)
+    assert alive() == 0
+
+
+def test_two_at_once_make_it_one_after_the_other(tone_corpus: Path, tone_tensors: Path, tmp_path: Path) -> None:
+    both = [start(tone_corpus, tmp_path) for _ in range(2)]
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert [path.name for path in (tmp_path / "tensors").iterdir() if path.suffix != ".lock"] == [tone_tensors.name]
+    assert read(tmp_path / "tensors" / tone_tensors.name) == read(tone_tensors)

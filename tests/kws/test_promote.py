@@ -1,0 +1,195 @@
+"""Publishing models, and deciding which one is in use."""
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeRecognizer
+
+from kws import bundle, files
+from kws.bundle import Recognizer
+from kws.config import FeatureConfig
+from kws.evaluate import evaluate, judge_tensors
+from kws.promote import Decision, promote
+from kws.tensors import Tensors
+
+Publish = Callable[..., Decision]
+
+
+@pytest.fixture
+def data_root(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def publish(data_root: Path, tone_tensors: Path, tmp_path: Path) -> Publish:
+    """Judges a model and promotes it, as the steps of the pipeline do."""
+
+    def call(recognizer: Recognizer, min_accuracy: float = 0.0, tensors: Path = tone_tensors) -> Decision:
+        folder = tmp_path / "steps" / str(recognizer.about.get("run"))
+        model, report, evaluation = folder / "model.pth", folder / "report.html", folder / "evaluation.json"
+        bundle.save(model, recognizer)
+        judgement = evaluate(model, tone_tensors, report)
+        files.write_json(evaluation, judgement.summary())
+        return promote(model, tensors, evaluation, report, data_root, min_accuracy)
+
+    return call
+
+
+def champion(data_root: Path) -> Any:
+    path = data_root / "models" / "champion.json"
+    return files.read_json(path) if path.exists() else None
+
+
+@pytest.fixture
+def weak(make_recognizer: MakeRecognizer, tone_tensors: Path) -> Recognizer:
+    """A model that is right on some of the clips only."""
+    recognizer = make_recognizer(run="weak")
+    assert judge_tensors(recognizer, Tensors(tone_tensors)).accuracy < 0.9
+    return recognizer
+
+
+def renamed(recognizer: Recognizer, run: str) -> Recognizer:
+    return dataclasses.replace(recognizer, about={"run": run})
+
+
+def test_first_model_that_is_good_enough_becomes_champion(
+    publish: Publish, expert: Recognizer, data_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    decision = publish(expert, min_accuracy=0.8)
+    assert decision == Decision(
+        version="expert", path=str(data_root / "models" / "expert"), is_champion=True,
+        reason="champion: accuracy 100.00%, and there was none before", accuracy=1.0, champion_accuracy=None,
+    )  # fmt: skip
+    assert champion(data_root)["version"] == "expert"
+    assert champion(data_root)["accuracy"] == 1.0
+    assert f"expert: {decision.reason}" in [record.getMessage() for record in caplog.records]
+
+
+def test_model_below_the_least_accuracy_is_published_but_no_champion(
+    publish: Publish, weak: Recognizer, data_root: Path
+) -> None:
+    decision = publish(weak, min_accuracy=0.95)
+    assert not decision.is_champion
+    assert "is below min_accuracy 95.00%" in decision.reason
+    assert (data_root / "models" / "weak" / "model.pth").is_file()
+    assert champion(data_root) is None
+
+
+def test_accuracy_that_is_just_reached_is_enough(publish: Publish, expert: Recognizer) -> None:
+    assert publish(expert, min_accuracy=1.0).is_champion
+
+
+def test_better_model_takes_the_place_of_the_champion(
+    publish: Publish, weak: Recognizer, expert: Recognizer, data_root: Path
+) -> None:
+    first = publish(weak)
+    assert first.is_champion
+    decision = publish(expert)
+    assert decision.is_champion
+    assert decision.champion_accuracy == first.accuracy
+    assert decision.reason == f"champion: accuracy 100.00% beats {first.accuracy:.2%} of weak on the same clips"
+    assert champion(data_root)["version"] == "expert"
+    assert (data_root / "models" / "weak" / "model.pth").is_file()
+
+
+def test_worse_or_equal_model_leaves_the_champion_where_it_is(
+    publish: Publish, weak: Recognizer, expert: Recognizer, data_root: Path
+) -> None:
+    publish(expert)
+    before = champion(data_root)
+    worse, equal = publish(weak), publish(renamed(expert, "twin"))
+    assert not worse.is_champion
+    assert not equal.is_champion
+    assert worse.champion_accuracy == equal.champion_accuracy == 1.0
+    assert equal.reason == "not champion: accuracy 100.00% does not beat 100.00% of expert on the same clips"
+    assert champion(data_root) == before
+
+
+def test_champion_that_is_tried_again_stays_champion_and_nothing_is_written(
+    publish: Publish, expert: Recognizer, data_root: Path
+) -> None:
+    publish(expert)
+    paths = [data_root / "models" / "champion.json", data_root / "models" / "expert" / "manifest.json"]
+    before = [path.stat().st_mtime_ns for path in paths]
+    again = publish(expert)
+    assert (again.is_champion, again.reason) == (True, "is the champion already")
+    assert [path.stat().st_mtime_ns for path in paths] == before
+
+
+def test_step_that_was_killed_before_the_decision_decides_when_tried_again(
+    publish: Publish, expert: Recognizer, data_root: Path
+) -> None:
+    publish(expert)
+    (data_root / "models" / "champion.json").unlink()
+    assert publish(expert).is_champion
+    assert champion(data_root)["version"] == "expert"
+
+
+def test_champion_of_other_features_is_judged_on_the_recordings_of_the_same_clips(
+    publish: Publish, make_recognizer: MakeRecognizer, other_features: FeatureConfig, expert: Recognizer,
+    data_root: Path, tone_tensors: Path,
+) -> None:  # fmt: skip
+    old = make_recognizer(run="old", features=other_features)
+    publish(old)
+    decision = publish(expert)
+    expected = judge_tensors(old, Tensors(tone_tensors)).accuracy
+    assert decision.champion_accuracy == expected < 1
+    assert champion(data_root)["version"] == "expert"
+
+
+def test_champion_that_knows_other_words_is_mistaken_on_those_it_does_not_know(
+    publish: Publish, expert: Recognizer, make_recognizer: MakeRecognizer
+) -> None:
+    publish(make_recognizer(words=["cat", "dog"], run="pets"))
+    decision = publish(expert)
+    assert (decision.is_champion, decision.champion_accuracy) == (True, 0.0)
+
+
+def test_published_folder_holds_the_model_its_report_and_their_digests(
+    publish: Publish, expert: Recognizer, data_root: Path, tmp_path: Path
+) -> None:
+    decision = publish(expert)
+    folder = data_root / "models" / "expert"
+    assert Path(decision.path) == folder
+    manifest = files.read_json(folder / files.MANIFEST)
+    assert set(manifest["files"]) == {"model.pth", "evaluation.json", "report.html"}
+    assert {path.name for path in folder.iterdir()} == set(manifest["files"]) | {files.MANIFEST}
+    for name, digest in manifest["files"].items():
+        assert files.sha256_of(folder / name) == digest == files.sha256_of(tmp_path / "steps" / "expert" / name)
+    assert (manifest["version"], manifest["words"], manifest["accuracy"]) == ("expert", expert.words, 1.0)
+    assert bundle.load(folder / "model.pth").words == expert.words
+
+
+def test_model_without_a_run_is_named_by_its_digest(publish: Publish, expert: Recognizer, data_root: Path) -> None:
+    decision = publish(dataclasses.replace(expert, about={}))
+    assert decision.version == files.sha256_of(data_root / "models" / decision.version / "model.pth")[:12]
+
+
+def test_two_that_are_promoted_at_once_leave_the_better_one_as_champion(
+    publish: Publish, weak: Recognizer, expert: Recognizer, data_root: Path
+) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(publish, [weak, expert]))
+    assert champion(data_root)["version"] == "expert"
+
+
+def test_least_accuracy_out_of_range_is_refused(publish: Publish, expert: Recognizer) -> None:
+    with pytest.raises(ValueError, match="min_accuracy must lie in 0 to 1, got 80"):
+        publish(expert, min_accuracy=80)
+
+
+def test_champion_that_cannot_be_judged_any_more_is_an_error_that_says_why(
+    publish: Publish, expert: Recognizer, weak: Recognizer, data_root: Path
+) -> None:
+    publish(weak)
+    shutil.rmtree(data_root / "models" / "weak")
+    with pytest.raises(FileNotFoundError, match=r"model must be a .pth file, got '.*weak/model.pth', which does not"):
+        publish(expert)
+    assert champion(data_root)["version"] == "weak"

@@ -1,0 +1,92 @@
+"""Tensors, opened again, and handed from step to step."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kws import files, steps
+from kws.config import PRESETS, SPLITS
+from kws.tensors import Tensors
+
+
+def test_everything_that_was_stored_is_there_again(tone_tensors: Path) -> None:
+    tensors = Tensors(tone_tensors)
+    manifest = files.read_json(tone_tensors / files.MANIFEST)
+    assert tensors.words == ["no", "stop", "yes"]
+    assert tensors.features == PRESETS["default"].features
+    assert tensors.fingerprint == tone_tensors.name
+    assert tensors.mean.tolist() == pytest.approx(manifest["normalization"]["mean"])
+    assert tensors.std.tolist() == pytest.approx(manifest["normalization"]["std"])
+    for name in SPLITS:
+        part = tensors.split(name)
+        assert len(part) == manifest["counts"][name] == len(part.labels) == len(part.features)
+        assert part.features.dtype == torch.float16
+        assert part.clips == files.read_json(tone_tensors / f"{name}.clips.json")
+    noise = tensors.noise()
+    assert noise is not None
+    assert noise.shape == (4, 128, 81)
+
+
+def test_batch_gathers_the_clips_that_were_asked_for(tone_tensors: Path) -> None:
+    part = Tensors(tone_tensors).split("train")
+    features, labels = part.batch(torch.tensor([5, 0, 5]))
+    stored = np.load(tone_tensors / "train.features.npy")
+    assert features.dtype == torch.float32
+    np.testing.assert_array_equal(features.numpy(), stored[[5, 0, 5]].astype(np.float32))
+    assert labels.tolist() == [int(part.labels[5]), int(part.labels[0]), int(part.labels[5])]
+
+
+def test_some_clips_are_spread_over_the_split_and_keep_their_rows(tone_tensors: Path) -> None:
+    whole = Tensors(tone_tensors).split("train")
+    part = Tensors(tone_tensors).split("train", most=9)
+    rows = [whole.clips.index(clip) for clip in part.clips]
+    assert len(part) == 9
+    assert (rows[0], rows[-1]) == (0, len(whole) - 1)
+    assert torch.equal(part.features, whole.features[rows])
+    assert torch.equal(part.labels, whole.labels[rows])
+    assert set(part.labels.tolist()) == {0, 1, 2}
+    assert len(Tensors(tone_tensors).split("train", most=10**6)) == len(whole)
+
+
+def test_writing_to_opened_tensors_leaves_the_files_alone(tone_tensors: Path) -> None:
+    before = (tone_tensors / "test.features.npy").read_bytes()
+    Tensors(tone_tensors).split("test").features.zero_()
+    assert (tone_tensors / "test.features.npy").read_bytes() == before
+
+
+def test_recordings_without_noise_have_none(tone_tensors: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tone_tensors, tmp_path / "tensors"))
+    manifest = files.read_json(folder / files.MANIFEST)
+    files.write_json(folder / files.MANIFEST, manifest | {"counts": manifest["counts"] | {"noise": 0}})
+    assert Tensors(folder).noise() is None
+
+
+def test_folder_that_is_not_complete_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="tensors must be a folder that kws preprocess completed, got"):
+        Tensors(tmp_path)
+
+
+def test_folder_that_is_handed_over_is_received(tone_tensors: Path, tmp_path: Path) -> None:
+    artifact = str(tmp_path / "artifact" / "tensors.json")
+    written = steps.hand_over(tone_tensors, artifact, {"num_clips": 120})
+    assert json.loads(Path(artifact).read_text()) == written
+    assert written == {
+        "path": str(tone_tensors), "sha256": files.sha256_of(tone_tensors / files.MANIFEST), "num_clips": 120,
+    }  # fmt: skip
+    assert steps.receive(artifact) == tone_tensors
+
+
+def test_folder_that_is_gone_or_another_is_not_received(tone_tensors: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tone_tensors, tmp_path / "tensors"))
+    artifact = str(tmp_path / "tensors.json")
+    steps.hand_over(folder, artifact, {})
+    files.write_json(folder / files.MANIFEST, {"another": True})
+    with pytest.raises(ValueError, match=r"must be as the step before left it, got another manifest\.json"):
+        steps.receive(artifact)
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match="must be on the volume, got"):
+        steps.receive(artifact)
