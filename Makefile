@@ -45,8 +45,8 @@ test: $(READY) ## every test that is quick, on real parts
 	@$(BIN)/python -m pytest
 
 .PHONY: clean
-clean: ## delete what the targets made, but for .venv
-	rm -rf var .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+clean: ## delete what the targets made, but for .venv and the volume of the local cluster
+	rm -rf var/demo var/bench var/study var/notebook .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 ##@ Cluster (all need Docker; kind-… need kind and kubectl too)
 # Settings of the targets below, as in: make pipeline EPOCHS=5 WORKERS=3 ARGS="--batch-size 64"

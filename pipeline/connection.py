@@ -63,7 +63,7 @@ class Cluster:
     @property
     def user_namespace(self) -> str | None:
         """The namespace that calls must name; a standalone Kubeflow Pipelines refuses any."""
-        return self.namespace if self.health.get("multi_user") else None
+        return self.namespace if self.health.get("multi_user") or self.health.get("multiUser") else None
 
     @property
     def ui(self) -> str:

@@ -68,9 +68,8 @@ def up(names: Mapping[str, str]) -> None:
     Raises:
         ClusterError: the machine lacks something, or a part did not come up; the message says which.
     """
+    preflight.require_all(preflight.tool(name) for name in (containers.docker(), "kind", "kubectl"))
     containers.inspect(list(names.values()))
-    tools = [preflight.tool(containers.docker()), preflight.tool("kind"), preflight.tool("kubectl")]
-    preflight.require_all(tools)
     present = exists()
     preflight.require_all(preflight.checks(new_cluster=not present))
     _make_data_root()

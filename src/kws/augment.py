@@ -68,7 +68,7 @@ class Augment:
         if config.frequency_warp:
             warp = torch.exp(_uniform(clips, config.frequency_warp, device))
             bins = (torch.linspace(0, 2, mels, device=device) * warp[:, None] - 1).clamp(max=1)  # anchored at 0 Hz
-            features = _interpolate(features.transpose(1, 2), bins, fill=None).transpose(1, 2)
+            features = _interpolate(features.transpose(1, 2), bins, fill=self.silence).transpose(1, 2)
         return features
 
     def _gain(self, features: Tensor) -> Tensor:
@@ -127,17 +127,13 @@ def _uniform(clips: int, limit: float, device: torch.device) -> Tensor:
     return torch.empty(clips, device=device).uniform_(-limit, limit)
 
 
-def _interpolate(values: Tensor, places: Tensor, fill: float | None) -> Tensor:
+def _interpolate(values: Tensor, places: Tensor, fill: float) -> Tensor:
     """Reads [clips, channels, length] at places [clips, new length], where -1 and 1 are the first and last.
 
-    Outside lies `fill`, or the edge where that is None.
+    Outside lies `fill`. Linear interpolation as a product with hat functions: for spectrograms this is several times
+    faster than gathering neighbours, on the CPU as on a GPU.
     """
-    last = values.size(2) - 1
-    index = (places + 1) * (last / 2)
-    inside = (index >= 0) & (index <= last)
-    index = index.clamp(0, last)
-    left = index.floor().long().clamp(max=last - 1)
-    share = (index - left)[:, None]
-    left = left[:, None].expand(-1, values.size(1), -1)
-    read = torch.lerp(values.gather(2, left), values.gather(2, left + 1), share)
-    return read if fill is None else read.masked_fill(~inside[:, None], fill)
+    length = values.size(2)
+    index = (places + 1) * ((length - 1) / 2)
+    weights = (1 - (index[:, None] - torch.arange(length, device=values.device)[:, None]).abs()).clamp_(min=0)
+    return ((values - fill) @ weights).add_(fill)

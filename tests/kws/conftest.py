@@ -64,7 +64,7 @@ def make_recognizer() -> MakeRecognizer:
 
 @pytest.fixture(scope="session")
 def expert(tone_corpus: Path) -> Recognizer:
-    """A model that tells the tones apart without an error: fitted in a second on a few of them."""
+    """A model that tells the tones apart without an error: fitted to a quarter of them."""
     from kws.audio import read_clip
     from kws.features import MelSpectrogram
 
@@ -77,10 +77,10 @@ def expert(tone_corpus: Path) -> Recognizer:
     config = ModelConfig(num_layers=1, num_heads=1, width=16, feedforward=16, frames_per_token=8, stem="linear")
     model = AudioTransformer(config, features, len(TONE_WORDS))
     model.set_normalization(values.mean(dim=(0, 2)), values.std(dim=(0, 2)))
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(40):
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(12):
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(values), labels).backward()
+        torch.nn.functional.cross_entropy(model(values[::4]), labels[::4]).backward()
         optimizer.step()
     model.eval()
     assert torch.equal(model(values).argmax(-1), labels)

@@ -34,7 +34,7 @@ def test_help_of_the_installed_command_names_every_subcommand() -> None:
     command = [str(Path(sys.executable).parent / "kws"), "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for name in COMMANDS:
-        assert re.search(rf"^    {name} ", shown, re.MULTILINE)
+        assert re.search(rf"^    {name}\b", shown, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -2,6 +2,8 @@ import argparse
 import hashlib
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -298,6 +300,33 @@ def test_a_parameter_out_of_range_is_refused_before_anything_is_submitted(flags:
         call("submit", *flags)
 
 
+@pytest.mark.parametrize(
+    "target",
+    ["preflight", "images", "kind-up", "kind-down", "kind-load", "kind-status", "pipeline", "runs", "follow", "cancel",
+     "retry", "schedule", "schedules", "unschedule", "ui", "tensorboard", "pull-model", "graph"],
+)  # fmt: skip
+def test_a_make_target_calls_a_command_with_flags_that_it_has(target: str) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    settings = ["EPOCHS=5", "WORKERS=3", "PRESET=baseline", "WORDS=yes,no", "RUN=r1", "CRON=0 3 * * 1",
+                "TZ=Europe/Berlin",
+                "VERSION=v1", "TO=models", "DEVICE=cuda", "TORCH=locked", "REGISTRY=reg", "HOST=https://h/pipeline",
+                "NAMESPACE=me", "ARGS="]  # fmt: skip
+    command = ["make", "-n", "-o", ".venv/.ready", target, *settings]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if "-m pipeline " in line]
+    assert lines, done.stderr
+    parser = argparse.ArgumentParser()
+    add_cluster_commands(parser.add_subparsers(dest="command", required=True))
+    for line in lines:
+        options = parser.parse_args(shlex.split(line)[3:])
+    if target in ("pipeline", "schedule"):
+        assert (options.epochs, options.num_nodes, options.preset, options.words) == (5, 3, "baseline", "yes,no")
+        assert (options.namespace, options.registry, options.device) == ("me", "reg", "cuda")
+    if target == "schedule":
+        assert (options.cron, options.time_zone) == ("0 3 * * 1", "Europe/Berlin")
+
+
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers()
@@ -405,5 +434,5 @@ def test_kind_commands_without_kind_name_the_remedy(tmp_path: Path, monkeypatch:
     with pytest.raises(ClusterError, match="kind must be installed and on PATH, got none"):
         kind.exists()
     monkeypatch.delenv("DOCKER", raising=False)
-    with pytest.raises(ClusterError, match="docker must be installed and on PATH"):
+    with pytest.raises(ClusterError, match=r"docker must be on PATH, got none; install Docker.*\n.*\n"):
         kind.up({"runtime": "kws-runtime:1"})

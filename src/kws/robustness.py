@@ -1,0 +1,98 @@
+"""How a model fares with recordings that are worse than those it was trained on.
+
+Noise is the part of the archive's background recordings that training never hears (`kws.preprocess.HELD_OUT_NOISE`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kws.audio import Waveform, read_clip, resample
+from kws.bundle import Recognizer
+from kws.config import BACKGROUND_NOISE
+from kws.evaluate import BATCH, judge, score
+from kws.preprocess import noise_pieces
+
+Change = Callable[[int, Waveform], Waveform]
+"""Gets the number of a clip and its waveform, and returns a worse one."""
+
+
+def add_noise(noises: Sequence[Waveform], snr_db: float) -> Change:
+    """Adds a piece of noise at a signal-to-noise ratio, in dB of mean power over the clip."""
+
+    def change(number: int, waveform: Waveform) -> Waveform:
+        noise = noises[number % len(noises)]
+        power, noise_power = np.mean(waveform**2), np.mean(noise**2) + 1e-12
+        return (waveform + noise * np.sqrt(power / noise_power / 10 ** (snr_db / 10))).astype(np.float32)
+
+    return change
+
+
+def shift(samples: int) -> Change:
+    """Moves the word later (or earlier, where negative), with silence behind it."""
+
+    def change(number: int, waveform: Waveform) -> Waveform:
+        moved = np.zeros_like(waveform)
+        if samples >= 0:
+            moved[samples:] = waveform[: waveform.size - samples]
+        else:
+            moved[:samples] = waveform[-samples:]
+        return moved
+
+    return change
+
+
+def gain(factor: float) -> Change:
+    """Scales the waveform, and clips it at full scale as a recorder does."""
+    return lambda number, waveform: (waveform * factor).clip(-1, 1)
+
+
+def bandwidth(sample_rate: int, new_rate: int) -> Change:
+    """Takes away what a recorder of a lower rate does not hear."""
+    return lambda number, waveform: resample(resample(waveform, sample_rate, new_rate), new_rate, sample_rate)
+
+
+def conditions(recordings: Path, recognizer: Recognizer) -> dict[str, Change]:
+    """Returns all conditions by name; those with noise only where the recordings have any."""
+    features = recognizer.features
+    tenth = features.sample_rate // 10
+    found: dict[str, Change] = {
+        "clean": lambda number, waveform: waveform,
+        "100 ms earlier": shift(-tenth),
+        "100 ms later": shift(tenth),
+        "half gain": gain(0.5),
+        "double gain": gain(2.0),
+        "8 kHz": bandwidth(features.sample_rate, 8000),
+    }
+    noises = [
+        piece
+        for path in sorted((recordings / BACKGROUND_NOISE).glob("*.wav"))
+        for piece in noise_pieces(path, features, held_out=True)
+    ]
+    if noises:
+        found |= {f"noise at {snr} dB": add_noise(noises, snr) for snr in (20, 10, 5, 0)}
+    return found
+
+
+def measure(recognizer: Recognizer, recordings: Path, clips: Sequence[str]) -> Mapping[str, float]:
+    """Returns the accuracy under every condition.
+
+    Args:
+        recognizer: the model.
+        recordings: the folder of the words.
+        clips: clip ids, those of the test split.
+    """
+    import torch
+
+    from kws.features import MelSpectrogram
+
+    spectrogram = MelSpectrogram(recognizer.features)
+    waveforms = [read_clip(recordings / clip, recognizer.features) for clip in clips]
+    truth = [clip.split("/")[0] for clip in clips]
+    found = {}
+    for name, change in conditions(recordings, recognizer).items():
+        changed = [torch.from_numpy(change(number, waveform)) for number, waveform in enumerate(waveforms)]
+        batches = (spectrogram(torch.stack(changed[first : first + BATCH])) for first in range(0, len(clips), BATCH))
+        found[name] = judge(recognizer, score(recognizer, batches), truth, clips).accuracy
+    return found
