@@ -158,7 +158,8 @@ def _adapt(path: Path) -> None:
     """Takes from a compiled pipeline what is for a cluster only.
 
     Retries with their waits are for machines that go away. The step that launches training has no cluster to launch
-    on: it trains by itself, in the image that has torch.
+    on: it trains by itself, in the image that has torch. And it gets no run id, which would be another every time:
+    without one it goes on with the unfinished run of the same settings.
     """
     import yaml
 
@@ -167,6 +168,7 @@ def _adapt(path: Path) -> None:
     pipeline, *platforms = yaml.safe_load_all(path.read_text())
     for task in pipeline["root"]["dag"]["tasks"].values():
         task.pop("retryPolicy", None)
+    pipeline["root"]["dag"]["tasks"]["train"]["inputs"]["parameters"]["run_id"] = {"runtimeValue": {"constant": ""}}
     for executor in pipeline["deploymentSpec"]["executors"].values():
         executor["container"]["image"] = images.RUNTIME
     path.write_text(yaml.safe_dump_all([pipeline, *platforms]))

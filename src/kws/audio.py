@@ -1,5 +1,6 @@
 """Reading recordings: any WAV to a mono waveform of one length and one rate."""
 
+import os
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +11,9 @@ import numpy.typing as npt
 from kws.config import FeatureConfig, require
 
 Waveform = npt.NDArray[np.float32]
+
+_HEADER = struct.Struct("<4sI8sIHHIIHH4sI")
+"""The 44 bytes before the samples of a canonical WAV file."""
 
 
 def read_clip(path: Path, config: FeatureConfig) -> Waveform:
@@ -36,14 +40,24 @@ def read_waveform(path: Path, sample_rate: int) -> Waveform:
         ValueError: the file cannot be read, is empty, or has values that are not numbers.
         FileNotFoundError: there is no such file.
     """
-    data = path.read_bytes()
-    pcm = _plain_pcm(data, sample_rate)
-    waveform = _read_with_soundfile(path, sample_rate) if pcm is None else pcm.astype(np.float32) * (1 / 32768)
+    pcm = _plain_pcm(_read_bytes(path), sample_rate)
+    waveform = _read_with_soundfile(path, sample_rate) if pcm is None else np.multiply(pcm, np.float32(1 / 32768))
     if waveform.size == 0:
         raise ValueError("the recording must have samples, got none")
-    if not np.isfinite(waveform).all():
+    if pcm is None and not np.isfinite(waveform).all():
         raise ValueError("the recording must have finite samples, got NaN or infinity")
     return waveform
+
+
+def _read_bytes(path: Path) -> bytes:
+    """Reads a file in one go, as most are small: twice as fast as `Path.read_bytes`."""
+    most = 1 << 16
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        data = os.read(descriptor, most)
+    finally:
+        os.close(descriptor)
+    return data if len(data) < most else path.read_bytes()
 
 
 def _plain_pcm(data: bytes, sample_rate: int) -> npt.NDArray[np.int16] | None:
@@ -51,13 +65,13 @@ def _plain_pcm(data: bytes, sample_rate: int) -> npt.NDArray[np.int16] | None:
 
     Nearly every clip of Speech Commands is one, and this is 4.8 times faster than libsndfile.
     """
-    if len(data) < 44 or data[:4] != b"RIFF" or data[8:16] != b"WAVEfmt " or data[36:40] != b"data":
+    if len(data) < _HEADER.size:
         return None
-    fmt_length, encoding, channels, rate, _, _, bits = struct.unpack_from("<IHHIIHH", data, 16)
-    length = int.from_bytes(data[40:44], "little")
-    if (fmt_length, encoding, channels, rate, bits) != (16, 1, 1, sample_rate, 16) or len(data) < 44 + length:
+    riff, _, wave, *form, rate, _, _, bits, tag, length = _HEADER.unpack_from(data)
+    plain = (b"RIFF", b"WAVEfmt ", [16, 1, 1], sample_rate, 16, b"data")
+    if (riff, wave, form, rate, bits, tag) != plain or len(data) < _HEADER.size + length:
         return None
-    return np.frombuffer(data, dtype="<i2", count=length // 2, offset=44)
+    return np.frombuffer(data, dtype="<i2", count=length // 2, offset=_HEADER.size)
 
 
 def _read_with_soundfile(path: Path, sample_rate: int) -> Waveform:

@@ -1,16 +1,18 @@
 """From a folder of recordings to tensors that training maps into memory."""
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,9 @@ from kws.audio import read_clip, read_waveform
 from kws.config import BACKGROUND_NOISE, PRESETS, SPLITS, FeatureConfig, parse_words, require
 from kws.processes import end_with_parent, num_cores
 from kws.progress import progress
+
+if TYPE_CHECKING:
+    from kws.features import MelSpectrogram
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +39,14 @@ class _Task:
 
     array: Path
     first_row: int
-    clips: Sequence[Path]
+    recordings: Path
+    clips: Sequence[str]
     features: FeatureConfig
     statistics: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Done:
-    first_row: int
-    num_clips: int
     bad: Mapping[int, str]
     """Rows that could not be filled, and why."""
     total: npt.NDArray[np.float64]
@@ -181,40 +185,40 @@ def _compute(
         array = _array_path(folder, split)
         _create(array, len(clips), features)
         for first in range(0, len(clips), CLIPS_PER_TASK):
-            paths = [recordings / clip for clip in clips[first : first + CLIPS_PER_TASK]]
-            tasks.append(
-                _Task(array=array, first_row=first, clips=paths, features=features, statistics=split == "train")
-            )
+            some = clips[first : first + CLIPS_PER_TASK]
+            tasks.append(_Task(array=array, first_row=first, recordings=recordings, clips=some, features=features,
+                               statistics=split == "train"))  # fmt: skip
 
-    num_clips = sum(len(clips) for clips in divided.values())
-    bad: dict[str, dict[int, str]] = {split: {} for split in divided}
-    total = np.zeros(features.num_mels)
-    total_squares = np.zeros(features.num_mels)
-    with progress(num_clips, "clips", "preprocess") as bar:
-        for task, done in _run(tasks, num_processes):
-            split = task.array.name.split(".")[0]
-            bad[split] |= done.bad
-            total += done.total
-            total_squares += done.total_squares
-            bar.update(done.num_clips)
+    with _workers(min(num_processes or num_cores(), len(tasks))) as run:
+        bad: dict[str, dict[int, str]] = {split: {} for split in divided}
+        total = np.zeros(features.num_mels)
+        total_squares = np.zeros(features.num_mels)
+        num_clips = sum(len(clips) for clips in divided.values())
+        with progress(num_clips, "clips", "preprocess") as bar:
+            # In the order of the tasks, so that the sums are the same every time, to the last bit.
+            for task, done in zip(tasks, run(_fill, tasks), strict=True):
+                bad[task.array.name.split(".")[0]] |= done.bad
+                total += done.total
+                total_squares += done.total_squares
+                bar.update(len(task.clips))
 
-    reasons = {divided[split][row]: reason for split, rows in bad.items() for row, reason in sorted(rows.items())}
-    for clip, reason in reasons.items():
-        log.warning("%s is left out: %s", clip, reason)
-    _check_left_out(reasons, num_clips, max_bad_fraction)
+        reasons = {divided[split][row]: reason for split, rows in bad.items() for row, reason in sorted(rows.items())}
+        for clip, reason in reasons.items():
+            log.warning("%s is left out: %s", clip, reason)
+        _check_left_out(reasons, num_clips, max_bad_fraction)
+        counts = {}
+        for split, clips in divided.items():
+            good = [clip for row, clip in enumerate(clips) if row not in bad[split]]
+            require(len(good) > 0, "split", f"leave readable clips in {split}", len(good))
+            if bad[split]:
+                _drop_rows(_array_path(folder, split), sorted(bad[split]))
+            labels = np.array([words.index(clip.split("/")[0]) for clip in good], dtype=np.int64)
+            np.save(folder / f"{split}.labels.npy", labels)
+            files.write_json(folder / f"{split}.clips.json", good)
+            counts[split] = len(good)
 
-    counts = {}
-    for split, clips in divided.items():
-        good = [clip for row, clip in enumerate(clips) if row not in bad[split]]
-        require(len(good) > 0, "split", f"leave readable clips in {split}", len(good))
-        if bad[split]:
-            _drop_rows(_array_path(folder, split), sorted(bad[split]))
-        labels = np.array([words.index(clip.split("/")[0]) for clip in good], dtype=np.int64)
-        np.save(folder / f"{split}.labels.npy", labels)
-        files.write_json(folder / f"{split}.clips.json", good)
-        counts[split] = len(good)
+        ((counts["noise"], noise_reasons),) = run(_save_noise, [recordings / BACKGROUND_NOISE], [folder], [features])
 
-    counts["noise"], noise_reasons = _save_noise(recordings / BACKGROUND_NOISE, folder, features)
     frames = counts["train"] * features.num_frames
     mean = total / frames
     deviation = np.sqrt(np.maximum(total_squares / frames - mean**2, 1e-12))
@@ -246,20 +250,22 @@ def _create(path: Path, num_rows: int, features: FeatureConfig) -> None:
     np.lib.format.open_memmap(path, mode="w+", dtype=features.dtype, shape=shape)
 
 
-def _run(tasks: Sequence[_Task], num_processes: int) -> Iterator[tuple[_Task, _Done]]:
-    """Runs tasks over all cores. Two processes of one thread beat one process of two by 1.3 times."""
-    num_processes = min(num_processes or num_cores(), len(tasks))
+@contextlib.contextmanager
+def _workers(num_processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Gives a `map` that runs in processes of one thread each, or in this process where that is enough.
+
+    Two processes of one thread beat one process of two by 1.3 times. With them, this process does without torch, which
+    takes seconds to import.
+    """
     if num_processes == 1:
-        yield from ((task, _fill(task)) for task in tasks)
+        yield map
         return
     # A server that has torch loaded and no threads yet forks workers at once and safely.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kws.features"])
+    context.set_forkserver_preload(["torch", "torchaudio.functional", "kws.features", "kws.preprocess"])
     with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_worker) as pool:
-        pending = {pool.submit(_fill, task): task for task in tasks}
         try:
-            for future in as_completed(pending):
-                yield pending[future], future.result()
+            yield pool.map
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -271,34 +277,44 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
 
 
+@functools.cache
+def _spectrogram(features: FeatureConfig) -> "MelSpectrogram":
+    """Returns what computes features, made once in a process."""
+    from kws.features import MelSpectrogram
+
+    return MelSpectrogram(features)
+
+
 def _fill(task: _Task) -> _Done:
     """Computes the features of some clips into their rows, a few clips at a time so that they stay in the cache."""
     import torch
 
-    from kws.features import MelSpectrogram
-
-    spectrogram = MelSpectrogram(task.features)
-    array = np.load(task.array, mmap_mode="r+")
+    spectrogram = _spectrogram(task.features)
+    array = torch.from_numpy(np.load(task.array, mmap_mode="r+"))
     bad: dict[int, str] = {}
-    total = np.zeros(task.features.num_mels)
-    total_squares = np.zeros(task.features.num_mels)
-    for first in range(0, len(task.clips), MelSpectrogram.BATCH):
-        paths = task.clips[first : first + MelSpectrogram.BATCH]
-        waveforms = np.zeros((len(paths), task.features.num_samples), dtype=np.float32)
-        readable = np.ones(len(paths), dtype=bool)
-        for index, path in enumerate(paths):
+    total = torch.zeros(task.features.num_mels, dtype=torch.float64)
+    total_squares = torch.zeros_like(total)
+    waveforms = torch.zeros(spectrogram.BATCH, task.features.num_samples)
+    rows = waveforms.numpy()
+    for first in range(0, len(task.clips), spectrogram.BATCH):
+        clips = task.clips[first : first + spectrogram.BATCH]
+        readable = [True] * len(clips)
+        for index, clip in enumerate(clips):
             try:
-                waveforms[index] = read_clip(path, task.features)
+                rows[index] = read_clip(task.recordings / clip, task.features)
             except (ValueError, OSError) as error:
                 bad[task.first_row + first + index] = str(error)
+                rows[index] = 0
                 readable[index] = False
-        values = spectrogram(torch.from_numpy(waveforms)).numpy()
+        values = spectrogram(waveforms[: len(clips)])
         row = task.first_row + first
-        array[row : row + len(paths)] = values
+        array[row : row + len(clips)] = values
         if task.statistics:
-            total += values[readable].sum(axis=(0, 2), dtype=np.float64)
-            total_squares += np.square(values[readable]).sum(axis=(0, 2), dtype=np.float64)
-    return _Done(first_row=task.first_row, num_clips=len(task.clips), bad=bad, total=total, total_squares=total_squares)
+            values = values.transpose(1, 2) if all(readable) else values.transpose(1, 2)[readable]
+            frames = values.flatten(0, 1)  # [readable · frames, num_mels]
+            total += frames.sum(0)
+            total_squares += frames.square_().sum(0)
+    return _Done(bad=bad, total=total.numpy(), total_squares=total_squares.numpy())
 
 
 def _drop_rows(path: Path, rows: Sequence[int]) -> None:
@@ -315,8 +331,6 @@ def _save_noise(folder: Path, destination: Path, features: FeatureConfig) -> tup
     """
     import torch
 
-    from kws.features import MelSpectrogram
-
     pieces: list[npt.NDArray[np.float32]] = []
     reasons: dict[str, str] = {}
     for path in sorted(folder.glob("*.wav")):
@@ -327,8 +341,7 @@ def _save_noise(folder: Path, destination: Path, features: FeatureConfig) -> tup
             log.warning("%s/%s is left out: %s", BACKGROUND_NOISE, path.name, error)
     if not pieces:
         return 0, reasons
-    spectrogram = MelSpectrogram(features)
-    values = np.concatenate([spectrogram(torch.from_numpy(piece[None])).numpy() for piece in pieces])
+    values = _spectrogram(features)(torch.from_numpy(np.stack(pieces))).numpy()
     np.save(_array_path(destination, "noise"), values.astype(features.dtype))
     return len(pieces), reasons
 

@@ -24,7 +24,8 @@ def add_noise(noises: Sequence[Waveform], snr_db: float) -> Change:
     def change(number: int, waveform: Waveform) -> Waveform:
         noise = noises[number % len(noises)]
         power, noise_power = np.mean(waveform**2), np.mean(noise**2) + 1e-12
-        return (waveform + noise * np.sqrt(power / noise_power / 10 ** (snr_db / 10))).astype(np.float32)
+        louder = float(np.sqrt(power / noise_power / 10 ** (snr_db / 10)))
+        return waveform + noise * np.float32(louder)
 
     return change
 

@@ -30,6 +30,9 @@ CONFIG = "config.json"
 BEST = "best.pth"
 METRICS = "metrics.jsonl"
 
+LEAVING_SECONDS = 40
+"""How long the processes of a run that was stopped may take to end; torchrun gives them 30 s."""
+
 FREE_TO_CHANGE = ("checkpoint_steps", "keep_checkpoints")
 """Training settings that may differ when a run goes on: they do not touch the result."""
 
@@ -91,8 +94,9 @@ def find_unfinished(runs: Path, config: dict[str, Any]) -> Path | None:
     for folder in sorted(runs.glob("*-*"), reverse=True):
         if (folder / CONFIG).is_file() and not files.is_complete(folder):
             same = not differences(files.read_json(folder / CONFIG), config)
-            if same and not _is_owned(folder):
-                return folder
+            if same:
+                with contextlib.suppress(ValueError), owned(folder):
+                    return folder
     return None
 
 
@@ -125,23 +129,24 @@ def open_run(runs: Path, run_id: str, config: dict[str, Any]) -> Path:
 def owned(folder: Path) -> Iterator[None]:
     """Marks a run as being trained by this process, for as long as the process lives.
 
+    Processes of a run that was killed a moment ago may still be writing their last checkpoint: they are waited for.
+
     Raises:
-        ValueError: another process is at it.
+        ValueError: another process is at it, and stays.
     """
     with (folder / ".owner").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{folder} must be trained by one process, got a second; wait for the first") from error
+        end = time.monotonic() + LEAVING_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > end:
+                    raise ValueError(
+                        f"{folder} must be trained by one process, got a second; wait for the first"
+                    ) from error
+                time.sleep(0.5)
         yield
-
-
-def _is_owned(folder: Path) -> bool:
-    try:
-        with owned(folder):
-            return False
-    except ValueError:
-        return True
 
 
 def train(

@@ -77,11 +77,13 @@ def expert(tone_corpus: Path) -> Recognizer:
     config = ModelConfig(num_layers=1, num_heads=1, width=16, feedforward=16, frames_per_token=8, stem="linear")
     model = AudioTransformer(config, features, len(TONE_WORDS))
     model.set_normalization(values.mean(dim=(0, 2)), values.std(dim=(0, 2)))
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    for _ in range(12):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(values[::4]), labels[::4]).backward()
-        optimizer.step()
+    parameters = list(model.parameters())
+    for _ in range(10):
+        loss = torch.nn.functional.cross_entropy(model(values[::4]), labels[::4])
+        gradients = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter -= 0.1 * gradient
     model.eval()
     assert torch.equal(model(values).argmax(-1), labels)
     return Recognizer(

@@ -39,7 +39,7 @@ def run(*arguments: object) -> int:
 
 def test_words_come_the_most_probable_first_and_add_up_to_one(expert: Recognizer, tone_corpus: Path) -> None:
     for word in expert.words:
-        for path in sorted((tone_corpus / word).iterdir())[:5]:
+        for path in sorted((tone_corpus / word).iterdir())[:3]:
             predictions = predict(expert, path, top=3)
             assert predictions[0].word == word
             assert {prediction.word for prediction in predictions} == set(expert.words)
@@ -95,11 +95,13 @@ def test_json_holds_every_file_with_its_predictions(
 def test_folder_stands_for_the_recordings_in_it(
     model: Path, tone_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(tone_corpus / "no", tmp_path / "clips" / "no")
+    (tmp_path / "clips" / "no").mkdir(parents=True)
+    for path in sorted((tone_corpus / "no").iterdir())[:5]:
+        shutil.copy(path, tmp_path / "clips" / "no")
     (tmp_path / "clips" / "notes.txt").write_text("no recording")
     assert run("--model", model, tmp_path / "clips") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 40
+    assert len(lines) == 5
     assert lines == sorted(lines)
     assert expand([tmp_path / "clips" / "notes.txt"]) == [tmp_path / "clips" / "notes.txt"]
 
