@@ -23,6 +23,7 @@ setup: $(READY) ## make the virtual environment .venv from uv.lock (the other ta
 $(READY): pyproject.toml uv.lock
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) must be installed, or named: make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	@UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --frozen --quiet --inexact --python $(BIN)/python
 	@touch $@
@@ -42,7 +43,7 @@ format: $(READY) ## let ruff mend what it can
 
 .PHONY: test
 test: $(READY) ## every test that is quick, on real parts
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 .PHONY: clean
 clean: ## delete what the targets made, but for .venv and the volume of the local cluster

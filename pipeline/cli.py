@@ -118,7 +118,7 @@ def _demo(options: argparse.Namespace) -> None:
     corpus, data_root = options.folder / "corpus", options.folder / "data"
     synthesize(corpus)
     parameters = PipelineConfig(
-        source=str(corpus), data_root=str(data_root), processes_per_node=min(2, os.cpu_count() or 1), epochs=20
+        source=str(corpus), data_root=str(data_root), processes_per_node=min(2, os.cpu_count() or 1), epochs=30
     )
     summary = run(parameters, "subprocess")
     files.write_json(options.folder / "summary.json", summary)

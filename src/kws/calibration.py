@@ -1,7 +1,12 @@
 """Probabilities that mean what they say."""
 
+import math
+
 import torch
 from torch import Tensor
+
+LEAST = 0.5
+"""Lowest temperature: clips that are all recognized say nothing of how sure a model may be."""
 
 
 def fit_temperature(scores: Tensor, labels: Tensor) -> float:
@@ -16,7 +21,7 @@ def fit_temperature(scores: Tensor, labels: Tensor) -> float:
     def loss(log_temperature: float) -> float:
         return float(torch.nn.functional.cross_entropy(scores / torch.tensor(log_temperature).exp(), labels))
 
-    low, high = -3.0, 3.0
+    low, high = math.log(LEAST), math.log(20)
     for _ in range(60):  # the loss is convex in the inverse temperature, so it has one valley
         first, second = low + (high - low) / 3, high - (high - low) / 3
         low, high = (low, second) if loss(first) < loss(second) else (first, high)

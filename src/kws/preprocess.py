@@ -189,7 +189,7 @@ def _compute(
             tasks.append(_Task(array=array, first_row=first, recordings=recordings, clips=some, features=features,
                                statistics=split == "train"))  # fmt: skip
 
-    with _workers(min(num_processes or num_cores(), len(tasks))) as run:
+    with workers(min(num_processes or num_cores(), len(tasks))) as run:
         bad: dict[str, dict[int, str]] = {split: {} for split in divided}
         total = np.zeros(features.num_mels)
         total_squares = np.zeros(features.num_mels)
@@ -251,7 +251,7 @@ def _create(path: Path, num_rows: int, features: FeatureConfig) -> None:
 
 
 @contextlib.contextmanager
-def _workers(num_processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
+def workers(num_processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
     """Gives a `map` that runs in processes of one thread each, or in this process where that is enough.
 
     Two processes of one thread beat one process of two by 1.3 times. With them, this process does without torch, which

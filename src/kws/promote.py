@@ -97,6 +97,8 @@ def _decide(
         return False, f"accuracy {accuracy:.2%} is below min_accuracy {min_accuracy:.2%}", None
     if champion is None:
         return True, f"accuracy {accuracy:.2%}, and there was none before", None
+    if not (data_root / "models" / champion / MODEL).is_file():
+        return True, f"accuracy {accuracy:.2%}, and {champion} is no longer there", None
     rival = bundle.load(data_root / "models" / champion / MODEL)
     other = judge_tensors(rival, Tensors(tensors)).accuracy
     if accuracy > other:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from recognizers import MakeRecognizer
 
 from kws.bundle import Recognizer
 from kws.config import PRESETS, FeatureConfig, ModelConfig
@@ -17,8 +18,6 @@ from kws.preprocess import preprocess
 
 TONE_WORDS = ("no", "stop", "yes")
 NUM_SPEAKERS = 40
-
-MakeRecognizer = Callable[..., Recognizer]
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MakeRecognizer
+from recognizers import MakeRecognizer
 
 from kws import bundle
 from kws.bundle import Recognizer

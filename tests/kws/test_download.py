@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import FileServer, serve
+from file_server import FileServer, serve
 
 from kws import download as module
 from kws import files

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import MakeRecognizer
+from recognizers import MakeRecognizer
 
 from kws import bundle, evaluate, files
 from kws.bundle import Recognizer

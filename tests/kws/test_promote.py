@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeRecognizer
+from recognizers import MakeRecognizer
 
 from kws import bundle, files
 from kws.bundle import Recognizer
@@ -185,11 +185,12 @@ def test_least_accuracy_out_of_range_is_refused(publish: Publish, expert: Recogn
         publish(expert, min_accuracy=80)
 
 
-def test_champion_that_cannot_be_judged_any_more_is_an_error_that_says_why(
+def test_champion_whose_folder_was_deleted_is_followed_by_the_next_good_model(
     publish: Publish, expert: Recognizer, weak: Recognizer, data_root: Path
 ) -> None:
     publish(weak)
     shutil.rmtree(data_root / "models" / "weak")
-    with pytest.raises(FileNotFoundError, match=r"model must be a .pth file, got '.*weak/model.pth', which does not"):
-        publish(expert)
-    assert champion(data_root)["version"] == "weak"
+    decision = publish(expert)
+    assert decision.is_champion
+    assert "weak is no longer there" in decision.reason
+    assert champion(data_root)["version"] == decision.version

@@ -1,0 +1,61 @@
+"""Speed, side by side with the alternatives: `make bench`.
+
+Each row is a ratio: ours over another way of doing the same, measured in turns. Prints a table and writes
+var/bench.json.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import latency, measure, memory, preprocessing, training
+from benchmarks.measure import Effort, Row
+from kws import files
+
+ROWS: dict[str, Callable[[Effort], Row]] = {
+    "preprocess_vs_plain": preprocessing.versus_plain,
+    "preprocess_vs_limit": preprocessing.versus_limit,
+    "train_loop_vs_resident_batch": training.loop_versus_resident_batch,
+    "train_vs_plain": training.versus_plain,
+    "train_flops_vs_peak": training.flops_versus_peak,
+    "ddp_two_vs_one": training.two_processes_versus_one,
+    "latency_vs_eager": latency.versus_eager,
+    "memory_growth": memory.growth,
+}
+RESULT = Path("var/bench.json")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--quick", action="store_true", help="shorter turns: to try, not to quote")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING)
+    effort = measure.QUICK if options.quick else measure.SERIOUS
+    about = measure.machine()
+    rows = []
+    for name in options.rows:
+        print(f"measuring {name} …", file=sys.stderr, flush=True)
+        rows.append(ROWS[name](effort))
+    files.write_json(RESULT, {"machine": about, "rows": [
+        {"row": row.row, "ratio": round(row.ratio, 4), "goal": row.goal, "ours": round(row.ours, 2),
+         "other": round(row.other, 2), "unit": row.unit} for row in rows
+    ]})  # fmt: skip
+    table = Table(title=f"{about['processor']}, {about['cores']} cores, torch {about['torch']}, load {about['load']}")
+    for title in ("row", "ratio", "goal", "ours", "other", "unit"):
+        table.add_column(title, justify="left" if title in ("row", "unit") else "right")
+    for row in rows:
+        goal = f"{'≤' if row.at_most else '≥'} {row.goal:g}"
+        colour = "green" if row.reached else "red"
+        table.add_row(row.row, f"[{colour}]{row.ratio:.3g}", goal, f"{row.ours:,.5g}", f"{row.other:,.5g}", row.unit)
+    Console().print(table)
+    print(f"written to {RESULT}")
+
+
+if __name__ == "__main__":
+    main()

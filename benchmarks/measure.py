@@ -1,0 +1,131 @@
+"""How things are measured: two ways in turns, on one corpus, and the medians compared."""
+
+import contextlib
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kws import files
+from kws.config import SPEECH_COMMANDS_WORDS
+from kws.download import download
+from kws.preprocess import preprocess
+from kws.processes import num_cores
+from kws.synthesize import synthesize
+
+FOLDER = Path("var/bench")
+REAL_ARCHIVE = Path("../shared/data/speech_commands_real16.tar.gz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table."""
+
+    row: str
+    ours: float
+    other: float
+    unit: str
+    goal: float
+    at_most: bool = False
+    """The goal is an upper limit."""
+
+    @property
+    def ratio(self) -> float:
+        """Ours over the other's."""
+        return self.ours / self.other
+
+    @property
+    def reached(self) -> bool:
+        """Whether the goal is."""
+        return self.ratio <= self.goal if self.at_most else self.ratio >= self.goal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How long to measure."""
+
+    repeats: int
+    """Turns of each of the two ways; the medians count."""
+    steps: int
+    """Training steps of a turn."""
+
+
+QUICK = Effort(repeats=5, steps=1)
+SERIOUS = Effort(repeats=9, steps=4)
+
+
+def in_turns(ours: Callable[[], float], other: Callable[[], float], repeats: int) -> dict[str, float]:
+    """Measures two ways alternately, so that both see the same weather, and returns the medians.
+
+    Each is called once more before, to warm up.
+    """
+    ours(), other()
+    measured = [(ours(), other()) for _ in range(repeats)]
+    first, second = zip(*measured, strict=True)
+    return {"ours": statistics.median(first), "other": statistics.median(second)}
+
+
+@contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Computes with a number of threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def recordings() -> Path:
+    """Returns real clips where they are at hand, else synthetic ones; made once."""
+    if REAL_ARCHIVE.is_file():
+        return download(str(REAL_ARCHIVE), "", FOLDER)
+    folder = FOLDER / "synthetic"
+    synthesize(folder, words=SPEECH_COMMANDS_WORDS[:16], clips_per_word=250)
+    return folder
+
+
+def many_recordings(copies: int = 5) -> Path:
+    """Returns the clips several times over, as links: enough that the start of the workers does not count."""
+    source = recordings()
+    folder = FOLDER / f"{source.name}-x{copies}"
+
+    def build(staging: Path) -> None:
+        for clip in source.glob("[a-z]*/*.wav"):
+            (staging / clip.parent.name).mkdir(exist_ok=True)
+            for copy in range(copies):
+                os.link(clip, staging / clip.parent.name / f"{copy}{clip.name}")
+        digest = files.read_json(source / files.MANIFEST).get("sha256", source.name)
+        files.write_json(staging / files.MANIFEST, {"sha256": f"{digest}-x{copies}"})
+
+    files.build_folder(folder, build)
+    return folder
+
+
+def tensors() -> Path:
+    """Returns the tensors of the recordings; made once."""
+    return preprocess(recordings(), FOLDER, words="auto")
+
+
+def machine() -> dict[str, Any]:
+    """Describes what was measured on."""
+    return {
+        "processor": _processor(),
+        "cores": num_cores(),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

@@ -1,0 +1,66 @@
+"""Memory of training that is not page cache, as the tensors grow."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import measure, training
+from benchmarks.measure import Effort, Row
+from kws import files
+
+
+def growth(effort: Effort) -> Row:
+    """Training on tensors twice as large against training on tensors of 20,000 clips."""
+    small, large = (_repeated(20_000 * times) for times in (1, 2))
+    sizes = measure.in_turns(lambda: _anonymous(large), lambda: _anonymous(small), effort.repeats)
+    return Row(row="memory_growth", goal=1.02, at_most=True, unit="MB", **sizes)
+
+
+def _repeated(num_clips: int) -> Path:
+    """Returns tensors with the same training clips again and again."""
+    source = measure.tensors()
+    folder = measure.FOLDER / f"{source.name}-{num_clips}"
+
+    def build(staging: Path) -> None:
+        shutil.copytree(source, staging, dirs_exist_ok=True)
+        features, labels = (np.load(source / f"train.{kind}.npy", mmap_mode="r") for kind in ("features", "labels"))
+        shape = (num_clips, *features.shape[1:])
+        array = np.lib.format.open_memmap(staging / "train.features.npy", "w+", features.dtype, shape)
+        for first in range(0, num_clips, len(features)):
+            array[first : first + len(features)] = features[: num_clips - first]
+        np.save(staging / "train.labels.npy", np.resize(labels, num_clips))
+        clips = files.read_json(source / "train.clips.json")
+        files.write_json(
+            staging / "train.clips.json", [f"{index}/{clips[index % len(clips)]}" for index in range(num_clips)]
+        )
+
+    files.build_folder(folder, build)
+    return folder
+
+
+def _anonymous(tensors: Path) -> float:
+    """Trains in a process of its own, and returns its anonymous memory at the end, in MB."""
+    command = [sys.executable, "-m", "benchmarks.memory", str(tensors)]
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def _train(tensors: Path) -> None:
+    """Takes some steps, reads every clip of an epoch, and prints the process's anonymous memory in MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = training.make_trainer(Path(folder), tensors=tensors)
+        steps = trainer._train_epoch()
+        for _ in range(2):
+            next(steps)
+        for indices in torch.split(torch.randperm(trainer.num_clips), trainer.batch_size):
+            trainer.train_split.batch(indices)
+        status = Path("/proc/self/status").read_text().split()
+        print(int(status[status.index("RssAnon:") + 1]) / 1024)
+
+
+if __name__ == "__main__":
+    _train(Path(sys.argv[1]))
