@@ -45,6 +45,10 @@ format: $(READY) ## let ruff mend what it can
 test: $(READY) ## every test that is quick, on real parts
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
+.PHONY: study
+study: $(READY) ## what each ingredient of the recipe is worth, in hours; may be stopped: SOURCE=ARCHIVE ARGS=
+	@$(BIN)/python -m benchmarks.study --source '$(SOURCE)' $(ARGS)
+
 .PHONY: clean
 clean: ## delete what the targets made, but for .venv and the volume of the local cluster
 	rm -rf var/demo var/bench var/study var/notebook .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,202 @@
+"""Training that is killed, stopped, shrunk and grown: two agents of torchrun stand for two nodes.
+
+Started by `make e2e`; each test takes half a minute to two.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from kws import files, runs
+from kws.launch import FRESH_STORE
+from kws.preprocess import preprocess
+from kws.synthesize import synthesize
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of an agent in /proc")
+
+EPOCHS = 5
+SETTINGS = ("--run-id", "a", "--epochs", str(EPOCHS), "--batch-size", "16")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+ENVIRONMENT = os.environ | FRESH_STORE | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def tensors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tensors of 240 synthetic clips of three words: 12 steps an epoch."""
+    folder = tmp_path_factory.mktemp("tensors")
+    synthesize(folder / "corpus", words=["yes", "no", "stop"], clips_per_word=80)
+    return preprocess(folder / "corpus", folder, words="auto", num_processes=1)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tensors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two workers that nothing happened to."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    subprocess.run([*TORCHRUN, "--standalone", "--nproc-per-node=2", *trainer(tensors, folder)], env=ENVIRONMENT,
+                   check=True, capture_output=True)  # fmt: skip
+    return run_of(folder)
+
+
+def trainer(tensors: Path, folder: Path) -> list[str]:
+    return ["-m", "kws.trainer", "--tensors", str(tensors), "--runs", str(folder), *SETTINGS]
+
+
+class Node:
+    """An agent of torchrun with one worker, started again when it failed, as a pod is."""
+
+    def __init__(self, tensors: Path, folder: Path, port: int) -> None:
+        self.command = [
+            *TORCHRUN, "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=20", "--rdzv-backend=c10d",
+            f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test", "--rdzv-conf=last_call_timeout=10",
+            *trainer(tensors, folder),
+        ]  # fmt: skip
+        self.log = (folder.parent / f"node-{id(self):x}.log").open("w+")
+        self.start()
+
+    def start(self) -> None:
+        self.agent = subprocess.Popen(self.command, env=ENVIRONMENT, stdout=self.log, stderr=self.log)
+
+    @property
+    def worker(self) -> int:
+        """The process id of the worker."""
+        children = Path(f"/proc/{self.agent.pid}/task/{self.agent.pid}/children").read_text().split()
+        (worker,) = [int(child) for child in children if b"kws.trainer" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        return worker
+
+    def kill(self) -> None:
+        self.agent.kill()
+        self.agent.wait()
+
+    @property
+    def done(self) -> bool:
+        """Whether the agent ended well; one that failed is started again."""
+        if self.agent.poll():
+            self.start()
+        return self.agent.poll() == 0
+
+
+@contextlib.contextmanager
+def nodes(tensors: Path, folder: Path) -> Iterator[tuple[Node, Node]]:
+    """Starts two nodes, the first of which keeps the meeting point."""
+    folder.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    first = Node(tensors, folder, port)
+    wait_until(lambda: accepts(port))
+    second = Node(tensors, folder, port)
+    try:
+        yield first, second
+    finally:
+        for node in (first, second):
+            with contextlib.suppress(ProcessLookupError):
+                node.agent.terminate()
+            node.agent.wait(60)
+            node.log.seek(0)
+            print(node.log.read())  # pytest shows it where the test fails
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def run_of(folder: Path) -> Path:
+    (run,) = folder.glob("*-a")
+    return run
+
+
+def epochs_done(folder: Path) -> int:
+    return max((len(path.read_text().splitlines()) for path in folder.glob(f"*-a/{runs.METRICS}")), default=0)
+
+
+def wait_until_inside_epoch(folder: Path, epoch: int) -> None:
+    """Waits until some steps of an epoch were taken."""
+    wait_until(lambda: epochs_done(folder) >= epoch)
+    time.sleep(0.7)
+    assert epochs_done(folder) < EPOCHS, "too fast to be interrupted"
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert files.is_complete(one)
+    assert files.is_complete(other)
+    weights = [torch.load(run / runs.BEST, weights_only=True)["weights"] for run in (one, other)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+    last = [torch.load(max((run / "checkpoints").iterdir()), weights_only=True) for run in (one, other)]
+    assert last[0]["position"] == last[1]["position"]
+    for name, value in last[0]["model"].items():
+        assert torch.equal(value, last[1]["model"][name]), name
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_after_a_killed_worker_both_go_on_and_end_with_the_same_model(
+    tensors: Path, uninterrupted: Path, tmp_path: Path, victim: int
+) -> None:
+    with nodes(tensors, tmp_path / "runs") as both:
+        wait_until_inside_epoch(tmp_path / "runs", 1)
+        os.kill(both[victim].worker, signal.SIGKILL)
+        wait_until(lambda: all(node.done for node in both))
+    assert_same_run(run_of(tmp_path / "runs"), uninterrupted)
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["that-keeps-the-meeting-point", "that-does-not"])
+def test_after_a_killed_agent_that_is_started_again_the_job_ends_with_the_same_model(
+    tensors: Path, uninterrupted: Path, tmp_path: Path, victim: int
+) -> None:
+    with nodes(tensors, tmp_path / "runs") as both:
+        wait_until_inside_epoch(tmp_path / "runs", 1)
+        worker = both[victim].worker
+        both[victim].kill()
+        wait_until(lambda: not Path(f"/proc/{worker}").exists(), seconds=15)
+        wait_until(lambda: all(node.done for node in both))
+    assert_same_run(run_of(tmp_path / "runs"), uninterrupted)
+
+
+def test_a_job_that_shrinks_to_one_node_and_grows_back_completes(tensors: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    with nodes(tensors, folder) as (first, second):
+        wait_until_inside_epoch(folder, 1)
+        before = epochs_done(folder)
+        second.kill()
+        wait_until(lambda: epochs_done(folder) > before)
+        assert epochs_done(folder) < EPOCHS, "too fast to be grown back"
+        second.start()
+        wait_until(lambda: first.done and second.done)
+        second.log.flush()
+        assert "world" in Path(second.log.name).read_text()
+    assert epochs_done(folder) == EPOCHS
+    assert files.is_complete(run_of(folder))
+
+
+def test_sigterm_stops_torchrun_within_10_s_and_the_next_start_goes_on_to_the_same_model(
+    tensors: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node=2", *trainer(tensors, tmp_path)]
+    torchrun = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    wait_until_inside_epoch(tmp_path, 1)
+    started = time.monotonic()
+    torchrun.terminate()
+    status = torchrun.wait(60)
+    assert time.monotonic() - started < 10
+    assert status != 0
+    checkpoint = torch.load(max((run_of(tmp_path) / "checkpoints").iterdir()), weights_only=True)
+    assert checkpoint["position"]["clips_done"] > 0, "written on the way through an epoch"
+    subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
+    assert_same_run(run_of(tmp_path), uninterrupted)
