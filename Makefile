@@ -49,6 +49,14 @@ test: $(READY) ## every test that is quick, on real parts
 study: $(READY) ## what each ingredient of the recipe is worth, in hours; may be stopped: SOURCE=ARCHIVE ARGS=
 	@$(BIN)/python -m benchmarks.study --source '$(SOURCE)' $(ARGS)
 
+.PHONY: bench
+bench: $(READY) ## speed beside the alternatives, in 20 minutes: table and var/bench.json; ARGS="--rows … --quick"
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: e2e
+e2e: $(READY) ## training and whole runs that are killed, stopped, shrunk and grown, in 10 minutes
+	$(E2E) tests/e2e/test_survival.py tests/e2e/test_killed_pipeline.py
+
 .PHONY: clean
 clean: ## delete what the targets made, but for .venv and the volume of the local cluster
 	rm -rf var/demo var/bench var/study var/notebook .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -56,7 +56,7 @@ class Effort:
 
 
 QUICK = Effort(repeats=5, steps=1)
-SERIOUS = Effort(repeats=9, steps=4)
+SERIOUS = Effort(repeats=7, steps=4)
 
 
 def in_turns(ours: Callable[[], float], other: Callable[[], float], repeats: int) -> dict[str, float]:

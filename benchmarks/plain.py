@@ -49,5 +49,6 @@ class Transformer(nn.Module):
         self.head = nn.Linear(config.num_mels, num_words)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Scores words: [clips, num_mels, num_frames] to [clips, words]."""
         scores: Tensor = self.head(self.encoder(features.transpose(1, 2)).mean(dim=1))
         return scores

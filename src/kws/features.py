@@ -1,5 +1,7 @@
 """Mel spectrograms of clips."""
 
+import functools
+import threading
 from typing import TYPE_CHECKING
 
 from kws.config import FeatureConfig
@@ -92,3 +94,16 @@ class MelSpectrogram:
             torch.mm(squares[:, bins], weights, out=mel[:, filters])
         if config.log:
             mel.add_(config.log_offset).log_()
+
+
+def mel_spectrogram(config: FeatureConfig) -> MelSpectrogram:
+    """Returns the `MelSpectrogram` of this thread: making one takes longer than computing the features of a clip."""
+    return _make(config, threading.get_ident())
+
+
+@functools.cache
+def _make(config: FeatureConfig, thread: int) -> MelSpectrogram:
+    import torch
+
+    with torch.inference_mode(False):  # what is made inside could not be used outside
+        return MelSpectrogram(config)

@@ -8,7 +8,7 @@ import torch
 
 from kws.audio import read_clip
 from kws.bundle import Recognizer
-from kws.features import MelSpectrogram
+from kws.features import mel_spectrogram
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ def predict(recognizer: Recognizer, path: Path, top: int = 1) -> list[Prediction
         FileNotFoundError: there is no such file.
     """
     waveform = torch.from_numpy(read_clip(path, recognizer.features))
-    features = MelSpectrogram(recognizer.features)(waveform[None])
+    features = mel_spectrogram(recognizer.features)(waveform[None])
     probabilities = recognizer.probabilities(recognizer.model(features))[0]
     best = probabilities.topk(min(top, len(recognizer.words)))
     return [

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +21,6 @@ from kws.audio import read_clip, read_waveform
 from kws.config import BACKGROUND_NOISE, PRESETS, SPLITS, FeatureConfig, parse_words, require
 from kws.processes import end_with_parent, num_cores
 from kws.progress import progress
-
-if TYPE_CHECKING:
-    from kws.features import MelSpectrogram
 
 log = logging.getLogger(__name__)
 
@@ -277,19 +273,13 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
 
 
-@functools.cache
-def _spectrogram(features: FeatureConfig) -> "MelSpectrogram":
-    """Returns what computes features, made once in a process."""
-    from kws.features import MelSpectrogram
-
-    return MelSpectrogram(features)
-
-
 def _fill(task: _Task) -> _Done:
     """Computes the features of some clips into their rows, a few clips at a time so that they stay in the cache."""
     import torch
 
-    spectrogram = _spectrogram(task.features)
+    from kws.features import mel_spectrogram
+
+    spectrogram = mel_spectrogram(task.features)
     array = torch.from_numpy(np.load(task.array, mmap_mode="r+"))
     bad: dict[int, str] = {}
     total = torch.zeros(task.features.num_mels, dtype=torch.float64)
@@ -331,6 +321,8 @@ def _save_noise(folder: Path, destination: Path, features: FeatureConfig) -> tup
     """
     import torch
 
+    from kws.features import mel_spectrogram
+
     pieces: list[npt.NDArray[np.float32]] = []
     reasons: dict[str, str] = {}
     for path in sorted(folder.glob("*.wav")):
@@ -341,7 +333,7 @@ def _save_noise(folder: Path, destination: Path, features: FeatureConfig) -> tup
             log.warning("%s/%s is left out: %s", BACKGROUND_NOISE, path.name, error)
     if not pieces:
         return 0, reasons
-    values = _spectrogram(features)(torch.from_numpy(np.stack(pieces))).numpy()
+    values = mel_spectrogram(features)(torch.from_numpy(np.stack(pieces))).numpy()
     np.save(_array_path(destination, "noise"), values.astype(features.dtype))
     return len(pieces), reasons
 

@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -136,6 +137,8 @@ class Trainer:
         self.averaged.load_state_dict(self.model.state_dict())
         self.parallel: nn.Module = self.model
         if world.size > 1:
+            # Of the depthwise convolutions, where an axis of length one has a stride of its own, which matters not.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             # Small buckets, so that the first gradients travel while the last are computed.
             self.parallel = nn.parallel.DistributedDataParallel(self.model, bucket_cap_mb=1, broadcast_buffers=False)
         self.optimizer = make_optimizer(self.model, config)
@@ -204,12 +207,18 @@ class Trainer:
             position.clips_done += self.step_clips
             position.step += 1
             yield self.step_clips
-            if self.stop_asked and world.leads:
+            if self._must_stop():
+                self._share_sums()
                 self.save_checkpoint()
                 raise StopTraining
             if position.step % self.config.checkpoint_steps == 0:
                 self._share_sums()
                 self.save_checkpoint()
+
+    def _must_stop(self) -> bool:
+        """Tells whether any process was asked to stop, so that all do so after the same step."""
+        (asked,) = self.world.sum(torch.tensor(float(self.stop_asked), device=self.world.device))
+        return bool(asked)
 
     def step(self, indices: Tensor) -> tuple[float, float]:
         """Takes one step with this process's clips of the batch.
@@ -509,9 +518,9 @@ def _agree(world: World, tensors_folder: Path, preset: str, config: TrainConfig,
 
 @contextlib.contextmanager
 def _catch_sigterm(trainer: Trainer) -> Iterator[None]:
-    """Makes SIGTERM end training after the step that is under way, with a checkpoint.
+    """Makes SIGTERM to any process end training in all after the step that is under way, with a checkpoint.
 
-    The first process writes it and leaves; the others are stopped by its absence, and leave the same way.
+    A process that finds another one gone before that leaves the same way.
     """
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -521,7 +530,7 @@ def _catch_sigterm(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except RuntimeError:
-        if trainer.stop_asked and not trainer.world.leads:
+        if trainer.stop_asked:
             raise StopTraining from None
         raise
     finally:
