@@ -2,13 +2,14 @@
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from kws import files
-from kws.config import PipelineConfig, field_docs, from_dict
+from kws.config import PipelineConfig, from_dict
+from kws.flags import add_flag
+from kws.processes import num_cores
 
 DEMO = Path("var/demo")
 
@@ -70,19 +71,9 @@ def _failures() -> tuple[type[Exception], ...]:
 
 def add_parameters(parser: argparse.ArgumentParser, required: Sequence[str] = ()) -> None:
     """Adds a flag for every parameter of the pipeline, with its default in the help."""
-    docs = field_docs(PipelineConfig)
     group = parser.add_argument_group("parameters of the pipeline")
     for field in dataclasses.fields(PipelineConfig):
-        flag, metavar = f"--{field.name.replace('_', '-')}", field.name.upper()
-        if field.name in required:
-            group.add_argument(flag, required=True, metavar=metavar, help=f"{docs[field.name]} (required)")
-        elif field.type is bool:
-            help_ = f"{docs[field.name]} (default: {'on' if field.default else 'off'})"
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=help_)
-        else:
-            shown = '""' if field.default == "" else str(field.default)
-            group.add_argument(flag, type=type(field.default), default=field.default, metavar=metavar,
-                               help=f"{docs[field.name]} (default: {shown})".replace("%", "%%"))  # fmt: skip
+        add_flag(group, PipelineConfig, field.name, required=field.name in required)
 
 
 def read_parameters(options: argparse.Namespace) -> PipelineConfig:
@@ -118,7 +109,7 @@ def _demo(options: argparse.Namespace) -> None:
     corpus, data_root = options.folder / "corpus", options.folder / "data"
     synthesize(corpus)
     parameters = PipelineConfig(
-        source=str(corpus), data_root=str(data_root), processes_per_node=min(2, os.cpu_count() or 1), epochs=30
+        source=str(corpus), data_root=str(data_root), processes_per_node=min(2, num_cores()), epochs=30
     )
     summary = run(parameters, "subprocess")
     files.write_json(options.folder / "summary.json", summary)

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,8 +21,6 @@ from kws.runs import find_run
 
 OUTPUTS = "artifacts"
 """The folder under the data root that takes the artifacts which a cluster keeps in its object store."""
-
-STEPS = ("download", "preprocess", "train", "evaluate", "promote")
 
 
 class PipelineFailed(Exception):
@@ -121,9 +119,8 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
     logging.getLogger().addFilter(times)
     before = set(outputs.iterdir())
     try:
-        with tempfile.TemporaryDirectory(prefix="kws-pipeline-") as scratch, _environment(TMPDIR=scratch):
-            # kfp.local leaves a folder of every task in TMPDIR, which goes with this one.
-            tempfile.tempdir = None
+        # kfp.local leaves a folder of every task among the temporary files, which goes with this one.
+        with tempfile.TemporaryDirectory(prefix="kws-pipeline-") as scratch, _temporary_files_in(scratch):
             compiled = Path(scratch) / "speech-commands.yaml"
             compile_to(compiled)
             _adapt(compiled)
@@ -136,7 +133,6 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
         failed = [step.name for step in times.steps if not step.succeeded] or ["pipeline"]
         raise PipelineFailed(f"{failed[0]} failed; its log is above") from error
     finally:
-        tempfile.tempdir = None
         logging.getLogger().removeFilter(times)
     (run_outputs,) = set(outputs.iterdir()) - before
     return _summarize(run_outputs, data_root, times.steps)
@@ -174,22 +170,19 @@ def _adapt(path: Path) -> None:
     path.write_text(yaml.safe_dump_all([pipeline, *platforms]))
 
 
-class _environment:
-    """Sets environment variables for a block."""
-
-    def __init__(self, **values: str) -> None:
-        self.values = values
-
-    def __enter__(self) -> None:
-        self.before = {name: os.environ.get(name) for name in self.values}
-        os.environ.update(self.values)
-
-    def __exit__(self, *_: object) -> None:
-        for name, value in self.before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+@contextlib.contextmanager
+def _temporary_files_in(folder: str) -> Iterator[None]:
+    """Lets this process and those it starts make their temporary files in a folder, for a block."""
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = None
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
 
 
 def _artifact(outputs: Path, step: str, name: str) -> Path:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kws.config import PipelineConfig, SynthesizeConfig, field_docs, require
+from kws.flags import add_flag
 
 Add = Callable[..., argparse.ArgumentParser]
 
@@ -54,24 +55,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _add_parameter(command: argparse.ArgumentParser, name: str, **more: Any) -> None:
-    """Adds the flag of a pipeline parameter, with the help and the default that it has there."""
-    default = getattr(PipelineConfig(), name)
-    text = field_docs(PipelineConfig)[name].replace("%", "%%")
-    if not more.get("required"):
-        text += f" (default: {default or chr(34) * 2})"
-        more = {"default": default} | more
-    command.add_argument(f"--{name.replace('_', '-')}", type=type(default), help=text,
-                         metavar=name.upper(), **more)  # fmt: skip
-
-
 def _add_synthesize(add: Add) -> None:
     command = add("synthesize", _synthesize, "speak all 35 words with synthetic voices, laid out as Speech Commands")
     command.add_argument("folder", type=Path, help="the folder to make")
-    for name, text in field_docs(SynthesizeConfig).items():
-        default = getattr(SynthesizeConfig(), name)
-        command.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, metavar=name.upper(),
-                             help=f"{text} (default: {default})")  # fmt: skip
+    for name in field_docs(SynthesizeConfig):
+        add_flag(command, SynthesizeConfig, name)
 
 
 def _synthesize(options: argparse.Namespace) -> int:
@@ -85,7 +73,7 @@ def _synthesize(options: argparse.Namespace) -> int:
 def _add_download(add: Add) -> None:
     command = add("download", _download, "bring recordings to datasets/ under the data root; prints the folder")
     for name in ("source", "sha256"):
-        _add_parameter(command, name)
+        add_flag(command, PipelineConfig, name)
     command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="gets datasets/NAME")
 
 
@@ -101,7 +89,7 @@ def _add_preprocess(add: Add) -> None:
     command.add_argument("--recordings", type=Path, required=True, metavar="DIR", help="a folder of <word>/*.wav")
     command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="gets tensors/FINGERPRINT")
     for name in ("words", "preset", "split", "max_bad_fraction"):
-        _add_parameter(command, name)
+        add_flag(command, PipelineConfig, name)
     command.add_argument("--num-processes", type=int, default=0, metavar="N", help="(default: one for every core)")
 
 

@@ -19,7 +19,7 @@ from kws.audio import read_clip
 from kws.bundle import Recognizer
 from kws.calibration import expected_calibration_error
 from kws.features import MelSpectrogram
-from kws.preprocess import list_clips
+from kws.preprocess import list_clips, list_words
 from kws.progress import progress
 from kws.tensors import Tensors
 
@@ -170,9 +170,7 @@ def judge_recordings(recognizer: Recognizer, recordings: Path) -> tuple[Judgemen
     Raises:
         ValueError: the folder holds no word that the model knows, or nothing that can be read.
     """
-    if not recordings.is_dir():
-        raise ValueError(f"recordings must be a folder of <word>/*.wav, got {str(recordings)!r}")
-    folders = sorted(entry.name for entry in recordings.iterdir() if entry.is_dir() and any(entry.glob("*.wav")))
+    folders = list_words(recordings)
     known = [name for name in folders if name in recognizer.words]
     if not known:
         raise ValueError(

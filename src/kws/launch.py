@@ -23,6 +23,7 @@ from typing import Protocol
 
 from kws.config import require
 from kws.files import write_json
+from kws.processes import num_cores
 
 TRAINER = "kws.trainer"
 """The module that trains: torchrun starts one process of it for every device or few cores."""
@@ -165,9 +166,7 @@ class TorchrunLauncher:
 
 def threads_per_process(job: TrainJob) -> int:
     """Returns the compute threads that each training process may have on this machine."""
-    # Where the process is bound to some of the cores, only those count.
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, cores // job.processes_per_node)
+    return max(1, num_cores() // job.processes_per_node)
 
 
 def die_with_parent(parent: int | None = None) -> None:

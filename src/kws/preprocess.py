@@ -120,12 +120,7 @@ def preprocess(
 
 
 def _find_words(recordings: Path, words: str) -> tuple[str, ...]:
-    if not recordings.is_dir():
-        raise ValueError(f"recordings must be a folder of <word>/*.wav, got {str(recordings)!r}")
-    found = tuple(sorted(
-        entry.name for entry in recordings.iterdir()
-        if entry.is_dir() and not entry.name.startswith(("_", ".")) and any(entry.glob("*.wav"))
-    ))  # fmt: skip
+    found = tuple(list_words(recordings))
     wanted = parse_words(words)
     if wanted is None:
         require(len(found) >= 2, "recordings", "hold at least two folders <word>/*.wav", str(recordings))
@@ -137,6 +132,20 @@ def _find_words(recordings: Path, words: str) -> tuple[str, ...]:
             f"{', '.join(found) or 'none'} (--words auto takes what there is)"
         )
     return wanted
+
+
+def list_words(recordings: Path) -> list[str]:
+    """Returns the folders that hold recordings of a word, sorted.
+
+    Raises:
+        ValueError: there is no such folder of recordings.
+    """
+    if not recordings.is_dir():
+        raise ValueError(f"recordings must be a folder of <word>/*.wav, got {str(recordings)!r}")
+    return sorted(
+        entry.name for entry in recordings.iterdir()
+        if entry.is_dir() and not entry.name.startswith(("_", ".")) and any(entry.glob("*.wav"))
+    )  # fmt: skip
 
 
 def list_clips(recordings: Path, words: Iterable[str]) -> list[str]:

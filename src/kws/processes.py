@@ -7,7 +7,7 @@ import threading
 
 
 def num_cores() -> int:
-    """Returns how many cores this process may use."""
+    """Returns how many cores this process may use: where it is bound to some of them, only those."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from kws import files
 from kws.config import PRESETS, TrainConfig, field_docs, require, train_config
+from kws.flags import add_flag
 from kws.launch import TrainJob, job_name, launcher
 
 log = logging.getLogger(__name__)
@@ -48,13 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     place.add_argument("--run-folder", type=Path, metavar="DIR", help="the folder of the run itself, for the launcher")
     parser.add_argument("--run-id", default="", metavar="ID", help="names the run (default: made up)")
     parser.add_argument("--preset", default="default", choices=sorted(PRESETS), help="the recipe (default: default)")
-    default = PRESETS["default"].train
-    docs = field_docs(TrainConfig)
     for name in ("epochs", "batch_size", "learning_rate", "seed"):
-        value = getattr(default, name)
-        text = f"{docs[name]} (default: as the preset says; {value} in default)".replace("%", "%%")
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=0, metavar=name.upper(), help=text)
-    parser.add_argument("--debug", action="store_true", help=docs["debug"])
+        value = getattr(PRESETS["default"].train, name)
+        add_flag(parser, TrainConfig, name, default=0, shown=f"as the preset says; {value} in default")
+    parser.add_argument("--debug", action="store_true", help=field_docs(TrainConfig)["debug"])
 
 
 def describe(tensors: Path, preset: str, train: TrainConfig) -> dict[str, Any]:

@@ -207,13 +207,12 @@ class Trainer:
             position.clips_done += self.step_clips
             position.step += 1
             yield self.step_clips
-            if self._must_stop():
+            stop = self._must_stop()
+            if stop or position.step % self.config.checkpoint_steps == 0:
                 self._share_sums()
                 self.save_checkpoint()
+            if stop:
                 raise StopTraining
-            if position.step % self.config.checkpoint_steps == 0:
-                self._share_sums()
-                self.save_checkpoint()
 
     def _must_stop(self) -> bool:
         """Tells whether any process was asked to stop, so that all do so after the same step."""
@@ -306,7 +305,7 @@ class Trainer:
         """Adds up what the processes counted on their own, and leaves it with the first."""
         position = self.position
         sums = torch.tensor([position.loss_sum, position.num_correct], dtype=torch.float64)
-        sums = self.world.sum(sums.to(self.world.device))[0] if self.world.size > 1 else sums
+        (sums,) = self.world.sum(sums.to(self.world.device))
         position.loss_sum, position.num_correct = sums.tolist() if self.world.leads else (0.0, 0.0)
 
     @torch.no_grad()

@@ -1,0 +1,40 @@
+"""Flags of the command lines, made from the fields of `kws.config`."""
+
+import argparse
+import dataclasses
+from typing import Any
+
+from kws.config import field_docs
+
+
+def add_flag(
+    parser: "argparse.ArgumentParser | argparse._ArgumentGroup",
+    config: type[Any],
+    name: str,
+    *,
+    default: object = None,
+    shown: str = "",
+    required: bool = False,
+) -> None:
+    """Adds the flag of a field, with its docstring and default in the help.
+
+    Args:
+        parser: gets the flag.
+        config: a class of `kws.config`.
+        name: the field.
+        default: of the flag, where it is not the field's.
+        shown: what the help says of the default, where that is not its value.
+        required: whether the flag must be given.
+    """
+    (value,) = (field.default for field in dataclasses.fields(config) if field.name == name)
+    default = value if default is None else default
+    flag, text = f"--{name.replace('_', '-')}", field_docs(config)[name].replace("%", "%%")
+    if isinstance(value, bool):
+        text = f"{text} (default: {'on' if default else 'off'})"
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
+        return
+    note = "required" if required else f"default: {shown or default or repr(default)}"
+    parser.add_argument(
+        flag, type=type(value), metavar=name.upper(), help=f"{text} ({note})",
+        **({"required": True} if required else {"default": default}),
+    )  # fmt: skip
