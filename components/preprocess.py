@@ -9,6 +9,7 @@ from components import images
 def preprocess(
     recordings: Input[Dataset],
     words: str,
+    unknown_words: str,
     preset: str,
     split: str,
     max_bad_fraction: float,
@@ -20,6 +21,7 @@ def preprocess(
     Args:
         recordings: manifest of the recordings.
         words: all, auto or a list of words.
+        unknown_words: empty, auto or a list of the words that become one class.
         preset: recipe that decides the features.
         split: speaker or random; empty as the preset says.
         max_bad_fraction: largest share of unreadable recordings.
@@ -32,7 +34,8 @@ def preprocess(
     from kws.preprocess import preprocess
 
     steps.start()
-    folder = preprocess(steps.receive(recordings.path), Path(data_root), words=words, preset=preset, split=split,
+    folder = preprocess(steps.receive(recordings.path), Path(data_root), words=words,
+                        unknown_words=unknown_words, preset=preset, split=split,
                         max_bad_fraction=max_bad_fraction)  # fmt: skip
     manifest = files.read_json(folder / files.MANIFEST)
     figures = {"counts": manifest["counts"], "words": manifest["words"], "left_out": len(manifest["left_out"])}

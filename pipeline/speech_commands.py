@@ -27,6 +27,7 @@ def speech_commands(
     sha256: str = DEFAULT.sha256,
     data_root: str = DEFAULT.data_root,
     words: str = DEFAULT.words,
+    unknown_words: str = DEFAULT.unknown_words,
     preset: str = DEFAULT.preset,
     split: str = DEFAULT.split,
     max_bad_fraction: float = DEFAULT.max_bad_fraction,
@@ -44,6 +45,7 @@ def speech_commands(
     preprocessed = preprocess(
         recordings=downloaded.outputs["recordings"],
         words=words,
+        unknown_words=unknown_words,
         preset=preset,
         split=split,
         max_bad_fraction=max_bad_fraction,

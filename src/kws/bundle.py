@@ -11,14 +11,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from kws import files
+from kws.audio import Waveform
 from kws.config import FeatureConfig, ModelConfig, from_dict
+from kws.features import mel_spectrogram
 from kws.model import AudioTransformer
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,18 @@ class Recognizer:
     def probabilities(self, scores: Tensor) -> Tensor:
         """Turns scores [clips, words] into probabilities of the same shape."""
         return (scores.float() / self.temperature).softmax(-1)
+
+    @torch.inference_mode()
+    def hear(self, waveforms: Waveform) -> npt.NDArray[np.float32]:
+        """Turns float32 [clips, num_samples] into probabilities, float32 [clips, words]."""
+        features = mel_spectrogram(self.features)(torch.from_numpy(waveforms))
+        probabilities = self.probabilities(self.model(features.to(self.model.mean.device)))
+        return probabilities.cpu().numpy()
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the model."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
 
 def save(path: Path, recognizer: Recognizer) -> None:

@@ -8,6 +8,7 @@ The steps of the pipeline one by one, in the order in which data flows:
   kws train --tensors var/tensors/FINGERPRINT --runs var/runs
   kws evaluate --model var/runs/RUN/best.pth --recordings FOLDER
   kws predict --model var/runs/RUN/best.pth hello.wav
+  kws export --model var/runs/RUN/best.pth --int8 model.onnx   # for machines without torch
 """
 
 import argparse
@@ -17,10 +18,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kws.config import PipelineConfig, SynthesizeConfig, field_docs, require
 from kws.flags import add_flag
+
+if TYPE_CHECKING:
+    from kws.evaluate import AnyRecognizer
 
 Add = Callable[..., argparse.ArgumentParser]
 
@@ -43,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_train(add)
     _add_evaluate(add)
     _add_predict(add)
+    _add_export(add)
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -88,7 +93,7 @@ def _add_preprocess(add: Add) -> None:
     command = add("preprocess", _preprocess, "compute the mel spectrograms of all recordings; prints the folder")
     command.add_argument("--recordings", type=Path, required=True, metavar="DIR", help="a folder of <word>/*.wav")
     command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="gets tensors/FINGERPRINT")
-    for name in ("words", "preset", "split", "max_bad_fraction"):
+    for name in ("words", "unknown_words", "preset", "split", "max_bad_fraction"):
         add_flag(command, PipelineConfig, name)
     command.add_argument("--num-processes", type=int, default=0, metavar="N", help="(default: one for every core)")
 
@@ -97,8 +102,9 @@ def _preprocess(options: argparse.Namespace) -> int:
     from kws.preprocess import preprocess
 
     folder = preprocess(
-        options.recordings.resolve(), options.data_root, words=options.words, preset=options.preset,
-        split=options.split, max_bad_fraction=options.max_bad_fraction, num_processes=options.num_processes,
+        options.recordings.resolve(), options.data_root, words=options.words, unknown_words=options.unknown_words,
+        preset=options.preset, split=options.split, max_bad_fraction=options.max_bad_fraction,
+        num_processes=options.num_processes,
     )  # fmt: skip
     print(folder)
     return 0
@@ -140,7 +146,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _add_evaluate(add: Add) -> None:
     command = add("evaluate", _evaluate, "judge a model on a folder of <word>/*.wav, as far as it knows the words")
-    command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth file")
+    command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth or .onnx file")
     command.add_argument("--recordings", type=Path, required=True, metavar="DIR", help="a folder of <word>/*.wav")
     command.add_argument("--output", type=Path, default=Path("evaluation"), metavar="DIR",
                          help="gets report, confusion matrix and figures (default: %(default)s)")  # fmt: skip
@@ -148,10 +154,10 @@ def _add_evaluate(add: Add) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from kws import bundle, evaluate, files
+    from kws import evaluate, files
     from kws.report import write_report
 
-    recognizer = bundle.load(options.model)
+    recognizer = _load(options.model)
     judgement, unreadable = evaluate.judge_recordings(recognizer, options.recordings)
     for clip, reason in unreadable.items():
         print(f"left out {clip}: {reason}", file=sys.stderr)
@@ -182,18 +188,17 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _add_predict(add: Add) -> None:
     command = add("predict", _predict, "name the word in recordings: a line file<TAB>word<TAB>probability for each")
-    command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth file")
+    command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth or .onnx file")
     command.add_argument("--top", type=int, default=1, metavar="K", help="print the K most probable words (default: 1)")
     command.add_argument("--json", action="store_true", help="print JSON instead of lines")
     command.add_argument("files", type=Path, nargs="+", metavar="FILE", help="recordings, or folders of them")
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from kws import bundle
     from kws.predict import expand, predict
 
     require(options.top > 0, "top", "be positive", options.top)
-    recognizer = bundle.load(options.model)
+    recognizer = _load(options.model)
     found: list[dict[str, Any]] = []
     failed = False
     for path in expand(options.files):
@@ -211,6 +216,32 @@ def _predict(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found, indent=2))
     return 1 if failed else 0
+
+
+def _load(path: Path) -> "AnyRecognizer":
+    if path.suffix == ".onnx":
+        from kws import onnx
+
+        return onnx.load(path)
+    from kws import bundle
+
+    return bundle.load(path)
+
+
+def _add_export(add: Add) -> None:
+    command = add("export", _export, "write a model as one ONNX file, waveform in and probabilities out")
+    command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth file")
+    command.add_argument("--int8", action="store_true",
+                         help="matrices in 8 bits: smaller and faster; judge it with kws evaluate")  # fmt: skip
+    command.add_argument("output", type=Path, metavar="OUTPUT", help="the .onnx file to write")
+
+
+def _export(options: argparse.Namespace) -> int:
+    from kws import bundle, onnx
+
+    onnx.export(bundle.load(options.model), options.output, options.int8)
+    print(options.output)
+    return 0
 
 
 if __name__ == "__main__":

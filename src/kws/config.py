@@ -28,6 +28,12 @@ SPEECH_COMMANDS_WORDS = (
 BACKGROUND_NOISE = "_background_noise_"
 """The folder of an archive that holds long recordings of noise instead of a word."""
 
+UNKNOWN = "_unknown_"
+"""The class of all words that are not to be told apart."""
+
+SILENCE = "_silence_"
+"""The class of clips without a word, which are cut from the recordings of noise."""
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -230,11 +236,11 @@ class TrainConfig:
     learning_rate: float = 1e-3
     """Peak learning rate."""
 
-    optimizer: Literal["adamw", "adam"] = "adamw"
-    """AdamW with decoupled weight decay, or Adam."""
+    optimizer: Literal["muon", "adamw", "adam"] = "adamw"
+    """Muon for the matrices of the blocks and AdamW for all else, or AdamW, or Adam."""
 
     weight_decay: float = 0.05
-    """Weight decay of AdamW; biases, norms and positions get none."""
+    """Decoupled weight decay; biases, norms and positions get none."""
 
     schedule: Literal["cosine", "step"] = "cosine"
     """Linear warm-up and a half cosine down to zero, step by step; or times 0.9 every 3 epochs (StepLR)."""
@@ -274,7 +280,7 @@ class TrainConfig:
             require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
         for name in ("weight_decay", "clip_norm", "min_clips"):
             require(getattr(self, name) >= 0, name, "be at least 0", getattr(self, name))
-        require(self.optimizer in ("adamw", "adam"), "optimizer", "be adamw or adam", self.optimizer)
+        require(self.optimizer in ("muon", "adamw", "adam"), "optimizer", "be muon, adamw or adam", self.optimizer)
         require(self.schedule in ("cosine", "step"), "schedule", "be cosine or step", self.schedule)
         require(self.precision in ("auto", "bf16", "float32"), "precision", "be auto, bf16 or float32", self.precision)
         for name in ("warmup", "label_smoothing", "ema_decay"):
@@ -295,10 +301,12 @@ PRESETS: Mapping[str, Preset] = {
     "default": Preset(
         features=FeatureConfig(),
         split="speaker",
-        model=ModelConfig(frames_per_token=2, conv_kernel=9, drop_path=0.1),
+        model=ModelConfig(frames_per_token=4, conv_kernel=9, drop_path=0.1),
         train=TrainConfig(
             min_clips=320_000,
             batch_size=64,
+            learning_rate=3e-3,
+            optimizer="muon",
             ema_decay=0.999,
             augment=AugmentConfig(
                 time_shift=8,
@@ -349,6 +357,10 @@ class PipelineConfig:
 
     words: str = "all"
     """Words to tell apart: all (the 35 of v0.02), auto (the folders there are), or a list such as yes,no,stop."""
+
+    unknown_words: str = ""
+    """Words that become the one class _unknown_, beside a class _silence_ cut from the background noise: empty (neither
+    class), auto (all folders that are not among the words), or a list."""
 
     preset: str = "default"
     """Recipe: default (the best measured) or baseline (what the project started from)."""
@@ -429,18 +441,20 @@ def train_config(*, preset: str, **overrides: Any) -> TrainConfig:
     return dataclasses.replace(PRESETS[preset].train, **chosen)
 
 
-def parse_words(words: str) -> tuple[str, ...] | None:
+def parse_words(words: str, at_least: int = 2) -> tuple[str, ...] | None:
     """Returns the words that `all` or a list names, or None for `auto`.
 
     Raises:
-        ValueError: a word is empty, listed twice, or no name of a folder; or there are fewer than two.
+        ValueError: a word is empty, listed twice, or no name of a folder; or there are fewer than `at_least`.
     """
     if words == "auto":
         return None
     if words == "all":
         return SPEECH_COMMANDS_WORDS
     names = tuple(word.strip() for word in words.split(","))
-    require(len(names) >= 2 and len(set(names)) == len(names), "words", "name at least two words, each once", words)
+    number = {1: "a word", 2: "two words"}[at_least]
+    require(len(names) >= at_least and len(set(names)) == len(names), "words", f"name at least {number}, each once",
+            words)  # fmt: skip
     for name in names:
         require(name != "" and name == os.path.basename(name) and not name.startswith((".", "_")),
                 "a word", "be the name of a folder and not start with . or _", name)  # fmt: skip

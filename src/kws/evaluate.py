@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from kws import bundle, files
-from kws.audio import read_clip
+from kws import clips as ids
 from kws.bundle import Recognizer
 from kws.calibration import expected_calibration_error
-from kws.features import MelSpectrogram
+from kws.onnx import OnnxRecognizer
 from kws.preprocess import list_clips, list_words
 from kws.progress import progress
 from kws.tensors import Tensors
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 BATCH = 64
 NUM_MISTAKES = 20
+
+AnyRecognizer = Recognizer | OnnxRecognizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,18 +112,17 @@ class Judgement:
         return text.getvalue()
 
 
-def judge(recognizer: Recognizer, scores: Tensor, truth: Sequence[str], clips: Sequence[str]) -> Judgement:
-    """Compares scores with the truth.
+def judge(known: Sequence[str], probabilities: Tensor, truth: Sequence[str], clips: Sequence[str]) -> Judgement:
+    """Compares what a model said with the truth.
 
     Args:
-        recognizer: the model that gave the scores.
-        scores: float [clips, words of the model].
+        known: the words of the model.
+        probabilities: float [clips, words of the model].
         truth: the word of every clip; one that the model does not know counts as a mistake.
         clips: clip ids.
     """
-    words = [*recognizer.words, *sorted(set(truth) - set(recognizer.words))]
+    words = [*known, *sorted(set(truth) - set(known))]
     labels = torch.tensor([words.index(word) for word in truth])
-    probabilities = recognizer.probabilities(scores)
     confidence, predicted = probabilities.max(-1)
     matrix = torch.bincount(labels * len(words) + predicted, minlength=len(words) ** 2).double()
     wrong = torch.nonzero(predicted != labels)[:, 0]
@@ -149,20 +150,22 @@ def judge_tensors(recognizer: Recognizer, tensors: Tensors, split: str = "test")
     truth = [tensors.words[label] for label in part.labels.tolist()]
     if recognizer.features == tensors.features:
         batches = (part.batch(rows)[0] for rows in torch.split(torch.arange(len(part)), BATCH))
-        scores = score(recognizer, batches)
+        probabilities = recognizer.probabilities(score(recognizer, batches))
     else:
         recordings = Path(tensors.manifest["recordings"]["path"])
         if not recordings.is_dir():
             raise ValueError(f"recordings must exist to judge a model of other features, got {str(recordings)!r}")
         unreadable: dict[str, str] = {}
-        scores = score(recognizer, read_features(recognizer, recordings, part.clips, unreadable))
+        probabilities = hear(recognizer, recordings, part.clips, unreadable)
         for clip, reason in unreadable.items():
             raise ValueError(f"recordings must be as preprocessing read them, got {recordings / clip}: {reason}")
-    return judge(recognizer, scores, truth, part.clips)
+    return judge(recognizer.words, probabilities, truth, part.clips)
 
 
-def judge_recordings(recognizer: Recognizer, recordings: Path) -> tuple[Judgement, dict[str, str]]:
+def judge_recordings(recognizer: AnyRecognizer, recordings: Path) -> tuple[Judgement, dict[str, str]]:
     """Judges a model on a folder of `<word>/*.wav`, as far as it knows the words.
+
+    Other words are to be recognized as unknown by a model that has this class, and are left out for any other.
 
     Returns:
         The judgement, and the clips that cannot be read with the reasons.
@@ -171,7 +174,7 @@ def judge_recordings(recognizer: Recognizer, recordings: Path) -> tuple[Judgemen
         ValueError: the folder holds no word that the model knows, or nothing that can be read.
     """
     folders = list_words(recordings)
-    known = [name for name in folders if name in recognizer.words]
+    known = [name for name in folders if ids.word_of(name, recognizer.words) in recognizer.words]
     if not known:
         raise ValueError(
             f"recordings must hold folders of words that the model knows ({', '.join(recognizer.words)}), got "
@@ -182,39 +185,39 @@ def judge_recordings(recognizer: Recognizer, recordings: Path) -> tuple[Judgemen
         log.info("left out, as the model does not know the words: %s", ", ".join(unknown))
     found = list_clips(recordings, known)
     unreadable: dict[str, str] = {}
-    scores = score(recognizer, read_features(recognizer, recordings, found, unreadable))
+    probabilities = hear(recognizer, recordings, found, unreadable)
     clips = [clip for clip in found if clip not in unreadable]
     if not clips:
         raise ValueError(f"recordings must hold files that can be read, got {len(found)} that cannot in {recordings}")
-    return judge(recognizer, scores, [clip.split("/")[0] for clip in clips], clips), unreadable
+    truth = [ids.word_of(clip, recognizer.words) for clip in clips]
+    return judge(recognizer.words, probabilities, truth, clips), unreadable
 
 
-def read_features(
-    recognizer: Recognizer, recordings: Path, clips: Sequence[str], unreadable: dict[str, str]
-) -> Iterator[Tensor]:
-    """Reads recordings, a batch at a time.
+def hear(recognizer: AnyRecognizer, recordings: Path, clips: Sequence[str], unreadable: dict[str, str]) -> Tensor:
+    """Reads and hears recordings, a batch at a time.
 
     Args:
-        recognizer: decides the features.
+        recognizer: the model.
         recordings: the folder of the words.
         clips: clip ids.
         unreadable: gets the clips that cannot be read, which are left out, with the reasons.
 
-    Yields:
-        float32 [clips, num_mels, num_frames].
+    Returns:
+        Probabilities, float32 [readable clips, words].
     """
-    spectrogram = MelSpectrogram(recognizer.features)
-    with progress(len(clips), "clips", "read") as bar:
+    found = [np.empty((0, len(recognizer.words)), dtype=np.float32)]
+    with progress(len(clips), "clips", "listen") as bar:
         for first in range(0, len(clips), BATCH):
             waveforms = []
             for clip in clips[first : first + BATCH]:
                 try:
-                    waveforms.append(torch.from_numpy(read_clip(recordings / clip, recognizer.features)))
+                    waveforms.append(ids.read(recordings, clip, recognizer.features))
                 except (ValueError, OSError) as error:
                     unreadable[clip] = str(error)
                 bar.update()
             if waveforms:
-                yield spectrogram(torch.stack(waveforms))
+                found.append(recognizer.hear(np.stack(waveforms)))
+    return torch.from_numpy(np.concatenate(found))
 
 
 @torch.inference_mode()

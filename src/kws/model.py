@@ -96,32 +96,34 @@ class LinearStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Turns [N, F, T] into [N, L, C]."""
         x = F.pad(x, (0, self.padding)).transpose(1, 2)
-        tokens: Tensor = self.project(x.reshape(len(x), -1, self.frames * x.size(2)))
+        tokens: Tensor = self.project(x.reshape(x.size(0), -1, self.frames * x.size(2)))
         return tokens
 
 
 class ConvStem(nn.Module):
-    """Two 3 × 3 convolutions over mel bins and frames, then a projection of what is left of the mel axis.
+    """Four 3 × 3 convolutions over mel bins and frames, then a projection of what is left of the mel axis.
 
-    The mel axis is halved by both, the time axis by the first where a token is two frames or more. A pattern is
-    found whatever its pitch, which matters with few clips.
+    Each halves the mel axis; together they shorten the time axis by `frames_per_token`, the first ones by two. A
+    pattern is found whatever its pitch, which matters with few clips.
     """
 
-    CHANNELS = (16, 32)
+    CHANNELS = (16, 32, 64, 96)
 
     def __init__(self, config: ModelConfig, features: FeatureConfig) -> None:
         super().__init__()
-        first, second = self.CHANNELS
-        frames = config.frames_per_token
-        self.conv1 = nn.Conv2d(1, first, 3, stride=(2, frames), padding=(1, 1))
-        self.conv2 = nn.Conv2d(first, second, 3, stride=(2, 1), padding=(1, 1))
-        self.project = nn.Linear(second * math.ceil(features.num_mels / 4), config.width)
+        convs, last, frames = [], 1, config.frames_per_token
+        for number, channels in enumerate(self.CHANNELS, 1):
+            stride = 2 if frames % 2 == 0 and number < len(self.CHANNELS) else frames
+            convs.append(nn.Conv2d(last, channels, 3, stride=(2, stride), padding=1))
+            last, frames = channels, frames // stride
+        self.convs = nn.ModuleList(convs)
+        self.project = nn.Linear(last * math.ceil(features.num_mels / 2 ** len(convs)), config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Turns [N, F, T] into [N, L, C]."""
         x = x[:, None].contiguous(memory_format=torch.channels_last)
-        x = F.gelu(self.conv1(x))
-        x = F.gelu(self.conv2(x))  # [N, channels, F / 4, L]
+        for conv in self.convs:
+            x = F.relu(conv(x))  # at last [N, channels, F / 16, L]
         tokens: Tensor = self.project(x.permute(0, 3, 2, 1).flatten(2))
         return tokens
 

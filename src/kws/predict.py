@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from kws.audio import read_clip
-from kws.bundle import Recognizer
-from kws.features import mel_spectrogram
+
+if TYPE_CHECKING:
+    from kws.evaluate import AnyRecognizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +19,11 @@ class Prediction:
     probability: float
 
 
-@torch.inference_mode()
-def predict(recognizer: Recognizer, path: Path, top: int = 1) -> list[Prediction]:
+def predict(recognizer: "AnyRecognizer", path: Path, top: int = 1) -> list[Prediction]:
     """Returns the most probable words of a recording, the most probable first.
 
     Args:
-        recognizer: a model that `kws.bundle.load` read.
+        recognizer: a model that `kws.bundle.load` or `kws.onnx.load` read.
         path: a recording of any rate, width and channels; the second with the most energy counts.
         top: how many words.
 
@@ -32,14 +31,9 @@ def predict(recognizer: Recognizer, path: Path, top: int = 1) -> list[Prediction
         ValueError: the file cannot be read as a recording.
         FileNotFoundError: there is no such file.
     """
-    waveform = torch.from_numpy(read_clip(path, recognizer.features))
-    features = mel_spectrogram(recognizer.features)(waveform[None])
-    probabilities = recognizer.probabilities(recognizer.model(features))[0]
-    best = probabilities.topk(min(top, len(recognizer.words)))
-    return [
-        Prediction(word=recognizer.words[index], probability=probability)
-        for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]
+    probabilities = recognizer.hear(read_clip(path, recognizer.features)[None])[0]
+    best = (-probabilities).argsort(kind="stable")[:top].tolist()
+    return [Prediction(word=recognizer.words[index], probability=float(probabilities[index])) for index in best]
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:

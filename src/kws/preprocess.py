@@ -16,17 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kws import clips as ids
 from kws import files, splits
-from kws.audio import read_clip, read_waveform
-from kws.config import BACKGROUND_NOISE, PRESETS, SPLITS, FeatureConfig, parse_words, require
+from kws.audio import read_waveform
+from kws.config import BACKGROUND_NOISE, PRESETS, SILENCE, SPLITS, UNKNOWN, FeatureConfig, parse_words, require
 from kws.processes import end_with_parent, num_cores
 from kws.progress import progress
 
 log = logging.getLogger(__name__)
 
 CLIPS_PER_TASK = 256
-HELD_OUT_NOISE = 0.2
-"""Share of every noise recording, its end, that training never hears: robustness is judged with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +53,7 @@ def preprocess(
     data_root: Path,
     *,
     words: str = "all",
+    unknown_words: str = "",
     preset: str = "default",
     split: str = "",
     max_bad_fraction: float = 0.01,
@@ -71,6 +71,8 @@ def preprocess(
         recordings: a folder of `<word>/*.wav`, with manifest.json as `kws.download` leaves it or without.
         data_root: gets `tensors/<fingerprint>/`.
         words: all, auto or a list; see `kws.config.PipelineConfig`.
+        unknown_words: empty, auto or a list. With it there are two more classes, each with as many clips as a word has
+            on average: unknown words, of each as many, and silence, where the recordings have noise to cut it from.
         preset: decides the features, and the split where that is empty.
         split: speaker, random or empty.
         max_bad_fraction: largest share of clips that may be unreadable.
@@ -88,15 +90,19 @@ def preprocess(
     require(split in ("speaker", "random"), "split", "be speaker or random", split)
     require(0 <= max_bad_fraction <= 1, "max_bad_fraction", "lie in 0 to 1", max_bad_fraction)
     chosen = _find_words(recordings, words)
-    clips = list_clips(recordings, chosen)
-    divided = splits.by_speaker(clips, recordings) if split == "speaker" else splits.at_random(clips)
+    unknown = _find_unknown_words(recordings, unknown_words, chosen)
+    listed = list_clips(recordings, (*chosen, *unknown))
+    divided = splits.by_speaker(listed, recordings) if split == "speaker" else splits.at_random(listed)
+    if unknown:
+        divided, chosen = _add_classes(recordings, divided, chosen, features)
+    num_clips = sum(len(clips) for clips in divided.values())
     remedy = "with few speakers take --split random" if split == "speaker" else "it takes 26 clips"
     for name in SPLITS:
         require(len(divided[name]) > 0, "split", "leave clips in train, validation and test "
-                f"({name} gets none of {len(clips)}; {remedy})", split)  # fmt: skip
+                f"({name} gets none of {num_clips}; {remedy})", split)  # fmt: skip
 
-    source = recordings_fingerprint(recordings, clips)
-    fingerprint = _fingerprint(source, features, split, chosen)
+    source = recordings_fingerprint(recordings, listed)
+    fingerprint = _fingerprint(source, features, split, chosen, unknown)
     folder = data_root / "tensors" / fingerprint
 
     def build(staging: Path) -> None:
@@ -105,6 +111,7 @@ def preprocess(
             "fingerprint": fingerprint,
             "recordings": {"path": str(recordings), "fingerprint": source},
             "words": list(chosen),
+            "unknown_words": list(unknown),
             "split": split,
             "features": dataclasses.asdict(features),
         }
@@ -112,9 +119,9 @@ def preprocess(
         files.write_json(staging / files.MANIFEST, manifest)
 
     if files.build_folder(folder, build):
-        log.info("preprocessed %d clips of %d words to %s", len(clips), len(chosen), folder)
+        log.info("preprocessed %d clips of %d words to %s", num_clips, len(chosen), folder)
     else:
-        _check_left_out(files.read_json(folder / files.MANIFEST)["left_out"], len(clips), max_bad_fraction)
+        _check_left_out(files.read_json(folder / files.MANIFEST)["left_out"], num_clips, max_bad_fraction)
         log.info("%s is complete: nothing to do", folder)
     return folder
 
@@ -132,6 +139,47 @@ def _find_words(recordings: Path, words: str) -> tuple[str, ...]:
             f"{', '.join(found) or 'none'} (--words auto takes what there is)"
         )
     return wanted
+
+
+def _find_unknown_words(recordings: Path, unknown_words: str, words: Sequence[str]) -> tuple[str, ...]:
+    """Returns the folders whose clips are to be of unknown words."""
+    if not unknown_words:
+        return ()
+    found = list_words(recordings)
+    wanted = parse_words(unknown_words, at_least=1)
+    if wanted is None:
+        wanted = tuple(word for word in found if word not in words)
+        require(len(wanted) > 0, "words", "leave folders for unknown_words auto (name the words)", ",".join(words))
+    both = [word for word in wanted if word in words]
+    require(not both, "unknown_words", "be none of the words", ",".join(both))
+    missing = [word for word in wanted if word not in found]
+    require(not missing, "unknown_words", f"be folders with recordings in {recordings}", ",".join(missing))
+    return wanted
+
+
+def _add_classes(
+    recordings: Path, divided: Mapping[str, Sequence[str]], words: Sequence[str], features: FeatureConfig
+) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """Keeps the clips of the words, chooses some of the unknown ones, and adds silence.
+
+    Returns:
+        Clip ids by split, and the classes.
+    """
+    known = {split: [clip for clip in clips if clip.split("/")[0] in words] for split, clips in divided.items()}
+    others = {split: sorted(set(clips) - set(known[split])) for split, clips in divided.items()}
+    counts = {split: ids.mean_per_word(clips) for split, clips in known.items()}
+    unknown = ids.choose_unknown(others, counts)
+    lengths: dict[str, int] = {}
+    for path in sorted((recordings / BACKGROUND_NOISE).glob("*.wav")):
+        # One that cannot be read is named with the reason where the noise is saved.
+        with contextlib.suppress(ValueError, OSError):
+            lengths[path.name] = read_waveform(path, features.sample_rate).size
+    silence = ids.cut_silence(lengths, counts, features)
+    found = {split: [*known[split], *unknown[split], *silence[split]] for split in SPLITS}
+    if not all(silence.values()):
+        log.warning("there is no class %s: it takes recordings of 10 s of noise in %s", SILENCE, BACKGROUND_NOISE)
+        return {split: [*known[split], *unknown[split]] for split in SPLITS}, (*words, UNKNOWN)
+    return found, (*words, UNKNOWN, SILENCE)
 
 
 def list_words(recordings: Path) -> list[str]:
@@ -167,11 +215,13 @@ def recordings_fingerprint(recordings: Path, clips: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(source: str, features: FeatureConfig, split: str, words: Sequence[str]) -> str:
+def _fingerprint(source: str, features: FeatureConfig, split: str, words: Sequence[str], unknown: Sequence[str]) -> str:
     from kws.features import VERSION
 
     settings = {"recordings": source, "features": dataclasses.asdict(features), "split": split, "words": list(words),
                 "version": VERSION}  # fmt: skip
+    if unknown:
+        settings["unknown_words"] = list(unknown)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -217,7 +267,7 @@ def _compute(
             require(len(good) > 0, "split", f"leave readable clips in {split}", len(good))
             if bad[split]:
                 _drop_rows(_array_path(folder, split), sorted(bad[split]))
-            labels = np.array([words.index(clip.split("/")[0]) for clip in good], dtype=np.int64)
+            labels = np.array([words.index(ids.word_of(clip, words)) for clip in good], dtype=np.int64)
             np.save(folder / f"{split}.labels.npy", labels)
             files.write_json(folder / f"{split}.clips.json", good)
             counts[split] = len(good)
@@ -300,7 +350,7 @@ def _fill(task: _Task) -> _Done:
         readable = [True] * len(clips)
         for index, clip in enumerate(clips):
             try:
-                rows[index] = read_clip(task.recordings / clip, task.features)
+                rows[index] = ids.read(task.recordings, clip, task.features)
             except (ValueError, OSError) as error:
                 bad[task.first_row + first + index] = str(error)
                 rows[index] = 0
@@ -350,7 +400,7 @@ def _save_noise(folder: Path, destination: Path, features: FeatureConfig) -> tup
 def noise_pieces(path: Path, features: FeatureConfig, held_out: bool) -> list[npt.NDArray[np.float32]]:
     """Cuts a recording of noise into float32 [num_samples] pieces, those for training or those held out."""
     noise = read_waveform(path, features.sample_rate)
-    border = int(noise.size * (1 - HELD_OUT_NOISE))
+    border = int(noise.size * (1 - ids.HELD_OUT_NOISE))
     part = noise[border:] if held_out else noise[:border]
     return [
         part[start : start + features.num_samples]

@@ -99,7 +99,10 @@ def _decide(
         return True, f"accuracy {accuracy:.2%}, and there was none before", None
     if not (data_root / "models" / champion / MODEL).is_file():
         return True, f"accuracy {accuracy:.2%}, and {champion} is no longer there", None
-    rival = bundle.load(data_root / "models" / champion / MODEL)
+    try:
+        rival = bundle.load(data_root / "models" / champion / MODEL)
+    except ValueError as error:  # of an older version of the project, or damaged: then none can use it
+        return True, f"accuracy {accuracy:.2%}, and {champion} cannot be read: {error}", None
     other = judge_tensors(rival, Tensors(tensors)).accuracy
     if accuracy > other:
         return True, f"accuracy {accuracy:.2%} beats {other:.2%} of {champion} on the same clips", other

@@ -8,14 +8,14 @@ from pathlib import Path
 import jinja2
 import soundfile
 
+from kws import clips as ids
 from kws import files, plots
-from kws.audio import Waveform, read_clip
-from kws.bundle import Recognizer
-from kws.evaluate import Judgement
+from kws.audio import Waveform
+from kws.evaluate import AnyRecognizer, Judgement
 from kws.features import MelSpectrogram
 
 
-def write_report(path: Path, recognizer: Recognizer, judgement: Judgement, title: str, recordings: Path) -> None:
+def write_report(path: Path, recognizer: AnyRecognizer, judgement: Judgement, title: str, recordings: Path) -> None:
     """Writes the page, atomically.
 
     Args:
@@ -27,9 +27,7 @@ def write_report(path: Path, recognizer: Recognizer, judgement: Judgement, title
     """
     template = importlib.resources.files("kws").joinpath("report.html.jinja").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    mistakes = [
-        mistake | _show(recognizer, recordings / mistake["clip"]) for mistake in judgement.summary()["mistakes"]
-    ]
+    mistakes = [mistake | _show(recognizer, recordings, mistake["clip"]) for mistake in judgement.summary()["mistakes"]]
     margin = 1.96 * math.sqrt(judgement.accuracy * (1 - judgement.accuracy) / judgement.num_clips)
     page = environment.from_string(template).render(
         title=title,
@@ -38,19 +36,19 @@ def write_report(path: Path, recognizer: Recognizer, judgement: Judgement, title
         confusion=plots.data_uri(plots.png(plots.confusion(judgement.matrix, judgement.words)), "image/png"),
         mistakes=mistakes,
         num_mistakes=judgement.num_clips - int(judgement.matrix.trace()),
-        num_parameters=sum(parameter.numel() for parameter in recognizer.model.parameters()),
+        num_parameters=recognizer.num_parameters,
         recognizer=recognizer,
     )
     with files.atomic_write(path, "w") as file:
         file.write(page)
 
 
-def _show(recognizer: Recognizer, path: Path) -> dict[str, str]:
+def _show(recognizer: AnyRecognizer, recordings: Path, clip: str) -> dict[str, str]:
     """Returns sound and picture of a clip as data URIs, or nothing where it cannot be read any more."""
     import torch
 
     try:
-        waveform = read_clip(path, recognizer.features)
+        waveform = ids.read(recordings, clip, recognizer.features)
     except (OSError, ValueError):
         return {"sound": "", "picture": ""}
     features = MelSpectrogram(recognizer.features)(torch.from_numpy(waveform[None]))

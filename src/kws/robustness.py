@@ -1,17 +1,18 @@
 """How a model fares with recordings that are worse than those it was trained on.
 
-Noise is the part of the archive's background recordings that training never hears (`kws.preprocess.HELD_OUT_NOISE`).
+Noise is the part of the archive's background recordings that training never hears (`kws.clips.HELD_OUT_NOISE`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from kws.audio import Waveform, read_clip, resample
-from kws.bundle import Recognizer
+from kws import clips as ids
+from kws.audio import Waveform, resample
 from kws.config import BACKGROUND_NOISE
-from kws.evaluate import BATCH, judge, score
+from kws.evaluate import BATCH, AnyRecognizer, judge
 from kws.preprocess import noise_pieces
 
 Change = Callable[[int, Waveform], Waveform]
@@ -54,7 +55,7 @@ def bandwidth(sample_rate: int, new_rate: int) -> Change:
     return lambda number, waveform: resample(resample(waveform, sample_rate, new_rate), new_rate, sample_rate)
 
 
-def conditions(recordings: Path, recognizer: Recognizer) -> dict[str, Change]:
+def conditions(recordings: Path, recognizer: AnyRecognizer) -> dict[str, Change]:
     """Returns all conditions by name; those with noise only where the recordings have any."""
     features = recognizer.features
     tenth = features.sample_rate // 10
@@ -76,7 +77,7 @@ def conditions(recordings: Path, recognizer: Recognizer) -> dict[str, Change]:
     return found
 
 
-def measure(recognizer: Recognizer, recordings: Path, clips: Sequence[str]) -> Mapping[str, float]:
+def measure(recognizer: AnyRecognizer, recordings: Path, clips: Sequence[str]) -> Mapping[str, float]:
     """Returns the accuracy under every condition.
 
     Args:
@@ -84,16 +85,11 @@ def measure(recognizer: Recognizer, recordings: Path, clips: Sequence[str]) -> M
         recordings: the folder of the words.
         clips: clip ids, those of the test split.
     """
-    import torch
-
-    from kws.features import MelSpectrogram
-
-    spectrogram = MelSpectrogram(recognizer.features)
-    waveforms = [read_clip(recordings / clip, recognizer.features) for clip in clips]
-    truth = [clip.split("/")[0] for clip in clips]
+    waveforms = [ids.read(recordings, clip, recognizer.features) for clip in clips]
+    truth = [ids.word_of(clip, recognizer.words) for clip in clips]
     found = {}
     for name, change in conditions(recordings, recognizer).items():
-        changed = [torch.from_numpy(change(number, waveform)) for number, waveform in enumerate(waveforms)]
-        batches = (spectrogram(torch.stack(changed[first : first + BATCH])) for first in range(0, len(clips), BATCH))
-        found[name] = judge(recognizer, score(recognizer, batches), truth, clips).accuracy
+        changed = [change(number, waveform) for number, waveform in enumerate(waveforms)]
+        heard = [recognizer.hear(np.stack(changed[first : first + BATCH])) for first in range(0, len(clips), BATCH)]
+        found[name] = judge(recognizer.words, torch.from_numpy(np.concatenate(heard)), truth, clips).accuracy
     return found

@@ -34,6 +34,7 @@ from kws.calibration import fit_temperature
 from kws.config import PRESETS, TrainConfig, train_config
 from kws.launch import die_with_parent
 from kws.model import AudioTransformer
+from kws.optimizer import make_optimizers
 from kws.progress import progress
 from kws.tensors import Split, Tensors
 
@@ -141,7 +142,7 @@ class Trainer:
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             # Small buckets, so that the first gradients travel while the last are computed.
             self.parallel = nn.parallel.DistributedDataParallel(self.model, bucket_cap_mb=1, broadcast_buffers=False)
-        self.optimizer = make_optimizer(self.model, config)
+        self.optimizers = make_optimizers(self.model, config, torch.bfloat16 if self.bf16 else torch.float32)
         self.augment = Augment(config.augment, tensors.features, tensors.mean.to(world.device), tensors.noise())
         self.stop_asked = False
 
@@ -231,8 +232,9 @@ class Trainer:
         Raises:
             FloatingPointError: the loss is not a number; the message names the clips.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate()
         features, labels = self.train_split.batch(indices)
         features = self.augment(features)
         targets = nn.functional.one_hot(labels, len(self.tensors.words)).float()
@@ -249,11 +251,12 @@ class Trainer:
                 f"the loss must be finite, got {value} at step {self.position.step} of epoch {self.position.epoch}; "
                 f"a lower --learning-rate often helps, else look at the clips of the batch: {clips}"
             )
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.config.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self._average()
         return value * len(labels), float((scores.detach().argmax(-1) == labels).sum())
 
@@ -385,7 +388,7 @@ class Trainer:
                     "history": self.history,
                     "model": self.model.state_dict(),
                     "averaged": self.averaged.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
+                    "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 },
                 file,
             )
@@ -399,7 +402,8 @@ class Trainer:
         state = torch.load(self.checkpoints[-1], map_location=self.world.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, known in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(known)
         self.history = state["history"]
         self.position = Position(**state["position"])
         if not self.world.leads:
@@ -450,15 +454,6 @@ def wants_bf16(precision: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Makes the optimizer; only matrices decay, not biases, norms and positions."""
-    decayed = [parameter for name, parameter in model.named_parameters() if parameter.ndim >= 2 and name != "positions"]
-    others = [parameter for name, parameter in model.named_parameters() if parameter.ndim < 2 or name == "positions"]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.learning_rate, foreach=True)
 
 
 def train(tensors_folder: Path, preset: str, config: TrainConfig, *, runs_folder: Path | None = None,

@@ -80,10 +80,10 @@ def test_file_of_anything_else_is_refused_and_not_executed(tmp_path: Path, make_
     assert not (tmp_path / "harm").exists()
 
 
-@pytest.mark.parametrize(("content", "found"), [([1, 2], "'list'"), ({"state_dict": {}}, "None"), ({"format": 2}, "2")])
+@pytest.mark.parametrize(("content", "found"), [([1, 2], "'list'"), ({"state_dict": {}}, "None"), ({"format": 1}, "1")])
 def test_model_of_another_format_is_refused(tmp_path: Path, content: object, found: str) -> None:
     torch.save(content, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match=rf"model must be of format 1 \(train it again\), got {found} in"):
+    with pytest.raises(ValueError, match=rf"model must be of format 2 \(train it again\), got {found} in"):
         bundle.load(tmp_path / "model.pth")
 
 

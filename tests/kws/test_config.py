@@ -42,7 +42,7 @@ CONFIGS = (FeatureConfig, ModelConfig, AugmentConfig, TrainConfig, PipelineConfi
         (AugmentConfig, {"time_shift": -1}, "time_shift must be at least 0, got -1"),
         (AugmentConfig, {"noise_snr_db": (3.0, 1.0)}, r"noise_snr_db must be in order, got \(3.0, 1.0\)"),
         (TrainConfig, {"epochs": 0}, "epochs must be positive, got 0"),
-        (TrainConfig, {"optimizer": "sgd"}, "optimizer must be adamw or adam, got 'sgd'"),
+        (TrainConfig, {"optimizer": "sgd"}, "optimizer must be muon, adamw or adam, got 'sgd'"),
         (TrainConfig, {"precision": "fp8"}, "precision must be auto, bf16 or float32, got 'fp8'"),
         (PipelineConfig, {"source": ""}, "source must be a URL, an archive or a folder, got ''"),
         (PipelineConfig, {"sha256": "ABC"}, "sha256 must be 64 lower-case hexadecimal digits, got 'ABC'"),

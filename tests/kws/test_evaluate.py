@@ -65,20 +65,20 @@ def test_summary_is_json(by_hand: Judgement) -> None:
     assert [word["word"] for word in summary["words"]] == ["a", "b", "c"]
 
 
-def scores_for(predicted: list[int], confidence: list[float], num_words: int = 3) -> torch.Tensor:
-    """Scores whose softmax has a given largest probability."""
+def probabilities_for(predicted: list[int], confidence: list[float], num_words: int = 3) -> torch.Tensor:
+    """Probabilities of which the largest is given."""
     probabilities = torch.full((len(predicted), num_words), 0.0)
     for row, (word, sure) in enumerate(zip(predicted, confidence, strict=True)):
         probabilities[row] = (1 - sure) / (num_words - 1)
         probabilities[row, word] = sure
-    return probabilities.log()
+    return probabilities
 
 
 def test_mistakes_are_listed_the_surest_first_and_twenty_at_most(make_recognizer: MakeRecognizer) -> None:
     recognizer = make_recognizer()
     sure = [0.5 + index / 100 for index in range(30)]
     clips = [f"no/{index}.wav" for index in range(30)]
-    judgement = judge(recognizer, scores_for([2] * 29 + [0], sure), ["no"] * 30, clips)
+    judgement = judge(recognizer.words, probabilities_for([2] * 29 + [0], sure), ["no"] * 30, clips)
     assert len(judgement.mistakes) == 20
     assert [mistake.clip for mistake in judgement.mistakes[:2]] == ["no/28.wav", "no/27.wav"]
     worst = judgement.mistakes[0]
@@ -89,7 +89,7 @@ def test_mistakes_are_listed_the_surest_first_and_twenty_at_most(make_recognizer
 def test_word_that_the_model_does_not_know_is_a_mistake_with_a_row_of_its_own(make_recognizer: MakeRecognizer) -> None:
     recognizer = make_recognizer()
     truth = ["no", "maybe", "yes", "maybe"]
-    judgement = judge(recognizer, scores_for([0, 0, 2, 2], [0.9] * 4), truth, ["a", "b", "c", "d"])
+    judgement = judge(recognizer.words, probabilities_for([0, 0, 2, 2], [0.9] * 4), truth, ["a", "b", "c", "d"])
     assert judgement.words == ["no", "stop", "yes", "maybe"]
     assert judgement.matrix.tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 0]]
     assert judgement.accuracy == 0.5
@@ -100,8 +100,8 @@ def test_word_that_the_model_does_not_know_is_a_mistake_with_a_row_of_its_own(ma
 def test_temperature_changes_probabilities_but_no_decision(make_recognizer: MakeRecognizer) -> None:
     sharp = make_recognizer()
     flat = dataclasses.replace(sharp, temperature=3.0)
-    scores, truth, clips = scores_for([0, 2], [0.9, 0.8]), ["no", "no"], ["a", "b"]
-    one, other = (judge(recognizer, scores, truth, clips) for recognizer in (sharp, flat))
+    scores, truth, clips = probabilities_for([0, 2], [0.9, 0.8]).log(), ["no", "no"], ["a", "b"]
+    one, other = (judge(each.words, each.probabilities(scores), truth, clips) for each in (sharp, flat))
     assert one.matrix.tolist() == other.matrix.tolist()
     assert other.mistakes[0].probability < one.mistakes[0].probability
 
@@ -121,11 +121,12 @@ def test_model_of_other_features_hears_the_recordings_of_the_same_clips(
     judgement = judge_tensors(recognizer, tensors)
     test = tone_tensors / "test.clips.json"
     heard: dict[str, str] = {}
-    scores = evaluate.score(
-        recognizer, evaluate.read_features(recognizer, tone_corpus, files.read_json(test), heard)
-    )  # fmt: skip
+    probabilities = evaluate.hear(recognizer, tone_corpus, files.read_json(test), heard)
     truth = [clip.split("/")[0] for clip in files.read_json(test)]
-    assert judgement.matrix.tolist() == judge(recognizer, scores, truth, files.read_json(test)).matrix.tolist()
+    assert (
+        judgement.matrix.tolist()
+        == judge(recognizer.words, probabilities, truth, files.read_json(test)).matrix.tolist()
+    )
     assert judgement.num_clips == len(truth)
 
 
@@ -166,6 +167,15 @@ def test_folder_of_recordings_is_judged_as_far_as_it_can_be_read_and_is_known(
     assert (judgement.num_clips, judgement.accuracy) == (20, 1)
     assert list(unreadable) == ["yes/broken.wav"]
     assert [score.word for score in judgement.word_scores] == ["no", "yes"]
+
+
+def test_other_words_are_to_be_unknown_to_a_model_that_has_this_class(
+    make_recognizer: MakeRecognizer, tone_corpus: Path
+) -> None:
+    recognizer = make_recognizer(words=["yes", "_unknown_"])
+    judgement, _ = judge_recordings(recognizer, tone_corpus)
+    assert judgement.words == ["yes", "_unknown_"]
+    assert judgement.matrix.sum(axis=1).tolist() == [40, 80]
 
 
 def test_folder_that_cannot_be_judged_is_refused_with_the_reason(expert: Recognizer, tmp_path: Path) -> None:
@@ -263,7 +273,7 @@ def test_report_does_without_clips_that_are_gone_and_escapes_their_names(
     make_recognizer: MakeRecognizer, tmp_path: Path
 ) -> None:
     recognizer = make_recognizer()
-    judgement = judge(recognizer, scores_for([2], [0.9]), ["no"], ["no/<script>alert(1)</script>.wav"])
+    judgement = judge(recognizer.words, probabilities_for([2], [0.9]), ["no"], ["no/<script>alert(1)</script>.wav"])
     write_report(tmp_path / "report.html", recognizer, judgement, "my <b>clips", tmp_path)
     page = parse(tmp_path / "report.html")
     assert "<script>alert(1)</script>.wav" in page.text

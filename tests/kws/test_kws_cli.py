@@ -14,7 +14,7 @@ from kws.bundle import Recognizer
 from kws.cli import main
 from kws.config import PipelineConfig
 
-COMMANDS = ("synthesize", "download", "preprocess", "train", "evaluate", "predict")
+COMMANDS = ("synthesize", "download", "preprocess", "train", "evaluate", "predict", "export")
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def test_help_of_a_subcommand_explains_every_flag(name: str, capsys: pytest.Capt
 def test_preprocess_has_the_flags_and_defaults_of_the_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
     run("preprocess", "--help")
     shown = " ".join(capsys.readouterr().out.split())
-    for name in ("words", "preset", "max_bad_fraction"):
+    for name in ("words", "unknown_words", "preset", "max_bad_fraction"):
         assert f"--{name.replace('_', '-')} {name.upper()}" in shown
-        assert f"(default: {getattr(PipelineConfig(), name)})" in shown
+        assert f"(default: {getattr(PipelineConfig(), name) or repr('')})" in shown
     assert "(95/3/2 % of the clips)" in shown
 
 

@@ -23,7 +23,8 @@ def num_parameters(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("stem", "frames_per_token"), [("none", 1), ("linear", 1), ("linear", 3), ("conv", 1), ("conv", 2), ("conv", 3)]
+    ("stem", "frames_per_token"),
+    [("none", 1), ("linear", 1), ("linear", 3), ("conv", 1), ("conv", 2), ("conv", 3), ("conv", 4), ("conv", 6)],
 )
 @pytest.mark.parametrize("conv_kernel", [0, 5])
 def test_features_of_clips_become_a_score_for_every_word(stem: str, frames_per_token: int, conv_kernel: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from recognizers import MakeRecognizer
 
 from kws import bundle, files
@@ -194,3 +195,14 @@ def test_champion_whose_folder_was_deleted_is_followed_by_the_next_good_model(
     assert decision.is_champion
     assert "weak is no longer there" in decision.reason
     assert champion(data_root)["version"] == decision.version
+
+
+def test_champion_of_another_format_is_followed_by_the_next_good_model(
+    publish: Publish, expert: Recognizer, weak: Recognizer, data_root: Path
+) -> None:
+    publish(weak)
+    torch.save({"format": 1}, data_root / "models" / "weak" / "model.pth")
+    decision = publish(expert)
+    assert decision.is_champion
+    assert "weak cannot be read: model must be of format" in decision.reason
+    assert champion(data_root)["version"] == "expert"

@@ -1,0 +1,105 @@
+"""Clip ids: what names a clip of a data set, which class it is of, and how it is read.
+
+<word>/<name>.wav                                  a recording of a word, or of a word that is to be unknown
+_background_noise_/<name>.wav@<start>@<gain>       silence: a second of noise, from a sample on, at a gain in dB
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kws.audio import Waveform, read_clip, read_waveform
+from kws.config import BACKGROUND_NOISE, SILENCE, SPLITS, UNKNOWN, FeatureConfig
+
+HELD_OUT_NOISE = 0.2
+"""Share of every noise recording, its end, that training never hears: what is judged with noise is judged with it."""
+
+SILENCE_PARTS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
+"""From where to where, as shares of a noise recording, the silence of a split is cut."""
+
+SILENCE_GAIN_DB = (-30, 0)
+"""Range of the gain of silence: a room may be quiet."""
+
+
+def word_of(clip: str, words: Sequence[str]) -> str:
+    """Returns the class of a clip among some classes: its folder, or unknown, or silence.
+
+    A folder that is none of the classes stays what it is where there is no class of unknown words.
+    """
+    folder = clip.split("/")[0]
+    if folder == BACKGROUND_NOISE:
+        return SILENCE
+    return folder if folder in words or UNKNOWN not in words else UNKNOWN
+
+
+def read(recordings: Path, clip: str, features: FeatureConfig) -> Waveform:
+    """Reads a clip as float32 [num_samples].
+
+    Raises:
+        ValueError: the file cannot be read, is empty, or has values that are not numbers.
+        FileNotFoundError: there is no such file.
+    """
+    if not clip.startswith(BACKGROUND_NOISE):
+        return read_clip(recordings / clip, features)
+    name, start, gain = clip.rsplit("@", 2)
+    noise = read_waveform(recordings / name, features.sample_rate)[int(start) :][: features.num_samples]
+    return noise * np.float32(10 ** (int(gain) / 20))
+
+
+def choose_unknown(divided: Mapping[str, Sequence[str]], counts: Mapping[str, int]) -> dict[str, list[str]]:
+    """Chooses clips of the words that are to be unknown: of every word as many, by a hash of their ids.
+
+    Args:
+        divided: the clips of these words, by split.
+        counts: how many to choose for each split, if there are as many.
+
+    Returns:
+        Clip ids by split, sorted.
+    """
+    chosen = {}
+    for split in SPLITS:
+        ranks: dict[str, int] = {}
+        keys = {}
+        for clip in sorted(divided[split], key=_hash):
+            word = clip.split("/")[0]
+            ranks[word] = ranks.get(word, 0) + 1
+            keys[clip] = (ranks[word], _hash(clip))
+        chosen[split] = sorted(sorted(keys, key=keys.__getitem__)[: counts[split]])
+    return chosen
+
+
+def cut_silence(lengths: Mapping[str, int], counts: Mapping[str, int], features: FeatureConfig) -> dict[str, list[str]]:
+    """Draws seconds of noise recordings, each of a part of them that its split has to itself.
+
+    Args:
+        lengths: samples of the noise recordings, by name.
+        counts: how many to draw for each split.
+        features: gives the length of a clip.
+
+    Returns:
+        Clip ids by split, sorted; of a split that no recording is long enough for, none.
+    """
+    found: dict[str, list[str]] = {}
+    for split, (first, last) in SILENCE_PARTS.items():
+        random = np.random.default_rng(list(split.encode()))
+        ranges = {name: (int(first * length), int(last * length) - features.num_samples)
+                  for name, length in sorted(lengths.items())}  # fmt: skip
+        names = [name for name, (low, high) in ranges.items() if high >= low]
+        found[split] = sorted(
+            f"{BACKGROUND_NOISE}/{name}@{random.integers(*ranges[name], endpoint=True)}"
+            f"@{random.integers(*SILENCE_GAIN_DB, endpoint=True)}"
+            for name in (names[i % len(names)] for i in range(counts[split] if names else 0))
+        )
+    return found
+
+
+def mean_per_word(clips: Iterable[str]) -> int:
+    """Returns how many clips a word has, on average, rounded up."""
+    folders = [clip.split("/")[0] for clip in clips]
+    return -(-len(folders) // max(len(set(folders)), 1))
+
+
+def _hash(clip: str) -> bytes:
+    return hashlib.sha256(clip.encode()).digest()

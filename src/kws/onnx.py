@@ -1,0 +1,159 @@
+"""A model as one ONNX file, waveform in and probabilities out, for machines without torch.
+
+Only `export` needs torch; reading a file and hearing words takes numpy and onnxruntime.
+"""
+
+import dataclasses
+import json
+import math
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kws import files
+from kws.audio import Waveform
+from kws.config import FeatureConfig, from_dict
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+    from torch import Tensor
+
+    from kws.bundle import Recognizer
+
+FORMAT = "1"
+OPSET = 18
+FILTERS = "mel_filters"
+"""Name of the filter bank in the graph: its product stays in float32, as powers span too many decades for int8."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnnxRecognizer:
+    """An exported model with what belongs to it."""
+
+    session: "InferenceSession"
+    words: list[str]
+    features: FeatureConfig
+    num_parameters: int
+    about: dict[str, Any]
+
+    def hear(self, waveforms: Waveform) -> npt.NDArray[np.float32]:
+        """Turns float32 [clips, num_samples] into probabilities, float32 [clips, words]."""
+        (probabilities,) = self.session.run(None, {"waveforms": waveforms})
+        return np.asarray(probabilities)
+
+
+def load(path: Path, num_threads: int = 0) -> OnnxRecognizer:
+    """Reads a file that `export` wrote.
+
+    Args:
+        path: the file.
+        num_threads: threads of a call; 0 takes one for every core.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no model of this project.
+    """
+    import onnxruntime
+
+    if not path.is_file():
+        raise FileNotFoundError(f"model must be an .onnx file, got {str(path)!r}, which does not exist")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a class of its own for every kind of damage
+        raise ValueError(f"model must be an .onnx file of kws export, got {str(path)!r}, which is damaged") from error
+    about = session.get_modelmeta().custom_metadata_map
+    if about.get("kws_format") != FORMAT:
+        raise ValueError(f"model must be an .onnx file of kws export, got another one: {path}")
+    return OnnxRecognizer(
+        session=session, words=json.loads(about["words"]), features=from_dict(FeatureConfig,
+        json.loads(about["features"])), num_parameters=int(about["num_parameters"]), about=json.loads(about["about"]),
+    )  # fmt: skip
+
+
+def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
+    """Writes a model as ONNX, atomically.
+
+    The graph has everything: mel spectrogram (the Fourier transform as a product), model, temperature, softmax. Words
+    and settings are in its metadata.
+
+    Args:
+        recognizer: the model.
+        path: the file to write.
+        int8: matrices of the model in 8 bits, a scale for every column, and the other factor quantized as it comes
+            (dynamic quantization). Convolutions and features stay in float32.
+    """
+    import onnx
+    import torch
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from torch import Tensor
+
+    config = recognizer.features
+    model = recognizer.model.cpu().eval()
+    dft, filters = _spectrum(config)
+
+    class WaveformToWords(torch.nn.Module):
+        dft: Tensor
+        mel_filters: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+            self.register_buffer("dft", dft)
+            self.register_buffer(FILTERS, filters)
+
+        def forward(self, waveforms: Tensor) -> Tensor:
+            edge = config.n_fft // 2 - (config.n_fft - config.win_length) // 2
+            padded = torch.nn.functional.pad(waveforms[:, None], (edge, config.win_length - edge), mode="reflect")
+            parts = torch.nn.functional.conv1d(padded, self.dft, stride=config.hop_length)  # [N, 2 · bins, T]
+            mel = self.mel_filters @ parts.square()
+            if config.log:
+                mel = (mel + config.log_offset).log()
+            return recognizer.probabilities(self.model(mel[:, :, : config.num_frames]))
+
+    example = torch.zeros(2, config.num_samples)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        whole, small = Path(folder) / "whole.onnx", Path(folder) / "small.onnx"
+        # The exporter by tracing: half a second and no further packages, where the newer one takes 20 s.
+        torch.onnx.export(
+            WaveformToWords().eval(), (example,), whole, dynamo=False, opset_version=OPSET, input_names=["waveforms"],
+            output_names=["probabilities"], dynamic_axes={"waveforms": {0: "clips"}, "probabilities": {0: "clips"}},
+        )  # fmt: skip
+        if int8:
+            kept = [node.name for node in onnx.load(whole).graph.node if FILTERS in node.input]
+            quantize_dynamic(
+                whole, small, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8,
+                nodes_to_exclude=kept,
+            )  # fmt: skip
+        graph = onnx.load(small if int8 else whole)
+    about = {
+        "kws_format": FORMAT,
+        "words": json.dumps(recognizer.words),
+        "features": json.dumps(dataclasses.asdict(config)),
+        "num_parameters": str(recognizer.num_parameters),
+        "about": json.dumps(recognizer.about | {"int8": int8}),
+    }
+    onnx.helper.set_model_props(graph, about)
+    with files.atomic_write(path) as file:
+        file.write(graph.SerializeToString())
+
+
+def _spectrum(config: FeatureConfig) -> tuple["Tensor", "Tensor"]:
+    """Returns the windowed Fourier transform [2 · bins, 1, win_length] and the mel filters [num_mels, 2 · bins]."""
+    import torch
+
+    from kws.features import MelSpectrogram
+
+    samples = torch.arange(config.win_length, dtype=torch.float64)
+    bins = torch.arange(config.n_fft // 2 + 1, dtype=torch.float64)
+    angles = 2 * math.pi / config.n_fft * bins[:, None] * samples
+    window = torch.hann_window(config.win_length, dtype=torch.float64)
+    dft = (torch.cat([angles.cos(), angles.sin()]) * window).float()[:, None]
+    filters = MelSpectrogram(config).filters
+    return dft, torch.cat([filters, filters]).T.contiguous()

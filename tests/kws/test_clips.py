@@ -1,0 +1,122 @@
+"""Clip ids, and the classes of unknown words and of silence."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kws import clips, files
+from kws.audio import read_clip, read_waveform
+from kws.config import PRESETS, SPLITS
+from kws.preprocess import preprocess
+
+FEATURES = PRESETS["default"].features
+ALL = ["yes", "_unknown_", "_silence_"]
+
+
+def read(folder: Path, split: str) -> list[tuple[str, str]]:
+    """Returns the clips of a split with their classes."""
+    words = files.read_json(folder / files.MANIFEST)["words"]
+    labels = np.load(folder / f"{split}.labels.npy").tolist()
+    names = files.read_json(folder / f"{split}.clips.json")
+    return [(clip, words[label]) for clip, label in zip(names, labels, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("clip", "words", "word"),
+    [
+        ("yes/a.wav", ALL, "yes"),
+        ("bed/a.wav", ALL, "_unknown_"),
+        ("_background_noise_/hiss.wav@0@-3", ALL, "_silence_"),
+        ("bed/a.wav", ["yes", "no"], "bed"),
+    ],
+)
+def test_class_of_a_clip_follows_from_its_folder_and_the_classes_there_are(
+    clip: str, words: list[str], word: str
+) -> None:
+    assert clips.word_of(clip, words) == word
+
+
+def test_silence_is_the_named_second_of_noise_at_the_named_gain(tone_corpus: Path) -> None:
+    noise = read_waveform(tone_corpus / "_background_noise_" / "hiss.wav", FEATURES.sample_rate)
+    heard = clips.read(tone_corpus, "_background_noise_/hiss.wav@1234@-20", FEATURES)
+    np.testing.assert_allclose(heard, noise[1234 : 1234 + FEATURES.num_samples] * 0.1, rtol=1e-6)
+
+
+def test_splits_have_parts_of_a_noise_recording_to_themselves() -> None:
+    length = 60 * FEATURES.sample_rate
+    drawn = clips.cut_silence({"a.wav": length, "short.wav": 16_000}, dict.fromkeys(SPLITS, 40), FEATURES)
+    ranges = []
+    for split in SPLITS:
+        starts = [int(clip.split("@")[1]) for clip in drawn[split]]
+        assert len(starts) == 40
+        ranges.append((min(starts), max(starts) + FEATURES.num_samples))
+    assert ranges[0][1] <= 0.8 * length <= ranges[1][0]
+    assert ranges[1][1] <= 0.9 * length <= ranges[2][0]
+    assert ranges[2][1] <= length
+    gains = {int(clip.split("@")[2]) for some in drawn.values() for clip in some}
+    assert min(gains) >= -30
+    assert max(gains) <= 0
+    assert len(gains) > 10
+
+
+def test_unknown_words_are_drawn_evenly_whatever_the_order() -> None:
+    found = [f"{word}/{i}.wav" for word, number in (("bed", 30), ("cat", 30), ("dog", 5)) for i in range(number)]
+    chosen = clips.choose_unknown(dict.fromkeys(SPLITS, found), dict.fromkeys(SPLITS, 27))["train"]
+    assert Counter(clip.split("/")[0] for clip in chosen) == {"bed": 11, "cat": 11, "dog": 5}
+    assert clips.choose_unknown(dict.fromkeys(SPLITS, found[::-1]), dict.fromkeys(SPLITS, 27))["test"] == chosen
+
+
+def test_real_words_become_known_unknown_and_silent_clips(real_corpus: Path, tmp_path: Path) -> None:
+    folder = preprocess(real_corpus, tmp_path, words="yes,left", unknown_words="auto", num_processes=1)
+    manifest = files.read_json(folder / files.MANIFEST)
+    assert manifest["words"] == ["yes", "left", "_unknown_", "_silence_"]
+    assert manifest["unknown_words"] == ["stop"]
+    heard: set[str] = set()
+    for split in SPLITS:
+        found = read(folder, split)
+        assert all(clips.word_of(clip, manifest["words"]) == word for clip, word in found)
+        counts = Counter(word for _, word in found)
+        assert counts["_silence_"] == -(-(counts["yes"] + counts["left"]) // 2)
+        assert 0 < counts["_unknown_"] <= counts["_silence_"]
+        assert heard.isdisjoint(clip for clip, _ in found)
+        heard |= {clip for clip, _ in found}
+    array = np.load(folder / "train.features.npy")
+    row, clip = next((i, clip) for i, (clip, word) in enumerate(read(folder, "train")) if word == "_silence_")
+    import torch
+
+    from kws.features import MelSpectrogram
+
+    waveform = torch.from_numpy(clips.read(real_corpus, clip, FEATURES))
+    np.testing.assert_allclose(array[row], MelSpectrogram(FEATURES)(waveform[None])[0], atol=0.02)
+
+
+def test_without_noise_there_is_no_class_of_silence_and_a_warning(
+    tone_corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Five seconds of hiss: a tenth of them is no clip.
+    folder = preprocess(tone_corpus, tmp_path, words="yes,no", unknown_words="stop", num_processes=1)
+    assert files.read_json(folder / files.MANIFEST)["words"] == ["yes", "no", "_unknown_"]
+    assert "there is no class _silence_: it takes recordings of 10 s of noise" in caplog.text
+    other = preprocess(tone_corpus, tmp_path, words="yes,no", num_processes=1)
+    assert other.name != folder.name
+    clip = next(clip for clip, word in read(folder, "test") if word == "_unknown_")
+    assert clips.read(tone_corpus, clip, FEATURES).tolist() == read_clip(tone_corpus / clip, FEATURES).tolist()
+
+
+@pytest.mark.parametrize(
+    ("words", "unknown_words", "message"),
+    [
+        ("auto", "auto", r"words must leave folders for unknown_words auto \(name the words\)"),
+        ("yes,no", "no", "unknown_words must be none of the words, got 'no'"),
+        ("yes,no", "maybe", "unknown_words must be folders with recordings in .*, got 'maybe'"),
+        ("yes,no", "../no", "a word must be the name of a folder"),
+    ],
+)
+def test_unknown_words_that_cannot_be_are_refused(
+    tone_corpus: Path, tmp_path: Path, words: str, unknown_words: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        preprocess(tone_corpus, tmp_path, words=words, unknown_words=unknown_words)
+    assert not (tmp_path / "tensors").exists()

@@ -1,0 +1,136 @@
+"""Models as ONNX files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx as onnx_format
+import pytest
+import torch
+from recognizers import MakeRecognizer
+
+from kws import bundle, onnx
+from kws.audio import read_clip
+from kws.bundle import Recognizer
+from kws.cli import main
+from kws.config import PRESETS, FeatureConfig
+from kws.evaluate import judge_recordings
+from kws.model import AudioTransformer
+from kws.predict import predict
+
+
+@pytest.fixture(scope="module")
+def exported(expert: Recognizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    onnx.export(expert, path)
+    return path
+
+
+def real_waveforms(recordings: Path, features: FeatureConfig) -> np.ndarray:
+    clips = sorted(recordings.glob("[a-z]*/*.wav"))[::12]
+    return np.stack([read_clip(clip, features) for clip in clips])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_model_of_every_preset_gives_the_same_probabilities_as_a_file(
+    preset: str, real_corpus: Path, tmp_path: Path
+) -> None:
+    features = PRESETS[preset].features
+    torch.manual_seed(1)
+    model = AudioTransformer(PRESETS[preset].model, features, 5).eval()
+    if features.normalize:
+        model.set_normalization(torch.full((128,), -7.0), torch.full((128,), 4.0))
+    recognizer = Recognizer(model=model, words=list("abcde"), features=features, temperature=0.5)
+    onnx.export(recognizer, tmp_path / "model.onnx")
+    waveforms = real_waveforms(real_corpus, features)
+    expected = recognizer.hear(waveforms)
+    assert np.ptp(expected, axis=0).max() > 1e-3  # clips differ
+    for some in (waveforms, waveforms[:1]):
+        np.testing.assert_allclose(onnx.load(tmp_path / "model.onnx").hear(some), expected[: len(some)], atol=2e-4)
+
+
+def test_features_of_other_settings_are_exported_too(
+    make_recognizer: MakeRecognizer, other_features: FeatureConfig, real_corpus: Path, tmp_path: Path
+) -> None:
+    recognizer = make_recognizer(features=other_features)
+    onnx.export(recognizer, tmp_path / "model.onnx")
+    read = onnx.load(tmp_path / "model.onnx")
+    assert (read.features, read.words) == (other_features, recognizer.words)
+    assert read.num_parameters == recognizer.num_parameters
+    waveforms = real_waveforms(real_corpus, other_features)
+    np.testing.assert_allclose(read.hear(waveforms), recognizer.hear(waveforms), atol=2e-4)
+
+
+def test_int8_keeps_the_words_and_quantizes_all_matrices_but_the_mel_filters(
+    expert: Recognizer, exported: Path, tone_corpus: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "int8.onnx"
+    onnx.export(expert, path, int8=True)
+    judgement, _ = judge_recordings(onnx.load(path), tone_corpus)
+    assert judgement.accuracy == 1
+    nodes = onnx_format.load(path).graph.node
+    products = [node for node in nodes if node.op_type in ("MatMul", "Gemm")]
+    constants = {initializer.name for initializer in onnx_format.load(path).graph.initializer}
+    assert [set(node.input) & constants for node in products if set(node.input) & constants] == [{"mel_filters"}]
+    assert sum(node.op_type == "MatMulInteger" for node in nodes) >= 6
+    assert onnx.load(path).about["int8"]
+
+
+def test_recordings_are_judged_and_named_by_a_file(expert: Recognizer, exported: Path, tone_corpus: Path) -> None:
+    read = onnx.load(exported)
+    judgement, unreadable = judge_recordings(read, tone_corpus)
+    assert (judgement.accuracy, unreadable) == (1, {})
+    clip = min((tone_corpus / "yes").iterdir())
+    (mine,), (theirs,) = predict(read, clip), predict(expert, clip)
+    assert mine.word == theirs.word == "yes"
+    assert mine.probability == pytest.approx(theirs.probability, abs=1e-4)
+
+
+def test_command_exports_evaluates_and_predicts(
+    expert: Recognizer, tone_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle.save(tmp_path / "model.pth", expert)
+    model = str(tmp_path / "new" / "model.onnx")
+    for arguments in (
+        ["export", "--model", str(tmp_path / "model.pth"), "--int8", model],
+        ["evaluate", "--model", model, "--recordings", str(tone_corpus), "--output", str(tmp_path / "evaluation")],
+        ["predict", "--model", model, str(tone_corpus / "stop")],
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{model}\n")
+    assert "accuracy 100.00% on 120 clips" in shown
+    assert shown.count("\tstop\t") == 40
+    assert "run expert" in (tmp_path / "evaluation" / "report.html").read_text()
+
+
+def test_hearing_a_file_imports_no_torch(exported: Path, tone_corpus: Path) -> None:
+    code = f"""
+import json, sys
+from pathlib import Path
+from kws import onnx
+from kws.predict import predict
+recognizer = onnx.load(Path({str(exported)!r}), num_threads=1)
+(found,) = predict(recognizer, Path({str(min((tone_corpus / "no").iterdir()))!r}))
+print(json.dumps([found.word, sorted({{"torch", "onnx"}} & set(sys.modules))]))
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert json.loads(shown) == ["no", []]
+
+
+def test_file_that_is_no_model_is_refused(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"model must be an .onnx file, got '.*', which does not exist"):
+        onnx.load(tmp_path / "absent.onnx")
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(exported.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"model must be an .onnx file of kws export, got '.*', which is damaged"):
+        onnx.load(broken)
+    other = onnx_format.load(exported)
+    del other.metadata_props[:]
+    onnx_format.save(other, broken)
+    with pytest.raises(ValueError, match=r"model must be an .onnx file of kws export, got another one"):
+        onnx.load(broken)

@@ -1,0 +1,76 @@
+"""What a step makes of the gradient."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from kws.config import PRESETS, FeatureConfig, TrainConfig
+from kws.model import AudioTransformer
+from kws.optimizer import Muon, make_optimizers
+
+SHAPES = [(48, 16), (16, 48), (16, 16)] * 2
+
+
+def start(seed: int) -> list[nn.Parameter]:
+    random = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(torch.randn(shape, generator=random)) for shape in SHAPES]
+
+
+def test_muon_takes_the_steps_of_torchs_own() -> None:
+    mine, theirs = start(1), start(1)
+    optimizers = (
+        Muon(mine, lr=0.02, weight_decay=0.1, dtype=torch.bfloat16),
+        torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+    )
+    for step in range(3):
+        gradients = start(10 + step)
+        for parameters, optimizer in zip((mine, theirs), optimizers, strict=True):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient.detach().clone()
+            optimizer.step()
+    for one, other, first in zip(mine, theirs, start(1), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-3, rtol=0)
+        assert (one - first).abs().max() > 0.01
+
+
+def test_muon_moves_as_far_in_every_direction() -> None:
+    random = torch.Generator().manual_seed(1)
+    gradient = torch.randn(32, 64, generator=random)
+    gradient[5] *= 1e-3  # a direction that the gradient hardly has
+    parameter = nn.Parameter(torch.zeros(32, 64))
+    parameter.grad = gradient
+    Muon([parameter], lr=1.0, weight_decay=0.0, dtype=torch.float32).step()
+    values = torch.linalg.svdvals(parameter.detach()) / (0.2 * 64**0.5)
+    assert values.max() < 1.3
+    assert values[:-1].min() > 0.6
+    assert values[-1] > 0.05  # from a thousandth
+    assert torch.linalg.svdvals(gradient)[-1] / torch.linalg.svdvals(gradient)[0] < 0.002
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw", "adam"])
+def test_every_weight_is_moved_by_one_optimizer_and_only_matrices_decay(kind: str) -> None:
+    model = AudioTransformer(PRESETS["default"].model, FeatureConfig(), 3)
+    config = dataclasses.replace(TrainConfig(), optimizer=kind, weight_decay=0.3)
+    groups = [group for optimizer in make_optimizers(model, config, torch.float32) for group in optimizer.param_groups]
+    moved = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(moved) == sorted(map(id, model.parameters()))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    free = {names[id(p)] for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    assert "positions" in free
+    assert free == {name for name, p in model.named_parameters() if p.ndim < 2 or name == "positions"}
+    assert {group["weight_decay"] for group in groups} == {0.3, 0.0}
+
+
+def test_muon_has_the_matrices_of_the_blocks_and_nothing_else() -> None:
+    model = AudioTransformer(PRESETS["default"].model, FeatureConfig(), 3)
+    _, muon = make_optimizers(model, dataclasses.replace(TrainConfig(), optimizer="muon"), torch.float32)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    (group,) = muon.param_groups
+    found = sorted(names[id(parameter)] for parameter in group["params"] if "blocks.0." in names[id(parameter)])
+    assert found == [
+        "blocks.0.attention.out.weight", "blocks.0.attention.qkv.weight", "blocks.0.convolution.pointwise.weight",
+        "blocks.0.feedforward.contract.weight", "blocks.0.feedforward.expand.weight",
+    ]  # fmt: skip
+    assert len(group["params"]) == 4 * len(found)
