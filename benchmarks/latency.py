@@ -1,46 +1,61 @@
 """From one waveform in memory to its word, on one thread."""
 
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from benchmarks import measure, plain
 from benchmarks.measure import Effort, Row
+from kws import onnx
 from kws.bundle import Recognizer
 from kws.config import PRESETS, SPEECH_COMMANDS_WORDS
-from kws.features import MelSpectrogram
 from kws.model import AudioTransformer
 
 FEATURES = PRESETS["default"].features
 
 
+def as_file(effort: Effort) -> Row:
+    """An exported file (`kws export --int8`) against torchaudio and `nn.TransformerEncoder` in torch."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.export(_recognizer(), path, int8=True)
+        recognizer = onnx.load(path, num_threads=1)
+    waveform = torch.randn(1, FEATURES.num_samples).numpy() * 0.1
+    return _against_eager("latency_vs_eager", 3, lambda: recognizer.hear(waveform), effort)
+
+
+def in_torch(effort: Effort) -> Row:
+    """The `.pth` against the same."""
+    recognizer = _recognizer()
+    waveform = torch.randn(1, FEATURES.num_samples).numpy() * 0.1
+    return _against_eager("latency_in_torch_vs_eager", 1, lambda: recognizer.hear(waveform), effort)
+
+
+def _recognizer() -> Recognizer:
+    words = list(SPEECH_COMMANDS_WORDS)
+    model = AudioTransformer(PRESETS["default"].model, FEATURES, len(words)).eval()
+    return Recognizer(model=model, words=words, features=FEATURES)
+
+
 @torch.inference_mode()
-def versus_eager(effort: Effort) -> Row:
-    """Against torchaudio's features and `nn.TransformerEncoder`, in calls per second."""
-    num_words = len(SPEECH_COMMANDS_WORDS)
-    recognizer = Recognizer(
-        model=AudioTransformer(PRESETS["default"].model, FEATURES, num_words).eval(),
-        words=list(SPEECH_COMMANDS_WORDS), features=FEATURES,
-    )  # fmt: skip
-    spectrogram = MelSpectrogram(FEATURES)
-    plain_spectrogram = plain.mel_spectrogram(FEATURES)
-    plain_model = plain.Transformer(FEATURES, feedforward=512, num_words=num_words).eval()
+def _against_eager(row: str, goal: float, ours: Callable[[], object], effort: Effort) -> Row:
+    spectrogram = plain.mel_spectrogram(FEATURES)
+    model = plain.Transformer(FEATURES, feedforward=512, num_words=len(SPEECH_COMMANDS_WORDS)).eval()
     waveform = torch.randn(1, FEATURES.num_samples) * 0.1
 
-    def ours() -> float:
-        scores = recognizer.model(spectrogram(waveform))
-        return float(recognizer.probabilities(scores).max())
-
     def eager() -> float:
-        scores = plain_model((plain_spectrogram(waveform) + FEATURES.log_offset).log())
+        scores = model((spectrogram(waveform) + FEATURES.log_offset).log())
         return float(scores.softmax(-1).max())
 
-    def rate(call: object, times: int = 25 * effort.steps) -> float:
+    def rate(call: Callable[[], object], times: int = 25 * effort.steps) -> float:
         started = time.perf_counter()
         for _ in range(times):
-            call()  # type: ignore[operator]
+            call()
         return times / (time.perf_counter() - started)
 
     with measure.threads(1):
         rates = measure.in_turns(lambda: rate(ours), lambda: rate(eager), effort.repeats)
-    return Row(row="latency_vs_eager", goal=3, unit="clips/s", **rates)
+    return Row(row=row, goal=goal, unit="clips/s", **rates)

@@ -3,14 +3,20 @@
 Every row is a variant of a preset, trained with several seeds on one archive, judged on the validation split. The
 test split is for the final rows only (`--final`), which are judged under worse conditions too. A study that is
 stopped goes on where it was: each training is a run folder of its own, and a complete one is only read.
+
+  python -m benchmarks.study --source ARCHIVE --epochs 15 --jobs 2               every ingredient, on and off
+  python -m benchmarks.study --source ARCHIVE --variants default baseline --final
 """
 
 import argparse
 import dataclasses
 import json
+import logging
+import multiprocessing
+import os
 import statistics
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,9 +25,12 @@ from rich.table import Table
 
 from kws import files
 from kws.config import PRESETS, AugmentConfig, Preset
+from kws.processes import end_with_parent, num_cores
 
 DEFAULT = PRESETS["default"]
 BASELINE = dataclasses.replace(PRESETS["baseline"], split="speaker")
+
+Result = dict[str, Any]
 
 
 def change(preset: Preset, *, augment: dict[str, Any] | None = None, model: dict[str, Any] | None = None,
@@ -38,8 +47,15 @@ def change(preset: Preset, *, augment: dict[str, Any] | None = None, model: dict
 
 VARIANTS: dict[str, Preset] = {
     "default": DEFAULT,
-    "baseline": BASELINE,
-    "baseline-log-mel": change(BASELINE, features={"log": True, "normalize": True}),
+    "adamw": change(DEFAULT, optimizer="adamw"),
+    "linear-stem": change(DEFAULT, model={"stem": "linear"}),
+    "two-frames-a-token": change(DEFAULT, model={"frames_per_token": 2}),
+    "no-positions": change(DEFAULT, model={"positions": False}),
+    "no-convolution": change(DEFAULT, model={"conv_kernel": 0}),
+    "post-norm": change(DEFAULT, model={"norm_first": False}),
+    "no-drop-path": change(DEFAULT, model={"drop_path": 0.0}),
+    "no-averaging": change(DEFAULT, ema_decay=0.0),
+    "no-label-smoothing": change(DEFAULT, label_smoothing=0.0),
     "no-augmentation": dataclasses.replace(DEFAULT, train=dataclasses.replace(DEFAULT.train, augment=AugmentConfig())),
     "no-noise": change(DEFAULT, augment={"noise_probability": 0.0}),
     "no-warp": change(DEFAULT, augment={"time_stretch": 0.0, "frequency_warp": 0.0}),
@@ -47,70 +63,103 @@ VARIANTS: dict[str, Preset] = {
     "no-shift": change(DEFAULT, augment={"time_shift": 0}),
     "no-bandlimit": change(DEFAULT, augment={"bandlimit_probability": 0.0}),
     "mixup": change(DEFAULT, augment={"mixup": 0.2}),
-    "no-positions": change(DEFAULT, model={"positions": False}),
-    "no-convolution": change(DEFAULT, model={"conv_kernel": 0}),
-    "linear-stem": change(DEFAULT, model={"stem": "linear"}),
-    "one-frame-tokens": change(DEFAULT, model={"frames_per_token": 1}),
-    "post-norm": change(DEFAULT, model={"norm_first": False}),
-    "no-drop-path": change(DEFAULT, model={"drop_path": 0.0}),
-    "no-averaging": change(DEFAULT, ema_decay=0.0),
-    "no-label-smoothing": change(DEFAULT, label_smoothing=0.0),
     "htk-n-fft-1024": change(DEFAULT, features={"mel_scale": "htk", "n_fft": 1024, "f_min": 0.0}),
+    "baseline": BASELINE,
+    "baseline-log-mel": change(BASELINE, features={"log": True, "normalize": True}),
 }
 
 
-def run(name: str, seed: int, epochs: int, recordings: Path, folder: Path, final: bool) -> dict[str, Any]:
-    """Trains and judges one variant with one seed, or reads what an earlier call found."""
-    from kws import bundle, evaluate, robustness, trainer
-    from kws.preprocess import preprocess
-    from kws.tensors import Tensors
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """One training of the study."""
 
-    preset = VARIANTS[name]
-    cast("dict[str, Preset]", PRESETS)[name] = preset
-    changes: dict[str, Any] = {"epochs": epochs, "min_clips": 0} if epochs else {}
-    config = dataclasses.replace(preset.train, seed=seed, **changes)
-    tensors = preprocess(recordings, folder, words="auto", preset=name, split="speaker")
-    run_folder = trainer.train(tensors, name, config, runs_folder=folder / "runs", run_id=f"{name}-{epochs}-{seed}")
-    rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    variant: str
+    seed: int
+    epochs: int
+    """0: as the preset says."""
+    words: str
+    unknown_words: str
+    recordings: Path
+    folder: Path
+    final: bool
+
+
+def run(task: Task) -> Result:
+    """Trains and judges one variant with one seed, or reads what an earlier call found."""
+    from kws import trainer
+    from kws.preprocess import preprocess
+
+    preset = VARIANTS[task.variant]
+    cast("dict[str, Preset]", PRESETS)[task.variant] = preset
+    changes: dict[str, Any] = {"epochs": task.epochs, "min_clips": 0} if task.epochs else {}
+    config = dataclasses.replace(preset.train, seed=task.seed, **changes)
+    tensors = preprocess(task.recordings, task.folder, words=task.words, unknown_words=task.unknown_words,
+                         preset=task.variant, split="speaker", num_processes=1)  # fmt: skip
+    run_id = f"{task.variant}-{task.epochs}-{task.seed}-{tensors.name[:6]}"
+    run_folder = trainer.train(tensors, task.variant, config, runs_folder=task.folder / "runs", run_id=run_id)
+    curve = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     manifest = files.read_json(run_folder / files.MANIFEST)
     found = {
-        "variant": name,
-        "seed": seed,
+        "variant": task.variant,
+        "seed": task.seed,
         "epochs": manifest["epochs"],
         "num_parameters": manifest["num_parameters"],
         "seconds": round(manifest["epochs"] * manifest["num_clips"] / manifest["clips_per_second"]),
+        "curve": [row["validation_accuracy"] for row in curve],
         "validation": manifest["validation_accuracy"],
-        "validation_last": rows[-1]["validation_accuracy"],
+        "validation_loss": curve[manifest["best_epoch"]]["validation_loss"],
     }
-    cache = run_folder / "test.json"
-    if final and not cache.is_file():
-        recognizer, opened = bundle.load(run_folder / "best.pth"), Tensors(tensors)
-        judgement = evaluate.judge_tensors(recognizer, opened)
-        conditions = robustness.measure(recognizer, recordings, opened.split("test").clips)
-        evaluate.save_confusion(judgement, run_folder)
-        test = {"test": judgement.accuracy, "calibration_error": judgement.calibration_error}
-        files.write_json(cache, test | {"conditions": conditions})
-    return found | (files.read_json(cache) if final else {})
+    if task.final:
+        cache = run_folder / "test.json"
+        if not cache.is_file():
+            files.write_json(cache, judge(run_folder / "best.pth", tensors, task.recordings))
+        found |= files.read_json(cache)
+    return found
 
 
-def show(results: Sequence[dict[str, Any]], final: bool) -> None:
-    """Prints a column for every variant: mean and standard deviation over its seeds."""
-    names = list(dict.fromkeys(result["variant"] for result in results))
-    by_name = {name: [result for result in results if result["variant"] == name] for name in names}
-    table = Table(title="accuracy in %, mean ± standard deviation over seeds")
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right")
-    for title in ("num_parameters", "epochs", "seconds"):
-        table.add_row(title, *(f"{by_name[name][0][title]:,}" for name in names))
-    table.add_row("seeds", *(str(len(by_name[name])) for name in names))
-    table.add_row("validation", *(spread([result["validation"] for result in by_name[name]]) for name in names))
-    if final:
-        for title in ("test", "calibration_error"):
-            table.add_row(title, *(spread([result[title] for result in by_name[name]]) for name in names))
-        for title in list(results[0]["conditions"])[1:]:
-            table.add_row(title, *(spread([one["conditions"][title] for one in by_name[name]]) for name in names))
-    Console(width=max(100, 24 + 16 * len(names))).print(table)
+def judge(model: Path, tensors_folder: Path, recordings: Path) -> Result:
+    """Judges a model on the test split: as it is, under worse conditions, and in 8 bits."""
+    from kws import bundle, evaluate, onnx, robustness
+    from kws.tensors import Tensors
+
+    recognizer, tensors = bundle.load(model), Tensors(tensors_folder)
+    judgement = evaluate.judge_tensors(recognizer, tensors)
+    clips = tensors.split("test").clips
+    conditions = dict(robustness.measure(recognizer, recordings, clips))
+    conditions.pop("clean")
+    small = model.with_name("int8.onnx")
+    onnx.export(recognizer, small, int8=True)
+    truth = [tensors.words[label] for label in tensors.split("test").labels.tolist()]
+    heard = evaluate.hear(onnx.load(small), recordings, clips, {})
+    return {
+        "test": judgement.accuracy,
+        "calibration_error": judgement.calibration_error,
+        "int8": evaluate.judge(recognizer.words, heard, truth, clips).accuracy,
+        "words": judgement.words,
+        "matrix": judgement.matrix.tolist(),
+        "conditions": conditions,
+    }
+
+
+def rows(results: Sequence[Result], final: bool) -> tuple[list[str], list[list[str]]]:
+    """Makes the table, a row for every variant: mean ± standard deviation over its seeds, in per cent."""
+    by_name: dict[str, list[Result]] = {}
+    for result in results:
+        by_name.setdefault(result["variant"], []).append(result)
+    titles = ["variant", "parameters", "epochs", "seconds", "seeds", "validation", "loss"]
+    conditions = list(results[0]["conditions"]) if final else []
+    titles += ["test", "calibration error", "int8", *conditions] if final else []
+    table = []
+    for name, some in by_name.items():
+        losses = [result["validation_loss"] for result in some]
+        row = [name, f"{some[0]['num_parameters']:,}", str(some[0]["epochs"]),
+               str(round(statistics.median(result["seconds"] for result in some))), str(len(some)),
+               spread([result["validation"] for result in some]), f"{statistics.mean(losses):.3f}"]  # fmt: skip
+        if final:
+            row += [spread([result[title] for result in some]) for title in ("test", "calibration_error", "int8")]
+            row += [spread([result["conditions"][title] for result in some]) for title in conditions]
+        table.append(row)
+    return titles, table
 
 
 def spread(values: Sequence[float]) -> str:
@@ -119,28 +168,117 @@ def spread(values: Sequence[float]) -> str:
     return f"{100 * statistics.mean(values):.1f}{deviation}"
 
 
+def show(titles: Sequence[str], table: Sequence[Sequence[str]]) -> None:
+    """Prints the table with a column for every variant."""
+    shown = Table(title="accuracy in %, mean ± standard deviation over seeds")
+    for number in range(len(table) + 1):
+        shown.add_column("" if number == 0 else table[number - 1][0], justify="right" if number else "left")
+    for title, *cells in list(zip(titles, *table, strict=True))[1:]:
+        shown.add_row(title, *cells)
+    Console(width=max(100, 24 + 16 * len(table))).print(shown)
+
+
+def write(folder: Path, results: Sequence[Result], final: bool) -> None:
+    """Writes results.json, table.md, and for final rows the pictures."""
+    titles, table = rows(results, final)
+    show(titles, table)
+    files.write_json(folder / "results.json", results)
+    lines = [titles, ["---"] * len(titles), *table]
+    with files.atomic_write(folder / "table.md", "w") as file:
+        file.writelines(f"| {' | '.join(line)} |\n" for line in lines)
+    if final:
+        draw(folder, results)
+
+
+def draw(folder: Path, results: Sequence[Result]) -> None:
+    """Draws curves.png, noise.png and confusion.png."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from kws import plots
+
+    def save(name: str, figure: Figure) -> None:
+        with files.atomic_write(folder / name) as file:
+            file.write(plots.png(figure))
+
+    names = list(dict.fromkeys(result["variant"] for result in results))
+    curves, noise = Figure(figsize=(6, 3.6), layout="constrained"), Figure(figsize=(6, 3.6), layout="constrained")
+    over_time, over_noise = curves.add_subplot(), noise.add_subplot()
+    for name in names:
+        some = [result for result in results if result["variant"] == name]
+        values = 100 * np.array([result["curve"] for result in some])
+        minutes = np.linspace(0, statistics.median(result["seconds"] for result in some) / 60, values.shape[1] + 1)[1:]
+        (line,) = over_time.plot(minutes, values.mean(axis=0), label=name)
+        over_time.fill_between(minutes, values.min(axis=0), values.max(axis=0), alpha=0.2, color=line.get_color())
+        levels = [title for title in some[0]["conditions"] if title.startswith("noise")]
+        heard = 100 * np.array([[result["conditions"][level] for level in levels] for result in some])
+        places = [int(level.split()[2]) for level in levels]
+        over_noise.errorbar(places, heard.mean(axis=0), heard.std(axis=0), marker="o", capsize=3, label=name)
+    over_time.set(xlabel="minutes of training on one core", ylabel="validation accuracy in %", ylim=(0, 100))
+    over_noise.set(xlabel="signal-to-noise ratio in dB", ylabel="test accuracy in %", ylim=(0, 100))
+    over_noise.invert_xaxis()
+    for axes in (over_time, over_noise):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    save("curves.png", curves)
+    save("noise.png", noise)
+    best = [result for result in results if result["variant"] == names[0]]
+    save("confusion.png", plots.confusion(sum(np.array(result["matrix"]) for result in best), best[0]["words"]))
+
+
+def start_worker(num_threads: int) -> None:
+    """Readies a process for one training at a time, without bars that would overwrite each other."""
+    os.environ["TQDM_DISABLE"] = "1"  # which tqdm reads when it is imported, by torch
+    import torch
+
+    end_with_parent()
+    torch.set_num_threads(num_threads)
+    logging.disable(logging.INFO)
+
+
 def main() -> None:
     """Parses flags and runs the study."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--source", required=True, help="URL, archive or folder of recordings")
-    parser.add_argument("--folder", type=Path, default=Path("var/study"), help="(default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path("var/study"),
+                        help="gets results.json, table.md and pictures (default: %(default)s)")  # fmt: skip
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME",
                         help=f"rows (default: all, {', '.join(VARIANTS)})")  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[41, 42, 43], help="(default: 41 42 43)")
-    parser.add_argument("--epochs", type=int, default=0, help="(default: as the preset says)")
+    parser.add_argument("--epochs", nargs="+", default=["0"], metavar="N|NAME=N",
+                        help="of all or of one, as in: 0 baseline=9 (default: 0, as the preset says)")  # fmt: skip
+    parser.add_argument("--words", default="auto", help="words to tell apart (default: auto)")
+    parser.add_argument("--unknown-words", default="", help="words of the class _unknown_ (default: none)")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, which share the cores (default: 1)")
     parser.add_argument("--final", action="store_true", help="judge on the test split too, under all conditions")
     options = parser.parse_args()
     from kws.download import download
 
     recordings = download(options.source, "", options.folder)
-    results: list[dict[str, Any]] = []
-    for seed in options.seeds:
-        for name in options.variants:
-            print(f"▶ {name}, seed {seed}", file=sys.stderr)
-            results.append(run(name, seed, options.epochs, recordings, options.folder, options.final))
-            files.write_json(options.folder / "results.json", results)
-            show(results, options.final)
+    epochs = parse_epochs(options.epochs)
+    tasks = [
+        Task(variant=name, seed=seed, epochs=epochs.get(name, epochs[""]), words=options.words,
+             unknown_words=options.unknown_words, recordings=recordings, folder=options.folder, final=options.final)
+        for seed in options.seeds for name in options.variants
+    ]  # fmt: skip
+    context = multiprocessing.get_context("spawn")
+    threads = max(num_cores() // options.jobs, 1)
+    done: dict[int, Result] = {}
+    with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=start_worker, initargs=(threads,)) as pool:
+        numbers = {pool.submit(run, task): number for number, task in enumerate(tasks)}
+        for future in as_completed(numbers):
+            done[numbers[future]] = future.result()
+            write(options.folder, [done[number] for number in sorted(done)], options.final)
+
+
+def parse_epochs(values: Sequence[str]) -> Mapping[str, int]:
+    """Reads `15 baseline=9` as {"": 15, "baseline": 9}."""
+    found = {"": 0}
+    for value in values:
+        name, _, number = value.rpartition("=")
+        found[name] = int(number)
+    return found
 
 
 if __name__ == "__main__":
