@@ -184,8 +184,10 @@ def write(folder: Path, results: Sequence[Result], final: bool) -> None:
     show(titles, table)
     files.write_json(folder / "results.json", results)
     lines = [titles, ["---"] * len(titles), *table]
+    first = titles.index("int8") + 1 if final else len(titles)
+    parts = [lines] if not final else [[line[:first] for line in lines], [[line[0], *line[first:]] for line in lines]]
     with files.atomic_write(folder / "table.md", "w") as file:
-        file.writelines(f"| {' | '.join(line)} |\n" for line in lines)
+        file.write("\n".join("".join(f"| {' | '.join(line)} |\n" for line in part) for part in parts))
     if final:
         draw(folder, results)
 

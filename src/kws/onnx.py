@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from kws import files
 from kws.audio import Waveform
-from kws.config import FeatureConfig, from_dict
+from kws.config import FeatureConfig, from_dict, require
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 FORMAT = "1"
 OPSET = 18
 FILTERS = "mel_filters"
-"""Name of the filter bank in the graph: its product stays in float32, as powers span too many decades for int8."""
+FEATURES = {"cosines", "sines", FILTERS}
+"""Names of constants in the graph whose products stay in float32: powers span too many decades for int8."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
     and settings are in its metadata.
 
     Args:
-        recognizer: the model.
+        recognizer: the model; its window must have an even length.
         path: the file to write.
         int8: matrices of the model in 8 bits, a scale for every column, and the other factor quantized as it comes
             (dynamic quantization). Convolutions and features stay in float32.
@@ -95,26 +96,39 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
 
     config = recognizer.features
     model = recognizer.model.cpu().eval()
-    dft, filters = _spectrum(config)
+    require(config.win_length % 2 == 0, "win_length", "be even for an export", config.win_length)
+    half = config.win_length // 2
+    block = math.gcd(half, config.hop_length)
 
     class WaveformToWords(torch.nn.Module):
-        dft: Tensor
+        blocks: Tensor
+        cosines: Tensor
+        sines: Tensor
         mel_filters: Tensor
 
         def __init__(self) -> None:
             super().__init__()
             self.model = model
-            self.register_buffer("dft", dft)
-            self.register_buffer(FILTERS, filters)
+            for name, value in _spectrum(config, block).items():
+                self.register_buffer(name, value)
+
+        def halves(self, padded: Tensor, first: int) -> Tensor:
+            """Cuts half windows, the first of them from a sample on, out of whole blocks of samples."""
+            num_blocks = (config.hop_length * (config.num_frames - 1) + half) // block
+            blocks = padded[:, first : first + num_blocks * block].reshape(-1, num_blocks, block)
+            return blocks[:, self.blocks].flatten(2)
 
         def forward(self, waveforms: Tensor) -> Tensor:
-            edge = config.n_fft // 2 - (config.n_fft - config.win_length) // 2
-            padded = torch.nn.functional.pad(waveforms[:, None], (edge, config.win_length - edge), mode="reflect")
-            parts = torch.nn.functional.conv1d(padded, self.dft, stride=config.hop_length)  # [N, 2 · bins, T]
-            mel = self.mel_filters @ parts.square()
+            edge = config.n_fft // 2
+            padded = torch.nn.functional.pad(waveforms[:, None], (edge, edge), mode="reflect")[:, 0]
+            behind = self.halves(padded, edge)  # [N, T, win_length / 2], from the middle of a window on
+            before = self.halves(padded, edge - half + 1).flip(2)  # and back from it
+            # Around the middle of a window cosines are even and sines odd: half of the products are enough.
+            power = ((behind + before) @ self.cosines).square() + ((behind - before) @ self.sines).square()
+            mel = power @ self.mel_filters
             if config.log:
                 mel = (mel + config.log_offset).log()
-            return recognizer.probabilities(self.model(mel[:, :, : config.num_frames]))
+            return recognizer.probabilities(self.model(mel.transpose(1, 2)))
 
     example = torch.zeros(2, config.num_samples)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.inference_mode():
@@ -126,7 +140,7 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
             output_names=["probabilities"], dynamic_axes={"waveforms": {0: "clips"}, "probabilities": {0: "clips"}},
         )  # fmt: skip
         if int8:
-            kept = [node.name for node in onnx.load(whole).graph.node if FILTERS in node.input]
+            kept = [node.name for node in onnx.load(whole).graph.node if FEATURES & set(node.input)]
             quantize_dynamic(
                 whole, small, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8,
                 nodes_to_exclude=kept,
@@ -144,16 +158,24 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
         file.write(graph.SerializeToString())
 
 
-def _spectrum(config: FeatureConfig) -> tuple["Tensor", "Tensor"]:
-    """Returns the windowed Fourier transform [2 · bins, 1, win_length] and the mel filters [num_mels, 2 · bins]."""
+def _spectrum(config: FeatureConfig, block: int) -> dict[str, "Tensor"]:
+    """Returns the constants of the mel spectrogram.
+
+    Which blocks of samples make the half windows (int64 [frames, win_length / 2 / block]); the windowed transform
+    (float32 [win_length / 2, bins], twice); the mel filters (float32 [bins, num_mels]).
+    """
     import torch
 
     from kws.features import MelSpectrogram
 
-    samples = torch.arange(config.win_length, dtype=torch.float64)
-    bins = torch.arange(config.n_fft // 2 + 1, dtype=torch.float64)
-    angles = 2 * math.pi / config.n_fft * bins[:, None] * samples
-    window = torch.hann_window(config.win_length, dtype=torch.float64)
-    dft = (torch.cat([angles.cos(), angles.sin()]) * window).float()[:, None]
-    filters = MelSpectrogram(config).filters
-    return dft, torch.cat([filters, filters]).T.contiguous()
+    half = config.win_length // 2
+    hop = config.hop_length // block
+    angles = 2 * math.pi / config.n_fft * torch.outer(torch.arange(half).double(), torch.arange(config.n_fft // 2 + 1))
+    window = torch.hann_window(config.win_length, dtype=torch.float64)[half:, None]
+    window[0] /= 2  # the middle is in both halves
+    return {
+        "blocks": hop * torch.arange(config.num_frames)[:, None] + torch.arange(half // block),
+        "cosines": (angles.cos() * window).float(),
+        "sines": (angles.sin() * window).float(),
+        FILTERS: MelSpectrogram(config).filters,
+    }

@@ -245,6 +245,7 @@ def _compute(
                                statistics=split == "train"))  # fmt: skip
 
     with workers(min(num_processes or num_cores(), len(tasks))) as run:
+        noise = run(_save_noise, [recordings / BACKGROUND_NOISE], [folder], [features])
         bad: dict[str, dict[int, str]] = {split: {} for split in divided}
         total = np.zeros(features.num_mels)
         total_squares = np.zeros(features.num_mels)
@@ -272,7 +273,7 @@ def _compute(
             files.write_json(folder / f"{split}.clips.json", good)
             counts[split] = len(good)
 
-        ((counts["noise"], noise_reasons),) = run(_save_noise, [recordings / BACKGROUND_NOISE], [folder], [features])
+        ((counts["noise"], noise_reasons),) = noise
 
     frames = counts["train"] * features.num_frames
     mean = total / frames
@@ -339,30 +340,34 @@ def _fill(task: _Task) -> _Done:
     from kws.features import mel_spectrogram
 
     spectrogram = mel_spectrogram(task.features)
-    array = torch.from_numpy(np.load(task.array, mmap_mode="r+"))
+    array = np.load(task.array, mmap_mode="r")
+    # Written, not mapped: faults of pages cost more than the copy, and a full disk is an error instead of a signal.
+    finished = torch.from_numpy(np.empty((spectrogram.BATCH, *array.shape[1:]), dtype=array.dtype))
     bad: dict[int, str] = {}
     total = torch.zeros(task.features.num_mels, dtype=torch.float64)
     total_squares = torch.zeros_like(total)
     waveforms = torch.zeros(spectrogram.BATCH, task.features.num_samples)
     rows = waveforms.numpy()
-    for first in range(0, len(task.clips), spectrogram.BATCH):
-        clips = task.clips[first : first + spectrogram.BATCH]
-        readable = [True] * len(clips)
-        for index, clip in enumerate(clips):
-            try:
-                rows[index] = ids.read(task.recordings, clip, task.features)
-            except (ValueError, OSError) as error:
-                bad[task.first_row + first + index] = str(error)
-                rows[index] = 0
-                readable[index] = False
-        values = spectrogram(waveforms[: len(clips)])
-        row = task.first_row + first
-        array[row : row + len(clips)] = values
-        if task.statistics:
-            values = values.transpose(1, 2) if all(readable) else values.transpose(1, 2)[readable]
-            frames = values.flatten(0, 1)  # [readable · frames, num_mels]
-            total += frames.sum(0)
-            total_squares += frames.square_().sum(0)
+    with task.array.open("r+b") as file:
+        for first in range(0, len(task.clips), spectrogram.BATCH):
+            clips = task.clips[first : first + spectrogram.BATCH]
+            readable = [True] * len(clips)
+            for index, clip in enumerate(clips):
+                try:
+                    rows[index] = ids.read(task.recordings, clip, task.features)
+                except (ValueError, OSError) as error:
+                    bad[task.first_row + first + index] = str(error)
+                    rows[index] = 0
+                    readable[index] = False
+            values = spectrogram(waveforms[: len(clips)])
+            finished[: len(clips)] = values
+            file.seek(array.offset + (task.first_row + first) * array.strides[0])
+            file.write(finished[: len(clips)].numpy().data)
+            if task.statistics:
+                values = values.transpose(1, 2) if all(readable) else values.transpose(1, 2)[readable]
+                frames = values.flatten(0, 1)  # [readable · frames, num_mels]
+                total += frames.sum(0)
+                total_squares += frames.square_().sum(0)
     return _Done(bad=bad, total=total.numpy(), total_squares=total_squares.numpy())
 
 
