@@ -12,6 +12,7 @@ from benchmarks.measure import Effort, Row
 from kws import onnx
 from kws.bundle import Recognizer
 from kws.config import PRESETS, SPEECH_COMMANDS_WORDS
+from kws.evaluate import AnyRecognizer
 from kws.model import AudioTransformer
 
 FEATURES = PRESETS["default"].features
@@ -23,15 +24,12 @@ def as_file(effort: Effort) -> Row:
         path = Path(folder) / "model.onnx"
         onnx.export(_recognizer(), path, int8=True)
         recognizer = onnx.load(path, num_threads=1)
-    waveform = torch.randn(1, FEATURES.num_samples).numpy() * 0.1
-    return _against_eager("latency_vs_eager", 3, lambda: recognizer.hear(waveform), effort)
+    return _against_eager("latency_vs_eager", 3, recognizer, effort)
 
 
 def in_torch(effort: Effort) -> Row:
     """The `.pth` against the same."""
-    recognizer = _recognizer()
-    waveform = torch.randn(1, FEATURES.num_samples).numpy() * 0.1
-    return _against_eager("latency_in_torch_vs_eager", 1, lambda: recognizer.hear(waveform), effort)
+    return _against_eager("latency_in_torch_vs_eager", 1, _recognizer(), effort)
 
 
 def _recognizer() -> Recognizer:
@@ -41,10 +39,13 @@ def _recognizer() -> Recognizer:
 
 
 @torch.inference_mode()
-def _against_eager(row: str, goal: float, ours: Callable[[], object], effort: Effort) -> Row:
+def _against_eager(row: str, goal: float, recognizer: AnyRecognizer, effort: Effort) -> Row:
     spectrogram = plain.mel_spectrogram(FEATURES)
     model = plain.Transformer(FEATURES, feedforward=512, num_words=len(SPEECH_COMMANDS_WORDS)).eval()
     waveform = torch.randn(1, FEATURES.num_samples) * 0.1
+
+    def ours() -> float:
+        return float(recognizer.hear(waveform.numpy()).max())
 
     def eager() -> float:
         scores = model((spectrogram(waveform) + FEATURES.log_offset).log())

@@ -124,17 +124,17 @@ def judge(model: Path, tensors_folder: Path, recordings: Path) -> Result:
 
     recognizer, tensors = bundle.load(model), Tensors(tensors_folder)
     judgement = evaluate.judge_tensors(recognizer, tensors)
-    clips = tensors.split("test").clips
-    conditions = dict(robustness.measure(recognizer, recordings, clips))
+    part = tensors.split("test")
+    conditions = dict(robustness.measure(recognizer, recordings, part.clips))
     conditions.pop("clean")
     small = model.with_name("int8.onnx")
     onnx.export(recognizer, small, int8=True)
-    truth = [tensors.words[label] for label in tensors.split("test").labels.tolist()]
-    heard = evaluate.hear(onnx.load(small), recordings, clips, {})
+    truth = [tensors.words[label] for label in part.labels.tolist()]
+    heard = evaluate.hear(onnx.load(small), recordings, part.clips, {})
     return {
         "test": judgement.accuracy,
         "calibration_error": judgement.calibration_error,
-        "int8": evaluate.judge(recognizer.words, heard, truth, clips).accuracy,
+        "int8": evaluate.judge(recognizer.words, heard, truth, part.clips).accuracy,
         "words": judgement.words,
         "matrix": judgement.matrix.tolist(),
         "conditions": conditions,

@@ -5,6 +5,7 @@ _background_noise_/<name>.wav@<start>@<gain>       silence: a second of noise, f
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,11 @@ from kws.config import BACKGROUND_NOISE, SILENCE, SPLITS, UNKNOWN, FeatureConfig
 HELD_OUT_NOISE = 0.2
 """Share of every noise recording, its end, that training never hears: what is judged with noise is judged with it."""
 
-SILENCE_PARTS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
+SILENCE_PARTS = {
+    "train": (0.0, 1 - HELD_OUT_NOISE),
+    "validation": (1 - HELD_OUT_NOISE, 1 - HELD_OUT_NOISE / 2),
+    "test": (1 - HELD_OUT_NOISE / 2, 1.0),
+}
 """From where to where, as shares of a noise recording, the silence of a split is cut."""
 
 SILENCE_GAIN_DB = (-30, 0)
@@ -60,13 +65,12 @@ def choose_unknown(divided: Mapping[str, Sequence[str]], counts: Mapping[str, in
     """
     chosen = {}
     for split in SPLITS:
-        ranks: dict[str, int] = {}
-        keys = {}
+        seen: Counter[str] = Counter()
+        ranks = {}
         for clip in sorted(divided[split], key=_hash):
-            word = clip.split("/")[0]
-            ranks[word] = ranks.get(word, 0) + 1
-            keys[clip] = (ranks[word], _hash(clip))
-        chosen[split] = sorted(sorted(keys, key=keys.__getitem__)[: counts[split]])
+            seen[clip.split("/")[0]] += 1
+            ranks[clip] = seen[clip.split("/")[0]]  # among the clips of its word
+        chosen[split] = sorted(sorted(ranks, key=ranks.__getitem__)[: counts[split]])
     return chosen
 
 

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT = "1"
 OPSET = 18
-FILTERS = "mel_filters"
-FEATURES = {"cosines", "sines", FILTERS}
+FEATURES = {"cosines", "sines", "mel_filters"}
 """Names of constants in the graph whose products stay in float32: powers span too many decades for int8."""
 
 
@@ -177,5 +176,5 @@ def _spectrum(config: FeatureConfig, block: int) -> dict[str, "Tensor"]:
         "blocks": hop * torch.arange(config.num_frames)[:, None] + torch.arange(half // block),
         "cosines": (angles.cos() * window).float(),
         "sines": (angles.sin() * window).float(),
-        FILTERS: MelSpectrogram(config).filters,
+        "mel_filters": MelSpectrogram(config).filters,
     }

@@ -46,8 +46,10 @@ class Muon(torch.optim.Optimizer):
                     shapes.setdefault(parameter.shape, []).append(parameter)
             for (rows, columns), parameters in shapes.items():
                 gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-                momenta = [self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-                           for parameter in parameters]  # fmt: skip
+                for parameter in parameters:
+                    if not self.state[parameter]:
+                        self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+                momenta = [self.state[parameter]["momentum"] for parameter in parameters]
                 torch._foreach_lerp_(momenta, gradients, 1 - self.MOMENTUM)
                 nesterov = torch._foreach_lerp(gradients, momenta, self.MOMENTUM)
                 updates = self._orthogonalize(torch.stack(nesterov)).float()

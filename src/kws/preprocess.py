@@ -341,7 +341,7 @@ def _fill(task: _Task) -> _Done:
 
     spectrogram = mel_spectrogram(task.features)
     array = np.load(task.array, mmap_mode="r")
-    # Written, not mapped: faults of pages cost more than the copy, and a full disk is an error instead of a signal.
+    # Rows are written, not mapped: then a full disk is an error, not a signal that ends the process.
     finished = torch.from_numpy(np.empty((spectrogram.BATCH, *array.shape[1:]), dtype=array.dtype))
     bad: dict[int, str] = {}
     total = torch.zeros(task.features.num_mels, dtype=torch.float64)

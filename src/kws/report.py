@@ -12,7 +12,7 @@ from kws import clips as ids
 from kws import files, plots
 from kws.audio import Waveform
 from kws.evaluate import AnyRecognizer, Judgement
-from kws.features import MelSpectrogram
+from kws.features import mel_spectrogram
 
 
 def write_report(path: Path, recognizer: AnyRecognizer, judgement: Judgement, title: str, recordings: Path) -> None:
@@ -51,7 +51,7 @@ def _show(recognizer: AnyRecognizer, recordings: Path, clip: str) -> dict[str, s
         waveform = ids.read(recordings, clip, recognizer.features)
     except (OSError, ValueError):
         return {"sound": "", "picture": ""}
-    features = MelSpectrogram(recognizer.features)(torch.from_numpy(waveform[None]))
+    features = mel_spectrogram(recognizer.features)(torch.from_numpy(waveform[None]))
     figure = plots.thumbnail(features[0])
     return {
         "sound": plots.data_uri(_wav(waveform, recognizer.features.sample_rate), "audio/wav"),

@@ -360,7 +360,7 @@ class Trainer:
             "best_epoch": best.metrics["epoch"],
             "epochs": self.epochs,
             "num_clips": self.num_clips,
-            "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "num_parameters": best.num_parameters,
             "clips_per_second": sorted(row["clips_per_second"] for row in self.history)[len(self.history) // 2],
         }
         files.write_json(self.folder / files.MANIFEST, manifest)
