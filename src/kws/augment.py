@@ -42,10 +42,8 @@ class Augment:
         config = self.config
         if config.time_shift or config.time_stretch or config.frequency_warp:
             features = self._warp(features)
-        if config.gain_db:
-            features = self._gain(features)
-        if config.noise_probability and self.noise is not None:
-            features = self._add_noise(features, self.noise)
+        if config.gain_db or (config.noise_probability and self.noise is not None):
+            features = self._change_power(features)
         if config.bandlimit_probability:
             features = self._limit_band(features)
         for _ in range(config.num_time_masks):
@@ -71,23 +69,20 @@ class Augment:
             features = _interpolate(features.transpose(1, 2), bins, fill=self.silence).transpose(1, 2)
         return features
 
-    def _gain(self, features: Tensor) -> Tensor:
-        """Raises or lowers the level; the offset of the logarithm stays where it is."""
-        gain = 10 ** (_uniform(len(features), self.config.gain_db, features.device) / 10)
+    def _change_power(self, features: Tensor) -> Tensor:
+        """Raises or lowers the level and adds background noise: the powers of independent sounds add."""
+        config, clips, device = self.config, len(features), features.device
         power = (features.exp() - self.offset).clamp_(min=0)
-        return power.mul_(gain[:, None, None]).add_(self.offset).log_()
-
-    def _add_noise(self, features: Tensor, noise: Tensor) -> Tensor:
-        """Adds background noise in the domain of mel power: the powers of independent sounds add."""
-        clips, device = len(features), features.device
-        low, high = self.config.noise_snr_db
-        power = features.exp()
-        pieces = torch.randint(len(noise), (clips,), device=device)
-        added = noise.index_select(0, pieces).float().exp() - self.offset
-        snr = 10 ** (torch.empty(clips, device=device).uniform_(low, high) / 10)
-        scale = power.mean(dim=(1, 2)) / (added.mean(dim=(1, 2)).clamp(min=self.offset) * snr)
-        scale = scale * (torch.rand(clips, device=device) < self.config.noise_probability)
-        return power.add_(added.clamp_(min=0).mul_(scale[:, None, None])).log_()
+        if config.gain_db:
+            power *= _power_ratio(_uniform(clips, config.gain_db, device))
+        if config.noise_probability and self.noise is not None:
+            pieces = torch.randint(len(self.noise), (clips,), device=device)
+            noise = (self.noise.index_select(0, pieces).float().exp() - self.offset).clamp_(min=0)
+            snr = _power_ratio(torch.empty(clips, device=device).uniform_(*config.noise_snr_db))
+            scale = _mean(power) / (_mean(noise).clamp(min=self.offset) * snr)
+            scale *= torch.rand(clips, 1, 1, device=device) < config.noise_probability
+            power += noise.mul_(scale)
+        return power.add_(self.offset).log_()
 
     def _limit_band(self, features: Tensor) -> Tensor:
         """Silences all bins from a random one on in some of the clips."""
@@ -125,6 +120,16 @@ def mix(features: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor
 
 def _uniform(clips: int, limit: float, device: torch.device) -> Tensor:
     return torch.empty(clips, device=device).uniform_(-limit, limit)
+
+
+def _power_ratio(decibels: Tensor) -> Tensor:
+    """Turns [clips] into ratios of power, [clips, 1, 1]."""
+    return 10 ** (decibels[:, None, None] / 10)
+
+
+def _mean(power: Tensor) -> Tensor:
+    """Averages [clips, num_mels, num_frames] over each clip."""
+    return power.mean(dim=(1, 2), keepdim=True)
 
 
 def _interpolate(values: Tensor, places: Tensor, fill: float) -> Tensor:
