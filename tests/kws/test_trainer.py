@@ -146,7 +146,7 @@ def test_the_number_of_processes_does_not_change_which_clips_make_a_batch(tensor
             one.batch_size = 16 // size
             taken: list[torch.Tensor] = []
             one.step = lambda indices, taken=taken: taken.append(indices) or (0.0, 0.0)  # type: ignore
-            one._must_stop = lambda: False  # type: ignore  # asks the other processes, which are not here
+            one._ask_all = lambda: lambda: False  # type: ignore  # asks the other processes, which are not here
             list(one._train_epoch())
             for batch, indices in zip(batches, taken, strict=False):
                 batch += indices.tolist()
