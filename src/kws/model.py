@@ -116,8 +116,8 @@ class ConvStem(nn.Module):
             stride = 2 if frames % 2 == 0 and number < len(self.CHANNELS) else frames
             convs.append(nn.Conv2d(last, channels, 3, stride=(2, stride), padding=1))
             last, frames = channels, frames // stride
-        # On the CPU this layout of the weights decides that of all between: the gradient takes two thirds of the time.
-        self.convs = nn.ModuleList(convs).to(memory_format=torch.channels_last)
+        # The layout of the weights decides that of all between: on the CPU the stem takes two thirds of the time.
+        self.convs = nn.ModuleList(convs).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.project = nn.Linear(last * math.ceil(features.num_mels / 2 ** len(convs)), config.width)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ class Muon(torch.optim.Optimizer):
         """Prepares.
 
         Args:
-            params: matrices, [rows, columns].
+            params: matrices, [rows, columns], and convolutions, [outputs, inputs, height, width], which count as
+                matrices with a row for each output.
             lr: learning rate.
             weight_decay: decoupled, times the learning rate.
             dtype: what the products are computed in.
@@ -43,19 +44,20 @@ class Muon(torch.optim.Optimizer):
             shapes: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    shapes.setdefault(parameter.shape, []).append(parameter)
+                    shapes.setdefault(parameter.flatten(1).shape, []).append(parameter)
             for (rows, columns), parameters in shapes.items():
-                gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+                gradients = [p.grad.flatten(1) for p in parameters if p.grad is not None]
                 for parameter in parameters:
                     if not self.state[parameter]:
-                        self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+                        self.state[parameter]["momentum"] = torch.zeros(rows, columns, device=parameter.device)
                 momenta = [self.state[parameter]["momentum"] for parameter in parameters]
                 torch._foreach_lerp_(momenta, gradients, 1 - self.MOMENTUM)
                 nesterov = torch._foreach_lerp(gradients, momenta, self.MOMENTUM)
-                updates = self._orthogonalize(torch.stack(nesterov)).float()
+                orthogonal = self._orthogonalize(torch.stack(nesterov)).float()
+                updates = [update.view_as(parameter) for update, parameter in zip(orthogonal, parameters, strict=True)]
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 scale = 0.2 * math.sqrt(max(rows, columns))
-                torch._foreach_add_(parameters, list(updates), alpha=-group["lr"] * scale)
+                torch._foreach_add_(parameters, updates, alpha=-group["lr"] * scale)
 
     def _orthogonalize(self, matrices: Tensor) -> Tensor:
         """Brings all singular values of [matrices, rows, columns] near one (Newton-Schulz)."""
@@ -71,7 +73,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
-    """Makes what moves the weights: for `muon` the matrices of the blocks by Muon, all else by AdamW.
+    """Makes what moves the weights: for `muon` matrices and convolutions by Muon, all else by AdamW.
+
+    AdamW keeps the last layer, whose rows are the words, and depthwise convolutions, which mix nothing.
 
     Only matrices and convolutions decay, not biases, norms and positions.
 
@@ -82,7 +86,10 @@ def make_optimizers(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -
     """
     named = dict(model.named_parameters())
     kept = {name: p for name, p in named.items() if p.ndim < 2 or name == "positions"}
-    inner = {name: p for name, p in named.items() if config.optimizer == "muon" and p.ndim == 2 and "blocks." in name}
+    inner = {} if config.optimizer != "muon" else {
+        name: p for name, p in named.items()
+        if name not in kept and not name.startswith("head.") and ".depthwise." not in name
+    }  # fmt: skip
     decayed = [p for name, p in named.items() if name not in kept and name not in inner]
     groups = [{"params": decayed, "weight_decay": config.weight_decay},
               {"params": list(kept.values()), "weight_decay": 0.0}]  # fmt: skip

@@ -152,16 +152,18 @@ class Trainer:
         """Clips of a step over all processes."""
         return self.batch_size * self.world.size
 
-    def learning_rate(self) -> float:
-        """Returns the learning rate of the next step.
+    @property
+    def share_done(self) -> float:
+        """Share of the run that is done, the same whatever the number of processes."""
+        return (self.position.epoch + self.position.clips_done / self.num_clips) / self.epochs
 
-        A function of the share of the run that is done, so that it is the same whatever the number of processes.
-        """
+    def learning_rate(self) -> float:
+        """Returns the learning rate of the next step."""
         config, position = self.config, self.position
         peak = config.learning_rate * (self.world.size if config.scale_with_processes else 1)
         if config.schedule == "step":
             return float(peak * 0.9 ** (position.epoch // 3))
-        done = (position.epoch + position.clips_done / self.num_clips) / self.epochs
+        done = self.share_done
         if done < config.warmup:
             return float(peak * (done + self.step_clips / (self.num_clips * self.epochs)) / config.warmup)
         return float(peak * 0.5 * (1 + math.cos(math.pi * (done - config.warmup) / (1 - config.warmup))))
@@ -250,8 +252,8 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate()
-        features, labels = self.train_split.batch(indices)
-        features = self.augment(features)
+        clean, labels = self.train_split.batch(indices)
+        features = self.augment(clean)
         targets = nn.functional.one_hot(labels, len(self.tensors.words)).float()
         if self.config.augment.mixup:
             features, targets = mix(features, targets, self.config.augment.mixup)
@@ -259,6 +261,9 @@ class Trainer:
             scores = self.parallel(features)
         scores = scores.float()
         loss = nn.functional.cross_entropy(scores, targets, label_smoothing=self.config.label_smoothing)
+        if self.config.self_distillation:
+            weight = self.config.self_distillation * min(1.0, self.share_done / 0.2)
+            loss = loss + weight * nn.functional.cross_entropy(scores, self._teach(clean))
         value = float(loss.detach())
         if not math.isfinite(value):
             clips = ", ".join(self.train_split.clips[index] for index in indices.tolist())
@@ -274,6 +279,17 @@ class Trainer:
             optimizer.step()
         self._average()
         return value * len(labels), float((scores.detach().argmax(-1) == labels).sum())
+
+    @torch.no_grad()
+    def _teach(self, clean: Tensor) -> Tensor:
+        """Returns what the averaged weights hear in clips that are not augmented: probabilities [batch_size, words].
+
+        The mean teacher of Tarvainen and Valpola (arXiv 1703.01780), with labelled clips: what one word has of others
+        tells more than the word alone, and the student has to find it in a worse recording.
+        """
+        self.averaged.eval()
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.averaged(clean).float().softmax(-1)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _average(self) -> None:

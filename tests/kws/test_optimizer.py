@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kws.config import PRESETS, FeatureConfig, TrainConfig
+from kws.config import PRESETS, FeatureConfig, ModelConfig, TrainConfig
 from kws.model import AudioTransformer
 from kws.optimizer import Muon, make_optimizers
 
@@ -63,14 +63,27 @@ def test_every_weight_is_moved_by_one_optimizer_and_only_matrices_decay(kind: st
     assert {group["weight_decay"] for group in groups} == {0.3, 0.0}
 
 
-def test_muon_has_the_matrices_of_the_blocks_and_nothing_else() -> None:
-    model = AudioTransformer(PRESETS["default"].model, FeatureConfig(), 3)
+def test_muon_takes_a_convolution_for_a_matrix_with_a_row_for_each_output() -> None:
+    random = torch.Generator().manual_seed(1)
+    values, gradient = torch.randn(2, 8, 4, 3, 3, generator=random)
+    kernel, matrix = (
+        nn.Parameter(values.contiguous(memory_format=torch.channels_last)),
+        nn.Parameter(values.flatten(1).clone()),
+    )
+    kernel.grad, matrix.grad = gradient.contiguous(memory_format=torch.channels_last), gradient.flatten(1)
+    Muon([kernel], lr=0.1, weight_decay=0.1, dtype=torch.float32).step()
+    Muon([matrix], lr=0.1, weight_decay=0.1, dtype=torch.float32).step()
+    assert torch.equal(kernel.flatten(1), matrix)
+    assert not torch.equal(kernel, values)
+
+
+def test_muon_has_all_matrices_and_convolutions_but_the_last_layer_and_depthwise_ones() -> None:
+    model = AudioTransformer(ModelConfig(frames_per_token=4, conv_kernel=9), FeatureConfig(), 3)
     _, muon = make_optimizers(model, dataclasses.replace(TrainConfig(), optimizer="muon"), torch.float32)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     (group,) = muon.param_groups
-    found = sorted(names[id(parameter)] for parameter in group["params"] if "blocks.0." in names[id(parameter)])
-    assert found == [
-        "blocks.0.attention.out.weight", "blocks.0.attention.qkv.weight", "blocks.0.convolution.pointwise.weight",
-        "blocks.0.feedforward.contract.weight", "blocks.0.feedforward.expand.weight",
-    ]  # fmt: skip
-    assert len(group["params"]) == 4 * len(found)
+    found = {names[id(parameter)] for parameter in group["params"]}
+    matrices = {name for name, parameter in model.named_parameters() if parameter.ndim >= 2}
+    depthwise = {f"blocks.{block}.convolution.depthwise.weight" for block in range(4)}
+    assert matrices - found == {"positions", "head.weight", *depthwise}
+    assert found <= matrices
