@@ -113,7 +113,9 @@ def fit_length(waveform: Waveform, config: FeatureConfig) -> Waveform:
     missing = config.num_samples - waveform.size
     if missing > 0:
         before = missing // 2 if config.fit == "center" else 0
-        return np.pad(waveform, (before, missing - before))
+        padded = np.zeros(config.num_samples, np.float32)
+        padded[before : before + waveform.size] = waveform
+        return padded
     if missing == 0 or config.fit == "start":
         return waveform[: config.num_samples]
     energy = np.concatenate(([0.0], np.cumsum(np.square(waveform, dtype=np.float64))))

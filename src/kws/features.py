@@ -1,8 +1,13 @@
 """Mel spectrograms of clips."""
 
 import functools
+import math
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from kws.config import FeatureConfig
 
@@ -10,8 +15,35 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 """Part of the fingerprint of tensors: raise it when the same recording gives other features."""
+
+
+def mel_filters(config: FeatureConfig) -> npt.NDArray[np.float32]:
+    """Returns the triangular mel filters of `torchaudio.functional.melscale_fbanks`, float32 [bins, num_mels]."""
+    to_mel, to_hertz = _MEL_SCALES[config.mel_scale]
+    mels = np.linspace(to_mel(config.f_min), to_mel(config.f_max), config.num_mels + 2)
+    edges = to_hertz(mels)
+    bins = np.linspace(0, config.sample_rate // 2, config.n_fft // 2 + 1)[:, None]
+    rising = (bins - edges[:-2]) / np.diff(edges[:-1])
+    falling = (edges[2:] - bins) / np.diff(edges[1:])
+    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+
+
+def _slaney_mel(hertz: float) -> float:
+    """Linear to 1 kHz, logarithmic above."""
+    return hertz * 3 / 200 if hertz < 1000 else 15 + 27 * math.log(hertz / 1000) / math.log(6.4)
+
+
+def _slaney_hertz(mels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.where(mels < 15, mels * 200 / 3, 1000 * np.exp((mels - 15) * math.log(6.4) / 27))
+
+
+_MEL_SCALES: dict[str, tuple[Callable[[float], float], Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]]]
+_MEL_SCALES = {
+    "slaney": (_slaney_mel, _slaney_hertz),
+    "htk": (lambda hertz: 2595 * math.log10(1 + hertz / 700), lambda mels: 700 * (10 ** (mels / 2595) - 1)),
+}
 
 
 class MelSpectrogram:
@@ -33,14 +65,10 @@ class MelSpectrogram:
 
     def __init__(self, config: FeatureConfig, device: "torch.device | str" = "cpu") -> None:
         import torch
-        from torchaudio.functional import melscale_fbanks
 
         self.config = config
         self.window = torch.hann_window(config.win_length, device=device)
-        self.filters = melscale_fbanks(
-            config.n_fft // 2 + 1, config.f_min, config.f_max, config.num_mels, config.sample_rate,
-            norm=None, mel_scale=config.mel_scale,
-        ).to(device)  # fmt: skip
+        self.filters = torch.from_numpy(mel_filters(config)).to(device)
         # Real and imaginary part of a bin, squared, have the same weight: so the products add them up as well.
         weights = self.filters.repeat_interleave(2, dim=0)
         self._groups: list[tuple[slice, slice, Tensor]] = []

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 CLIPS_PER_TASK = 256
 
+PRELOAD = ["kws.kernel", "kws.preprocess"]
+"""Modules that workers find loaded."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
@@ -310,15 +313,14 @@ def _create(path: Path, num_rows: int, features: FeatureConfig) -> None:
 def workers(num_processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
     """Gives a `map` that runs in processes of one thread each, or in this process where that is enough.
 
-    Two processes of one thread beat one process of two by 1.3 times. With them, this process does without torch, which
-    takes seconds to import.
+    With them, this process does without the compiler of `kws.kernel`, which takes seconds to start and compile.
     """
     if num_processes == 1:
         yield map
         return
-    # A server that has torch loaded and no threads yet forks workers at once and safely.
+    # A server that has compiled and has no threads yet forks workers at once and safely.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torchaudio.functional", "kws.features", "kws.preprocess"])
+    context.set_forkserver_preload(PRELOAD)
     with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_worker) as pool:
         try:
             yield pool.map
@@ -327,48 +329,36 @@ def workers(num_processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
 
 
 def _start_worker() -> None:
-    import torch
-
     end_with_parent()
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for PyTorch, which resamples recordings of another rate
 
 
 def _fill(task: _Task) -> _Done:
     """Computes the features of some clips into their rows, a few clips at a time so that they stay in the cache."""
-    import torch
+    from kws.kernel import feature_kernel
 
-    from kws.features import mel_spectrogram
-
-    spectrogram = mel_spectrogram(task.features)
+    kernel = feature_kernel(task.features)
     array = np.load(task.array, mmap_mode="r")
     # Rows are written, not mapped: then a full disk is an error, not a signal that ends the process.
-    finished = torch.from_numpy(np.empty((spectrogram.BATCH, *array.shape[1:]), dtype=array.dtype))
+    rows = np.empty((kernel.BATCH, *array.shape[1:]), dtype=array.dtype)
+    waveforms = np.zeros((kernel.BATCH, task.features.num_samples), np.float32)
     bad: dict[int, str] = {}
-    total = torch.zeros(task.features.num_mels, dtype=torch.float64)
-    total_squares = torch.zeros_like(total)
-    waveforms = torch.zeros(spectrogram.BATCH, task.features.num_samples)
-    rows = waveforms.numpy()
+    sums = np.zeros((2, task.features.num_mels))
     with task.array.open("r+b") as file:
-        for first in range(0, len(task.clips), spectrogram.BATCH):
-            clips = task.clips[first : first + spectrogram.BATCH]
-            readable = [True] * len(clips)
+        file.seek(array.offset + task.first_row * array.strides[0])
+        for first in range(0, len(task.clips), kernel.BATCH):
+            clips = task.clips[first : first + kernel.BATCH]
+            counted = np.full(len(clips), task.statistics)
             for index, clip in enumerate(clips):
                 try:
-                    rows[index] = ids.read(task.recordings, clip, task.features)
+                    waveforms[index] = ids.read(task.recordings, clip, task.features)
                 except (ValueError, OSError) as error:
                     bad[task.first_row + first + index] = str(error)
-                    rows[index] = 0
-                    readable[index] = False
-            values = spectrogram(waveforms[: len(clips)])
-            finished[: len(clips)] = values
-            file.seek(array.offset + (task.first_row + first) * array.strides[0])
-            file.write(finished[: len(clips)].numpy().data)
-            if task.statistics:
-                values = values.transpose(1, 2) if all(readable) else values.transpose(1, 2)[readable]
-                frames = values.flatten(0, 1)  # [readable · frames, num_mels]
-                total += frames.sum(0)
-                total_squares += frames.square_().sum(0)
-    return _Done(bad=bad, total=total.numpy(), total_squares=total_squares.numpy())
+                    waveforms[index] = 0
+                    counted[index] = False
+            kernel(waveforms[: len(clips)], rows[: len(clips)], counted, sums)
+            file.write(rows[: len(clips)].data)
+    return _Done(bad=bad, total=sums[0], total_squares=sums[1])
 
 
 def _drop_rows(path: Path, rows: Sequence[int]) -> None:
@@ -383,9 +373,7 @@ def _save_noise(folder: Path, destination: Path, features: FeatureConfig) -> tup
     Returns:
         How many pieces there are, and the recordings that cannot be read with the reasons.
     """
-    import torch
-
-    from kws.features import mel_spectrogram
+    from kws.kernel import feature_kernel
 
     pieces: list[npt.NDArray[np.float32]] = []
     reasons: dict[str, str] = {}
@@ -397,8 +385,9 @@ def _save_noise(folder: Path, destination: Path, features: FeatureConfig) -> tup
             log.warning("%s/%s is left out: %s", BACKGROUND_NOISE, path.name, error)
     if not pieces:
         return 0, reasons
-    values = mel_spectrogram(features)(torch.from_numpy(np.stack(pieces))).numpy()
-    np.save(_array_path(destination, "noise"), values.astype(features.dtype))
+    values = np.empty((len(pieces), features.num_mels, features.num_frames), features.dtype)
+    feature_kernel(features)(np.stack(pieces), values)
+    np.save(_array_path(destination, "noise"), values)
     return len(pieces), reasons
 
 

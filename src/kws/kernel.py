@@ -1,0 +1,346 @@
+"""Features of many clips on the CPU, compiled: what `kws.features.MelSpectrogram` computes, several times as fast.
+
+PyTorch makes each step a pass over memory: window, transform, squares, filters, logarithm, conversion. Here sixteen
+frames at a time go all the way, in memory that a core's first cache holds, side by side in vectors, so that the
+transform needs no shuffling. Importing this module compiles, for a second, so that workers are forked with it done.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from numba import njit, types
+
+from kws.config import FeatureConfig
+from kws.features import mel_filters
+from kws.lanes import LANES, load, log, store, store_half, zero
+
+_NO_FLOATS = np.empty(0, np.float32)
+_NO_HALVES = np.empty(0, np.uint16)
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+class _Plan(NamedTuple):
+    """What a setting needs, and memory to work in. A row is a vector of LANES frames."""
+
+    hop: int
+    before: int
+    """Samples of the first frame that lie before the clip."""
+    num_frames: int
+    num_columns: int
+    """Hops that frames reach over."""
+    width: int
+    columns: Floats
+    """[hop, width]: sample s of the padded clip is at [s % hop, s // hop], so that frames lie side by side."""
+    places: Ints
+    """[win_length]: where in `columns` the samples of the first frame are."""
+    window: Floats
+    spectrum: Floats
+    """[n_fft / 2, re and im, LANES]"""
+    radices: Ints
+    lengths: Ints
+    """Of the transforms that a stage takes apart."""
+    twiddles: Ints
+    """Where the factors of a stage are among the next two."""
+    cosines: Floats
+    sines: Floats
+    order: Ints
+    """[n_fft / 2]: at which row a frequency comes out."""
+    half_cosines: Floats
+    half_sines: Floats
+    power: Floats
+    """[bins, LANES]"""
+    firsts: Ints
+    ends: Ints
+    """From which bin to which a mel filter reaches."""
+    weights: Floats
+    log: bool
+    log_offset: np.float32
+    valid: Floats
+    """One for a frame, zero for what only fills up the last vector."""
+    tail: Floats
+    tail_halves: npt.NDArray[np.uint16]
+    sums: Floats
+    squares: Floats
+    """[num_mels, LANES]"""
+
+
+class FeatureKernel:
+    """Computes features. For one thread at a time; the same clip gives the same bits wherever it stands."""
+
+    BATCH = 4
+    """Clips that are best given at a time: more leave the cache before their turn."""
+
+    def __init__(self, config: FeatureConfig) -> None:
+        self.config = config
+        self._plan = _make_plan(config)
+
+    def __call__(
+        self,
+        waveforms: Floats,
+        features: npt.NDArray[Any],
+        counted: npt.NDArray[np.bool_] | None = None,
+        sums: npt.NDArray[np.float64] | None = None,
+    ) -> None:
+        """Computes the features of some clips.
+
+        Args:
+            waveforms: float32 [clips, num_samples] in -1 to 1.
+            features: gets the result, float16 or float32 [clips, num_mels, num_frames].
+            counted: bool [clips], which clips the sums are of; none unless given.
+            sums: float64 [2, num_mels], to which the features and their squares are added.
+        """
+        config, shape, half = self.config, features.shape, features.dtype == np.float16
+        assert waveforms.shape == (len(features), config.num_samples)
+        assert shape == (len(features), config.num_mels, config.num_frames)
+        assert (half or features.dtype == np.float32) and features.flags.c_contiguous
+        flat = features.reshape(-1)
+        halves, floats = (flat.view(np.uint16), _NO_FLOATS) if half else (_NO_HALVES, flat)
+        counted = np.zeros(len(features), np.bool_) if counted is None else counted
+        sums = np.zeros((2, config.num_mels)) if sums is None else sums
+        _compute(waveforms, half, halves, floats, counted, sums, self._plan)
+
+
+@functools.cache
+def feature_kernel(config: FeatureConfig) -> FeatureKernel:
+    """Returns the `FeatureKernel` of this process: to plan one takes as long as the features of a hundred clips."""
+    return FeatureKernel(config)
+
+
+def _make_plan(config: FeatureConfig) -> _Plan:
+    half = config.n_fft // 2
+    radices, lengths, length = [], [], half
+    while length > 1:
+        radix = 4 if length % 4 == 0 else next(n for n in range(2, length + 1) if length % n == 0)
+        radices.append(radix)
+        lengths.append(length)
+        length //= radix
+    order = np.zeros(1, np.int64)
+    for radix in reversed(radices):
+        order = np.concatenate([order * radix + first for first in range(radix)])
+    angles = [_twiddles(radix, length) for radix, length in zip(radices, lengths, strict=True)]
+    all_angles = np.concatenate([np.zeros(0), *angles])
+    half_angles = -2 * np.pi / config.n_fft * np.arange(half // 2 + 1)
+
+    num_frames = config.num_frames
+    more_hops = -(-config.win_length // config.hop_length) - 1
+    padded_frames = -(-num_frames // LANES) * LANES
+    width = padded_frames + more_hops
+    samples = np.arange(config.win_length)
+    filters = mel_filters(config)
+    used = [np.flatnonzero(of) for of in filters.T]
+    firsts = [int(bins[0]) if bins.size else 0 for bins in used]
+    ends = [int(bins[-1]) + 1 if bins.size else 0 for bins in used]
+
+    def floats(values: npt.ArrayLike) -> Floats:
+        return np.ascontiguousarray(values, np.float32)
+
+    def ints(values: npt.ArrayLike) -> Ints:
+        return np.ascontiguousarray(values, np.int64)
+
+    return _Plan(
+        hop=config.hop_length,
+        before=half - (config.n_fft - config.win_length) // 2,
+        num_frames=num_frames,
+        num_columns=num_frames + more_hops,
+        width=width,
+        columns=np.zeros(config.hop_length * width, np.float32),
+        places=ints(samples % config.hop_length * width + samples // config.hop_length),
+        window=floats(0.5 - 0.5 * np.cos(2 * np.pi / config.win_length * samples)),
+        spectrum=np.zeros(2 * half * LANES, np.float32),
+        radices=ints(radices),
+        lengths=ints(lengths),
+        twiddles=ints(np.cumsum([0, *(len(some) for some in angles)])),
+        cosines=floats(np.cos(all_angles)),
+        sines=floats(np.sin(all_angles)),
+        order=ints(np.argsort(order)),
+        half_cosines=floats(np.cos(half_angles)),
+        half_sines=floats(np.sin(half_angles)),
+        power=np.zeros((half + 1) * LANES, np.float32),
+        firsts=ints(firsts),
+        ends=ints(ends),
+        weights=floats(np.concatenate([filters[first:end, m] for m, (first, end) in enumerate(zip(firsts, ends))])),
+        log=config.log,
+        log_offset=np.float32(config.log_offset),
+        valid=floats(np.arange(padded_frames) < num_frames),
+        tail=np.zeros(max(LANES, 2 * max([1, *radices]) * LANES), np.float32),
+        tail_halves=np.zeros(LANES, np.uint16),
+        sums=np.zeros(config.num_mels * LANES, np.float32),
+        squares=np.zeros(config.num_mels * LANES, np.float32),
+    )
+
+
+def _twiddles(radix: int, length: int) -> npt.NDArray[np.float64]:
+    """Returns the angles of a stage, for each place: of its three factors, or of a transform with its factors."""
+    places, outputs = np.arange(length // radix), np.arange(radix)
+    if radix == 4:
+        angles = np.outer(places, outputs[1:])
+    else:
+        angles = places[:, None, None] * outputs[:, None] + np.outer(outputs, outputs) * (length // radix)
+    return -2 * np.pi / length * (angles % length).ravel().astype(np.float64)
+
+
+@njit
+def _fill_columns(waveform, before, hop, num_columns, width, columns):  # type: ignore[no-untyped-def]
+    """Lays a clip, its edges reflected, so that the frames' samples lie side by side."""
+    last = waveform.size - 1
+    for column in range(num_columns):
+        start = column * hop - before
+        inside = start >= 0 and start + hop <= waveform.size
+        for row in range(hop):
+            sample = start + row
+            if not inside:
+                sample = last - abs(last - abs(sample))
+            columns[row * width + column] = waveform[max(sample, 0)]
+
+
+@njit
+def _fill_window(frame, columns, places, window, spectrum):  # type: ignore[no-untyped-def]
+    """Windowed samples. Even ones are real, odd ones imaginary parts; zeros behind turn phases only."""
+    for sample in range(window.size):
+        store(spectrum, sample * LANES, load(columns, places[sample] + frame) * window[sample])
+    for index in range(window.size * LANES, spectrum.size):
+        spectrum[index] = 0
+
+
+@njit
+def _transform_by_four(length, cosines, sines, spectrum):  # type: ignore[no-untyped-def]
+    """A stage of the Fourier transform, in place: from each transform four of a quarter of its length."""
+    end, step = spectrum.size, length // 4 * 2 * LANES
+    for place in range(length // 4):
+        c1, c2, c3 = cosines[3 * place], cosines[3 * place + 1], cosines[3 * place + 2]
+        s1, s2, s3 = sines[3 * place], sines[3 * place + 1], sines[3 * place + 2]
+        for first in range(place * 2 * LANES, end, 4 * step):
+            second, third, fourth = first + step, first + 2 * step, first + 3 * step
+            a_re, a_im = load(spectrum, first), load(spectrum, first + LANES)
+            b_re, b_im = load(spectrum, second), load(spectrum, second + LANES)
+            c_re, c_im = load(spectrum, third), load(spectrum, third + LANES)
+            d_re, d_im = load(spectrum, fourth), load(spectrum, fourth + LANES)
+            even_re, even_im, odd_re, odd_im = a_re + c_re, a_im + c_im, b_re + d_re, b_im + d_im
+            store(spectrum, first, even_re + odd_re)
+            store(spectrum, first + LANES, even_im + odd_im)
+            re, im = even_re - odd_re, even_im - odd_im
+            store(spectrum, third, re * c2 - im * s2)
+            store(spectrum, third + LANES, re * s2 + im * c2)
+            even_re, even_im, odd_re, odd_im = a_re - c_re, a_im - c_im, b_im - d_im, d_re - b_re
+            re, im = even_re + odd_re, even_im + odd_im
+            store(spectrum, second, re * c1 - im * s1)
+            store(spectrum, second + LANES, re * s1 + im * c1)
+            re, im = even_re - odd_re, even_im - odd_im
+            store(spectrum, fourth, re * c3 - im * s3)
+            store(spectrum, fourth + LANES, re * s3 + im * c3)
+
+
+@njit
+def _transform_by_any(radix, length, cosines, sines, inputs, spectrum):  # type: ignore[no-untyped-def]
+    """A stage that takes transforms apart by another number than four, with every product written out."""
+    end, step = spectrum.size, length // radix * 2 * LANES
+    for place in range(length // radix):
+        for first in range(place * 2 * LANES, end, radix * step):
+            for number in range(radix):
+                store(inputs, 2 * number * LANES, load(spectrum, first + number * step))
+                store(inputs, (2 * number + 1) * LANES, load(spectrum, first + number * step + LANES))
+            for output in range(radix):
+                re, im = zero(), zero()
+                for number in range(radix):
+                    factor = (place * radix + output) * radix + number
+                    a_re, a_im = load(inputs, 2 * number * LANES), load(inputs, (2 * number + 1) * LANES)
+                    re = re + a_re * cosines[factor] - a_im * sines[factor]
+                    im = im + a_re * sines[factor] + a_im * cosines[factor]
+                store(spectrum, first + output * step, re)
+                store(spectrum, first + output * step + LANES, im)
+
+
+@njit
+def _fill_power(order, cosines, sines, spectrum, power):  # type: ignore[no-untyped-def]
+    """The power of all bins, from the transform of even samples plus i times odd ones."""
+    half = order.size
+    re, im = load(spectrum, 0), load(spectrum, LANES)
+    first, last = re + im, re - im
+    store(power, 0, first * first)
+    store(power, half * LANES, last * last)
+    for number in range(1, half // 2 + 1):
+        here, there = 2 * order[number] * LANES, 2 * order[half - number] * LANES
+        a_re, a_im = load(spectrum, here), load(spectrum, here + LANES)
+        b_re, b_im = load(spectrum, there), load(spectrum, there + LANES)
+        c, s, scale = cosines[number], sines[number], np.float32(0.5)
+        even_re, even_im, odd_re, odd_im = (a_re + b_re) * scale, (a_im - b_im) * scale, a_im + b_im, b_re - a_re
+        odd_re, odd_im = (odd_re * c - odd_im * s) * scale, (odd_re * s + odd_im * c) * scale
+        re, im = even_re + odd_re, even_im + odd_im
+        store(power, number * LANES, re * re + im * im)
+        re, im = even_re - odd_re, even_im - odd_im
+        store(power, (half - number) * LANES, re * re + im * im)
+
+
+@njit
+def _fill_features(  # type: ignore[no-untyped-def]
+    power, firsts, ends, weights, with_log, log_offset, frame, num_frames, half, halves, floats, start, tail,
+    tail_halves, counted, valid, sums, squares
+):  # fmt: skip
+    """Mel filters, logarithm and sums of the frames from one on, written from `start` on."""
+    num_valid = min(num_frames - frame, LANES)
+    weight = 0
+    for mel in range(firsts.size):
+        value = zero()
+        for bin in range(firsts[mel], ends[mel]):
+            value = value + load(power, bin * LANES) * weights[weight]
+            weight += 1
+        if with_log:
+            value = log(value + log_offset)
+        at = start + mel * num_frames + frame
+        if num_valid == LANES:
+            if half:
+                store_half(halves, at, value)
+            else:
+                store(floats, at, value)
+        elif half:
+            store_half(tail_halves, 0, value)
+            for lane in range(num_valid):
+                halves[at + lane] = tail_halves[lane]
+        else:
+            store(tail, 0, value)
+            for lane in range(num_valid):
+                floats[at + lane] = tail[lane]
+        if counted:
+            value = value * load(valid, frame)
+            store(sums, mel * LANES, load(sums, mel * LANES) + value)
+            store(squares, mel * LANES, load(squares, mel * LANES) + value * value)
+
+
+_SIGNATURE = types.void(
+    types.float32[:, ::1], types.boolean, types.uint16[::1], types.float32[::1], types.boolean[::1],
+    types.float64[:, ::1], numba.typeof(_make_plan(FeatureConfig())),
+)  # fmt: skip
+
+
+@njit(_SIGNATURE)
+def _compute(waveforms, half, halves, floats, counted, sums, plan):  # type: ignore[no-untyped-def]
+    for lane in range(plan.sums.size):
+        plan.sums[lane] = 0
+        plan.squares[lane] = 0
+    for clip in range(len(waveforms)):
+        _fill_columns(waveforms[clip], plan.before, plan.hop, plan.num_columns, plan.width, plan.columns)
+        for frame in range(0, plan.num_frames, LANES):
+            _fill_window(frame, plan.columns, plan.places, plan.window, plan.spectrum)
+            for stage in range(plan.radices.size):
+                radix, length, first = plan.radices[stage], plan.lengths[stage], plan.twiddles[stage]
+                cosines, sines = plan.cosines[first:], plan.sines[first:]
+                if radix == 4:
+                    _transform_by_four(length, cosines, sines, plan.spectrum)
+                else:
+                    _transform_by_any(radix, length, cosines, sines, plan.tail, plan.spectrum)
+            _fill_power(plan.order, plan.half_cosines, plan.half_sines, plan.spectrum, plan.power)
+            start = clip * plan.firsts.size * plan.num_frames
+            _fill_features(
+                plan.power, plan.firsts, plan.ends, plan.weights, plan.log, plan.log_offset, frame, plan.num_frames,
+                half, halves, floats, start, plan.tail, plan.tail_halves, counted[clip], plan.valid, plan.sums,
+                plan.squares,
+            )  # fmt: skip
+    for mel in range(plan.firsts.size):
+        for lane in range(mel * LANES, (mel + 1) * LANES):
+            sums[0, mel] += plan.sums[lane]
+            sums[1, mel] += plan.squares[lane]
