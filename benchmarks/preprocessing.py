@@ -41,8 +41,8 @@ def versus_limit(effort: Effort) -> Row:
 
 
 def _start_server() -> None:
-    """Lets workers find PyTorch loaded, which the limit needs and preprocessing does not."""
-    multiprocessing.set_forkserver_preload([*PRELOAD, "benchmarks.preprocessing"])
+    """Lets workers find all loaded that a worker imports: PyTorch for the limit, and the main module, as always."""
+    multiprocessing.set_forkserver_preload([*PRELOAD, "benchmarks.__main__"])
     forkserver.ensure_running()
 
 

@@ -15,7 +15,7 @@ from numba import njit, types
 
 from kws.config import FeatureConfig
 from kws.features import mel_filters
-from kws.lanes import LANES, load, log, store, store_half, zero
+from kws.lanes import LANES, fill_windowed, load, log, store, store_half, zero
 
 _NO_FLOATS = np.empty(0, np.float32)
 _NO_HALVES = np.empty(0, np.uint16)
@@ -30,17 +30,14 @@ class _Plan(NamedTuple):
     hop: int
     before: int
     """Samples of the first frame that lie before the clip."""
+    behind: int
     num_frames: int
-    num_columns: int
-    """Hops that frames reach over."""
-    width: int
-    columns: Floats
-    """[hop, width]: sample s of the padded clip is at [s % hop, s // hop], so that frames lie side by side."""
-    places: Ints
-    """[win_length]: where in `columns` the samples of the first frame are."""
+    samples: Floats
+    """The clip with its edges reflected, and zeros for the frames that only fill up the last vector."""
     window: Floats
+    """Zeros follow, to a multiple of LANES."""
     spectrum: Floats
-    """[n_fft / 2, re and im, LANES]"""
+    """[n_fft / 2, re and im, LANES], or a little more"""
     radices: Ints
     lengths: Ints
     """Of the transforms that a stage takes apart."""
@@ -72,7 +69,7 @@ class _Plan(NamedTuple):
 class FeatureKernel:
     """Computes features. For one thread at a time; the same clip gives the same bits wherever it stands."""
 
-    BATCH = 4
+    BATCH = 8
     """Clips that are best given at a time: more leave the cache before their turn."""
 
     def __init__(self, config: FeatureConfig) -> None:
@@ -127,10 +124,12 @@ def _make_plan(config: FeatureConfig) -> _Plan:
     half_angles = -2 * np.pi / config.n_fft * np.arange(half // 2 + 1)
 
     num_frames = config.num_frames
-    more_hops = -(-config.win_length // config.hop_length) - 1
-    padded_frames = -(-num_frames // LANES) * LANES
-    width = padded_frames + more_hops
-    samples = np.arange(config.win_length)
+    padded_frames = _round_up(num_frames)
+    padded_window = np.zeros(_round_up(config.win_length))
+    angle = 2 * np.pi / config.win_length
+    padded_window[: config.win_length] = 0.5 - 0.5 * np.cos(angle * np.arange(config.win_length))
+    num_samples = max((padded_frames - 1) * config.hop_length + padded_window.size, config.num_samples + config.win_length)
+    before = half - (config.n_fft - config.win_length) // 2
     filters = mel_filters(config)
     used = [np.flatnonzero(of) for of in filters.T]
     firsts = [int(bins[0]) if bins.size else 0 for bins in used]
@@ -144,14 +143,12 @@ def _make_plan(config: FeatureConfig) -> _Plan:
 
     return _Plan(
         hop=config.hop_length,
-        before=half - (config.n_fft - config.win_length) // 2,
+        before=before,
+        behind=config.win_length - before,
         num_frames=num_frames,
-        num_columns=num_frames + more_hops,
-        width=width,
-        columns=np.zeros(config.hop_length * width, np.float32),
-        places=ints(samples % config.hop_length * width + samples // config.hop_length),
-        window=floats(0.5 - 0.5 * np.cos(2 * np.pi / config.win_length * samples)),
-        spectrum=np.zeros(2 * half * LANES, np.float32),
+        samples=_aligned(num_samples),
+        window=floats(padded_window),
+        spectrum=_aligned(max(2 * half, padded_window.size) * LANES),
         radices=ints(radices),
         lengths=ints(lengths),
         twiddles=ints(np.cumsum([0, *(len(some) for some in angles)])),
@@ -160,18 +157,29 @@ def _make_plan(config: FeatureConfig) -> _Plan:
         order=ints(np.argsort(order)),
         half_cosines=floats(np.cos(half_angles)),
         half_sines=floats(np.sin(half_angles)),
-        power=np.zeros((half + 1) * LANES, np.float32),
+        power=_aligned((half + 1) * LANES),
         firsts=ints(firsts),
         ends=ints(ends),
         weights=floats(np.concatenate([filters[first:end, m] for m, (first, end) in enumerate(zip(firsts, ends))])),
         log=config.log,
         log_offset=np.float32(config.log_offset),
         valid=floats(np.arange(padded_frames) < num_frames),
-        tail=np.zeros(max(LANES, 2 * max([1, *radices]) * LANES), np.float32),
+        tail=_aligned(2 * max([1, *radices]) * LANES),
         tail_halves=np.zeros(LANES, np.uint16),
-        sums=np.zeros(config.num_mels * LANES, np.float32),
-        squares=np.zeros(config.num_mels * LANES, np.float32),
+        sums=_aligned(config.num_mels * LANES),
+        squares=_aligned(config.num_mels * LANES),
     )
+
+
+def _round_up(number: int) -> int:
+    return -(-number // LANES) * LANES
+
+
+def _aligned(size: int) -> Floats:
+    """Returns zeros from a multiple of 64 bytes on: a vector of sixteen floats then lies in one line of the cache."""
+    memory = np.zeros(size + LANES, np.float32)
+    first = -memory.ctypes.data % 64 // 4
+    return memory[first : first + size]
 
 
 def _twiddles(radix: int, length: int) -> npt.NDArray[np.float64]:
@@ -185,32 +193,32 @@ def _twiddles(radix: int, length: int) -> npt.NDArray[np.float64]:
 
 
 @njit
-def _fill_columns(waveform, before, hop, num_columns, width, columns):  # type: ignore[no-untyped-def]
-    """Lays a clip, its edges reflected, so that the frames' samples lie side by side."""
-    last = waveform.size - 1
-    for column in range(num_columns):
-        start = column * hop - before
-        inside = start >= 0 and start + hop <= waveform.size
-        for row in range(hop):
-            sample = start + row
-            if not inside:
-                sample = last - abs(last - abs(sample))
-            columns[row * width + column] = waveform[max(sample, 0)]
+def _fill_samples(waveform, before, behind, samples):  # type: ignore[no-untyped-def]
+    """Puts reflected edges around a clip."""
+    whole = waveform.size // LANES * LANES
+    for sample in range(0, whole, LANES):
+        store(samples, before + sample, load(waveform, sample))
+    for sample in range(whole, waveform.size):
+        samples[before + sample] = waveform[sample]
+    for sample in range(before):
+        samples[sample] = waveform[before - sample]
+    for sample in range(behind):
+        samples[before + waveform.size + sample] = waveform[waveform.size - 2 - sample]
 
 
 @njit
-def _fill_window(frame, columns, places, window, spectrum):  # type: ignore[no-untyped-def]
+def _fill_window(frame, hop, samples, window, spectrum):  # type: ignore[no-untyped-def]
     """Windowed samples. Even ones are real, odd ones imaginary parts; zeros behind turn phases only."""
-    for sample in range(window.size):
-        store(spectrum, sample * LANES, load(columns, places[sample] + frame) * window[sample])
+    for sample in range(0, window.size, LANES):
+        fill_windowed(samples, frame * hop, hop, window, sample, spectrum)
     for index in range(window.size * LANES, spectrum.size):
         spectrum[index] = 0
 
 
 @njit
-def _transform_by_four(length, cosines, sines, spectrum):  # type: ignore[no-untyped-def]
+def _transform_by_four(size, length, cosines, sines, spectrum):  # type: ignore[no-untyped-def]
     """A stage of the Fourier transform, in place: from each transform four of a quarter of its length."""
-    end, step = spectrum.size, length // 4 * 2 * LANES
+    end, step = 2 * size * LANES, length // 4 * 2 * LANES
     for place in range(length // 4):
         c1, c2, c3 = cosines[3 * place], cosines[3 * place + 1], cosines[3 * place + 2]
         s1, s2, s3 = sines[3 * place], sines[3 * place + 1], sines[3 * place + 2]
@@ -236,9 +244,9 @@ def _transform_by_four(length, cosines, sines, spectrum):  # type: ignore[no-unt
 
 
 @njit
-def _transform_by_any(radix, length, cosines, sines, inputs, spectrum):  # type: ignore[no-untyped-def]
+def _transform_by_any(size, radix, length, cosines, sines, inputs, spectrum):  # type: ignore[no-untyped-def]
     """A stage that takes transforms apart by another number than four, with every product written out."""
-    end, step = spectrum.size, length // radix * 2 * LANES
+    end, step = 2 * size * LANES, length // radix * 2 * LANES
     for place in range(length // radix):
         for first in range(place * 2 * LANES, end, radix * step):
             for number in range(radix):
@@ -323,16 +331,16 @@ def _compute(waveforms, half, halves, floats, counted, sums, plan):  # type: ign
         plan.sums[lane] = 0
         plan.squares[lane] = 0
     for clip in range(len(waveforms)):
-        _fill_columns(waveforms[clip], plan.before, plan.hop, plan.num_columns, plan.width, plan.columns)
+        _fill_samples(waveforms[clip], plan.before, plan.behind, plan.samples)
         for frame in range(0, plan.num_frames, LANES):
-            _fill_window(frame, plan.columns, plan.places, plan.window, plan.spectrum)
+            _fill_window(frame, plan.hop, plan.samples, plan.window, plan.spectrum)
             for stage in range(plan.radices.size):
                 radix, length, first = plan.radices[stage], plan.lengths[stage], plan.twiddles[stage]
                 cosines, sines = plan.cosines[first:], plan.sines[first:]
                 if radix == 4:
-                    _transform_by_four(length, cosines, sines, plan.spectrum)
+                    _transform_by_four(plan.order.size, length, cosines, sines, plan.spectrum)
                 else:
-                    _transform_by_any(radix, length, cosines, sines, plan.tail, plan.spectrum)
+                    _transform_by_any(plan.order.size, radix, length, cosines, sines, plan.tail, plan.spectrum)
             _fill_power(plan.order, plan.half_cosines, plan.half_sines, plan.spectrum, plan.power)
             start = clip * plan.firsts.size * plan.num_frames
             _fill_features(

@@ -124,6 +124,45 @@ def store_half(typing_context, array, index, value):  # type: ignore[no-untyped-
 
 
 @intrinsic
+def fill_windowed(typing_context, source, start, stride, window, sample, target):  # type: ignore[no-untyped-def]
+    """Takes LANES samples from `start + sample` on, times the window, of LANES frames that are `stride` apart.
+
+    Writes them to `target` from row `sample` on: a row has the same sample of each frame.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, start, stride, window, sample, target = arguments
+        source_type, window_type, target_type = signature.args[0], signature.args[3], signature.args[5]
+
+        def number(value: int) -> ir.Constant:
+            return ir.Constant(sample.type, value)
+
+        factors = builder.load(_pointer(context, builder, window_type, window, sample, _FLOATS), align=4)
+        rows = []
+        for frame in range(LANES):
+            at = builder.add(builder.add(start, sample), builder.mul(stride, number(frame)))
+            row = builder.load(_pointer(context, builder, source_type, source, at, _FLOATS), align=4)
+            rows.append(builder.fmul(row, factors))
+        # A square is transposed by swapping its corners, then the corners of each quarter, and so on.
+        step = LANES // 2
+        while step:
+            high = [bool(lane & step) for lane in range(LANES)]
+            uppers = [LANES + lane - step if high[lane] else lane for lane in range(LANES)]
+            lowers = [LANES + lane if high[lane] else lane + step for lane in range(LANES)]
+            for upper in (lane for lane in range(LANES) if not high[lane]):
+                pair = rows[upper], rows[upper + step]
+                rows[upper] = builder.shuffle_vector(*pair, ir.Constant(_INTS, uppers))
+                rows[upper + step] = builder.shuffle_vector(*pair, ir.Constant(_INTS, lowers))
+            step //= 2
+        for lane, row in enumerate(rows):
+            at = builder.mul(builder.add(sample, number(lane)), number(LANES))
+            builder.store(row, _pointer(context, builder, target_type, target, at, _FLOATS), align=4)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, types.intp, window, types.intp, target), generate
+
+
+@intrinsic
 def zero(typing_context):  # type: ignore[no-untyped-def]
     """Gives LANES zeros."""
     return lanes(), lambda context, builder, signature, arguments: _floats(0.0)
