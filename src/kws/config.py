@@ -58,7 +58,7 @@ class FeatureConfig:
     first."""
 
     n_fft: int = 512
-    """Length of the Fourier transform in samples."""
+    """Length of the Fourier transform in samples, an even number."""
 
     win_length: int = 400
     """Length of the Hann window in samples: 400 are 25 ms."""
@@ -90,7 +90,11 @@ class FeatureConfig:
     def __post_init__(self) -> None:
         for name in ("sample_rate", "num_samples", "n_fft", "win_length", "hop_length", "num_mels"):
             require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
+        require(self.n_fft % 2 == 0, "n_fft", "be even", self.n_fft)
         require(self.win_length <= self.n_fft, "win_length", f"be at most n_fft ({self.n_fft})", self.win_length)
+        require(
+            2 * self.num_samples > self.n_fft, "num_samples", f"exceed half of n_fft ({self.n_fft})", self.num_samples
+        )
         nyquist = self.sample_rate / 2
         require(0 <= self.f_min < self.f_max <= nyquist, "f_min, f_max", f"lie in 0 to {nyquist:g} Hz, in order",
                 (self.f_min, self.f_max))  # fmt: skip

@@ -22,6 +22,7 @@ _NO_HALVES = np.empty(0, np.uint16)
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+Halves = npt.NDArray[np.uint16]
 
 
 class _Plan(NamedTuple):
@@ -60,7 +61,7 @@ class _Plan(NamedTuple):
     valid: Floats
     """One for a frame, zero for what only fills up the last vector."""
     tail: Floats
-    tail_halves: npt.NDArray[np.uint16]
+    tail_halves: Halves
     sums: Floats
     squares: Floats
     """[num_mels, LANES]"""
@@ -94,7 +95,8 @@ class FeatureKernel:
         config, shape, half = self.config, features.shape, features.dtype == np.float16
         assert waveforms.shape == (len(features), config.num_samples)
         assert shape == (len(features), config.num_mels, config.num_frames)
-        assert (half or features.dtype == np.float32) and features.flags.c_contiguous
+        assert half or features.dtype == np.float32
+        assert features.flags.c_contiguous
         flat = features.reshape(-1)
         halves, floats = (flat.view(np.uint16), _NO_FLOATS) if half else (_NO_HALVES, flat)
         counted = np.zeros(len(features), np.bool_) if counted is None else counted
@@ -128,12 +130,11 @@ def _make_plan(config: FeatureConfig) -> _Plan:
     padded_window = np.zeros(_round_up(config.win_length))
     angle = 2 * np.pi / config.win_length
     padded_window[: config.win_length] = 0.5 - 0.5 * np.cos(angle * np.arange(config.win_length))
-    num_samples = max((padded_frames - 1) * config.hop_length + padded_window.size, config.num_samples + config.win_length)
+    last = (padded_frames - 1) * config.hop_length
     before = half - (config.n_fft - config.win_length) // 2
     filters = mel_filters(config)
     used = [np.flatnonzero(of) for of in filters.T]
-    firsts = [int(bins[0]) if bins.size else 0 for bins in used]
-    ends = [int(bins[-1]) + 1 if bins.size else 0 for bins in used]
+    spans = [(int(bins[0]), int(bins[-1]) + 1) if bins.size else (0, 0) for bins in used]
 
     def floats(values: npt.ArrayLike) -> Floats:
         return np.ascontiguousarray(values, np.float32)
@@ -146,7 +147,7 @@ def _make_plan(config: FeatureConfig) -> _Plan:
         before=before,
         behind=config.win_length - before,
         num_frames=num_frames,
-        samples=_aligned(num_samples),
+        samples=_aligned(max(last + padded_window.size, config.num_samples + config.win_length)),
         window=floats(padded_window),
         spectrum=_aligned(max(2 * half, padded_window.size) * LANES),
         radices=ints(radices),
@@ -158,9 +159,9 @@ def _make_plan(config: FeatureConfig) -> _Plan:
         half_cosines=floats(np.cos(half_angles)),
         half_sines=floats(np.sin(half_angles)),
         power=_aligned((half + 1) * LANES),
-        firsts=ints(firsts),
-        ends=ints(ends),
-        weights=floats(np.concatenate([filters[first:end, m] for m, (first, end) in enumerate(zip(firsts, ends))])),
+        firsts=ints([first for first, _ in spans]),
+        ends=ints([end for _, end in spans]),
+        weights=floats(np.concatenate([filters[first:end, mel] for mel, (first, end) in enumerate(spans)])),
         log=config.log,
         log_offset=np.float32(config.log_offset),
         valid=floats(np.arange(padded_frames) < num_frames),
@@ -193,7 +194,7 @@ def _twiddles(radix: int, length: int) -> npt.NDArray[np.float64]:
 
 
 @njit
-def _fill_samples(waveform, before, behind, samples):  # type: ignore[no-untyped-def]
+def _fill_samples(waveform: Floats, before: int, behind: int, samples: Floats) -> None:
     """Puts reflected edges around a clip."""
     whole = waveform.size // LANES * LANES
     for sample in range(0, whole, LANES):
@@ -207,7 +208,7 @@ def _fill_samples(waveform, before, behind, samples):  # type: ignore[no-untyped
 
 
 @njit
-def _fill_window(frame, hop, samples, window, spectrum):  # type: ignore[no-untyped-def]
+def _fill_window(frame: int, hop: int, samples: Floats, window: Floats, spectrum: Floats) -> None:
     """Windowed samples. Even ones are real, odd ones imaginary parts; zeros behind turn phases only."""
     for sample in range(0, window.size, LANES):
         fill_windowed(samples, frame * hop, hop, window, sample, spectrum)
@@ -216,7 +217,7 @@ def _fill_window(frame, hop, samples, window, spectrum):  # type: ignore[no-unty
 
 
 @njit
-def _transform_by_four(size, length, cosines, sines, spectrum):  # type: ignore[no-untyped-def]
+def _transform_by_four(size: int, length: int, cosines: Floats, sines: Floats, spectrum: Floats) -> None:
     """A stage of the Fourier transform, in place: from each transform four of a quarter of its length."""
     end, step = 2 * size * LANES, length // 4 * 2 * LANES
     for place in range(length // 4):
@@ -244,7 +245,9 @@ def _transform_by_four(size, length, cosines, sines, spectrum):  # type: ignore[
 
 
 @njit
-def _transform_by_any(size, radix, length, cosines, sines, inputs, spectrum):  # type: ignore[no-untyped-def]
+def _transform_by_any(
+    size: int, radix: int, length: int, cosines: Floats, sines: Floats, inputs: Floats, spectrum: Floats
+) -> None:
     """A stage that takes transforms apart by another number than four, with every product written out."""
     end, step = 2 * size * LANES, length // radix * 2 * LANES
     for place in range(length // radix):
@@ -264,7 +267,7 @@ def _transform_by_any(size, radix, length, cosines, sines, inputs, spectrum):  #
 
 
 @njit
-def _fill_power(order, cosines, sines, spectrum, power):  # type: ignore[no-untyped-def]
+def _fill_power(order: Ints, cosines: Floats, sines: Floats, spectrum: Floats, power: Floats) -> None:
     """The power of all bins, from the transform of even samples plus i times odd ones."""
     half = order.size
     re, im = load(spectrum, 0), load(spectrum, LANES)
@@ -285,10 +288,11 @@ def _fill_power(order, cosines, sines, spectrum, power):  # type: ignore[no-unty
 
 
 @njit
-def _fill_features(  # type: ignore[no-untyped-def]
-    power, firsts, ends, weights, with_log, log_offset, frame, num_frames, half, halves, floats, start, tail,
-    tail_halves, counted, valid, sums, squares
-):  # fmt: skip
+def _fill_features(
+    power: Floats, firsts: Ints, ends: Ints, weights: Floats, with_log: bool, log_offset: np.float32, frame: int,
+    num_frames: int, half: bool, halves: Halves, floats: Floats, start: int, tail: Floats, tail_halves: Halves,
+    counted: bool, valid: Floats, sums: Floats, squares: Floats,
+) -> None:  # fmt: skip
     """Mel filters, logarithm and sums of the frames from one on, written from `start` on."""
     num_valid = min(num_frames - frame, LANES)
     weight = 0
@@ -326,7 +330,10 @@ _SIGNATURE = types.void(
 
 
 @njit(_SIGNATURE)
-def _compute(waveforms, half, halves, floats, counted, sums, plan):  # type: ignore[no-untyped-def]
+def _compute(
+    waveforms: Floats, half: bool, halves: Halves, floats: Floats, counted: npt.NDArray[np.bool_],
+    sums: npt.NDArray[np.float64], plan: _Plan,
+) -> None:  # fmt: skip
     for lane in range(plan.sums.size):
         plan.sums[lane] = 0
         plan.squares[lane] = 0

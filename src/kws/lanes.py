@@ -74,17 +74,18 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any
 
 
 @intrinsic
-def load(typing_context, array, index):  # type: ignore[no-untyped-def]
+def load(typing_context: Any, array: Any, index: Any) -> Any:
     """Reads LANES values of a float32 array, from an index on."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load(_pointer(context, builder, signature.args[0], *arguments, _FLOATS), align=4)
+        array, index = arguments
+        return builder.load(_pointer(context, builder, signature.args[0], array, index, _FLOATS), align=4)
 
     return lanes(array, types.intp), generate
 
 
 @intrinsic
-def store(typing_context, array, index, value):  # type: ignore[no-untyped-def]
+def store(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
     """Writes LANES values into a float32 array, from an index on."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -96,7 +97,7 @@ def store(typing_context, array, index, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def store_half(typing_context, array, index, value):  # type: ignore[no-untyped-def]
+def store_half(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
     """Writes LANES values below 65,504 into an array of float16, which is given as uint16.
 
     By hand, as not every processor has an instruction for it, and numba's float16 is none on CPUs. To nearest, halfway
@@ -124,7 +125,9 @@ def store_half(typing_context, array, index, value):  # type: ignore[no-untyped-
 
 
 @intrinsic
-def fill_windowed(typing_context, source, start, stride, window, sample, target):  # type: ignore[no-untyped-def]
+def fill_windowed(
+    typing_context: Any, source: Any, start: Any, stride: Any, window: Any, sample: Any, target: Any
+) -> Any:
     """Takes LANES samples from `start + sample` on, times the window, of LANES frames that are `stride` apart.
 
     Writes them to `target` from row `sample` on: a row has the same sample of each frame.
@@ -163,13 +166,13 @@ def fill_windowed(typing_context, source, start, stride, window, sample, target)
 
 
 @intrinsic
-def zero(typing_context):  # type: ignore[no-untyped-def]
+def zero(typing_context: Any) -> Any:
     """Gives LANES zeros."""
     return lanes(), lambda context, builder, signature, arguments: _floats(0.0)
 
 
 @intrinsic
-def log(typing_context, value):  # type: ignore[no-untyped-def]
+def log(typing_context: Any, value: Any) -> Any:
     """Gives natural logarithms of positive values, to the last bit or two: `logf` of the Cephes library."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -32,6 +32,8 @@ CONFIGS = (FeatureConfig, ModelConfig, AugmentConfig, TrainConfig, PipelineConfi
     [
         (FeatureConfig, {"hop_length": 0}, "hop_length must be positive, got 0"),
         (FeatureConfig, {"win_length": 600}, r"win_length must be at most n_fft \(512\), got 600"),
+        (FeatureConfig, {"n_fft": 513}, "n_fft must be even, got 513"),
+        (FeatureConfig, {"num_samples": 256}, r"num_samples must exceed half of n_fft \(512\), got 256"),
         (FeatureConfig, {"f_max": 9000.0}, r"f_min, f_max must lie in 0 to 8000 Hz, in order, got \(20.0, 9000.0\)"),
         (FeatureConfig, {"fit": "end"}, "fit must be center or start, got 'end'"),
         (FeatureConfig, {"mel_scale": "bark"}, "mel_scale must be slaney or htk, got 'bark'"),
