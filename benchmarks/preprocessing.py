@@ -41,7 +41,7 @@ def versus_limit(effort: Effort) -> Row:
 
 
 def _start_server() -> None:
-    """Lets workers find all loaded that a worker imports: PyTorch for the limit, and the main module, as always."""
+    """Lets workers find loaded what each would import: PyTorch for the limit, and the main module of this program."""
     multiprocessing.set_forkserver_preload([*PRELOAD, "benchmarks.__main__"])
     forkserver.ensure_running()
 

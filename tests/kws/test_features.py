@@ -71,6 +71,15 @@ def test_default_filter_bank_has_no_empty_filter_where_the_baseline_has_four(pre
     assert int((filters.sum(dim=0) == 0).sum()) == num_empty
 
 
+@pytest.mark.parametrize("config", [*(preset.features for preset in PRESETS.values()), FeatureConfig(n_fft=1024)])
+def test_mel_filters_are_those_of_torchaudio(config: FeatureConfig) -> None:
+    expected = torchaudio.functional.melscale_fbanks(
+        config.n_fft // 2 + 1, config.f_min, config.f_max, config.num_mels, config.sample_rate,
+        mel_scale=config.mel_scale,
+    )  # fmt: skip
+    torch.testing.assert_close(MelSpectrogram(config).filters, expected, atol=2e-5, rtol=0)
+
+
 @pytest.mark.parametrize("preset", ["default", "baseline"])
 def test_a_second_gives_128_bins_and_81_frames(preset: str) -> None:
     config = PRESETS[preset].features
