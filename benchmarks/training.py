@@ -90,11 +90,9 @@ def flops_versus_peak(effort: Effort) -> Row:
             trainer.model.zero_grad(set_to_none=True)
             nn.functional.cross_entropy(scores.float(), labels).backward()
 
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            trainer.model(features)
-        # The backward pass has two products for each of the forward pass. Counted, it would have 128 for each of the
-        # depthwise convolutions, as the counter forgets that their gradients have groups too.
-        flops = 3 * counter.get_total_flops()
+        with FlopCounterMode(display=False) as counter:
+            passes()
+        flops = counter.get_total_flops()
         side = 2048
         matrix = torch.randn(side, side).bfloat16()
 

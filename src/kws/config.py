@@ -241,7 +241,7 @@ class TrainConfig:
     """Peak learning rate."""
 
     optimizer: Literal["muon", "adamw", "adam"] = "adamw"
-    """Muon for the matrices of the blocks and AdamW for all else, or AdamW, or Adam."""
+    """Muon for matrices and convolutions and AdamW for all else, or AdamW, or Adam."""
 
     weight_decay: float = 0.05
     """Decoupled weight decay; biases, norms and positions get none."""
@@ -312,13 +312,14 @@ PRESETS: Mapping[str, Preset] = {
     "default": Preset(
         features=FeatureConfig(),
         split="speaker",
-        model=ModelConfig(frames_per_token=4, conv_kernel=9, drop_path=0.1),
+        model=ModelConfig(frames_per_token=4, drop_path=0.1),
         train=TrainConfig(
             min_clips=320_000,
             batch_size=64,
             learning_rate=3e-3,
             optimizer="muon",
             ema_decay=0.999,
+            self_distillation=1.0,
             augment=AugmentConfig(
                 time_shift=8,
                 gain_db=10.0,

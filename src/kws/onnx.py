@@ -3,6 +3,7 @@
 Only `export` needs torch; reading a file and hearing words takes numpy and onnxruntime.
 """
 
+import copy
 import dataclasses
 import json
 import math
@@ -94,7 +95,7 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
     from torch import Tensor
 
     config = recognizer.features
-    model = recognizer.model.cpu().eval()
+    model = copy.deepcopy(recognizer.model).cpu().eval()
     require(config.win_length % 2 == 0, "win_length", "be even for an export", config.win_length)
     half = config.win_length // 2
     block = math.gcd(half, config.hop_length)

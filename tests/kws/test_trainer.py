@@ -66,7 +66,9 @@ def command(tensors: Path, place: str, folder: Path, *more: str) -> list[str]:
 
 @pytest.mark.usefixtures("small")
 def test_one_batch_is_overfitted_to_zero_loss(tensors: Path, tmp_path: Path) -> None:
-    config = settings(augment=AugmentConfig(), label_smoothing=0.0, ema_decay=0.0, learning_rate=5e-3)
+    config = settings(
+        augment=AugmentConfig(), label_smoothing=0.0, self_distillation=0.0, ema_decay=0.0, learning_rate=5e-3
+    )
     one = Trainer(tmp_path, Tensors(tensors), "default", config, ALONE)
     one.epochs = 1000  # keeps the learning rate near its peak
     batch = torch.arange(0, 60, 8)
@@ -213,8 +215,9 @@ def test_only_the_latest_checkpoints_are_kept(tensors: Path, tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("small")
 def test_the_averaged_weights_are_what_is_saved(tensors: Path, tmp_path: Path) -> None:
-    plain = trainer.train(tensors, "default", settings(ema_decay=0.0), runs_folder=tmp_path / "plain")
-    averaged = trainer.train(tensors, "default", settings(ema_decay=0.9), runs_folder=tmp_path / "averaged")
+    settings_of = {decay: settings(ema_decay=decay, self_distillation=0.0) for decay in (0.0, 0.9)}
+    plain = trainer.train(tensors, "default", settings_of[0.0], runs_folder=tmp_path / "plain")
+    averaged = trainer.train(tensors, "default", settings_of[0.9], runs_folder=tmp_path / "averaged")
     assert not torch.equal(weights(plain)["head.weight"], weights(averaged)["head.weight"])
 
 
