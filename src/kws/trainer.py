@@ -17,7 +17,6 @@ import os
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -138,8 +137,6 @@ class Trainer:
         self.averaged.load_state_dict(self.model.state_dict())
         self.parallel: nn.Module = self.model
         if world.size > 1:
-            # Of the depthwise convolutions, where an axis of length one has a stride of its own, which matters not.
-            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             # Small buckets, so that the first gradients travel while the last are computed.
             self.parallel = nn.parallel.DistributedDataParallel(self.model, bucket_cap_mb=1, broadcast_buffers=False)
         dtype = torch.bfloat16 if self.bf16 else torch.float32
