@@ -50,7 +50,7 @@ study: $(READY) ## what each ingredient of the recipe is worth, in hours; may be
 	@$(BIN)/python -m benchmarks.study --source '$(SOURCE)' $(ARGS)
 
 .PHONY: bench
-bench: $(READY) ## speed beside the alternatives, in 5 minutes: table and var/bench.json; ARGS="--rows … --quick"
+bench: $(READY) ## speed beside the alternatives, in 3 minutes: table and var/bench.json; ARGS="--rows … --quick"
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: e2e
