@@ -28,7 +28,7 @@ class Augment:
         self.offset = features.log_offset
         self.mean = mean[:, None]
         self.silence = float(torch.tensor(features.log_offset).log())
-        self.noise = noise
+        self.noise = noise if config.noise_probability else None
         centres = MelSpectrogram(features).filters.argmax(dim=0) * (features.sample_rate / features.n_fft)
         self.first_cut = int((centres < config.bandlimit_hz).sum())
         """Lowest bin from which on a band limit may take all."""
@@ -42,7 +42,7 @@ class Augment:
         config = self.config
         if config.time_shift or config.time_stretch or config.frequency_warp:
             features = self._warp(features)
-        if config.gain_db or (config.noise_probability and self.noise is not None):
+        if config.gain_db or self.noise is not None:
             features = self._change_power(features)
         if config.bandlimit_probability:
             features = self._limit_band(features)
@@ -75,7 +75,7 @@ class Augment:
         power = (features.exp() - self.offset).clamp_(min=0)
         if config.gain_db:
             power *= _power_ratio(_uniform(clips, config.gain_db, device))
-        if config.noise_probability and self.noise is not None:
+        if self.noise is not None:
             pieces = torch.randint(len(self.noise), (clips,), device=device)
             noise = (self.noise.index_select(0, pieces).float().exp() - self.offset).clamp_(min=0)
             snr = _power_ratio(torch.empty(clips, device=device).uniform_(*config.noise_snr_db))

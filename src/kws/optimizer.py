@@ -41,10 +41,10 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Moves the weights once."""
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[Tensor]] = {}
+            shapes: dict[tuple[int, int], list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    shapes.setdefault(parameter.flatten(1).shape, []).append(parameter)
+                    shapes.setdefault((len(parameter), parameter[0].numel()), []).append(parameter)
             for (rows, columns), parameters in shapes.items():
                 gradients = [p.grad.flatten(1) for p in parameters if p.grad is not None]
                 for parameter in parameters:
