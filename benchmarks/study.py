@@ -1,8 +1,9 @@
 """What each ingredient of the recipe is worth: `make study`.
 
-Every row is a variant of a preset, trained with several seeds on one archive, judged on the validation split. The
-test split is for the final rows only (`--final`), which are judged under worse conditions too. A study that is
-stopped goes on where it was: each training is a run folder of its own, and a complete one is only read.
+Every row is a variant of a preset, trained with several seeds on one archive, judged on the validation split. "Worse"
+is the mean accuracy over the conditions of `kws.robustness`, clean clips among them. The test split is for the final
+rows only (`--final`), which are judged under each condition. A study that is stopped goes on where it was: each
+training is a run folder of its own, and a complete one is only read.
 
   python -m benchmarks.study --source ARCHIVE --epochs 15 --jobs 2               every ingredient, on and off
   python -m benchmarks.study --source ARCHIVE --variants default baseline --final
@@ -28,6 +29,8 @@ from kws.config import PRESETS, AugmentConfig, Preset
 from kws.processes import end_with_parent, num_cores
 
 DEFAULT = PRESETS["default"]
+PLAIN = dataclasses.replace(DEFAULT, train=dataclasses.replace(DEFAULT.train, augment=AugmentConfig()))
+"""Raw power can be compared with this one only, as augmentation works on log-mel features."""
 BASELINE = dataclasses.replace(PRESETS["baseline"], split="speaker")
 
 Result = dict[str, Any]
@@ -49,21 +52,30 @@ VARIANTS: dict[str, Preset] = {
     "default": DEFAULT,
     "no-self-distillation": change(DEFAULT, self_distillation=0.0),
     "adamw": change(DEFAULT, optimizer="adamw"),
+    "adamw-1e-3": change(DEFAULT, optimizer="adamw", learning_rate=1e-3),
+    "half-learning-rate": change(DEFAULT, learning_rate=1.5e-3),
+    "no-weight-decay": change(DEFAULT, weight_decay=0.0),
+    "step-schedule": change(DEFAULT, schedule="step"),
     "linear-stem": change(DEFAULT, model={"stem": "linear"}),
     "two-frames-a-token": change(DEFAULT, model={"frames_per_token": 2}),
     "no-positions": change(DEFAULT, model={"positions": False}),
     "depthwise": change(DEFAULT, model={"conv_kernel": 9}),
     "post-norm": change(DEFAULT, model={"norm_first": False}),
     "no-drop-path": change(DEFAULT, model={"drop_path": 0.0}),
+    "dropout": change(DEFAULT, model={"dropout": 0.1}),
     "no-averaging": change(DEFAULT, ema_decay=0.0, self_distillation=0.0),
     "no-label-smoothing": change(DEFAULT, label_smoothing=0.0),
-    "no-augmentation": dataclasses.replace(DEFAULT, train=dataclasses.replace(DEFAULT.train, augment=AugmentConfig())),
+    "no-augmentation": PLAIN,
+    "no-augmentation-raw-power": change(PLAIN, features={"log": False}),
     "no-noise": change(DEFAULT, augment={"noise_probability": 0.0}),
     "no-warp": change(DEFAULT, augment={"time_stretch": 0.0, "frequency_warp": 0.0}),
     "no-masks": change(DEFAULT, augment={"num_time_masks": 0, "num_frequency_masks": 0}),
     "no-shift": change(DEFAULT, augment={"time_shift": 0}),
+    "no-gain": change(DEFAULT, augment={"gain_db": 0.0}),
     "no-bandlimit": change(DEFAULT, augment={"bandlimit_probability": 0.0}),
     "mixup": change(DEFAULT, augment={"mixup": 0.2}, self_distillation=0.0),
+    "no-normalization": change(DEFAULT, features={"normalize": False}),
+    "window-40-ms": change(DEFAULT, features={"win_length": 640, "n_fft": 1024}),
     "htk-n-fft-1024": change(DEFAULT, features={"mel_scale": "htk", "n_fft": 1024, "f_min": 0.0}),
     "baseline": BASELINE,
     "baseline-log-mel": change(BASELINE, features={"log": True, "normalize": True}),
@@ -110,12 +122,25 @@ def run(task: Task) -> Result:
         "validation": manifest["validation_accuracy"],
         "validation_loss": curve[manifest["best_epoch"]]["validation_loss"],
     }
+    worse = run_folder / "worse.json"
+    if not worse.is_file():
+        files.write_json(worse, judge_worse(run_folder / "best.pth", tensors, task.recordings))
+    found["worse"] = statistics.mean(files.read_json(worse).values())
     if task.final:
         cache = run_folder / "test.json"
         if not cache.is_file():
             files.write_json(cache, judge(run_folder / "best.pth", tensors, task.recordings))
         found |= files.read_json(cache)
     return found
+
+
+def judge_worse(model: Path, tensors_folder: Path, recordings: Path) -> Mapping[str, float]:
+    """Judges a model on the validation split: as it is, and under worse conditions."""
+    from kws import bundle, robustness
+    from kws.tensors import Tensors
+
+    clips = Tensors(tensors_folder).split("validation").clips
+    return robustness.measure(bundle.load(model), recordings, clips)
 
 
 def judge(model: Path, tensors_folder: Path, recordings: Path) -> Result:
@@ -147,7 +172,7 @@ def rows(results: Sequence[Result], final: bool) -> tuple[list[str], list[list[s
     by_name: dict[str, list[Result]] = {}
     for result in results:
         by_name.setdefault(result["variant"], []).append(result)
-    titles = ["variant", "parameters", "epochs", "seconds", "seeds", "validation", "loss"]
+    titles = ["variant", "parameters", "epochs", "seconds", "seeds", "validation", "worse", "loss"]
     conditions = list(results[0]["conditions"]) if final else []
     titles += ["test", "calibration error", "int8", *conditions] if final else []
     table = []
@@ -155,7 +180,8 @@ def rows(results: Sequence[Result], final: bool) -> tuple[list[str], list[list[s
         losses = [result["validation_loss"] for result in some]
         row = [name, f"{some[0]['num_parameters']:,}", str(some[0]["epochs"]),
                str(round(statistics.median(result["seconds"] for result in some))), str(len(some)),
-               spread([result["validation"] for result in some]), f"{statistics.mean(losses):.3f}"]  # fmt: skip
+               *(spread([result[title] for result in some]) for title in ("validation", "worse")),
+               f"{statistics.mean(losses):.3f}"]  # fmt: skip
         if final:
             row += [spread([result[title] for result in some]) for title in ("test", "calibration_error", "int8")]
             row += [spread([result["conditions"][title] for result in some]) for title in conditions]

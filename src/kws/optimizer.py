@@ -1,9 +1,10 @@
 """Optimizers: what a step makes of the gradient."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from kws.config import TrainConfig
@@ -16,7 +17,8 @@ class Muon(torch.optim.Optimizer):
     by 0.2 · √(larger side), so that learning rate and weight decay mean what they mean for AdamW (arXiv 2502.16982).
 
     `torch.optim.Muon` does the same, but in bfloat16 everywhere: where the hardware does not multiply it a step of this
-    model takes a second. Here matrices of one shape are multiplied together, in the precision that training has.
+    model takes a second. Here matrices of one shape are multiplied together, in the precision that training has, and
+    processes that train together share the work: each makes some of the matrices orthogonal and tells the others.
     """
 
     MOMENTUM = 0.95
@@ -41,23 +43,54 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Moves the weights once."""
         for group in self.param_groups:
-            shapes: dict[tuple[int, int], list[Tensor]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    shapes.setdefault((len(parameter), parameter[0].numel()), []).append(parameter)
-            for (rows, columns), parameters in shapes.items():
-                gradients = [p.grad.flatten(1) for p in parameters if p.grad is not None]
-                for parameter in parameters:
-                    if not self.state[parameter]:
-                        self.state[parameter]["momentum"] = torch.zeros(rows, columns, device=parameter.device)
-                momenta = [self.state[parameter]["momentum"] for parameter in parameters]
-                torch._foreach_lerp_(momenta, gradients, 1 - self.MOMENTUM)
-                nesterov = torch._foreach_lerp(gradients, momenta, self.MOMENTUM)
-                orthogonal = self._orthogonalize(torch.stack(nesterov)).float()
-                updates = [update.view_as(parameter) for update, parameter in zip(orthogonal, parameters, strict=True)]
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                scale = 0.2 * math.sqrt(max(rows, columns))
-                torch._foreach_add_(parameters, updates, alpha=-group["lr"] * scale)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            gradients = [p.grad.flatten(1) for p in parameters if p.grad is not None]
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if not self.state[parameter]:
+                    self.state[parameter]["momentum"] = torch.zeros(gradient.shape, device=gradient.device)
+            momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+            torch._foreach_lerp_(momenta, gradients, 1 - self.MOMENTUM)
+            updates = self._orthogonalize_all(torch._foreach_lerp(gradients, momenta, self.MOMENTUM))
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            for parameter, update in zip(parameters, updates, strict=True):
+                scale = 0.2 * math.sqrt(max(update.shape))
+                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
+
+    def _orthogonalize_all(self, matrices: Sequence[Tensor]) -> list[Tensor]:
+        """Makes matrices orthogonal, each in one of the processes that train together."""
+        rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        shares = deal([matrix.shape for matrix in matrices], size)
+        by_shape: dict[torch.Size, list[int]] = {}
+        for number in shares[rank]:
+            by_shape.setdefault(matrices[number].shape, []).append(number)
+        found: dict[int, Tensor] = {}
+        for numbers in by_shape.values():
+            orthogonal = self._orthogonalize(torch.stack([matrices[number] for number in numbers]))
+            found.update(zip(numbers, orthogonal, strict=True))
+        if size > 1:
+            found = self._exchange(found, matrices, shares)
+        return [found[number] for number in range(len(matrices))]
+
+    def _exchange(self, mine: Mapping[int, Tensor], like: Sequence[Tensor],
+                  shares: Sequence[Sequence[int]]) -> dict[int, Tensor]:  # fmt: skip
+        """Gives every process the matrices of all, in one message.
+
+        Args:
+            mine: the matrices of this process, by number.
+            like: tensors of the shapes of all.
+            shares: the numbers of every process.
+        """
+        sizes = [[like[number].numel() for number in share] for share in shares]
+        nothing = like[0].new_empty(0, dtype=self.dtype)
+        flat = torch.cat([nothing, *(mine[number].flatten() for number in shares[dist.get_rank()])])
+        sent = nn.functional.pad(flat, (0, max(map(sum, sizes)) - len(flat)))  # all send as much
+        received = list(sent.new_empty(len(shares), len(sent)))
+        dist.all_gather(received, sent)
+        return {
+            number: part.view(like[number].shape)
+            for share, size, row in zip(shares, sizes, received, strict=True)
+            for number, part in zip(share, row[: sum(size)].split(size), strict=True)
+        }
 
     def _orthogonalize(self, matrices: Tensor) -> Tensor:
         """Brings all singular values of [matrices, rows, columns] near one (Newton-Schulz)."""
@@ -70,6 +103,18 @@ class Muon(torch.optim.Optimizer):
             squares = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(squares, squares, squares, beta=b, alpha=c), x, beta=a)
         return x.mT if is_tall else x
+
+
+def deal(shapes: Sequence[torch.Size], size: int) -> list[list[int]]:
+    """Deals matrices to processes, the dearest first, each to the one with least to do: their numbers, by process."""
+    costs = [rows * columns * min(rows, columns) for rows, columns in shapes]
+    shares: list[list[int]] = [[] for _ in range(size)]
+    loads = [0] * size
+    for number in sorted(range(len(shapes)), key=lambda number: -costs[number]):
+        least = loads.index(min(loads))
+        shares[least].append(number)
+        loads[least] += costs[number]
+    return shares
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -> list[torch.optim.Optimizer]:

@@ -34,6 +34,7 @@ from kws.config import PRESETS, TrainConfig, train_config
 from kws.launch import die_with_parent
 from kws.model import AudioTransformer
 from kws.optimizer import make_optimizers
+from kws.processes import keep_freed_memory
 from kws.progress import progress
 from kws.tensors import Split, Tensors
 
@@ -114,6 +115,7 @@ class Trainer:
     """A run: its settings, its model, its place."""
 
     def __init__(self, folder: Path, tensors: Tensors, preset: str, config: TrainConfig, world: World) -> None:
+        keep_freed_memory()
         self.folder = folder
         self.tensors = tensors
         self.preset = preset
@@ -138,7 +140,9 @@ class Trainer:
         self.parallel: nn.Module = self.model
         if world.size > 1:
             # Small buckets, so that the first gradients travel while the last are computed.
-            self.parallel = nn.parallel.DistributedDataParallel(self.model, bucket_cap_mb=1, broadcast_buffers=False)
+            self.parallel = nn.parallel.DistributedDataParallel(
+                self.model, bucket_cap_mb=1, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         dtype = torch.bfloat16 if self.bf16 else torch.float32
         self.optimizers = make_optimizers(self.model, config, dtype)
         self.augment = Augment(config.augment, tensors.features, tensors.mean.to(world.device), tensors.noise())

@@ -1,14 +1,16 @@
 """What a step makes of the gradient."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from kws.config import PRESETS, FeatureConfig, ModelConfig, TrainConfig
 from kws.model import AudioTransformer
-from kws.optimizer import Muon, make_optimizers
+from kws.optimizer import Muon, deal, make_optimizers
 
 SHAPES = [(48, 16), (16, 48), (16, 16)] * 2
 
@@ -87,3 +89,45 @@ def test_muon_has_all_matrices_and_convolutions_but_the_last_layer_and_depthwise
     depthwise = {f"blocks.{block}.convolution.depthwise.weight" for block in range(4)}
     assert matrices - found == {"positions", "head.weight", *depthwise}
     assert found <= matrices
+
+
+SHAPE_LISTS = ([(48, 16), (16, 16), (8, 40)], [(8, 40)])
+"""Shapes of which two processes have different amounts, or one has nothing."""
+
+
+def some_steps(shapes: list[tuple[int, int]]) -> list[torch.Tensor]:
+    random = torch.Generator().manual_seed(1)
+    parameters = [nn.Parameter(torch.randn(shape, generator=random)) for shape in shapes]
+    optimizer = Muon(parameters, lr=0.02, weight_decay=0.1, dtype=torch.float32)
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=random)
+        optimizer.step()
+    return [parameter.detach() for parameter in parameters]
+
+
+def take_steps_together(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.save([some_steps(shapes) for shapes in SHAPE_LISTS], folder / f"{rank}.pth")
+    dist.destroy_process_group()
+
+
+def test_muon_shared_by_two_processes_takes_the_same_steps(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(take_steps_together, (tmp_path,), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
+    for shapes, *both in zip(SHAPE_LISTS, one, other, strict=True):
+        for ours, theirs, alone in zip(*both, some_steps(shapes), strict=True):
+            assert torch.equal(ours, theirs)
+            torch.testing.assert_close(ours, alone, atol=1e-5, rtol=0)
+
+
+def test_matrices_are_dealt_so_that_processes_have_about_the_same_to_do() -> None:
+    model = AudioTransformer(PRESETS["default"].model, FeatureConfig(), 16)
+    _, muon = make_optimizers(model, PRESETS["default"].train, torch.float32)
+    shapes = [parameter.flatten(1).shape for parameter in muon.param_groups[0]["params"]]
+    for size in (1, 2, 3, 40):
+        shares = deal(shapes, size)
+        assert sorted(number for share in shares for number in share) == list(range(len(shapes)))
+        loads = [sum(min(shapes[number]) * shapes[number].numel() for number in share) for share in shares]
+        assert max(loads) <= 1.2 * max(sum(loads) / size, max(min(shape) * shape.numel() for shape in shapes))
