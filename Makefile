@@ -58,8 +58,8 @@ e2e: $(READY) ## training and whole runs that are killed, stopped, shrunk and gr
 	$(E2E) tests/e2e/test_survival.py tests/e2e/test_killed_pipeline.py
 
 .PHONY: clean
-clean: ## delete what the targets made, but for .venv and the volume of the local cluster
-	rm -rf var/demo var/bench var/study var/notebook .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+clean: ## delete what the targets made, but for .venv, pulled models and the volume of the local cluster
+	rm -rf var/demo var/bench var/bench.json var/pipeline.yaml var/study var/notebook .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 ##@ Cluster (all need Docker; kind-… need kind and kubectl too)
 # Settings of the targets below, as in: make pipeline EPOCHS=5 WORKERS=3 ARGS="--batch-size 64"

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run.add_argument("--runner", choices=("subprocess", "docker"), default="subprocess",
                      help="where the steps run: in processes or in containers (default: %(default)s)")  # fmt: skip
     run.add_argument("--json", type=Path, metavar="FILE", help="write the summary here as well")
-    add_parameters(run, required=("source", "data_root"))
+    add_parameters(run, required=("data_root",))
     run.set_defaults(call=_run)
 
     demo = commands.add_parser("demo", help="synthesize a small spoken corpus and run the pipeline on it")
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     try:
         options.call(options)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except _failures() as error:

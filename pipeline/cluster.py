@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from kws.config import field_docs
+from kws.config import PipelineConfig, field_docs, require
 from pipeline import containers, kind, preflight, runs
 from pipeline.cli import add_parameters, read_parameters
 from pipeline.connection import Cluster, refused
@@ -159,8 +159,21 @@ def _built() -> argparse.ArgumentParser:
     return parser
 
 
-def _submit(options: argparse.Namespace) -> int:
+def _parameters(options: argparse.Namespace) -> PipelineConfig:
+    """Reads the parameters of the pipeline, of which data_root must be on the volume.
+
+    Raises:
+        ValueError: it is not.
+    """
     config = read_parameters(options)
+    mounted = PipelineConfig().data_root
+    require(Path(config.data_root).is_relative_to(mounted), "data_root", f"be {mounted} or below, where the volume is",
+            config.data_root)  # fmt: skip
+    return config
+
+
+def _submit(options: argparse.Namespace) -> int:
+    config = _parameters(options)
     cluster = cluster_of(options)
     run_id = runs.submit(cluster, config, name=options.name, registry=options.registry, device=options.device)
     return 0 if options.no_follow else runs.follow(cluster, run_id, runs.steps_of_package())
@@ -183,7 +196,7 @@ def _retry(options: argparse.Namespace) -> int:
 
 def _schedule(options: argparse.Namespace) -> None:
     runs.schedule(
-        cluster_of(options), read_parameters(options), cron=options.cron, time_zone=options.time_zone,
+        cluster_of(options), _parameters(options), cron=options.cron, time_zone=options.time_zone,
         name=options.name, registry=options.registry, device=options.device,
     )  # fmt: skip
 
@@ -204,11 +217,12 @@ def _pull(options: argparse.Namespace) -> None:
     elif not options.host and not options.context and (root := kind.host_data_root()):
         folder = fetch(HostVolume(root), options.to, options.version)
     else:
+        from pipeline.placement import PVC
         from pipeline.pull import reader_pod
 
         cluster = cluster_of(options)
         image = options.image or containers.image_names(registry=options.registry, device="cpu")["runtime"]
-        with reader_pod(cluster.kubectl, image=image) as volume:
+        with reader_pod(cluster.kubectl, claim=PVC, image=image) as volume:
             folder = fetch(volume, options.to, options.version)
     out.print(f"{folder}\nnext: kws predict --model {folder / 'model.pth'} FILE.wav", soft_wrap=True)
 

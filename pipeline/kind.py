@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline import containers, preflight
@@ -140,7 +141,7 @@ def status() -> bool:
     def row(well: bool, part: str, state: str) -> None:
         nonlocal healthy
         healthy &= well
-        table.add_row("[green]✓[/]" if well else "[red]✗[/]", part, state)
+        table.add_row("[green]✓[/]" if well else "[red]✗[/]", part, escape(state))
 
     for check in preflight.checks(new_cluster=False):
         row(not check.problem, check.name, check.problem or check.detail)

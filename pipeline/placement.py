@@ -15,7 +15,7 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
 from components import images
-from kws.config import PipelineConfig
+from kws.config import PipelineConfig, from_dict, require
 from kws.pytorchjob import SETTINGS, ClusterConfig
 
 PVC = os.environ.get("KWS_PVC", "kws-data")
@@ -62,12 +62,20 @@ def training_pods() -> ClusterConfig:
     """Returns how the pods of a PyTorchJob run.
 
     Raises:
-        ValueError: KWS_PYTORCHJOB has an unknown field or a value out of range.
+        ValueError: KWS_PYTORCHJOB is no JSON object, has an unknown field or a value out of range.
     """
+    gpus = os.environ.get("KWS_GPUS_PER_NODE", "0")
+    require(gpus.isdigit(), "KWS_GPUS_PER_NODE", "be a whole number", gpus)
     settings = {
         "image": images.RUNTIME,
         "pvc": PVC,
         "mount_path": PipelineConfig().data_root,
-        "gpus_per_node": int(os.environ.get("KWS_GPUS_PER_NODE", "0")),
+        "gpus_per_node": int(gpus),
     }
-    return ClusterConfig(**(settings | json.loads(os.environ.get(SETTINGS, "{}"))))
+    text = os.environ.get(SETTINGS, "{}")
+    try:
+        more = json.loads(text)
+    except json.JSONDecodeError:
+        more = None
+    require(isinstance(more, dict), SETTINGS, "be a JSON object of the fields of ClusterConfig", text)
+    return from_dict(ClusterConfig, settings | more)

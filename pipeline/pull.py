@@ -83,9 +83,7 @@ class PodVolume:
 
 
 @contextlib.contextmanager
-def reader_pod(
-    kubectl: list[str], *, claim: str = "kws-data", image: str, mount_path: str = "/data"
-) -> Iterator[PodVolume]:
+def reader_pod(kubectl: list[str], *, claim: str, image: str, mount_path: str = "/data") -> Iterator[PodVolume]:
     """Runs a pod that does nothing but mount the volume read-only, and deletes it at the end.
 
     Args:

@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from kws.config import PipelineConfig
@@ -102,21 +103,23 @@ def check_volume(cluster: Cluster) -> None:
         return
     from kubernetes.client import ApiException
 
+    from pipeline.placement import PVC
+
     try:
-        claim = cluster.core.read_namespaced_persistent_volume_claim("kws-data", cluster.namespace)
+        claim = cluster.core.read_namespaced_persistent_volume_claim(PVC, cluster.namespace)
     except ApiException as error:
         if error.status == 404:
             raise ClusterError(
-                f"the claim kws-data must exist in namespace {cluster.namespace}, got none; "
+                f"the claim {PVC} must exist in namespace {cluster.namespace}, got none; "
                 "kubectl apply -k manifests/overlays/storage-class, or profile (see docs/cluster.md)"
             ) from None
         return
     if claim.status.phase == "Lost":
-        raise ClusterError("the claim kws-data must be bound, got Lost: its volume is gone; delete the claim and apply "
+        raise ClusterError(f"the claim {PVC} must be bound, got Lost: its volume is gone; delete the claim and apply "
                            "the overlay again")  # fmt: skip
     if claim.status.phase == "Pending":
-        console.print("[yellow]the claim kws-data is not bound yet: steps wait until it is[/] "
-                      f"(kubectl -n {cluster.namespace} describe pvc kws-data)")  # fmt: skip
+        console.print(f"[yellow]the claim {PVC} is not bound yet: steps wait until it is[/] "
+                      f"(kubectl -n {cluster.namespace} describe pvc {PVC})")  # fmt: skip
 
 
 def prepare(cluster: Cluster, *, registry: str = "", device: str = "cpu") -> tuple[str, str]:
@@ -284,8 +287,8 @@ def follow(cluster: Cluster, run_id: str, names: Sequence[str] = ()) -> int:
     if not succeeded:
         reason = details.error.message if details.error and details.error.message else ""
         reason = reason or "; ".join(f"{step.name}: {step.error}" for step in steps if step.error)
-        console.print(f"[red]the run {details.state.lower()}[/] {reason}\nmake retry RUN={run_id} goes on at the step "
-                      "that failed")  # fmt: skip
+        console.print(f"[red]the run {details.state.lower()}[/] {escape(reason)}")
+        console.print(f"make retry RUN={run_id} goes on at the step that failed")
     return 0 if succeeded else 1
 
 
@@ -303,7 +306,7 @@ def watch(cluster: Cluster, run_id: str) -> "Iterator[V2beta1Run]":
             lasting = isinstance(error, ApiException) and error.status in (401, 403, 404)
             if lasting or time.monotonic() - answered > PATIENCE_SECONDS:
                 raise
-            console.print(f"no answer, trying again: {str(error).splitlines()[0][:120]}")
+            console.print(f"no answer, trying again: {escape(str(error).splitlines()[0][:120])}")
         else:
             yield details
             if details.state in FINISHED:
@@ -317,7 +320,8 @@ def step_table(steps: Iterable[Step], logs: Mapping[str, str]) -> Table:
     for step in steps:
         line = step.error or logs.get(step.name, "")
         color = COLORS.get(step.state, "dim")
-        table.add_row(step.name, f"[{color}]{step.state.lower()}[/]", duration(step.start, step.end), line[:100])
+        state = f"[{color}]{step.state.lower()}[/]"
+        table.add_row(step.name, state, duration(step.start, step.end), escape(line[:100]))
     return table
 
 

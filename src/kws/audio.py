@@ -89,10 +89,16 @@ def resample(waveform: Waveform, rate: int, new_rate: int) -> Waveform:
     """Resamples float32 [samples] from one rate to another, in Hz, with a windowed sinc.
 
     Raises:
-        ValueError: the rate is none that a recording of speech has.
+        ValueError: the rate is none that a recording of speech has, or there is no torchaudio here.
     """
-    import torch
-    import torchaudio.functional
+    try:
+        import torch
+        import torchaudio.functional
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"the recording must have {new_rate} Hz where torchaudio is not installed, got {rate}; install it, or "
+            "resample the recording"
+        ) from error
 
     require(1000 <= rate <= 1_000_000, "the rate of the recording", "lie in 1 kHz to 1 MHz", rate)
     # torchaudio's filter has as many taps as the two rates multiplied, over what they share: 6 GB for 22,051 Hz. The

@@ -41,6 +41,14 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     sync_folder(path.parent)
 
 
+def delete_unfinished(*folders: Path) -> None:
+    """Deletes what `atomic_write` left in folders when its process was killed. Nobody may be writing there."""
+    for folder in folders:
+        for path in folder.glob(".*.*"):
+            if path.is_file():
+                path.unlink()
+
+
 def write_json(path: Path, value: object) -> None:
     """Writes a value as JSON, atomically."""
     with atomic_write(path, "w") as file:

@@ -203,7 +203,7 @@ def list_clips(recordings: Path, words: Iterable[str]) -> list[str]:
     """Returns the clip ids `<word>/<name>.wav` of some words, sorted."""
     return sorted(
         f"{word}/{entry.name}" for word in words for entry in os.scandir(recordings / word)
-        if entry.name.endswith(".wav") and entry.is_file()
+        if entry.name.endswith(".wav") and not entry.name.startswith(".") and entry.is_file()
     )  # fmt: skip
 
 
@@ -281,8 +281,6 @@ def _compute(
     frames = counts["train"] * features.num_frames
     mean = total / frames
     deviation = np.sqrt(np.maximum(total_squares / frames - mean**2, 1e-12))
-    if not features.normalize:
-        mean, deviation = np.zeros_like(mean), np.ones_like(deviation)
     return {
         "counts": counts,
         "normalization": {"mean": mean.tolist(), "std": deviation.tolist()},

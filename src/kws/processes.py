@@ -1,15 +1,27 @@
 """Worker processes."""
 
 import ctypes
+import math
 import multiprocessing
 import os
 import sys
 import threading
+from pathlib import Path
+
+CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+"""Within a container: microseconds of all cores, or max, and of how many."""
 
 
 def num_cores() -> int:
-    """Returns how many cores this process may use: where it is bound to some of them, only those."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    """Returns how many cores this process may use: those it is bound to, and no more than its container's limit."""
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    bound = len(os.sched_getaffinity(0))
+    try:
+        quota, period = CPU_LIMIT.read_text().split()
+        return bound if quota == "max" else min(bound, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # no control group of the second version
+        return bound
 
 
 def end_with_parent() -> None:

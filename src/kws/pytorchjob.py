@@ -61,7 +61,7 @@ PATIENCE_SECONDS = 600.0
 NUM_LAST_LINES = 30
 """Lines of a failed pod's log that the error quotes: torchrun's summary with the trainer's own error fits."""
 
-_QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]i?)?")
+_QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|[MGTPE]|[KMGTPE]i)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +145,7 @@ class ClusterConfig:
             value = getattr(self, name)
             require(isinstance(value, str) and _QUANTITY.fullmatch(value) is not None, name,
                     'be a quantity such as "500m" or "4Gi"', value)  # fmt: skip
+        require(self.cpu.rstrip("m").replace(".", "", 1).isdigit(), "cpu", 'be cores such as "2" or "500m"', self.cpu)
         for name, least in {"gpus_per_node": 0, "min_nodes": 1, "max_restarts": 0, "pod_restarts": 0,
                             "rendezvous_seconds": 1, "active_deadline_seconds": 1,
                             "ttl_seconds_after_finished": 0}.items():  # fmt: skip

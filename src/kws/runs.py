@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import fcntl
 import logging
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -51,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="default", choices=sorted(PRESETS), help="the recipe (default: default)")
     for name in ("epochs", "batch_size", "learning_rate", "seed"):
         value = getattr(PRESETS["default"].train, name)
-        add_flag(parser, TrainConfig, name, default=0, shown=f"as the preset says; {value} in default")
+        more = ", more where there are few clips" if name == "epochs" else ""
+        add_flag(parser, TrainConfig, name, default=0, shown=f"as the preset says; {value} in default{more}")
     parser.add_argument("--debug", action="store_true", help=field_docs(TrainConfig)["debug"])
 
 
@@ -83,8 +85,8 @@ def _plain(value: object) -> object:
 
 
 def find_run(runs: Path, run_id: str) -> Path | None:
-    """Returns the folder of a run, or None."""
-    return next(iter(sorted(runs.glob(f"*-{run_id}"))), None)
+    """Returns the folder `<date>-<time>-<run id>` of a run, or None."""
+    return next((folder for folder in sorted(runs.glob("*-*-*")) if folder.name.split("-", 2)[2] == run_id), None)
 
 
 def find_unfinished(runs: Path, config: dict[str, Any]) -> Path | None:
@@ -107,20 +109,30 @@ def open_run(runs: Path, run_id: str, config: dict[str, Any]) -> Path:
         config: what `describe` gave.
 
     Raises:
-        ValueError: the run exists with other settings; the message names them.
+        ValueError: the id cannot be part of a name, or the run exists with other settings; the message names them.
     """
+    require(re.fullmatch(r"[\w.-]*", run_id) is not None, "run_id", "have letters, digits, _, . and - only", run_id)
     folder = find_run(runs, run_id) if run_id else find_unfinished(runs, config)
     if folder is None:
         folder = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{run_id or uuid.uuid4().hex[:8]}"
+    claim(folder, config)
+    return folder
+
+
+def claim(folder: Path, config: dict[str, Any]) -> None:
+    """Writes the settings of a run into its folder, or compares them with those that are there.
+
+    Raises:
+        ValueError: the run has other settings; the message names them.
+    """
+    if not (folder / CONFIG).exists():  # new, or killed while it was made
         files.write_json(folder / CONFIG, config)
-        return folder
     different = differences(files.read_json(folder / CONFIG), config)
     if different:
         raise ValueError(
             f"the settings must equal those of the run {folder.name}, got others for {', '.join(different)}; "
             "start a new run, or give the settings of the old one"
         )
-    return folder
 
 
 @contextlib.contextmanager
@@ -168,7 +180,7 @@ def train(
             of the same settings, or starts a new one.
         num_nodes: machines.
         processes_per_node: processes of each.
-        job_manifest: gets the manifest of the PyTorchJob, where there is one.
+        job_manifest: gets what was started: the manifest of the PyTorchJob, or the command and its environment.
         overrides: fields of `kws.config.TrainConfig` that are not as the preset says.
 
     Returns:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,7 +30,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from kws import bundle, files, runs
 from kws.augment import Augment, mix
 from kws.calibration import fit_temperature
-from kws.config import PRESETS, TrainConfig, train_config
+from kws.config import PRESETS, TrainConfig, require, train_config
 from kws.launch import die_with_parent
 from kws.model import AudioTransformer
 from kws.optimizer import make_optimizers
@@ -43,9 +43,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 EVALUATION_BATCH = 256
 STOPPED = 143
-"""Exit status after SIGTERM, once the checkpoint is written: 128 + 15. Not 0, so whoever started it starts it again."""
+"""Exit status after SIGTERM or Ctrl-C, once the checkpoint is written: 128 + 15. Not 0, so that whoever started it
+starts it again."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,13 @@ class World:
     def leads(self) -> bool:
         """The process that writes files."""
         return self.rank == 0
+
+    def tell(self, value: T) -> T:
+        """Returns what the first process has, in all."""
+        told = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(told)
+        return told[0]
 
     def sum(self, *values: Tensor) -> list[Tensor]:
         """Adds up values over all processes."""
@@ -108,7 +118,7 @@ class Position:
 
 
 class StopTraining(Exception):
-    """SIGTERM arrived, and the checkpoint is written."""
+    """SIGTERM or Ctrl-C arrived, and the checkpoint is written."""
 
 
 class Trainer:
@@ -124,17 +134,23 @@ class Trainer:
         self.train_split = tensors.split("train", most=1000 if config.debug else 0)
         self.validation_split = tensors.split("validation")
         self.num_clips = len(self.train_split)
-        self.batch_size = min(config.batch_size, self.num_clips // world.size)
-        if not config.scale_with_processes:
-            self.batch_size = max(self.batch_size // world.size, 1)
+        most = self.num_clips
+        require(world.size <= most, "processes", f"be at most {most}, the clips to train on", world.size)
+        if config.scale_with_processes:
+            self.batch_size = min(config.batch_size, self.num_clips // world.size)
+        else:
+            self.batch_size = max(min(config.batch_size, self.num_clips) // world.size, 1)
         self.epochs = max(config.epochs, math.ceil(config.min_clips / self.num_clips))
         self.position = Position()
         self.history: list[dict[str, float]] = []
-        self.bf16 = wants_bf16(config.precision, world.device)
+        # Only if all want it: the processes exchange what they compute.
+        (wanting,) = world.sum(torch.tensor(int(wants_bf16(config.precision, world.device)), device=world.device))
+        self.bf16 = int(wanting) == world.size
 
         torch.manual_seed(config.seed)
         self.model = AudioTransformer(PRESETS[preset].model, tensors.features, len(tensors.words)).to(world.device)
-        self.model.set_normalization(tensors.mean, tensors.std)
+        if tensors.features.normalize:
+            self.model.set_normalization(tensors.mean, tensors.std)
         self.averaged = AudioTransformer(PRESETS[preset].model, tensors.features, len(tensors.words)).to(world.device)
         self.averaged.load_state_dict(self.model.state_dict())
         self.parallel: nn.Module = self.model
@@ -363,7 +379,7 @@ class Trainer:
         model.eval()
         found = [torch.empty(0, len(self.tensors.words), device=self.world.device)]
         truth = [torch.empty(0, dtype=torch.int64, device=self.world.device)]
-        for indices in torch.split(torch.arange(rank, len(split), size), EVALUATION_BATCH):
+        for indices in torch.split(torch.arange(len(split))[rank::size], EVALUATION_BATCH):
             features, labels = split.batch(indices)
             with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
                 found.append(model(features).float())
@@ -428,10 +444,13 @@ class Trainer:
             old.unlink()
 
     def resume(self) -> None:
-        """Goes to the latest checkpoint, if there is one."""
-        if not self.checkpoints:
+        """Goes to the latest checkpoint, if there is one: that which the first process finds."""
+        if self.world.leads:
+            files.delete_unfinished(self.folder, self.folder / "checkpoints")
+        checkpoint = self.world.tell(self.checkpoints[-1] if self.checkpoints else None)
+        if checkpoint is None:
             return
-        state = torch.load(self.checkpoints[-1], map_location=self.world.device, weights_only=True)
+        state = torch.load(checkpoint, map_location=self.world.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
         for optimizer, known in zip(self.optimizers, state["optimizers"], strict=True):
@@ -515,44 +534,39 @@ def train(tensors_folder: Path, preset: str, config: TrainConfig, *, runs_folder
                 f"tensors must have the features of the preset {preset}, got others in {tensors_folder}; "
                 f"run kws preprocess --preset {preset}"
             )
-        folder = _agree(world, tensors_folder, preset, config, runs_folder, run_id, run)
-        if files.is_complete(folder):
+        if world.leads:
+            description = runs.describe(tensors_folder, preset, config)
+            if run is None:
+                assert runs_folder is not None
+                run = runs.open_run(runs_folder, run_id, description)
+            else:
+                runs.claim(run, description)
+        folder, is_complete = world.tell((run, run is not None and files.is_complete(run)))
+        assert folder is not None
+        if is_complete:
             return folder
         with runs.owned(folder) if world.leads else contextlib.nullcontext():
             trainer = Trainer(folder, tensors, preset, config, world)
             trainer.resume()
-            with _catch_sigterm(trainer):
+            with _stop_in_order(trainer):
                 trainer.run()
         if world.size > 1:
             dist.barrier()
         return folder
 
 
-def _agree(world: World, tensors_folder: Path, preset: str, config: TrainConfig, runs_folder: Path | None,
-           run_id: str, run: Path | None) -> Path:  # fmt: skip
-    """Lets the first process choose the folder of the run, and tells the others."""
-    if run is None:
-        assert runs_folder is not None
-        description = runs.describe(tensors_folder, preset, config)
-        chosen: list[Path | None] = [runs.open_run(runs_folder, run_id, description) if world.leads else None]
-        if world.size > 1:
-            dist.broadcast_object_list(chosen)
-        run = chosen[0]
-        assert run is not None
-    return run
-
-
 @contextlib.contextmanager
-def _catch_sigterm(trainer: Trainer) -> Iterator[None]:
-    """Makes SIGTERM to any process end training in all after this step or the next, with a checkpoint.
+def _stop_in_order(trainer: Trainer) -> Iterator[None]:
+    """Makes SIGTERM or Ctrl-C to any process end training in all after this step or the next, with a checkpoint.
 
-    A process that finds another one gone before that leaves the same way.
+    A second signal ends the process at once. A process that finds another one gone before that leaves the same way.
     """
 
     def ask(number: int, frame: FrameType | None) -> None:
         trainer.stop_asked = True
+        signal.signal(number, before[signal.Signals(number)])
 
-    before = signal.signal(signal.SIGTERM, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     except RuntimeError:
@@ -560,12 +574,13 @@ def _catch_sigterm(trainer: Trainer) -> Iterator[None]:
             raise StopTraining from None
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @record
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs training from the command line, and exits with 143 where SIGTERM stopped it."""
+    """Runs training from the command line, and exits with 143 where a signal stopped it."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()  # or a killed torchrun would leave its processes training
     parser = argparse.ArgumentParser(prog="kws.trainer", description=__doc__,
@@ -591,7 +606,7 @@ def run(options: argparse.Namespace) -> Path:
             run=options.run_folder,
         )
     except StopTraining:
-        log.info("stopped by SIGTERM; start again to go on")
+        log.info("stopped, with a checkpoint; start again to go on")
         sys.exit(STOPPED)
 
 

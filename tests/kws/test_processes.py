@@ -1,13 +1,16 @@
 """Processes and their memory."""
 
 import multiprocessing
+import os
 import resource
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kws.processes import keep_freed_memory
+from kws import processes
+from kws.processes import keep_freed_memory, num_cores
 
 
 def page_faults(repeats: int) -> int:
@@ -32,3 +35,15 @@ def test_freed_memory_is_used_again() -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         before, after = pool.apply(count_before_and_after)
     assert after < before / 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="control groups are Linux's")
+@pytest.mark.parametrize(
+    ("text", "most"), [("max 100000\n", 10**6), ("100000 100000\n", 1), ("50000 100000\n", 1), ("", 10**6)]
+)
+def test_cores_are_no_more_than_the_limit_of_the_container(
+    text: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "CPU_LIMIT", tmp_path / "cpu.max")
+    (tmp_path / "cpu.max").write_text(text)
+    assert num_cores() == min(most, len(os.sched_getaffinity(0)))

@@ -511,3 +511,16 @@ def test_lines_come_whole_however_the_stream_was_cut() -> None:
     for size in (1, 2, 3, 7, 100):
         chunks = [text[start : start + size] for start in range(0, len(text), size)]
         assert list(pytorchjob.split_lines(chunks)) == ["first", "zweite Zeile: ä", "", "last"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("memory", "4ki"), ("memory", "4KB"), ("cpu", "4Gi"), ("cpu", "2k")])
+def test_a_quantity_that_kubernetes_would_not_take_is_refused(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        ClusterConfig(image="kws:1", **{name: value})  # type: ignore[arg-type]
+
+
+def test_quantities_of_kubernetes_are_taken() -> None:
+    for memory in ("4194304Ki", "4Gi", "4G", "400M", "4000000k", "4000000000"):
+        ClusterConfig(image="kws:1", memory=memory)
+    for cpu in ("2", "0.5", "500m"):
+        ClusterConfig(image="kws:1", cpu=cpu)

@@ -166,6 +166,42 @@ def test_a_run_of_other_settings_is_refused_by_the_name_of_the_setting(tensors: 
     assert trainer.train(tensors, "default", changed, runs_folder=tmp_path, run_id="a")
 
 
+@pytest.mark.usefixtures("small")
+def test_a_run_that_was_killed_while_its_folder_was_made_is_taken_for_a_new_one(tensors: Path, tmp_path: Path) -> None:
+    (tmp_path / "20260101-000000-mine").mkdir()
+    run = trainer.train(tensors, "default", settings(), runs_folder=tmp_path, run_id="mine")
+    assert run.name == "20260101-000000-mine"
+    with pytest.raises(ValueError, match=r"train.seed \(41, here 42\)"):
+        trainer.train(tensors, "default", settings(seed=42), runs_folder=tmp_path, run_id="mine")
+
+
+@pytest.mark.usefixtures("small")
+def test_a_folder_given_for_the_run_is_made_and_keeps_its_settings(tensors: Path, tmp_path: Path) -> None:
+    assert files.is_complete(trainer.train(tensors, "default", settings(), run=tmp_path / "mine"))
+    with pytest.raises(ValueError, match=r"train\.seed"):
+        trainer.train(tensors, "default", settings(seed=42), run=tmp_path / "mine")
+
+
+def test_the_id_of_a_run_is_the_whole_of_what_follows_the_time(tmp_path: Path) -> None:
+    first = runs.open_run(tmp_path, "a-b", {})
+    second = runs.open_run(tmp_path, "b", {})
+    assert first != second
+    assert [runs.open_run(tmp_path, name, {}) for name in ("a-b", "b")] == [first, second]
+    for wrong in ("../b", "*", "a b"):
+        with pytest.raises(ValueError, match="run_id must have letters"):
+            runs.open_run(tmp_path, wrong, {})
+
+
+@pytest.mark.usefixtures("small")
+def test_what_a_killed_process_left_half_written_is_deleted(tensors: Path, tmp_path: Path) -> None:
+    left = [tmp_path / "mine" / "checkpoints" / ".step-00000002.pth.abc", tmp_path / "mine" / ".best.pth.abc"]
+    left[0].parent.mkdir(parents=True)
+    for path in left:
+        path.write_bytes(b"half")
+    trainer.train(tensors, "default", settings(), run=tmp_path / "mine")
+    assert not any(path.exists() for path in left)
+
+
 def test_tensors_of_another_preset_are_refused_with_the_remedy(tensors: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="kws preprocess --preset baseline"):
         trainer.train(tensors, "baseline", train_config(preset="baseline"), runs_folder=tmp_path)
@@ -284,7 +320,10 @@ def test_the_baseline_trains_with_its_own_features(tmp_path: Path) -> None:
     tensors = preprocess(tmp_path / "corpus", tmp_path, words="auto", preset="baseline", num_processes=1)
     config = train_config(preset="baseline", epochs=1)
     run = trainer.train(tensors, "baseline", config, runs_folder=tmp_path / "runs")
-    assert bundle.load(run / runs.BEST).features == PRESETS["baseline"].features
+    best = bundle.load(run / runs.BEST)
+    assert best.features == PRESETS["baseline"].features
+    assert (best.model.mean == 0).all()  # raw power is not normalized
+    assert (best.model.std == 1).all()
 
 
 # Real processes.
@@ -319,7 +358,10 @@ def test_a_process_killed_at_any_moment_goes_on_and_ends_with_the_same_model(ten
     assert_same_model(straight, killed)
 
 
-def test_sigterm_writes_a_checkpoint_and_exits_with_a_status_that_restarts(tensors: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_checkpoint_and_exits_with_a_status_that_restarts(
+    signum: signal.Signals, tensors: Path, tmp_path: Path
+) -> None:
     process = subprocess.Popen(
         command(tensors, "--runs", tmp_path, "--epochs", "500", "--batch-size", "16"), stderr=subprocess.DEVNULL
     )
@@ -327,7 +369,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_with_a_status_that_restarts(tenso
         wait_for(lambda: list(tmp_path.glob("*/checkpoints/step-*.pth")))
         (run,) = tmp_path.iterdir()
         before = time.monotonic()
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signum)
         assert process.wait(timeout=30) == trainer.STOPPED
         assert time.monotonic() - before < 10
     finally:

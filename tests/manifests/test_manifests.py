@@ -242,7 +242,8 @@ def test_the_sample_trainjob_runs_our_runtime_with_flags_that_the_trainer_has() 
     assert container["command"] == job["spec"]["trainer"]["command"] == ["torchrun", "-m", "kws.trainer"]
     parser = argparse.ArgumentParser()
     runs.add_arguments(parser)
-    assert str(parser.parse_args(job["spec"]["trainer"]["args"]).run_folder).startswith("/data/runs/")
+    options = parser.parse_args(job["spec"]["trainer"]["args"])
+    assert (str(options.runs), options.run_id) == ("/data/runs", job["metadata"]["name"])
 
 
 def test_a_quota_bounds_jobs_everywhere_and_cpu_only_where_a_limit_range_gives_defaults() -> None:

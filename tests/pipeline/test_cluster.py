@@ -25,6 +25,7 @@ from pipeline import kind, runs
 from pipeline.cluster import add_cluster_commands
 from pipeline.connection import Cluster
 from pipeline.containers import ClusterError
+from pipeline.placement import training_pods
 from pipeline.pull import HostVolume, pull
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -294,10 +295,28 @@ def test_a_wrong_flag_is_refused_before_anything_is_asked(flags: list[str], mess
         Cluster(**{flags[0].removeprefix("--").replace("-", "_"): flags[1]})
 
 
-@pytest.mark.parametrize("flags", [["--epochs", "-1"], ["--preset", "best"], ["--num-nodes", "0"]])
+@pytest.mark.parametrize(
+    "flags", [["--epochs", "-1"], ["--preset", "best"], ["--num-nodes", "0"], ["--data-root", "var/data"]]
+)
 def test_a_parameter_out_of_range_is_refused_before_anything_is_submitted(flags: list[str]) -> None:
     with pytest.raises(ValueError, match=f"{flags[0][2:].replace('-', '_')} must be .*, got"):
         call("submit", *flags)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("KWS_PYTORCHJOB", "{image", "KWS_PYTORCHJOB must be a JSON object"),
+        ("KWS_PYTORCHJOB", '{"cores": 3}', "ClusterConfig must have fields among image, .*, got 'cores'"),
+        ("KWS_GPUS_PER_NODE", "two", "KWS_GPUS_PER_NODE must be a whole number, got 'two'"),
+    ],
+)
+def test_a_wrong_setting_of_the_environment_is_refused_by_its_name(
+    variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=message):
+        training_pods()
 
 
 @pytest.mark.parametrize(
