@@ -108,7 +108,9 @@ def check_volume(cluster: Cluster) -> None:
     try:
         claim = cluster.core.read_namespaced_persistent_volume_claim(PVC, cluster.namespace)
     except ApiException as error:
-        if error.status == 404:
+        if error.status == 404 and cluster.host:
+            console.print(f"[yellow]no claim {PVC} in the cluster of kubeconfig[/]; is it that of {cluster.host}?")
+        elif error.status == 404:
             raise ClusterError(
                 f"the claim {PVC} must exist in namespace {cluster.namespace}, got none; "
                 "kubectl apply -k manifests/overlays/storage-class, or profile (see docs/cluster.md)"
