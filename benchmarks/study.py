@@ -16,7 +16,7 @@ import logging
 import multiprocessing
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, cast
@@ -122,25 +122,25 @@ def run(task: Task) -> Result:
         "validation": manifest["validation_accuracy"],
         "validation_loss": curve[manifest["best_epoch"]]["validation_loss"],
     }
-    worse = run_folder / "worse.json"
-    if not worse.is_file():
-        files.write_json(worse, judge_worse(run_folder / "best.pth", tensors, task.recordings))
-    found["worse"] = statistics.mean(files.read_json(worse).values())
+
+    def once(name: str, judge: Callable[[Path, Path, Path], Result]) -> Result:
+        if not (run_folder / name).is_file():
+            files.write_json(run_folder / name, judge(run_folder / "best.pth", tensors, task.recordings))
+        return cast("Result", files.read_json(run_folder / name))
+
+    found["worse"] = statistics.mean(once("worse.json", judge_worse).values())
     if task.final:
-        cache = run_folder / "test.json"
-        if not cache.is_file():
-            files.write_json(cache, judge(run_folder / "best.pth", tensors, task.recordings))
-        found |= files.read_json(cache)
+        found |= once("test.json", judge)
     return found
 
 
-def judge_worse(model: Path, tensors_folder: Path, recordings: Path) -> Mapping[str, float]:
+def judge_worse(model: Path, tensors_folder: Path, recordings: Path) -> Result:
     """Judges a model on the validation split: as it is, and under worse conditions."""
     from kws import bundle, robustness
     from kws.tensors import Tensors
 
     clips = Tensors(tensors_folder).split("validation").clips
-    return robustness.measure(bundle.load(model), recordings, clips)
+    return dict(robustness.measure(bundle.load(model), recordings, clips))
 
 
 def judge(model: Path, tensors_folder: Path, recordings: Path) -> Result:

@@ -7,7 +7,6 @@ Chosen when the pipeline is compiled, by environment variables where a cluster d
     KWS_PYTORCHJOB      JSON with further fields of `kws.pytorchjob.ClusterConfig`
 """
 
-import json
 import os
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from kfp.dsl import PipelineTask
 
 from components import images
 from kws.config import PipelineConfig, from_dict, require
-from kws.pytorchjob import SETTINGS, ClusterConfig
+from kws.pytorchjob import SETTINGS, ClusterConfig, read_settings
 
 PVC = os.environ.get("KWS_PVC", "kws-data")
 
@@ -72,10 +71,4 @@ def training_pods() -> ClusterConfig:
         "mount_path": PipelineConfig().data_root,
         "gpus_per_node": int(gpus),
     }
-    text = os.environ.get(SETTINGS, "{}")
-    try:
-        more = json.loads(text)
-    except json.JSONDecodeError:
-        more = None
-    require(isinstance(more, dict), SETTINGS, "be a JSON object of the fields of ClusterConfig", text)
-    return from_dict(ClusterConfig, settings | more)
+    return from_dict(ClusterConfig, settings | read_settings(os.environ.get(SETTINGS, "{}")))

@@ -201,7 +201,7 @@ def _run_group(command: Sequence[str], environment: Mapping[str, str]) -> int:
             _signal_group(process, signal.SIGTERM)
 
     parent = os.getpid()
-    with _handlers(pass_on):
+    with handle_signals(pass_on):
         # Between fork and exec nothing but one system call happens here, so threads of this process do no harm.
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, process_group=0,
@@ -222,7 +222,7 @@ def _run_group(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 @contextlib.contextmanager
-def _handlers(handler: "signal._HANDLER") -> Iterator[None]:
+def handle_signals(handler: "signal._HANDLER") -> Iterator[None]:
     """Handles SIGTERM and SIGINT for the block, but does nothing outside the main thread, where Python forbids it."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -46,9 +46,10 @@ def keep_freed_memory() -> None:
     A training step allocates and frees the same tens of megabytes again and again, and glibc returns them each time:
     3,500 page faults a step, a fifth of its time on the CPU. Other C libraries are left as they are.
     """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
-        assert library is not None
         trim_threshold, mmap_threshold = -1, -3  # the numbers of malloc.h
         library.mallopt(mmap_threshold, 32 << 20)  # the most that glibc takes
         library.mallopt(trim_threshold, 1 << 30)

@@ -61,6 +61,7 @@ PATIENCE_SECONDS = 600.0
 NUM_LAST_LINES = 30
 """Lines of a failed pod's log that the error quotes: torchrun's summary with the trainer's own error fits."""
 
+_CORES = re.compile(r"\d+(\.\d+)?m?")
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|[MGTPE]|[KMGTPE]i)?")
 
 
@@ -141,11 +142,11 @@ class ClusterConfig:
         require(tag not in ("", "latest"), "image", "have a tag other than latest, or a digest", self.image)
         require(self.pvc != "", "pvc", "name a PersistentVolumeClaim", self.pvc)
         require(self.mount_path.startswith("/"), "mount_path", "be an absolute path", self.mount_path)
-        for name in ("cpu", "memory", "shm_size"):
+        for name, pattern, example in (("cpu", _CORES, '"500m" or "2"'), ("memory", _QUANTITY, '"4Gi"'),
+                                       ("shm_size", _QUANTITY, '"1Gi"')):  # fmt: skip
             value = getattr(self, name)
-            require(isinstance(value, str) and _QUANTITY.fullmatch(value) is not None, name,
-                    'be a quantity such as "500m" or "4Gi"', value)  # fmt: skip
-        require(self.cpu.rstrip("m").replace(".", "", 1).isdigit(), "cpu", 'be cores such as "2" or "500m"', self.cpu)
+            require(isinstance(value, str) and pattern.fullmatch(value) is not None, name,
+                    f"be a quantity such as {example}", value)  # fmt: skip
         for name, least in {"gpus_per_node": 0, "min_nodes": 1, "max_restarts": 0, "pod_restarts": 0,
                             "rendezvous_seconds": 1, "active_deadline_seconds": 1,
                             "ttl_seconds_after_finished": 0}.items():  # fmt: skip
@@ -171,19 +172,28 @@ class ClusterConfig:
         Raises:
             ValueError: the variable is missing or no JSON object, a field is unknown, or a value is out of range.
         """
-        text = os.environ.get(SETTINGS, "")
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError:
-            values = None
-        require(isinstance(values, dict) and "image" in values, SETTINGS, "be a JSON object of the fields of "
-                'ClusterConfig, such as {"image": "kws-runtime:0.1.0"}', text)  # fmt: skip
+        values = read_settings(os.environ.get(SETTINGS, ""), "image")
         config = from_dict(cls, values)
         return config if config.namespace else dataclasses.replace(config, namespace=own_namespace())
 
     def to_environment(self) -> dict[str, str]:
         """Returns what `from_environment` reads, to be set on the step that launches."""
         return {SETTINGS: json.dumps(dataclasses.asdict(self))}
+
+
+def read_settings(text: str, *needed: str) -> dict[str, Any]:
+    """Reads a value of KWS_PYTORCHJOB.
+
+    Raises:
+        ValueError: it is no JSON object, or lacks a field that is needed.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError:
+        values = None
+    require(isinstance(values, dict) and values.keys() >= set(needed), SETTINGS, "be a JSON object of the fields of "
+            'ClusterConfig, such as {"image": "kws-runtime:0.1.0"}', text)  # fmt: skip
+    return dict(values)
 
 
 def own_namespace() -> str:

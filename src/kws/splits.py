@@ -47,7 +47,7 @@ def by_speaker(clips: Sequence[str], recordings: Path) -> dict[str, list[str]]:
         clip: split
         for split, name in LISTS.items()
         if (recordings / name).is_file()
-        for clip in (recordings / name).read_text().splitlines()
+        for clip in map(str.strip, (recordings / name).read_text().splitlines())
     }
     split = {clip: listed.get(clip, "train") if listed else split_of_speaker(speaker_of(clip)) for clip in clips}
     return _group(split)

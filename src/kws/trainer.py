@@ -31,7 +31,7 @@ from kws import bundle, files, runs
 from kws.augment import Augment, mix
 from kws.calibration import fit_temperature
 from kws.config import PRESETS, TrainConfig, require, train_config
-from kws.launch import die_with_parent
+from kws.launch import die_with_parent, handle_signals
 from kws.model import AudioTransformer
 from kws.optimizer import make_optimizers
 from kws.processes import keep_freed_memory
@@ -559,23 +559,21 @@ def train(tensors_folder: Path, preset: str, config: TrainConfig, *, runs_folder
 def _stop_in_order(trainer: Trainer) -> Iterator[None]:
     """Makes SIGTERM or Ctrl-C to any process end training in all after this step or the next, with a checkpoint.
 
-    A second signal ends the process at once. A process that finds another one gone before that leaves the same way.
+    A second Ctrl-C ends the process at once. A process that finds another one gone before that leaves the same way.
     """
 
     def ask(number: int, frame: FrameType | None) -> None:
+        if trainer.stop_asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
         trainer.stop_asked = True
-        signal.signal(number, before[signal.Signals(number)])
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    except RuntimeError:
-        if trainer.stop_asked:
-            raise StopTraining from None
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handle_signals(ask):
+        try:
+            yield
+        except RuntimeError:
+            if trainer.stop_asked:
+                raise StopTraining from None
+            raise
 
 
 @record
