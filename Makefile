@@ -14,7 +14,7 @@ help:
 
 ##@ Start here
 .PHONY: demo
-demo: $(READY) ## train and judge a recognizer on synthetic speech with the real pipeline, here, in minutes
+demo: $(READY) ## train and evaluate a recognizer on synthetic speech with the real pipeline, here, in minutes
 	@$(BIN)/python -m pipeline demo
 
 .PHONY: setup

@@ -9,11 +9,11 @@ import torch
 
 from benchmarks import measure, plain
 from benchmarks.measure import Effort, Row
-from kws import onnx
-from kws.bundle import Recognizer
 from kws.config import PRESETS, SPEECH_COMMANDS_WORDS
-from kws.evaluate import AnyRecognizer
-from kws.model import AudioTransformer
+from kws.model import onnx
+from kws.model.bundle import Recognizer
+from kws.model.network import AudioTransformer
+from kws.model.predict import AnyRecognizer
 
 FEATURES = PRESETS["default"].features
 

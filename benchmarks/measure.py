@@ -13,10 +13,10 @@ import torch
 
 from kws import files
 from kws.config import SPEECH_COMMANDS_WORDS
-from kws.download import download
-from kws.preprocess import preprocess
+from kws.download.step import download
+from kws.download.synthesize import synthesize
+from kws.preprocess.step import preprocess
 from kws.processes import num_cores
-from kws.synthesize import synthesize
 
 FOLDER = Path("var/bench")
 REAL_ARCHIVE = Path("../shared/data/speech_commands_real16.tar.gz")

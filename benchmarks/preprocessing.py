@@ -14,8 +14,8 @@ import torch
 from benchmarks import measure, plain
 from benchmarks.measure import Effort, Row
 from kws.config import PRESETS, FeatureConfig
-from kws.features import MelSpectrogram
-from kws.preprocess import CLIPS_PER_TASK, PRELOAD, list_clips, preprocess, workers
+from kws.preprocess.features import MelSpectrogram
+from kws.preprocess.step import CLIPS_PER_TASK, PRELOAD, list_clips, preprocess, workers
 from kws.processes import num_cores
 
 FEATURES = PRESETS["default"].features

@@ -1,9 +1,9 @@
 """What each ingredient of the recipe is worth: `make study`.
 
-Every row is a variant of a preset, trained with several seeds on one archive, judged on the validation split. "Worse"
-is the mean accuracy over the conditions of `kws.robustness`, clean clips among them. The test split is for the final
-rows only (`--final`), which are judged under each condition. A study that is stopped goes on where it was: each
-training is a run folder of its own, and a complete one is only read.
+Every row is a variant of a preset, trained with several seeds on one archive, evaluated on the validation split.
+"Robustness" is the mean accuracy over the conditions of `kws.evaluate.robustness`, clean clips among them. The test
+split is for the final rows only (`--final`), which are evaluated under each condition. A study that is stopped goes on
+where it was: each training is a run folder of its own, and a complete one is only read.
 
   python -m benchmarks.study --source ARCHIVE --epochs 15 --jobs 2               every ingredient, on and off
   python -m benchmarks.study --source ARCHIVE --variants default baseline --final
@@ -98,9 +98,9 @@ class Task:
 
 
 def run(task: Task) -> Result:
-    """Trains and judges one variant with one seed, or reads what an earlier call found."""
-    from kws import trainer
-    from kws.preprocess import preprocess
+    """Trains and evaluates one variant with one seed, or reads what an earlier call found."""
+    from kws.preprocess.step import preprocess
+    from kws.train import trainer
 
     preset = VARIANTS[task.variant]
     cast("dict[str, Preset]", PRESETS)[task.variant] = preset
@@ -123,46 +123,48 @@ def run(task: Task) -> Result:
         "validation_loss": curve[manifest["best_epoch"]]["validation_loss"],
     }
 
-    def once(name: str, judge: Callable[[Path, Path, Path], Result]) -> Result:
+    def once(name: str, evaluate: Callable[[Path, Path, Path], Result]) -> Result:
         if not (run_folder / name).is_file():
-            files.write_json(run_folder / name, judge(run_folder / "best.pth", tensors, task.recordings))
+            files.write_json(run_folder / name, evaluate(run_folder / "best.pth", tensors, task.recordings))
         return cast("Result", files.read_json(run_folder / name))
 
-    found["worse"] = statistics.mean(once("worse.json", judge_worse).values())
+    found["worse"] = statistics.mean(once("robustness.json", evaluate_robustness).values())
     if task.final:
-        found |= once("test.json", judge)
+        found |= once("test.json", evaluate_test)
     return found
 
 
-def judge_worse(model: Path, tensors_folder: Path, recordings: Path) -> Result:
-    """Judges a model on the validation split: as it is, and under worse conditions."""
-    from kws import bundle, robustness
-    from kws.tensors import Tensors
+def evaluate_robustness(model: Path, tensors_folder: Path, recordings: Path) -> Result:
+    """Evaluates a model on the validation split: as it is, and under worse conditions."""
+    from kws.evaluate import robustness
+    from kws.model import bundle
+    from kws.preprocess.tensors import Tensors
 
     clips = Tensors(tensors_folder).split("validation").clips
     return dict(robustness.measure(bundle.load(model), recordings, clips))
 
 
-def judge(model: Path, tensors_folder: Path, recordings: Path) -> Result:
-    """Judges a model on the test split: as it is, under worse conditions, and in 8 bits."""
-    from kws import bundle, evaluate, onnx, robustness
-    from kws.tensors import Tensors
+def evaluate_test(model: Path, tensors_folder: Path, recordings: Path) -> Result:
+    """Evaluates a model on the test split: as it is, under worse conditions, and in 8 bits."""
+    from kws.evaluate import accuracy, robustness
+    from kws.model import bundle, onnx
+    from kws.preprocess.tensors import Tensors
 
     recognizer, tensors = bundle.load(model), Tensors(tensors_folder)
-    judgement = evaluate.judge_tensors(recognizer, tensors)
+    evaluation = accuracy.evaluate_tensors(recognizer, tensors)
     part = tensors.split("test")
     conditions = dict(robustness.measure(recognizer, recordings, part.clips))
     conditions.pop("clean")
     small = model.with_name("int8.onnx")
     onnx.export(recognizer, small, int8=True)
     truth = [tensors.words[label] for label in part.labels.tolist()]
-    heard = evaluate.hear(onnx.load(small), recordings, part.clips, {})
+    heard = accuracy.hear(onnx.load(small), recordings, part.clips, {})
     return {
-        "test": judgement.accuracy,
-        "calibration_error": judgement.calibration_error,
-        "int8": evaluate.judge(recognizer.words, heard, truth, part.clips).accuracy,
-        "words": judgement.words,
-        "matrix": judgement.matrix.tolist(),
+        "test": evaluation.accuracy,
+        "calibration_error": evaluation.calibration_error,
+        "int8": accuracy.compare(recognizer.words, heard, truth, part.clips).accuracy,
+        "words": evaluation.words,
+        "matrix": evaluation.matrix.tolist(),
         "conditions": conditions,
     }
 
@@ -280,9 +282,9 @@ def main() -> None:
     parser.add_argument("--words", default="auto", help="words to tell apart (default: auto)")
     parser.add_argument("--unknown-words", default="", help="words of the class _unknown_ (default: none)")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, which share the cores (default: 1)")
-    parser.add_argument("--final", action="store_true", help="judge on the test split too, under all conditions")
+    parser.add_argument("--final", action="store_true", help="evaluate on the test split too, under all conditions")
     options = parser.parse_args()
-    from kws.download import download
+    from kws.download.step import download
 
     recordings = download(options.source, "", options.folder)
     epochs = parse_epochs(options.epochs)

@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import measure, plain
 from benchmarks.measure import Effort, Row
 from kws.config import PRESETS
+from kws.preprocess.tensors import Tensors
 from kws.processes import num_cores
-from kws.tensors import Tensors
-from kws.trainer import Trainer, World, join_world
+from kws.train.trainer import Trainer, World, join_world
 
 PRESET = "default"
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))

@@ -18,7 +18,7 @@ def download(source: str, sha256: str, data_root: str, recordings: Output[Datase
     from pathlib import Path
 
     from kws import files, steps
-    from kws.download import download
+    from kws.download.step import download
 
     steps.start()
     folder = download(source, sha256, Path(data_root))

@@ -1,4 +1,4 @@
-"""Fourth step: judge the model on the test split."""
+"""Fourth step: evaluate the model on the test split."""
 
 from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Metrics, Model, Output, component
 
@@ -14,7 +14,7 @@ def evaluate(
     report: Output[HTML],
     evaluation: Output[Artifact],
 ) -> None:
-    """Judges a model on the test split.
+    """Evaluates a model on the test split.
 
     Args:
         model: the .pth file.
@@ -27,11 +27,11 @@ def evaluate(
     from pathlib import Path
 
     from kws import files, steps
-    from kws.evaluate import evaluate
+    from kws.evaluate.step import evaluate
 
     steps.start()
-    judgement = evaluate(Path(model.path), steps.receive(tensors.path), Path(report.path))
+    found = evaluate(Path(model.path), steps.receive(tensors.path), Path(report.path))
     for name in ("accuracy", "macro_f1", "calibration_error", "num_clips"):
-        metrics.log_metric(name, getattr(judgement, name))
-    confusion.log_confusion_matrix(judgement.words, judgement.matrix.astype(int).tolist())
-    files.write_json(Path(evaluation.path), judgement.summary())
+        metrics.log_metric(name, getattr(found, name))
+    confusion.log_confusion_matrix(found.words, found.matrix.astype(int).tolist())
+    files.write_json(Path(evaluation.path), found.summary())

@@ -6,7 +6,7 @@
 import os
 
 RUNTIME = os.environ.get("KWS_RUNTIME_IMAGE", "kws-runtime:0.1.0")
-"""Has torch: recordings to tensors, training, judging."""
+"""Has torch: recordings to tensors, training, evaluation."""
 
 LAUNCHER = os.environ.get("KWS_LAUNCHER_IMAGE", "kws-launcher:0.1.0")
 """Has no torch: starts a PyTorchJob and follows it."""

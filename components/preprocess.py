@@ -31,7 +31,7 @@ def preprocess(
     from pathlib import Path
 
     from kws import files, steps
-    from kws.preprocess import preprocess
+    from kws.preprocess.step import preprocess
 
     steps.start()
     folder = preprocess(steps.receive(recordings.path), Path(data_root), words=words,

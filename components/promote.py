@@ -30,7 +30,7 @@ def promote(
     from pathlib import Path
 
     from kws import files, steps
-    from kws.promote import promote
+    from kws.promote.step import promote
 
     steps.start()
     decided = promote(Path(model.path), steps.receive(tensors.path), Path(evaluation.path), Path(report.path),

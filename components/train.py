@@ -41,10 +41,12 @@ def train(
     import shutil
     from pathlib import Path
 
-    from kws import files, runs, steps
+    from kws import files, steps
+    from kws.train import runs
+    from kws.train.step import train
 
     steps.start()
-    folder = runs.train(
+    folder = train(
         steps.receive(tensors.path), Path(data_root) / "runs", preset=preset, epochs=epochs, batch_size=batch_size,
         learning_rate=learning_rate, seed=seed, debug=debug, num_nodes=num_nodes,
         processes_per_node=processes_per_node, run_id=run_id, job_manifest=Path(job.path),

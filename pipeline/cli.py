@@ -1,15 +1,14 @@
 """`python -m pipeline`: compile the pipeline, run it here, submit it to Kubeflow."""
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from kws import files
-from kws.config import PipelineConfig, from_dict
-from kws.flags import add_flag
+from kws.config import PipelineConfig
 from kws.processes import num_cores
+from pipeline.flags import add_parameters, read_parameters
 
 DEMO = Path("var/demo")
 
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     demo.add_argument("--folder", type=Path, default=DEMO, metavar="DIR", help="(default: %(default)s)")
     demo.set_defaults(call=_demo)
 
-    from pipeline.cluster import add_cluster_commands
+    from pipeline.cluster.commands import add_cluster_commands
 
     add_cluster_commands(commands)
 
@@ -63,31 +62,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    from pipeline.containers import ClusterError
     from pipeline.local import PipelineFailed
+    from pipeline.shell import ClusterError
 
     return PipelineFailed, ClusterError
 
 
-def add_parameters(parser: argparse.ArgumentParser, required: Sequence[str] = ()) -> None:
-    """Adds a flag for every parameter of the pipeline, with its default in the help."""
-    group = parser.add_argument_group("parameters of the pipeline")
-    for field in dataclasses.fields(PipelineConfig):
-        add_flag(group, PipelineConfig, field.name, required=field.name in required)
-
-
-def read_parameters(options: argparse.Namespace) -> PipelineConfig:
-    """Returns the parameters of the pipeline that the flags of `add_parameters` gave.
-
-    Raises:
-        ValueError: a value is out of range.
-    """
-    names = [field.name for field in dataclasses.fields(PipelineConfig)]
-    return from_dict(PipelineConfig, {name: getattr(options, name) for name in names})
-
-
 def _compile(options: argparse.Namespace) -> None:
-    from pipeline.local import compile_to
+    from pipeline.package import compile_to
 
     compile_to(options.output)
     print(f"wrote {options.output}")
@@ -103,7 +85,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from kws.synthesize import synthesize
+    from kws.download.synthesize import synthesize
     from pipeline.local import run, show
 
     corpus, data_root = options.folder / "corpus", options.folder / "data"

@@ -7,9 +7,8 @@ from typing import Any
 
 import yaml
 
-from kws.pytorchjob import SETTINGS
-from pipeline.local import compile_to
-from pipeline.runs import steps_of_package
+from kws.launch.pytorchjob import SETTINGS
+from pipeline.package import compile_to, steps_of_package
 
 WIDTH, HEIGHT, GAP = 2.5, 1.7, 1.1
 """Of a box, and between two boxes, in inches."""

@@ -17,7 +17,8 @@ from typing import Any, TextIO
 
 from kws import files
 from kws.config import PipelineConfig, require
-from kws.runs import find_run
+from kws.train.runs import find_run
+from pipeline.package import compile_to
 
 OUTPUTS = "artifacts"
 """The folder under the data root that takes the artifacts which a cluster keeps in its object store."""
@@ -136,18 +137,6 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
         logging.getLogger().removeFilter(times)
     (run_outputs,) = set(outputs.iterdir()) - before
     return _summarize(run_outputs, data_root, times.steps)
-
-
-def compile_to(path: Path) -> None:
-    """Compiles the pipeline to YAML, byte for byte the same for the same code and environment."""
-    from kfp import compiler
-
-    from pipeline.speech_commands import speech_commands
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        compiler.Compiler().compile(speech_commands, str(path))
 
 
 def _adapt(path: Path) -> None:

@@ -20,7 +20,7 @@ DEFAULT = PipelineConfig()
 
 @dsl.pipeline(
     name="speech-commands",
-    description="Trains, judges and ships a recognizer of spoken command words (Speech Commands v0.02).",
+    description="Trains, evaluates and ships a recognizer of spoken command words (Speech Commands v0.02).",
 )
 def speech_commands(
     source: str = DEFAULT.source,

@@ -2,6 +2,6 @@
 
 from collections.abc import Callable
 
-from kws.bundle import Recognizer
+from kws.model.bundle import Recognizer
 
 MakeRecognizer = Callable[..., Recognizer]

@@ -14,11 +14,14 @@ from pathlib import Path
 from rich.table import Table
 
 from kws.config import PipelineConfig, field_docs, require
-from pipeline import containers, kind, preflight, runs
-from pipeline.cli import add_parameters, read_parameters
-from pipeline.connection import Cluster, refused
-from pipeline.containers import ROOT, ClusterError
-from pipeline.runs import out
+from pipeline.cluster import runs
+from pipeline.cluster.connection import Cluster, refused
+from pipeline.cluster.runs import out
+from pipeline.flags import add_parameters, read_parameters
+from pipeline.kind import cluster as kind
+from pipeline.kind import images, preflight
+from pipeline.package import steps_of_package
+from pipeline.shell import ROOT, ClusterError, docker
 
 
 def cluster_of(options: argparse.Namespace) -> Cluster:
@@ -124,11 +127,11 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
     parser.add_argument("--push", action="store_true", help="push them to --registry")
     parser = add("preflight", _preflight, "check what this machine needs for a local cluster")
     parser.add_argument("--running", action="store_true", help="the cluster runs: its ports may be in use")
-    add("kind-up", lambda o: kind.up(containers.image_names(device=o.device)), "make a cluster with Kubeflow here",
+    add("kind-up", lambda o: kind.up(images.image_names(device=o.device)), "make a cluster with Kubeflow here",
         "May be stopped, even killed, and started again.", (built,))  # fmt: skip
     add("kind-down", lambda o: kind.down(), "delete the local cluster",
         f"The volume stays in {kind.DATA_ROOT.relative_to(ROOT)}.")  # fmt: skip
-    add("kind-load", lambda o: kind.load(containers.image_names(device=o.device)),
+    add("kind-load", lambda o: kind.load(images.image_names(device=o.device)),
         "copy the images of this revision into the local cluster", parents=(built,))  # fmt: skip
     add("kind-status", lambda o: not kind.status(), "show what of the local cluster is healthy")
     parser = add("graph", _graph, "draw the compiled pipeline")
@@ -176,7 +179,7 @@ def _submit(options: argparse.Namespace) -> int:
     config = _parameters(options)
     cluster = cluster_of(options)
     run_id = runs.submit(cluster, config, name=options.name, registry=options.registry, device=options.device)
-    return 0 if options.no_follow else runs.follow(cluster, run_id, runs.steps_of_package())
+    return 0 if options.no_follow else runs.follow(cluster, run_id, steps_of_package())
 
 
 def _runs(options: argparse.Namespace) -> None:
@@ -207,8 +210,8 @@ def _schedules(options: argparse.Namespace) -> None:
 
 
 def _pull(options: argparse.Namespace) -> None:
-    from pipeline.pull import HostVolume
-    from pipeline.pull import pull as fetch
+    from pipeline.cluster.pull import HostVolume
+    from pipeline.cluster.pull import pull as fetch
 
     if options.data_root:
         if not options.data_root.is_dir():
@@ -217,11 +220,11 @@ def _pull(options: argparse.Namespace) -> None:
     elif not options.host and not options.context and (root := kind.host_data_root()):
         folder = fetch(HostVolume(root), options.to, options.version)
     else:
+        from pipeline.cluster.pull import reader_pod
         from pipeline.placement import PVC
-        from pipeline.pull import reader_pod
 
         cluster = cluster_of(options)
-        image = options.image or containers.image_names(registry=options.registry, device="cpu")["runtime"]
+        image = options.image or images.image_names(registry=options.registry, device="cpu")["runtime"]
         with reader_pod(cluster.kubectl, claim=PVC, image=image) as volume:
             folder = fetch(volume, options.to, options.version)
     out.print(f"{folder}\nnext: kws predict --model {folder / 'model.pth'} FILE.wav", soft_wrap=True)
@@ -268,15 +271,15 @@ def _forward(command: list[str], address: str) -> int:
 
 
 def _images(options: argparse.Namespace) -> None:
-    preflight.require_all([preflight.tool(containers.docker()), preflight.docker_engine()])
-    names = containers.image_names(registry=options.registry, device=options.device)
-    containers.build(names, device=options.device, torch=options.torch or "", base_image=options.base_image,
+    preflight.require_all([preflight.tool(docker()), preflight.docker_engine()])
+    names = images.image_names(registry=options.registry, device=options.device)
+    images.build(names, device=options.device, torch=options.torch or "", base_image=options.base_image,
                      push=options.push)  # fmt: skip
     table = Table("image", "size", "revision", box=None)
-    for image in containers.inspect(list(names.values())):
+    for image in images.inspect(list(names.values())):
         tag = next(tag for tag in image["RepoTags"] if tag in names.values())
         labels = image["Config"]["Labels"]
-        table.add_row(tag, containers.size(image), labels["org.opencontainers.image.revision"])
+        table.add_row(tag, images.size(image), labels["org.opencontainers.image.revision"])
     out.print(table)
 
 

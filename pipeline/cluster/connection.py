@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import kind
-from pipeline.containers import ClusterError
+from pipeline.kind import cluster as kind
+from pipeline.shell import ClusterError
 
 if TYPE_CHECKING:
     import kfp

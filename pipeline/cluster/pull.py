@@ -12,7 +12,7 @@ from typing import IO, Any, Protocol
 from rich.console import Console
 
 from kws import files
-from pipeline.containers import ClusterError, run
+from pipeline.shell import ClusterError, run
 
 console = Console(stderr=True, highlight=False)
 

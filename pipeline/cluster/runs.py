@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,14 +18,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from kws.config import PipelineConfig
-from pipeline import containers, kind
-from pipeline.connection import Cluster
-from pipeline.containers import ROOT, ClusterError
+from pipeline.cluster.connection import Cluster
+from pipeline.kind import cluster as kind
+from pipeline.kind.images import image_names
+from pipeline.package import compile_package, package_spec, version_name
+from pipeline.shell import ClusterError
 
 if TYPE_CHECKING:
     from kfp_server_api import V2beta1Run
 
-PACKAGE = ROOT / "var" / "pipeline.yaml"
 EXPERIMENT = "speech-commands"
 POLL_SECONDS = 3.0
 PATIENCE_SECONDS = 600.0
@@ -40,33 +39,6 @@ NUM_LAST_LINES = 20
 
 out = Console(highlight=False)
 console = Console(stderr=True, highlight=False)
-
-
-def compile_package(images: Mapping[str, str], device: str = "cpu", path: Path = PACKAGE) -> Path:
-    """Compiles the pipeline for the given images, by role, to a YAML file.
-
-    What decides where steps run is read from the environment when `components` and `pipeline.placement` are imported.
-    """
-    for role, name in images.items():
-        os.environ[f"KWS_{role.upper()}_IMAGE"] = name
-    if device == "cuda":
-        os.environ.setdefault("KWS_GPUS_PER_NODE", "1")
-    from pipeline.local import compile_to
-
-    compile_to(path)
-    return path
-
-
-def package_spec(path: Path) -> Mapping[str, Any]:
-    """Returns the pipeline spec in a compiled package, whose second document is the platform spec."""
-    import yaml
-
-    return dict(next(yaml.safe_load_all(path.read_text())))
-
-
-def version_name(path: Path) -> str:
-    """Returns the name of a compiled package as a version: its digest, as compiling is deterministic."""
-    return f"{package_spec(path)['pipelineInfo']['name']}-{hashlib.sha256(path.read_bytes()).hexdigest()[:10]}"
 
 
 def upload(cluster: Cluster, path: Path) -> tuple[str, str]:
@@ -130,7 +102,7 @@ def prepare(cluster: Cluster, *, registry: str = "", device: str = "cpu") -> tup
     Returns:
         The ids of pipeline and version.
     """
-    images = containers.image_names(registry=registry, device=device)
+    images = image_names(registry=registry, device=device)
     assert cluster.health is not None
     if not cluster.host and kind.host_data_root():
         kind.require_images(images)
@@ -146,7 +118,7 @@ def submit(cluster: Cluster, config: PipelineConfig, *, name: str = "", registry
         cluster: where.
         config: the parameters.
         name: of the run; empty: the time.
-        registry: where the images come from, see `containers.image_names`.
+        registry: where the images come from, see `pipeline.kind.images.image_names`.
         device: cpu or cuda.
 
     Returns:
@@ -165,15 +137,6 @@ def submit(cluster: Cluster, config: PipelineConfig, *, name: str = "", registry
     out.print(f"run {started.display_name}  {started.run_id}")
     out.print(f"{cluster.ui}/#/runs/details/{started.run_id}", soft_wrap=True)
     return str(started.run_id)
-
-
-def steps_of_package(path: Path = PACKAGE) -> list[str]:
-    """Returns the steps of a compiled package in their order, those that can run at the same time by name."""
-    tasks = package_spec(path)["root"]["dag"]["tasks"]
-    done: list[str] = []
-    while len(done) < len(tasks):
-        done += sorted(n for n in tasks if n not in done and set(tasks[n].get("dependentTasks", ())) <= set(done))
-    return done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -469,7 +432,7 @@ def schedule(
         cron: see `six_fields`.
         time_zone: of the cron expression; empty: as it is set on the cluster.
         name: of the schedule.
-        registry: where the images come from, see `containers.image_names`.
+        registry: where the images come from, see `pipeline.kind.images.image_names`.
         device: cpu or cuda.
     """
     cron = six_fields(cron)

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline import containers, preflight
-from pipeline.containers import ROOT, ClusterError, run, stream
+from pipeline.kind import images, preflight
+from pipeline.shell import ROOT, ClusterError, docker, run, stream
 
 CLUSTER = "kws"
 """Name of the cluster, as in kind-config.yaml."""
@@ -69,8 +69,8 @@ def up(names: Mapping[str, str]) -> None:
     Raises:
         ClusterError: the machine lacks something, or a part did not come up; the message says which.
     """
-    preflight.require_all(preflight.tool(name) for name in (containers.docker(), "kind", "kubectl"))
-    containers.inspect(list(names.values()))
+    preflight.require_all(preflight.tool(name) for name in (docker(), "kind", "kubectl"))
+    images.inspect(list(names.values()))
     present = exists()
     preflight.require_all(preflight.checks(new_cluster=not present))
     _make_data_root()
@@ -118,16 +118,16 @@ def overlay(names: Mapping[str, str]) -> str:
 
 def load(names: Mapping[str, str]) -> None:
     """Copies images into the nodes that lack them."""
-    for image in containers.inspect(list(names.values())):
+    for image in images.inspect(list(names.values())):
         tag = next(tag for tag in image["RepoTags"] if tag in names.values())
         if lacking := [node for node in nodes() if not _has_image(node, image["Id"])]:
-            console.print(f"[bold]image {tag}[/] ({containers.size(image)}) to {', '.join(lacking)}")
+            console.print(f"[bold]image {tag}[/] ({images.size(image)}) to {', '.join(lacking)}")
             stream("kind", "load", "docker-image", tag, "--name", CLUSTER, "--nodes", ",".join(lacking))
 
 
 def require_images(names: Mapping[str, str]) -> None:
     """Raises ClusterError unless every node has the images."""
-    for image in containers.inspect(list(names.values())):
+    for image in images.inspect(list(names.values())):
         for node in nodes():
             if not _has_image(node, image["Id"]):
                 raise ClusterError(f"node {node} must have the image {image['RepoTags'][0]}, got none; make kind-load")
@@ -160,7 +160,7 @@ def status() -> bool:
                   for claim in _get("persistentvolumeclaims", "-n", NAMESPACE)["items"]}  # fmt: skip
         row(phases.get("kws-data") == "Bound", "volume kws-data", phases.get("kws-data", "there is none; make kind-up"))
         try:
-            names = containers.image_names()
+            names = images.image_names()
             require_images(names)
             row(True, "images", ", ".join(names.values()))
         except ClusterError as error:
@@ -210,7 +210,7 @@ def _wait_for_api() -> bool:
 
 
 def _has_image(node: str, image_id: str) -> bool:
-    listed = json.loads(run(containers.docker(), "exec", node, "crictl", "images", "-o", "json"))
+    listed = json.loads(run(docker(), "exec", node, "crictl", "images", "-o", "json"))
     return any(image["id"] == image_id for image in listed["images"])
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kws.files import free_bytes, human_bytes
-from pipeline.containers import ROOT, ClusterError, docker, run
+from pipeline.shell import ROOT, ClusterError, docker, run
 
 MIN_MEMORY = 7_000_000_000
 """Bytes that Docker must have: Kubeflow Pipelines takes 4 GB, training the rest."""

@@ -1,1 +1,1 @@
-"""Keyword spotting: from recordings of spoken command words to a judged, deployable recognizer."""
+"""Keyword spotting: from recordings of spoken command words to an evaluated, deployable recognizer."""

@@ -18,13 +18,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kws.config import PipelineConfig, SynthesizeConfig, field_docs, require
 from kws.flags import add_flag
-
-if TYPE_CHECKING:
-    from kws.evaluate import AnyRecognizer
 
 Add = Callable[..., argparse.ArgumentParser]
 
@@ -68,7 +65,7 @@ def _add_synthesize(add: Add) -> None:
 
 
 def _synthesize(options: argparse.Namespace) -> int:
-    from kws.synthesize import synthesize
+    from kws.download.synthesize import synthesize
 
     synthesize(options.folder, clips_per_word=options.clips_per_word, seed=options.seed)
     print(options.folder)
@@ -83,7 +80,7 @@ def _add_download(add: Add) -> None:
 
 
 def _download(options: argparse.Namespace) -> int:
-    from kws.download import download
+    from kws.download.step import download
 
     print(download(options.source, options.sha256, options.data_root))
     return 0
@@ -99,7 +96,7 @@ def _add_preprocess(add: Add) -> None:
 
 
 def _preprocess(options: argparse.Namespace) -> int:
-    from kws.preprocess import preprocess
+    from kws.preprocess.step import preprocess
 
     folder = preprocess(
         options.recordings.resolve(), options.data_root, words=options.words, unknown_words=options.unknown_words,
@@ -111,7 +108,7 @@ def _preprocess(options: argparse.Namespace) -> int:
 
 
 def _add_train(add: Add) -> None:
-    from kws.runs import add_arguments
+    from kws.train.runs import add_arguments
 
     command = add("train", _train, "train a model in this process, or in several; prints the folder of the run")
     command.add_argument("--processes-per-node", type=int, default=1, metavar="N",
@@ -122,14 +119,14 @@ def _add_train(add: Add) -> None:
 def _train(options: argparse.Namespace) -> int:
     require(options.processes_per_node > 0, "processes_per_node", "be positive", options.processes_per_node)
     if options.processes_per_node == 1:
-        from kws.trainer import run
+        from kws.train.trainer import run
 
         print(run(options))
         return 0
     if options.runs is None:
         raise ValueError("runs must be given with more than one process, got --run-folder")
-    from kws.launch import LaunchError
-    from kws.runs import train
+    from kws.launch.job import LaunchError
+    from kws.train.step import train
 
     try:
         folder = train(
@@ -145,7 +142,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _add_evaluate(add: Add) -> None:
-    command = add("evaluate", _evaluate, "judge a model on a folder of <word>/*.wav, as far as it knows the words")
+    command = add("evaluate", _evaluate, "evaluate a model on a folder of <word>/*.wav, as far as it knows the words")
     command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth or .onnx file")
     command.add_argument("--recordings", type=Path, required=True, metavar="DIR", help="a folder of <word>/*.wav")
     command.add_argument("--output", type=Path, default=Path("evaluation"), metavar="DIR",
@@ -154,18 +151,20 @@ def _add_evaluate(add: Add) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from kws import evaluate, files
-    from kws.report import write_report
+    from kws import files
+    from kws.evaluate.accuracy import evaluate_recordings, save_confusion
+    from kws.evaluate.report import write_report
+    from kws.model.predict import load
 
-    recognizer = _load(options.model)
-    judgement, unreadable = evaluate.judge_recordings(recognizer, options.recordings)
+    recognizer = load(options.model)
+    evaluation, unreadable = evaluate_recordings(recognizer, options.recordings)
     for clip, reason in unreadable.items():
         print(f"left out {clip}: {reason}", file=sys.stderr)
-    summary = judgement.summary() | {"unreadable": unreadable}
-    evaluate.save_confusion(judgement, options.output)
+    summary = evaluation.summary() | {"unreadable": unreadable}
+    save_confusion(evaluation, options.output)
     files.write_json(options.output / "evaluation.json", summary)
     report = options.output / "report.html"
-    write_report(report, recognizer, judgement, f"recordings in {options.recordings}", options.recordings)
+    write_report(report, recognizer, evaluation, f"recordings in {options.recordings}", options.recordings)
     if options.json:
         print(json.dumps(summary, indent=2))
         return 0
@@ -176,12 +175,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     table = Table()
     for title in ("word", "clips", "precision", "recall", "F1"):
         table.add_column(title, justify="left" if title == "word" else "right")
-    for row in judgement.word_scores:
+    for row in evaluation.word_scores:
         table.add_row(row.word, str(row.num_clips), f"{row.precision:.1%}", f"{row.recall:.1%}", f"{row.f1:.3f}")
     console = Console()
     console.print(table)
-    figures = f"macro F1 {judgement.macro_f1:.3f}, calibration error {judgement.calibration_error:.1%}"
-    console.print(f"accuracy {judgement.accuracy:.2%} on {judgement.num_clips} clips, {figures}", highlight=False)
+    figures = f"macro F1 {evaluation.macro_f1:.3f}, calibration error {evaluation.calibration_error:.1%}"
+    console.print(f"accuracy {evaluation.accuracy:.2%} on {evaluation.num_clips} clips, {figures}", highlight=False)
     console.print(f"report {report}, confusion matrix {options.output}/confusion.png and .csv", highlight=False)
     return 0
 
@@ -195,10 +194,10 @@ def _add_predict(add: Add) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from kws.predict import expand, predict
+    from kws.model.predict import expand, load, predict
 
     require(options.top > 0, "top", "be positive", options.top)
-    recognizer = _load(options.model)
+    recognizer = load(options.model)
     found: list[dict[str, Any]] = []
     failed = False
     for path in expand(options.files):
@@ -218,26 +217,16 @@ def _predict(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _load(path: Path) -> "AnyRecognizer":
-    if path.suffix == ".onnx":
-        from kws import onnx
-
-        return onnx.load(path)
-    from kws import bundle
-
-    return bundle.load(path)
-
-
 def _add_export(add: Add) -> None:
     command = add("export", _export, "write a model as one ONNX file, waveform in and probabilities out")
     command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth file")
     command.add_argument("--int8", action="store_true",
-                         help="matrices in 8 bits: smaller and faster; judge it with kws evaluate")  # fmt: skip
+                         help="matrices in 8 bits: smaller and faster; evaluate it with kws evaluate")  # fmt: skip
     command.add_argument("output", type=Path, metavar="OUTPUT", help="the .onnx file to write")
 
 
 def _export(options: argparse.Namespace) -> int:
-    from kws import bundle, onnx
+    from kws.model import bundle, onnx
 
     onnx.export(bundle.load(options.model), options.output, options.int8)
     print(options.output)

@@ -114,7 +114,7 @@ class FeatureConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of `kws.model.AudioTransformer`."""
+    """The shape of `kws.model.network.AudioTransformer`."""
 
     num_layers: int = 4
     """Transformer blocks."""
@@ -424,7 +424,7 @@ class PipelineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesizeConfig:
-    """The size of a synthetic corpus (`kws.synthesize`)."""
+    """The size of a synthetic corpus (`kws.download.synthesize`)."""
 
     clips_per_word: int = 60
     """Recordings of every word, each by another voice as long as there are enough; a voice is in one split only."""

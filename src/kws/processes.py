@@ -1,15 +1,22 @@
-"""Worker processes."""
+"""Processes: how many cores they have, how they end together, what signals do."""
 
+import contextlib
 import ctypes
 import math
 import multiprocessing
 import os
+import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 """Within a container: microseconds of all cores, or max, and of how many."""
+
+
+_LIBC = ctypes.CDLL(None)  # opened here, as that takes a lock which a forked child might find taken for ever
+_PR_SET_PDEATHSIG = 1
 
 
 def num_cores() -> int:
@@ -53,3 +60,32 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # the numbers of malloc.h
         library.mallopt(mmap_threshold, 32 << 20)  # the most that glibc takes
         library.mallopt(trim_threshold, 1 << 30)
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Asks the kernel to send this process SIGTERM when the process that started it dies, even by kill -9.
+
+    torchrun puts every training process in a session of its own, so that nothing else would end them after it. The
+    signal lets them write a checkpoint. Does nothing but on Linux.
+
+    Args:
+        parent: its process id, where the caller knows it and it may have died already.
+    """
+    if sys.platform == "linux":
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if parent is not None and os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def handle_signals(handler: "signal._HANDLER") -> Iterator[None]:
+    """Handles SIGTERM and SIGINT for the block, but does nothing outside the main thread, where Python forbids it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, handler) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for signum, previous in before.items():
+            signal.signal(signum, previous)

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
-from kws import bundle, files
-from kws.predict import predict
-from pipeline import containers, preflight
+from kws import files
+from kws.model import bundle
+from kws.model.predict import predict
+from pipeline import shell
+from pipeline.kind import preflight
+from pipeline.kind.images import image_names, inspect, revision
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(1200)
@@ -21,15 +24,15 @@ pytestmark = pytest.mark.timeout(1200)
 @pytest.fixture(scope="module")
 def images() -> dict[str, str]:
     """The images of this revision, which `make images` built."""
-    preflight.require_all([preflight.tool(containers.docker()), preflight.docker_engine()])
-    names = containers.image_names()
-    containers.inspect(list(names.values()))
+    preflight.require_all([preflight.tool(shell.docker()), preflight.docker_engine()])
+    names = image_names()
+    inspect(list(names.values()))
     return names
 
 
 def inside(image: str, *command: str) -> str:
     """Runs a command in a container as a cluster would: read-only, without rights, as the image's own user."""
-    return containers.run(containers.docker(), "run", "--rm", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL",
+    return shell.run(shell.docker(), "run", "--rm", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL",
                           "--security-opt", "no-new-privileges", "--network", "none", image, *command)  # fmt: skip
 
 
@@ -37,7 +40,7 @@ def inside(image: str, *command: str) -> str:
 def test_an_image_runs_as_a_numeric_user_and_brings_no_compiler_installer_or_cache(
     images: dict[str, str], role: str
 ) -> None:
-    (described,) = containers.inspect([images[role]])
+    (described,) = inspect([images[role]])
     assert described["Config"]["User"] == "1000:1000"
     assert inside(images[role], "id", "-u").strip() == "1000"
     assert inside(images[role], "sh", "-c", "command -v gcc cc g++ make uv || true").strip() == ""
@@ -47,20 +50,23 @@ def test_an_image_runs_as_a_numeric_user_and_brings_no_compiler_installer_or_cac
 
 @pytest.mark.parametrize("role", ["runtime", "launcher"])
 def test_an_image_carries_revision_version_and_licence(images: dict[str, str], role: str) -> None:
-    (described,) = containers.inspect([images[role]])
+    (described,) = inspect([images[role]])
     labels = {name.rpartition(".")[2]: value for name, value in described["Config"]["Labels"].items()}
-    assert labels["revision"] == containers.revision()
+    assert labels["revision"] == revision()
     assert labels["version"] == "0.1.0"
     assert labels["licenses"] == "Apache-2.0"
 
 
 def test_the_launcher_imports_all_that_it_needs_and_has_no_torch(images: dict[str, str]) -> None:
-    code = "import importlib.util as u; import kfp, kws.runs, kws.pytorchjob, kubernetes; print(u.find_spec('torch'))"
+    code = (
+        "import importlib.util as u; import kfp, kws.train.step, kws.launch.pytorchjob, kubernetes;"
+        "print(u.find_spec('torch'))"
+    )
     assert inside(images["launcher"], "python", "-c", code).strip() == "None"
 
 
 def test_the_runtime_imports_all_that_it_needs_in_the_versions_of_the_lock_file(images: dict[str, str]) -> None:
-    code = "import torch, torchaudio, soundfile, tensorboard, matplotlib, kws.trainer; print(torch.__version__)"
+    code = "import torch, torchaudio, soundfile, tensorboard, matplotlib, kws.train.trainer; print(torch.__version__)"
     assert inside(images["runtime"], "python", "-c", code).strip().split("+")[0] == "2.11.0"
     assert "usage: kws" in inside(images["runtime"], "kws", "--help")
     assert (

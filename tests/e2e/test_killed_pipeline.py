@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from kws import files
-from kws.synthesize import synthesize
+from kws.download.synthesize import synthesize
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -22,10 +22,13 @@ from typing import Any
 
 import pytest
 
-from kws import bundle, files
+from kws import files
 from kws.config import SPEECH_COMMANDS_URL
-from kws.launch import job_name
-from pipeline import containers, kind
+from kws.launch.job import job_name
+from kws.model import bundle
+from pipeline import shell
+from pipeline.kind import cluster as kind
+from pipeline.kind import images
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = os.environ.get("KWS_E2E_NAMESPACE", "kubeflow")
@@ -38,7 +41,7 @@ pytestmark = [
 
 
 def kubectl(*arguments: str, stdin: str | None = None) -> str:
-    return containers.run("kubectl", "-n", NAMESPACE, *arguments, stdin=stdin)
+    return shell.run("kubectl", "-n", NAMESPACE, *arguments, stdin=stdin)
 
 
 def get(*arguments: str) -> Any:
@@ -126,7 +129,7 @@ def test_a_run_trains_on_two_nodes(trained: str) -> None:
 
 
 def test_the_steps_ran_as_user_1000_on_the_images_of_this_revision(trained: str) -> None:
-    names = set(containers.image_names().values())
+    names = set(images.image_names().values())
     pods = get("pods", "-l", f"pipeline/runid={trained}")["items"]
     ours = [c for pod in pods for c in pod["spec"]["containers"] if c["image"] in names]
     assert len(ours) >= 5
@@ -141,7 +144,7 @@ def test_the_champion_comes_back_verified(trained: str, tmp_path: Path) -> None:
 
 
 def test_the_champion_comes_back_through_a_pod_too_and_the_pod_goes(trained: str, tmp_path: Path) -> None:
-    context = containers.run("kubectl", "config", "current-context").strip()
+    context = shell.run("kubectl", "config", "current-context").strip()
     pipeline("pull", "--to", tmp_path, "--context", context)
     assert list(tmp_path.glob("*/model.pth"))
     wait_for("the end of the reader pod",
@@ -215,9 +218,9 @@ def test_a_schedule_is_made_replaced_run_and_deleted(source: str) -> None:
 @contextlib.contextmanager
 def pod(name: str, labels: dict[str, str], *command: str) -> Iterator[str]:
     """Runs a pod of the runtime image."""
-    from pipeline.pull import reader_manifest
+    from pipeline.cluster.pull import reader_manifest
 
-    manifest = reader_manifest(name, claim="kws-data", image=containers.image_names()["runtime"], mount_path="/data")
+    manifest = reader_manifest(name, claim="kws-data", image=images.image_names()["runtime"], mount_path="/data")
     manifest["metadata"]["labels"] = labels
     manifest["spec"]["containers"][0]["command"] = list(command)
     kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
@@ -236,7 +239,7 @@ def test_training_pods_reach_each_other_but_not_the_world() -> None:
         code = f"import socket; socket.create_connection(({host!r}, {port}), timeout=5)"
         try:
             kubectl("exec", client, "--", "python", "-c", code)
-        except containers.ClusterError:
+        except shell.ClusterError:
             return False
         return True
 

@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from kws import files, runs
-from kws.launch import FRESH_STORE
-from kws.preprocess import preprocess
-from kws.synthesize import synthesize
+from kws import files
+from kws.download.synthesize import synthesize
+from kws.launch.job import FRESH_STORE
+from kws.preprocess.step import preprocess
+from kws.train import runs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of an agent in /proc")
 
@@ -47,7 +48,7 @@ def uninterrupted(tensors: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def trainer(tensors: Path, folder: Path, epochs: int = EPOCHS) -> list[str]:
-    return ["-m", "kws.trainer", "--tensors", str(tensors), "--runs", str(folder), "--run-id", "a", "--epochs",
+    return ["-m", "kws.train.trainer", "--tensors", str(tensors), "--runs", str(folder), "--run-id", "a", "--epochs",
             str(epochs), "--batch-size", "16"]  # fmt: skip
 
 
@@ -70,7 +71,7 @@ class Node:
     def workers(self) -> list[int]:
         """The process ids of the workers that there are now: one or none."""
         children = Path(f"/proc/{self.agent.pid}/task/{self.agent.pid}/children").read_text().split()
-        return [int(child) for child in children if b"kws.trainer" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        return [int(child) for child in children if b"kws.train.trainer" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
     def kill(self) -> None:
         self.agent.kill()

@@ -11,10 +11,10 @@ import soundfile
 import torch
 from recognizers import MakeRecognizer
 
-from kws.bundle import Recognizer
 from kws.config import PRESETS, FeatureConfig, ModelConfig
-from kws.model import AudioTransformer
-from kws.preprocess import preprocess
+from kws.model.bundle import Recognizer
+from kws.model.network import AudioTransformer
+from kws.preprocess.step import preprocess
 
 TONE_WORDS = ("no", "stop", "yes")
 NUM_SPEAKERS = 40
@@ -64,8 +64,8 @@ def make_recognizer() -> MakeRecognizer:
 @pytest.fixture(scope="session")
 def expert(tone_corpus: Path) -> Recognizer:
     """A model that tells the tones apart without an error: fitted to a quarter of them."""
-    from kws.audio import read_clip
-    from kws.features import MelSpectrogram
+    from kws.preprocess.audio import read_clip
+    from kws.preprocess.features import MelSpectrogram
 
     torch.manual_seed(0)
     features = PRESETS["default"].features

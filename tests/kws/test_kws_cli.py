@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from kws import bundle, files
-from kws.bundle import Recognizer
+from kws import files
 from kws.cli import main
 from kws.config import PipelineConfig
+from kws.model import bundle
+from kws.model.bundle import Recognizer
 
 COMMANDS = ("synthesize", "download", "preprocess", "train", "evaluate", "predict", "export")
 
@@ -92,7 +93,7 @@ def test_mistake_of_the_user_ends_with_status_2_and_one_line(
 def test_evaluate_prints_a_table_and_writes_report_matrix_and_figures(
     model: Path, tone_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "judged"
+    output = tmp_path / "evaluated"
     assert run("evaluate", "--model", model, "--recordings", tone_corpus, "--output", output) == 0
     shown = capsys.readouterr().out
     assert "accuracy 100.00% on 120 clips, macro F1 1.000" in " ".join(shown.split())
@@ -113,7 +114,7 @@ def test_evaluate_prints_json_alone_and_lists_what_cannot_be_read(
     for path in sorted((tone_corpus / "yes").iterdir())[:3]:
         (recordings / "yes" / path.name).symlink_to(path)
     (recordings / "yes" / "broken.wav").write_bytes(b"")
-    arguments = ("--model", model, "--recordings", recordings, "--output", tmp_path / "judged", "--json")
+    arguments = ("--model", model, "--recordings", recordings, "--output", tmp_path / "evaluated", "--json")
     assert run("evaluate", *arguments) == 0
     shown = capsys.readouterr()
     summary = json.loads(shown.out)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import containers
+from pipeline import shell
+from pipeline.kind import images
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted((ROOT / "images").glob("*/Dockerfile"))
@@ -58,7 +59,7 @@ def test_a_base_image_is_an_argument_and_has_a_tag_other_than_latest(dockerfile:
     text = dockerfile.read_text()
     default = re.search(r"^ARG BASE_IMAGE=(\S+)$", text, re.M)
     assert default is not None
-    for name in (default[1], containers.CUDA_BASE):
+    for name in (default[1], images.CUDA_BASE):
         assert re.search(r":(?!latest)\S+$", name)
     assert set(re.findall(r"^FROM (\S+)", text, re.M)) <= {"${BASE_IMAGE}", "dependencies"}
 
@@ -66,13 +67,14 @@ def test_a_base_image_is_an_argument_and_has_a_tag_other_than_latest(dockerfile:
 def test_the_base_for_gpus_has_the_pytorch_of_the_lock_file() -> None:
     locked = re.search(r'^name = "torch"\nversion = "([\d.]+)"', (ROOT / "uv.lock").read_text(), re.M)
     assert locked is not None
-    assert containers.CUDA_BASE.startswith(f"pytorch/pytorch:{locked[1]}-")
+    assert images.CUDA_BASE.startswith(f"pytorch/pytorch:{locked[1]}-")
 
 
 def test_the_tag_follows_what_is_in_the_images_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("git") is None:
         pytest.skip("needs git")
-    monkeypatch.setattr(containers, "ROOT", tmp_path)
+    for module in (shell, images):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
 
     def git(*arguments: str) -> None:
         subprocess.run(["git", "-C", tmp_path, "-c", "user.name=t", "-c", "user.email=t@t", *arguments], check=True,
@@ -84,18 +86,18 @@ def test_the_tag_follows_what_is_in_the_images_only(tmp_path: Path, monkeypatch:
     git("init")
     git("add", ".")
     git("commit", "-m", "one")
-    first = containers.revision()
+    first = images.revision()
     (tmp_path / "README.md").write_text("what the images do not hold")
     git("add", ".")
     git("commit", "-m", "two")
-    assert containers.revision() == first
+    assert images.revision() == first
     (tmp_path / "src" / "file").write_text("two")
-    changed = containers.revision()
+    changed = images.revision()
     (tmp_path / "src" / "new").write_text("three")
-    added = containers.revision()
+    added = images.revision()
     git("add", ".")
     git("commit", "-m", "three")
-    committed = containers.revision()
+    committed = images.revision()
     assert re.fullmatch(r"[0-9a-f]{12}", first)
     assert re.fullmatch(rf"{first}-dirty-[0-9a-f]{{8}}", changed)
     assert len({first, changed, added, committed}) == 4
@@ -103,14 +105,15 @@ def test_the_tag_follows_what_is_in_the_images_only(tmp_path: Path, monkeypatch:
 
 
 def test_outside_a_clone_the_tag_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers, "ROOT", tmp_path)
+    for module in (shell, images):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    with pytest.raises(containers.ClusterError, match="work in a clone"):
-        containers.revision()
+    with pytest.raises(shell.ClusterError, match="work in a clone"):
+        images.revision()
 
 
 @pytest.mark.parametrize("name", ["kws-runtime:latest", "kws-runtime", "localhost:5000/kws-runtime"])
 def test_an_image_without_a_tag_of_its_own_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KWS_RUNTIME_IMAGE", name)
     with pytest.raises(ValueError, match=f"an image must have a tag other than latest.*{name}"):
-        containers.image_names()
+        images.image_names()

@@ -13,12 +13,14 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from kws import pytorchjob, runs
-from kws.launch import TrainJob
-from kws.pytorchjob import ClusterConfig, build_job, to_manifest
-from pipeline import kind, preflight
+from kws.launch import pytorchjob
+from kws.launch.job import TrainJob
+from kws.launch.pytorchjob import ClusterConfig, build_job, to_manifest
+from kws.train import runs
+from pipeline.cluster.pull import reader_manifest
+from pipeline.kind import cluster as kind
+from pipeline.kind import preflight
 from pipeline.placement import PVC
-from pipeline.pull import reader_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "manifests"
@@ -239,7 +241,7 @@ def test_the_sample_trainjob_runs_our_runtime_with_flags_that_the_trainer_has() 
     (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
     (container,) = replicated["template"]["spec"]["template"]["spec"]["containers"]
     assert replicated["name"] == container["name"] == "node"
-    assert container["command"] == job["spec"]["trainer"]["command"] == ["torchrun", "-m", "kws.trainer"]
+    assert container["command"] == job["spec"]["trainer"]["command"] == ["torchrun", "-m", "kws.train.trainer"]
     parser = argparse.ArgumentParser()
     runs.add_arguments(parser)
     options = parser.parse_args(job["spec"]["trainer"]["args"])

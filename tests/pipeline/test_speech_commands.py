@@ -12,9 +12,10 @@ import pytest
 import torch
 import yaml
 
-from kws import bundle, files
+from kws import files
 from kws.config import PipelineConfig
-from kws.synthesize import synthesize
+from kws.download.synthesize import synthesize
+from kws.model import bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = {"download", "preprocess", "train", "evaluate", "promote"}

@@ -8,34 +8,37 @@ from pathlib import Path
 import jinja2
 import soundfile
 
-from kws import clips as ids
 from kws import files, plots
-from kws.audio import Waveform
-from kws.evaluate import AnyRecognizer, Judgement
-from kws.features import mel_spectrogram
+from kws.evaluate.accuracy import Evaluation
+from kws.model.predict import AnyRecognizer
+from kws.preprocess import clips as ids
+from kws.preprocess.audio import Waveform
+from kws.preprocess.features import mel_spectrogram
 
 
-def write_report(path: Path, recognizer: AnyRecognizer, judgement: Judgement, title: str, recordings: Path) -> None:
+def write_report(path: Path, recognizer: AnyRecognizer, evaluation: Evaluation, title: str, recordings: Path) -> None:
     """Writes the page, atomically.
 
     Args:
         path: the file.
-        recognizer: the model that was judged.
-        judgement: what was found.
+        recognizer: the model that was evaluated.
+        evaluation: what was found.
         title: names the clips it heard, as in "test split".
         recordings: the folder of clip ids; where a mistaken clip is still there, the page shows and plays it.
     """
-    template = importlib.resources.files("kws").joinpath("report.html.jinja").read_text()
+    template = importlib.resources.files("kws.evaluate").joinpath("report.html.jinja").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    mistakes = [mistake | _show(recognizer, recordings, mistake["clip"]) for mistake in judgement.summary()["mistakes"]]
-    margin = 1.96 * math.sqrt(judgement.accuracy * (1 - judgement.accuracy) / judgement.num_clips)
+    mistakes = [
+        mistake | _show(recognizer, recordings, mistake["clip"]) for mistake in evaluation.summary()["mistakes"]
+    ]
+    margin = 1.96 * math.sqrt(evaluation.accuracy * (1 - evaluation.accuracy) / evaluation.num_clips)
     page = environment.from_string(template).render(
         title=title,
-        judgement=judgement,
+        evaluation=evaluation,
         margin=margin,
-        confusion=plots.data_uri(plots.png(plots.confusion(judgement.matrix, judgement.words)), "image/png"),
+        confusion=plots.data_uri(plots.png(plots.confusion(evaluation.matrix, evaluation.words)), "image/png"),
         mistakes=mistakes,
-        num_mistakes=judgement.num_clips - int(judgement.matrix.trace()),
+        num_mistakes=evaluation.num_clips - int(evaluation.matrix.trace()),
         num_parameters=recognizer.num_parameters,
         recognizer=recognizer,
     )

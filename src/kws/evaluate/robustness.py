@@ -1,6 +1,6 @@
-"""How a model fares with recordings that are worse than those it was trained on.
+"""Robustness: accuracy with noise, filters, shifts and gains that the clips of training did not have.
 
-Noise is the part of the archive's background recordings that training never hears (`kws.clips.HELD_OUT_NOISE`).
+Noise is the part of the archive's background recordings that training never hears: `clips.HELD_OUT_NOISE`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kws import clips as ids
-from kws.audio import Waveform, resample
 from kws.config import BACKGROUND_NOISE
-from kws.evaluate import BATCH, AnyRecognizer, judge
-from kws.preprocess import noise_pieces
+from kws.evaluate.accuracy import BATCH, compare
+from kws.model.predict import AnyRecognizer
+from kws.preprocess import clips as ids
+from kws.preprocess.audio import Waveform, resample
+from kws.preprocess.step import noise_pieces
 
 Change = Callable[[int, Waveform], Waveform]
 """Gets the number of a clip and its waveform, and returns a worse one."""
@@ -91,5 +92,5 @@ def measure(recognizer: AnyRecognizer, recordings: Path, clips: Sequence[str]) -
     for name, change in conditions(recordings, recognizer).items():
         changed = [change(number, waveform) for number, waveform in enumerate(waveforms)]
         heard = [recognizer.hear(np.stack(changed[first : first + BATCH])) for first in range(0, len(clips), BATCH)]
-        found[name] = judge(recognizer.words, torch.from_numpy(np.concatenate(heard)), truth, clips).accuracy
+        found[name] = compare(recognizer.words, torch.from_numpy(np.concatenate(heard)), truth, clips).accuracy
     return found

@@ -1,259 +1,30 @@
-"""Judging a model: how often it is right, where it is wrong, and how much its probabilities mean."""
+"""The step: evaluates a `.pth` on the test split and writes the report."""
 
-import csv
-import dataclasses
-import io
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from kws import bundle, files
-from kws import clips as ids
-from kws.bundle import Recognizer
-from kws.calibration import expected_calibration_error
-from kws.onnx import OnnxRecognizer
-from kws.preprocess import list_clips, list_words
-from kws.progress import progress
-from kws.tensors import Tensors
+from kws.evaluate.accuracy import Evaluation, evaluate_tensors
+from kws.evaluate.report import write_report
+from kws.model import bundle
+from kws.preprocess.tensors import Tensors
 
 log = logging.getLogger(__name__)
 
-BATCH = 64
-NUM_MISTAKES = 20
 
-AnyRecognizer = Recognizer | OnnxRecognizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class WordScore:
-    """How one word fares."""
-
-    word: str
-    num_clips: int
-    precision: float
-    recall: float
-    f1: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mistake:
-    """A clip that was taken for another word."""
-
-    clip: str
-    truth: str
-    predicted: str
-    probability: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """What is known of a model after it heard some clips."""
-
-    words: list[str]
-    matrix: npt.NDArray[np.float64]
-    """Counts [true words, predicted words]."""
-    calibration_error: float
-    mistakes: list[Mistake]
-    """The most confident ones first."""
-
-    @property
-    def num_clips(self) -> int:
-        """Clips heard."""
-        return int(self.matrix.sum())
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the clips that were recognized."""
-        return float(self.matrix.trace() / self.matrix.sum())
-
-    @property
-    def word_scores(self) -> list[WordScore]:
-        """Precision, recall and F1 of every word that was spoken."""
-        spoken, said, right = self.matrix.sum(axis=1), self.matrix.sum(axis=0), self.matrix.diagonal()
-        return [
-            WordScore(
-                word=word, num_clips=int(spoken[i]), precision=float(right[i] / max(said[i], 1)),
-                recall=float(right[i] / spoken[i]), f1=float(2 * right[i] / (spoken[i] + said[i])),
-            )
-            for i, word in enumerate(self.words) if spoken[i]
-        ]  # fmt: skip
-
-    @property
-    def macro_f1(self) -> float:
-        """Mean F1 over the words that were spoken."""
-        scores = self.word_scores
-        return sum(score.f1 for score in scores) / len(scores)
-
-    def summary(self) -> dict[str, Any]:
-        """Returns the figures as JSON."""
-        return {
-            "accuracy": self.accuracy,
-            "macro_f1": self.macro_f1,
-            "calibration_error": self.calibration_error,
-            "num_clips": self.num_clips,
-            "words": [dataclasses.asdict(score) for score in self.word_scores],
-            "mistakes": [dataclasses.asdict(mistake) for mistake in self.mistakes],
-        }
-
-    def csv(self) -> str:
-        """Returns the confusion matrix as CSV: a row for each true word, a column for each predicted one."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["true \\ predicted", *self.words])
-        for word, row in zip(self.words, self.matrix, strict=True):
-            writer.writerow([word, *(int(count) for count in row)])
-        return text.getvalue()
-
-
-def judge(known: Sequence[str], probabilities: Tensor, truth: Sequence[str], clips: Sequence[str]) -> Judgement:
-    """Compares what a model said with the truth.
+def evaluate(model: Path, tensors: Path, report: Path) -> Evaluation:
+    """Evaluates a `.pth` on the test split and writes the report, an HTML page that stands alone.
 
     Args:
-        known: the words of the model.
-        probabilities: float [clips, words of the model].
-        truth: the word of every clip; one that the model does not know counts as a mistake.
-        clips: clip ids.
-    """
-    words = [*known, *sorted(set(truth) - set(known))]
-    labels = torch.tensor([words.index(word) for word in truth])
-    confidence, predicted = probabilities.max(-1)
-    matrix = torch.bincount(labels * len(words) + predicted, minlength=len(words) ** 2).double()
-    wrong = torch.nonzero(predicted != labels)[:, 0]
-    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:NUM_MISTAKES].tolist()
-    return Judgement(
-        words=words,
-        matrix=matrix.reshape(len(words), len(words)).numpy(),
-        calibration_error=expected_calibration_error(probabilities, labels),
-        mistakes=[
-            Mistake(clip=clips[i], truth=truth[i], predicted=words[int(predicted[i])], probability=float(confidence[i]))
-            for i in worst
-        ],
-    )
-
-
-def judge_tensors(recognizer: Recognizer, tensors: Tensors, split: str = "test") -> Judgement:
-    """Judges a model on a split of tensors.
-
-    A model of other features hears the recordings of the same clips instead.
-
-    Raises:
-        ValueError: the model has other features, and the recordings are no longer there or readable.
-    """
-    part = tensors.split(split)
-    truth = [tensors.words[label] for label in part.labels.tolist()]
-    if recognizer.features == tensors.features:
-        batches = (part.batch(rows)[0] for rows in torch.split(torch.arange(len(part)), BATCH))
-        probabilities = recognizer.probabilities(score(recognizer, batches))
-    else:
-        recordings = Path(tensors.manifest["recordings"]["path"])
-        if not recordings.is_dir():
-            raise ValueError(f"recordings must exist to judge a model of other features, got {str(recordings)!r}")
-        unreadable: dict[str, str] = {}
-        probabilities = hear(recognizer, recordings, part.clips, unreadable)
-        for clip, reason in unreadable.items():
-            raise ValueError(f"recordings must be as preprocessing read them, got {recordings / clip}: {reason}")
-    return judge(recognizer.words, probabilities, truth, part.clips)
-
-
-def judge_recordings(recognizer: AnyRecognizer, recordings: Path) -> tuple[Judgement, dict[str, str]]:
-    """Judges a model on a folder of `<word>/*.wav`, as far as it knows the words.
-
-    Other words are to be recognized as unknown by a model that has this class, and are left out for any other.
-
-    Returns:
-        The judgement, and the clips that cannot be read with the reasons.
-
-    Raises:
-        ValueError: the folder holds no word that the model knows, or nothing that can be read.
-    """
-    folders = list_words(recordings)
-    known = [name for name in folders if ids.word_of(name, recognizer.words) in recognizer.words]
-    if not known:
-        raise ValueError(
-            f"recordings must hold folders of words that the model knows ({', '.join(recognizer.words)}), got "
-            f"{', '.join(folders) or 'none'} in {recordings}"
-        )
-    unknown = [name for name in folders if name not in known]
-    if unknown:
-        log.info("left out, as the model does not know the words: %s", ", ".join(unknown))
-    found = list_clips(recordings, known)
-    unreadable: dict[str, str] = {}
-    probabilities = hear(recognizer, recordings, found, unreadable)
-    clips = [clip for clip in found if clip not in unreadable]
-    if not clips:
-        raise ValueError(f"recordings must hold files that can be read, got {len(found)} that cannot in {recordings}")
-    truth = [ids.word_of(clip, recognizer.words) for clip in clips]
-    return judge(recognizer.words, probabilities, truth, clips), unreadable
-
-
-def hear(recognizer: AnyRecognizer, recordings: Path, clips: Sequence[str], unreadable: dict[str, str]) -> Tensor:
-    """Reads and hears recordings, a batch at a time.
-
-    Args:
-        recognizer: the model.
-        recordings: the folder of the words.
-        clips: clip ids.
-        unreadable: gets the clips that cannot be read, which are left out, with the reasons.
-
-    Returns:
-        Probabilities, float32 [readable clips, words].
-    """
-    found = [np.empty((0, len(recognizer.words)), dtype=np.float32)]
-    with progress(len(clips), "clips", "listen") as bar:
-        for first in range(0, len(clips), BATCH):
-            waveforms = []
-            for clip in clips[first : first + BATCH]:
-                try:
-                    waveforms.append(ids.read(recordings, clip, recognizer.features))
-                except (ValueError, OSError) as error:
-                    unreadable[clip] = str(error)
-                bar.update()
-            if waveforms:
-                found.append(recognizer.hear(np.stack(waveforms)))
-    return torch.from_numpy(np.concatenate(found))
-
-
-@torch.inference_mode()
-def score(recognizer: Recognizer, batches: Iterator[Tensor]) -> Tensor:
-    """Scores features batch by batch: float32 [clips, words]."""
-    device = recognizer.model.mean.device
-    none = torch.empty(0, len(recognizer.words))
-    return torch.cat([none, *(recognizer.model(features.to(device)).float().cpu() for features in batches)])
-
-
-def evaluate(model: Path, tensors: Path, report: Path) -> Judgement:
-    """Judges a `.pth` on the test split and writes the report, an HTML page that stands alone.
-
-    Args:
-        model: a file of `kws.bundle`.
-        tensors: a folder of `kws.preprocess`.
+        model: a file of `kws.model.bundle`.
+        tensors: a folder of `kws.preprocess.step`.
         report: the page to write.
     """
-    from kws.report import write_report
-
     device = "cuda" if torch.cuda.is_available() else "cpu"
     recognizer = bundle.load(model, device)
     opened = Tensors(tensors)
-    judgement = judge_tensors(recognizer, opened)
-    write_report(report, recognizer, judgement, "test split", Path(opened.manifest["recordings"]["path"]))
-    log.info("accuracy %.2f %% on %d test clips", 100 * judgement.accuracy, judgement.num_clips)
-    return judgement
-
-
-def save_confusion(judgement: Judgement, folder: Path) -> tuple[Path, Path]:
-    """Writes confusion.png and confusion.csv into a folder, and returns their paths."""
-    from kws import plots
-
-    picture, table = folder / "confusion.png", folder / "confusion.csv"
-    with files.atomic_write(picture) as file:
-        file.write(plots.png(plots.confusion(judgement.matrix, judgement.words)))
-    with files.atomic_write(table, "w") as file:
-        file.write(judgement.csv())
-    return picture, table
+    evaluation = evaluate_tensors(recognizer, opened)
+    write_report(report, recognizer, evaluation, "test split", Path(opened.manifest["recordings"]["path"]))
+    log.info("accuracy %.2f %% on %d test clips", 100 * evaluation.accuracy, evaluation.num_clips)
+    return evaluation

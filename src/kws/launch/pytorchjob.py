@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from kws.config import from_dict, require
 from kws.files import atomic_write
-from kws.launch import FRESH_STORE, MAX_RESTARTS, TRAINER, LaunchError, TrainJob
+from kws.launch.job import FRESH_STORE, MAX_RESTARTS, TRAINER, LaunchError, TrainJob
 
 if TYPE_CHECKING:
     from kubeflow.training import KubeflowOrgV1PyTorchJob

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from kws import files
-from kws.audio import Waveform
 from kws.config import FeatureConfig, ModelConfig, from_dict
-from kws.features import mel_spectrogram
-from kws.model import AudioTransformer
+from kws.model.network import AudioTransformer
+from kws.preprocess.audio import Waveform
+from kws.preprocess.features import mel_spectrogram
 
 FORMAT = 2
 

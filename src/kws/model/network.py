@@ -56,7 +56,7 @@ class AudioTransformer(nn.Module):
         """Scores words.
 
         Args:
-            features: float [N, F, T] as `kws.features.MelSpectrogram` gives them.
+            features: float [N, F, T] as `kws.preprocess.features.MelSpectrogram` gives them.
 
         Returns:
             float [N, K], logarithms of unnormalized probabilities.

@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from kws import files
-from kws.audio import Waveform
 from kws.config import FeatureConfig, from_dict, require
+from kws.preprocess.audio import Waveform
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
     from torch import Tensor
 
-    from kws.bundle import Recognizer
+    from kws.model.bundle import Recognizer
 
 FORMAT = "1"
 OPSET = 18
@@ -166,7 +166,7 @@ def _spectrum(config: FeatureConfig, block: int) -> dict[str, "Tensor"]:
     """
     import torch
 
-    from kws.features import MelSpectrogram
+    from kws.preprocess.features import MelSpectrogram
 
     half = config.win_length // 2
     hop = config.hop_length // block

@@ -1,14 +1,17 @@
-"""Naming the word in recordings."""
+"""Any model, `.pth` or ONNX, and what it says of a recording. An ONNX model needs no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from kws.audio import read_clip
+from kws.preprocess.audio import read_clip
 
 if TYPE_CHECKING:
-    from kws.evaluate import AnyRecognizer
+    from kws.model.bundle import Recognizer
+    from kws.model.onnx import OnnxRecognizer
+
+AnyRecognizer: TypeAlias = "Recognizer | OnnxRecognizer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +22,27 @@ class Prediction:
     probability: float
 
 
-def predict(recognizer: "AnyRecognizer", path: Path, top: int = 1) -> list[Prediction]:
+def load(path: Path) -> AnyRecognizer:
+    """Reads a `.onnx` file, or else a `.pth` file.
+
+    Raises:
+        ValueError: the file is no model.
+        FileNotFoundError: there is no such file.
+    """
+    if path.suffix == ".onnx":
+        from kws.model import onnx
+
+        return onnx.load(path)
+    from kws.model import bundle
+
+    return bundle.load(path)
+
+
+def predict(recognizer: AnyRecognizer, path: Path, top: int = 1) -> list[Prediction]:
     """Returns the most probable words of a recording, the most probable first.
 
     Args:
-        recognizer: a model that `kws.bundle.load` or `kws.onnx.load` read.
+        recognizer: a model that `kws.model.bundle.load` or `kws.model.onnx.load` read.
         path: a recording of any rate, width and channels; the second with the most energy counts.
         top: how many words.
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kws.audio import Waveform, read_clip, read_waveform
 from kws.config import BACKGROUND_NOISE, SILENCE, SPLITS, UNKNOWN, FeatureConfig
+from kws.preprocess.audio import Waveform, read_clip, read_waveform
 
 HELD_OUT_NOISE = 0.2
-"""Share of every noise recording, its end, that training never hears: what is judged with noise is judged with it."""
+"""Share of every noise recording, its end, that training never hears: the noise of evaluation."""
 
 SILENCE_PARTS = {
     "train": (0.0, 1 - HELD_OUT_NOISE),

@@ -1,4 +1,6 @@
-"""Features of many clips on the CPU, compiled: what `kws.features.MelSpectrogram` computes, several times as fast.
+"""Features of many clips on the CPU, compiled.
+
+They are those of `kws.preprocess.features.MelSpectrogram`, computed several times as fast.
 
 PyTorch makes each step a pass over memory: window, transform, squares, filters, logarithm, conversion. Here sixteen
 frames at a time go all the way, in memory that a core's first cache holds, side by side in vectors, so that the
@@ -14,8 +16,8 @@ import numpy.typing as npt
 from numba import njit, types
 
 from kws.config import FeatureConfig
-from kws.features import mel_filters
-from kws.lanes import LANES, fill_windowed, load, log, store, store_half, zero
+from kws.preprocess.features import mel_filters
+from kws.preprocess.lanes import LANES, fill_windowed, load, log, store, store_half, zero
 
 _NO_FLOATS = np.empty(0, np.float32)
 _NO_HALVES = np.empty(0, np.uint16)

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kws import clips as ids
-from kws import files, splits
-from kws.audio import read_waveform
+from kws import files
 from kws.config import BACKGROUND_NOISE, PRESETS, SILENCE, SPLITS, UNKNOWN, FeatureConfig, parse_words, require
+from kws.preprocess import clips as ids
+from kws.preprocess import splits
+from kws.preprocess.audio import read_waveform
 from kws.processes import end_with_parent, num_cores
 from kws.progress import progress
 
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 CLIPS_PER_TASK = 256
 
-PRELOAD = ["kws.kernel", "kws.preprocess"]
+PRELOAD = ["kws.preprocess.kernel", "kws.preprocess.step"]
 """Modules that workers find loaded."""
 
 
@@ -71,7 +72,7 @@ def preprocess(
     fingerprint.
 
     Args:
-        recordings: a folder of `<word>/*.wav`, with manifest.json as `kws.download` leaves it or without.
+        recordings: a folder of `<word>/*.wav`, with manifest.json as `kws.download.step` leaves it or without.
         data_root: gets `tensors/<fingerprint>/`.
         words: all, auto or a list; see `kws.config.PipelineConfig`.
         unknown_words: empty, auto or a list. With it there are two more classes, each with as many clips as a word has
@@ -208,7 +209,7 @@ def list_clips(recordings: Path, words: Iterable[str]) -> list[str]:
 
 
 def recordings_fingerprint(recordings: Path, clips: Sequence[str]) -> str:
-    """Returns the digest of the recordings: their manifest's where `kws.download` wrote one, else of every byte."""
+    """Returns the digest of the recordings: their manifest's where the download wrote one, else of every byte."""
     if files.is_complete(recordings) and "sha256" in (manifest := files.read_json(recordings / files.MANIFEST)):
         return str(manifest["sha256"])
     digest = hashlib.sha256()
@@ -219,7 +220,7 @@ def recordings_fingerprint(recordings: Path, clips: Sequence[str]) -> str:
 
 
 def _fingerprint(source: str, features: FeatureConfig, split: str, words: Sequence[str], unknown: Sequence[str]) -> str:
-    from kws.features import VERSION
+    from kws.preprocess.features import VERSION
 
     settings = {"recordings": source, "features": dataclasses.asdict(features), "split": split, "words": list(words),
                 "version": VERSION}  # fmt: skip
@@ -311,7 +312,8 @@ def _create(path: Path, num_rows: int, features: FeatureConfig) -> None:
 def workers(num_processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
     """Gives a `map` that runs in processes of one thread each, or in this process where that is enough.
 
-    With them, this process does without the compiler of `kws.kernel`, which takes seconds to start and compile.
+    With them, this process does without the compiler of `kws.preprocess.kernel`, which takes seconds to start and
+    compile.
     """
     if num_processes == 1:
         yield map
@@ -333,7 +335,7 @@ def _start_worker() -> None:
 
 def _fill(task: _Task) -> _Done:
     """Computes the features of some clips into their rows, a few clips at a time so that they stay in the cache."""
-    from kws.kernel import feature_kernel
+    from kws.preprocess.kernel import feature_kernel
 
     kernel = feature_kernel(task.features)
     array = np.load(task.array, mmap_mode="r")
@@ -371,7 +373,7 @@ def _save_noise(folder: Path, destination: Path, features: FeatureConfig) -> tup
     Returns:
         How many pieces there are, and the recordings that cannot be read with the reasons.
     """
-    from kws.kernel import feature_kernel
+    from kws.preprocess.kernel import feature_kernel
 
     pieces: list[npt.NDArray[np.float32]] = []
     reasons: dict[str, str] = {}

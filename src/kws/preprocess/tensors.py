@@ -1,4 +1,4 @@
-"""Tensors that `kws.preprocess` made, opened for training and evaluation."""
+"""Tensors that `kws.preprocess.step` made, opened for training and evaluation."""
 
 from dataclasses import dataclass
 from pathlib import Path

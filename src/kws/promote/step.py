@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kws import bundle, files
+from kws import files
 from kws.config import require
-from kws.evaluate import judge_tensors
-from kws.tensors import Tensors
+from kws.evaluate.accuracy import evaluate_tensors
+from kws.model import bundle
+from kws.preprocess.tensors import Tensors
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def promote(
     Args:
         model: a `.pth`.
         tensors: the folder whose test split decides.
-        evaluation: JSON of `kws.evaluate.Judgement.summary` on that split.
+        evaluation: JSON of `kws.evaluate.accuracy.Evaluation.summary` on that split.
         report: the HTML page.
         data_root: gets `models/<version>/`; the version is the name of the training run.
         min_accuracy: what a champion must reach, 0 to 1.
@@ -103,7 +104,7 @@ def _decide(
         rival = bundle.load(data_root / "models" / champion / MODEL)
     except ValueError as error:  # of an older version of the project, or damaged: then none can use it
         return True, f"accuracy {accuracy:.2%}, and {champion} cannot be read: {error}", None
-    other = judge_tensors(rival, Tensors(tensors)).accuracy
+    other = evaluate_tensors(rival, Tensors(tensors)).accuracy
     if accuracy > other:
         return True, f"accuracy {accuracy:.2%} beats {other:.2%} of {champion} on the same clips", other
     return (False, f"accuracy {accuracy:.2%} does not beat {other:.2%} of {champion} on the same clips", other)

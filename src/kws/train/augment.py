@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kws.config import AugmentConfig, FeatureConfig
-from kws.features import MelSpectrogram
+from kws.preprocess.features import MelSpectrogram
 
 
 class Augment:

@@ -125,7 +125,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -
     Only matrices and convolutions decay, not biases, norms and positions.
 
     Args:
-        model: a `kws.model.AudioTransformer`.
+        model: a `kws.model.network.AudioTransformer`.
         config: optimizer, learning rate and weight decay.
         dtype: what Muon computes in.
     """

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from kws import files
-from kws.config import PRESETS, TrainConfig, field_docs, require, train_config
+from kws.config import PRESETS, TrainConfig, field_docs, require
 from kws.flags import add_flag
-from kws.launch import TrainJob, job_name, launcher
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ FREE_TO_CHANGE = ("checkpoint_steps", "keep_checkpoints")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of training, those of `python -m kws.trainer`."""
+    """Adds the flags of training, those of `python -m kws.train.trainer`."""
     parser.add_argument("--tensors", type=Path, required=True, metavar="DIR", help="a folder of kws preprocess")
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument(
@@ -157,57 +156,3 @@ def owned(folder: Path) -> Iterator[None]:
                     ) from error
                 time.sleep(0.5)
         yield
-
-
-def train(
-    tensors: Path,
-    runs: Path,
-    *,
-    preset: str,
-    run_id: str = "",
-    num_nodes: int = 1,
-    processes_per_node: int = 1,
-    job_manifest: Path | None = None,
-    **overrides: Any,
-) -> Path:
-    """Trains a model: with torchrun on this machine, as a PyTorchJob on a cluster.
-
-    Args:
-        tensors: a folder of `kws.preprocess`.
-        runs: gets the folder `<timestamp>-<run id>/`.
-        preset: names the recipe.
-        run_id: names the run, so that a step that is tried again goes on with it. Empty goes on with an unfinished run
-            of the same settings, or starts a new one.
-        num_nodes: machines.
-        processes_per_node: processes of each.
-        job_manifest: gets what was started: the manifest of the PyTorchJob, or the command and its environment.
-        overrides: fields of `kws.config.TrainConfig` that are not as the preset says.
-
-    Returns:
-        The folder of the run, complete.
-
-    Raises:
-        ValueError: a setting is wrong.
-        kws.launch.LaunchError: training failed; the message is the trainer's own.
-    """
-    require(files.is_complete(tensors), "tensors", "be a folder that kws preprocess completed", str(tensors))
-    config = train_config(preset=preset, **overrides)
-    folder = open_run(runs, run_id, describe(tensors, preset, config))
-    if files.is_complete(folder):
-        log.info("%s is complete: nothing to do", folder)
-        return folder
-    arguments = ["--tensors", str(tensors), "--run-folder", str(folder), "--preset", preset]
-    for name, value in overrides.items():
-        if value:
-            flag = f"--{name.replace('_', '-')}"
-            arguments += [flag] if value is True else [flag, str(value)]
-    job = TrainJob(
-        name=job_name(folder.name),
-        arguments=tuple(arguments),
-        num_nodes=num_nodes,
-        processes_per_node=processes_per_node,
-    )
-    launcher().run(job, job_manifest)
-    if not files.is_complete(folder):
-        raise AssertionError(f"training ended well but left no {files.MANIFEST} in {folder}")
-    return folder

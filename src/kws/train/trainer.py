@@ -1,6 +1,6 @@
 """The training loop: one process, or one of many under torchrun.
 
-    torchrun --nproc-per-node=2 -m kws.trainer --tensors DIR --runs DIR
+    torchrun --nproc-per-node=2 -m kws.train.trainer --tensors DIR --runs DIR
 
 Where a run stands is three numbers: the epoch, the clips of it that are done, and the step. The order of the clips
 and every random draw follow from the seed and these numbers, so a checkpoint needs no state of a random generator, and
@@ -27,16 +27,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from kws import bundle, files, runs
-from kws.augment import Augment, mix
-from kws.calibration import fit_temperature
+from kws import files
 from kws.config import PRESETS, TrainConfig, require, train_config
-from kws.launch import die_with_parent, handle_signals
-from kws.model import AudioTransformer
-from kws.optimizer import make_optimizers
-from kws.processes import keep_freed_memory
+from kws.model import bundle
+from kws.model.calibration import fit_temperature
+from kws.model.network import AudioTransformer
+from kws.preprocess.tensors import Split, Tensors
+from kws.processes import die_with_parent, handle_signals, keep_freed_memory
 from kws.progress import progress
-from kws.tensors import Split, Tensors
+from kws.train import runs
+from kws.train.augment import Augment, mix
+from kws.train.optimizer import make_optimizers
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -361,7 +362,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, split: Split) -> tuple[float, Tensor]:
-        """Judges the model on a split, divided among the processes.
+        """Evaluates the model on a split, divided among the processes.
 
         Returns:
             Mean cross-entropy, and the confusion matrix, float64 [true words, predicted words].
@@ -512,11 +513,11 @@ def train(tensors_folder: Path, preset: str, config: TrainConfig, *, runs_folder
     """Trains a model in this process, together with the others of its torchrun.
 
     Args:
-        tensors_folder: a folder of `kws.preprocess`.
+        tensors_folder: a folder of `kws.preprocess.step`.
         preset: names features and model.
         config: how to train.
         runs_folder: gets the folder of the run; needed without `run`.
-        run_id: see `kws.runs.open_run`.
+        run_id: see `kws.train.runs.open_run`.
         run: the folder of the run itself.
 
     Returns:
@@ -581,7 +582,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs training from the command line, and exits with 143 where a signal stopped it."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()  # or a killed torchrun would leave its processes training
-    parser = argparse.ArgumentParser(prog="kws.trainer", description=__doc__,
+    parser = argparse.ArgumentParser(prog="kws.train.trainer", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     runs.add_arguments(parser)
     run(parser.parse_args(argv))

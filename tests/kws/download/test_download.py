@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from file_server import FileServer, serve
 
-from kws import download as module
 from kws import files
 from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL
-from kws.download import download, folder_digest
+from kws.download import step as module
+from kws.download.step import download, folder_digest
 
 REAL_SHA256 = "144af90e8779999e43013d796e97e04cedbd56ea1d9d6991f53f42bd4ff81a10"
 NAME = "small.tar.gz"
@@ -55,7 +55,7 @@ def archive(file_server: FileServer, tmp_path: Path) -> Path:
 
 def spawn(source: str, sha256: str, data_root: Path) -> "subprocess.Popen[str]":
     code = (
-        "import logging, sys; from pathlib import Path; from kws.download import download\n"
+        "import logging, sys; from pathlib import Path; from kws.download.step import download\n"
         "logging.basicConfig(level=logging.INFO); print(download(sys.argv[1], sys.argv[2], Path(sys.argv[3])))"
     )
     return subprocess.Popen(

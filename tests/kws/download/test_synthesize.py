@@ -11,8 +11,8 @@ import pytest
 
 from kws import files
 from kws.config import SPEECH_COMMANDS_WORDS
-from kws.download import download
-from kws.synthesize import synthesize
+from kws.download.step import download
+from kws.download.synthesize import synthesize
 
 CLIPS_PER_WORD = 20
 SMALL = {"words": ("yes", "no", "stop"), "clips_per_word": 6}
@@ -110,9 +110,9 @@ def test_second_call_does_nothing_and_other_settings_replace_the_corpus(tmp_path
 def test_more_clips_than_voices_are_further_takes_by_the_same_speakers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kws.synthesize.ACCENTS", ("en-us",))
-    monkeypatch.setattr("kws.synthesize.VARIANTS", ("f1", "m3"))
-    monkeypatch.setattr("kws.synthesize.PITCHES", (40, 60))
+    monkeypatch.setattr("kws.download.synthesize.ACCENTS", ("en-us",))
+    monkeypatch.setattr("kws.download.synthesize.VARIANTS", ("f1", "m3"))
+    monkeypatch.setattr("kws.download.synthesize.PITCHES", (40, 60))
     synthesize(tmp_path / "corpus", words=("yes", "no"), clips_per_word=6)
     takes = Counter(path.name[:8] for path in (tmp_path / "corpus" / "yes").iterdir())
     assert sorted(takes.values()) == [1, 1, 2, 2]
@@ -126,7 +126,7 @@ def test_download_takes_a_snapshot_of_a_synthetic_corpus(corpus: Path, tmp_path:
 
 def test_killed_synthesis_ends_its_processes_and_starts_again(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from kws.synthesize import synthesize\n"
+        "import sys; from pathlib import Path; from kws.download.synthesize import synthesize\n"
         "if __name__ == '__main__': synthesize(Path(sys.argv[1]))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "corpus")], start_new_session=True)

@@ -1,4 +1,4 @@
-"""Judging a model, and the report on it."""
+"""Evaluating a model, and the report on it."""
 
 import csv
 import dataclasses
@@ -15,25 +15,28 @@ import soundfile
 import torch
 from recognizers import MakeRecognizer
 
-from kws import bundle, evaluate, files
-from kws.bundle import Recognizer
+from kws import files
 from kws.config import FeatureConfig
-from kws.evaluate import Judgement, judge, judge_recordings, judge_tensors
-from kws.report import write_report
-from kws.tensors import Tensors
+from kws.evaluate import accuracy
+from kws.evaluate.accuracy import Evaluation, compare, evaluate_recordings, evaluate_tensors, hear, save_confusion
+from kws.evaluate.report import write_report
+from kws.evaluate.step import evaluate
+from kws.model import bundle
+from kws.model.bundle import Recognizer
+from kws.preprocess.tensors import Tensors
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture
-def by_hand() -> Judgement:
+def by_hand() -> Evaluation:
     """Ten clips: a is said five times and heard as a, a, a, b, b; b four times, heard as b, b, b, a; c as a."""
-    return Judgement(
+    return Evaluation(
         words=["a", "b", "c"], matrix=np.array([[3.0, 2, 0], [1, 3, 0], [1, 0, 0]]), calibration_error=0.1, mistakes=[]
     )
 
 
-def test_figures_by_hand(by_hand: Judgement) -> None:
+def test_figures_by_hand(by_hand: Evaluation) -> None:
     assert by_hand.num_clips == 10
     assert by_hand.accuracy == pytest.approx(0.6)
     a, b, c = by_hand.word_scores
@@ -44,22 +47,22 @@ def test_figures_by_hand(by_hand: Judgement) -> None:
     assert by_hand.macro_f1 == pytest.approx((0.6 + 2 / 3 + 0) / 3)
 
 
-def test_words_that_nobody_said_are_left_out_of_the_table_and_of_macro_f1(by_hand: Judgement) -> None:
+def test_words_that_nobody_said_are_left_out_of_the_table_and_of_macro_f1(by_hand: Evaluation) -> None:
     matrix = np.array([[2.0, 0, 1], [0, 1, 0], [0, 0, 0]])
-    judgement = dataclasses.replace(by_hand, matrix=matrix)
-    assert [score.word for score in judgement.word_scores] == ["a", "b"]
-    assert judgement.macro_f1 == pytest.approx((0.8 + 1) / 2)
+    evaluation = dataclasses.replace(by_hand, matrix=matrix)
+    assert [score.word for score in evaluation.word_scores] == ["a", "b"]
+    assert evaluation.macro_f1 == pytest.approx((0.8 + 1) / 2)
 
 
-def test_confusion_matrix_is_written_as_csv_and_png(by_hand: Judgement, tmp_path: Path) -> None:
-    picture, table = evaluate.save_confusion(by_hand, tmp_path / "new")
+def test_confusion_matrix_is_written_as_csv_and_png(by_hand: Evaluation, tmp_path: Path) -> None:
+    picture, table = save_confusion(by_hand, tmp_path / "new")
     rows = list(csv.reader(io.StringIO(table.read_text())))
     assert rows == [["true \\ predicted", "a", "b", "c"], ["a", "3", "2", "0"], ["b", "1", "3", "0"],
                     ["c", "1", "0", "0"]]  # fmt: skip
     assert picture.read_bytes().startswith(PNG)
 
 
-def test_summary_is_json(by_hand: Judgement) -> None:
+def test_summary_is_json(by_hand: Evaluation) -> None:
     summary = json.loads(json.dumps(by_hand.summary()))
     assert summary["accuracy"] == pytest.approx(0.6)
     assert [word["word"] for word in summary["words"]] == ["a", "b", "c"]
@@ -78,39 +81,39 @@ def test_mistakes_are_listed_the_surest_first_and_twenty_at_most(make_recognizer
     recognizer = make_recognizer()
     sure = [0.5 + index / 100 for index in range(30)]
     clips = [f"no/{index}.wav" for index in range(30)]
-    judgement = judge(recognizer.words, probabilities_for([2] * 29 + [0], sure), ["no"] * 30, clips)
-    assert len(judgement.mistakes) == 20
-    assert [mistake.clip for mistake in judgement.mistakes[:2]] == ["no/28.wav", "no/27.wav"]
-    worst = judgement.mistakes[0]
+    evaluation = compare(recognizer.words, probabilities_for([2] * 29 + [0], sure), ["no"] * 30, clips)
+    assert len(evaluation.mistakes) == 20
+    assert [mistake.clip for mistake in evaluation.mistakes[:2]] == ["no/28.wav", "no/27.wav"]
+    worst = evaluation.mistakes[0]
     assert (worst.truth, worst.predicted, worst.probability) == ("no", "yes", pytest.approx(0.78, abs=1e-3))
-    assert judgement.accuracy == pytest.approx(1 / 30)
+    assert evaluation.accuracy == pytest.approx(1 / 30)
 
 
 def test_word_that_the_model_does_not_know_is_a_mistake_with_a_row_of_its_own(make_recognizer: MakeRecognizer) -> None:
     recognizer = make_recognizer()
     truth = ["no", "maybe", "yes", "maybe"]
-    judgement = judge(recognizer.words, probabilities_for([0, 0, 2, 2], [0.9] * 4), truth, ["a", "b", "c", "d"])
-    assert judgement.words == ["no", "stop", "yes", "maybe"]
-    assert judgement.matrix.tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 0]]
-    assert judgement.accuracy == 0.5
-    assert [mistake.truth for mistake in judgement.mistakes] == ["maybe", "maybe"]
-    assert [score.recall for score in judgement.word_scores] == [1, 1, 0]
+    evaluation = compare(recognizer.words, probabilities_for([0, 0, 2, 2], [0.9] * 4), truth, ["a", "b", "c", "d"])
+    assert evaluation.words == ["no", "stop", "yes", "maybe"]
+    assert evaluation.matrix.tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 0]]
+    assert evaluation.accuracy == 0.5
+    assert [mistake.truth for mistake in evaluation.mistakes] == ["maybe", "maybe"]
+    assert [score.recall for score in evaluation.word_scores] == [1, 1, 0]
 
 
 def test_temperature_changes_probabilities_but_no_decision(make_recognizer: MakeRecognizer) -> None:
     sharp = make_recognizer()
     flat = dataclasses.replace(sharp, temperature=3.0)
     scores, truth, clips = probabilities_for([0, 2], [0.9, 0.8]).log(), ["no", "no"], ["a", "b"]
-    one, other = (judge(each.words, each.probabilities(scores), truth, clips) for each in (sharp, flat))
+    one, other = (compare(each.words, each.probabilities(scores), truth, clips) for each in (sharp, flat))
     assert one.matrix.tolist() == other.matrix.tolist()
     assert other.mistakes[0].probability < one.mistakes[0].probability
 
 
 def test_good_model_is_right_on_the_test_split(expert: Recognizer, tone_tensors: Path) -> None:
-    judgement = judge_tensors(expert, Tensors(tone_tensors))
-    assert judgement.accuracy == 1
-    assert judgement.mistakes == []
-    assert judgement.num_clips == files.read_json(tone_tensors / files.MANIFEST)["counts"]["test"]
+    evaluation = evaluate_tensors(expert, Tensors(tone_tensors))
+    assert evaluation.accuracy == 1
+    assert evaluation.mistakes == []
+    assert evaluation.num_clips == files.read_json(tone_tensors / files.MANIFEST)["counts"]["test"]
 
 
 def test_model_of_other_features_hears_the_recordings_of_the_same_clips(
@@ -118,16 +121,16 @@ def test_model_of_other_features_hears_the_recordings_of_the_same_clips(
 ) -> None:
     recognizer = make_recognizer(features=other_features)
     tensors = Tensors(tone_tensors)
-    judgement = judge_tensors(recognizer, tensors)
+    evaluation = evaluate_tensors(recognizer, tensors)
     test = tone_tensors / "test.clips.json"
     heard: dict[str, str] = {}
-    probabilities = evaluate.hear(recognizer, tone_corpus, files.read_json(test), heard)
+    probabilities = hear(recognizer, tone_corpus, files.read_json(test), heard)
     truth = [clip.split("/")[0] for clip in files.read_json(test)]
     assert (
-        judgement.matrix.tolist()
-        == judge(recognizer.words, probabilities, truth, files.read_json(test)).matrix.tolist()
+        evaluation.matrix.tolist()
+        == compare(recognizer.words, probabilities, truth, files.read_json(test)).matrix.tolist()
     )
-    assert judgement.num_clips == len(truth)
+    assert evaluation.num_clips == len(truth)
 
 
 def test_recordings_that_are_gone_are_an_error_for_a_model_of_other_features(
@@ -145,16 +148,16 @@ def test_recordings_that_are_gone_are_an_error_for_a_model_of_other_features(
     clip = files.read_json(folder / "test.clips.json")[0]
     (recordings / clip).write_bytes(b"")
     with pytest.raises(ValueError, match=f"recordings must be as preprocessing read them, got .*{clip}: .*WAV"):
-        judge_tensors(recognizer, Tensors(folder))
+        evaluate_tensors(recognizer, Tensors(folder))
     shutil.rmtree(recordings)
-    with pytest.raises(ValueError, match="recordings must exist to judge a model of other features, got"):
-        judge_tensors(recognizer, Tensors(folder))
+    with pytest.raises(ValueError, match="recordings must exist to evaluate a model of other features, got"):
+        evaluate_tensors(recognizer, Tensors(folder))
 
 
-def test_folder_of_recordings_is_judged_as_far_as_it_can_be_read_and_is_known(
+def test_folder_of_recordings_is_evaluated_as_far_as_it_can_be_read_and_is_known(
     expert: Recognizer, tone_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "BATCH", 7)
+    monkeypatch.setattr(accuracy, "BATCH", 7)
     for word in ("no", "yes"):
         (tmp_path / word).mkdir()
         for path in sorted((tone_corpus / word).iterdir())[:10]:
@@ -163,41 +166,41 @@ def test_folder_of_recordings_is_judged_as_far_as_it_can_be_read_and_is_known(
     shutil.copy(path, tmp_path / "maybe")
     (tmp_path / "yes" / "broken.wav").write_bytes(b"nothing")
     (tmp_path / "no" / "notes.txt").write_text("no recording")
-    judgement, unreadable = judge_recordings(expert, tmp_path)
-    assert (judgement.num_clips, judgement.accuracy) == (20, 1)
+    evaluation, unreadable = evaluate_recordings(expert, tmp_path)
+    assert (evaluation.num_clips, evaluation.accuracy) == (20, 1)
     assert list(unreadable) == ["yes/broken.wav"]
-    assert [score.word for score in judgement.word_scores] == ["no", "yes"]
+    assert [score.word for score in evaluation.word_scores] == ["no", "yes"]
 
 
 def test_other_words_are_to_be_unknown_to_a_model_that_has_this_class(
     make_recognizer: MakeRecognizer, tone_corpus: Path
 ) -> None:
     recognizer = make_recognizer(words=["yes", "_unknown_"])
-    judgement, _ = judge_recordings(recognizer, tone_corpus)
-    assert judgement.words == ["yes", "_unknown_"]
-    assert judgement.matrix.sum(axis=1).tolist() == [40, 80]
+    evaluation, _ = evaluate_recordings(recognizer, tone_corpus)
+    assert evaluation.words == ["yes", "_unknown_"]
+    assert evaluation.matrix.sum(axis=1).tolist() == [40, 80]
 
 
-def test_folder_that_cannot_be_judged_is_refused_with_the_reason(expert: Recognizer, tmp_path: Path) -> None:
+def test_folder_that_cannot_be_evaluated_is_refused_with_the_reason(expert: Recognizer, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"recordings must be a folder of <word>/\*.wav, got"):
-        judge_recordings(expert, tmp_path / "absent")
+        evaluate_recordings(expert, tmp_path / "absent")
     (tmp_path / "maybe").mkdir()
     soundfile.write(tmp_path / "maybe" / "a.wav", np.zeros(100), 16_000)
     with pytest.raises(ValueError, match=r"words that the model knows \(no, stop, yes\), got maybe in"):
-        judge_recordings(expert, tmp_path)
+        evaluate_recordings(expert, tmp_path)
     (tmp_path / "yes").mkdir()
     (tmp_path / "yes" / "a.wav").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="recordings must hold files that can be read, got 1 that cannot in"):
-        judge_recordings(expert, tmp_path)
+        evaluate_recordings(expert, tmp_path)
 
 
-def test_real_digits_at_8_khz_are_judged(make_recognizer: MakeRecognizer, real_digits: Path, tmp_path: Path) -> None:
+def test_real_digits_at_8_khz_are_evaluated(make_recognizer: MakeRecognizer, real_digits: Path, tmp_path: Path) -> None:
     for word in ("one", "nine"):
         (tmp_path / word).mkdir()
         for path in sorted((real_digits / word).glob("*.wav"))[::40]:
             shutil.copy(path, tmp_path / word)
-    judgement, unreadable = judge_recordings(make_recognizer(words=["nine", "one", "two"]), tmp_path)
-    assert (judgement.num_clips, unreadable) == (10, {})
+    evaluation, unreadable = evaluate_recordings(make_recognizer(words=["nine", "one", "two"]), tmp_path)
+    assert (evaluation.num_clips, unreadable) == (10, {})
 
 
 class Page(HTMLParser):
@@ -234,17 +237,17 @@ def parse(path: Path) -> Page:
 
 
 @pytest.fixture
-def bad_report(make_recognizer: MakeRecognizer, tone_tensors: Path, tmp_path: Path) -> tuple[Judgement, Path]:
+def bad_report(make_recognizer: MakeRecognizer, tone_tensors: Path, tmp_path: Path) -> tuple[Evaluation, Path]:
     """The report on an untrained model, which is mistaken often."""
     bundle.save(tmp_path / "model.pth", make_recognizer())
     report = tmp_path / "report.html"
-    return evaluate.evaluate(tmp_path / "model.pth", tone_tensors, report), report
+    return evaluate(tmp_path / "model.pth", tone_tensors, report), report
 
 
-def test_report_stands_alone(bad_report: tuple[Judgement, Path]) -> None:
-    judgement, report = bad_report
+def test_report_stands_alone(bad_report: tuple[Evaluation, Path]) -> None:
+    evaluation, report = bad_report
     page = parse(report)
-    assert len(page.references) == 1 + 2 * len(judgement.mistakes)  # the matrix; picture and sound of every mistake
+    assert len(page.references) == 1 + 2 * len(evaluation.mistakes)  # the matrix; picture and sound of every mistake
     assert all(reference.startswith("data:") for reference in page.references)
     assert {reference[:15] for reference in page.references} == {"data:image/png;", "data:audio/wav;"}
     own = re.sub(r'"data:[^"]*"', "", report.read_text())
@@ -252,18 +255,20 @@ def test_report_stands_alone(bad_report: tuple[Judgement, Path]) -> None:
     assert not {"script", "link", "iframe"} & page.tags
 
 
-def test_report_shows_the_figures_the_words_and_the_mistakes(bad_report: tuple[Judgement, Path]) -> None:
-    judgement, report = bad_report
+def test_report_shows_the_figures_the_words_and_the_mistakes(bad_report: tuple[Evaluation, Path]) -> None:
+    evaluation, report = bad_report
     page = parse(report)
-    assert judgement.mistakes
-    assert f"{100 * judgement.accuracy:.2f} %" in page.text
-    assert f"{judgement.macro_f1:.3f}" in page.text
-    for expected in [*judgement.words, *(mistake.clip for mistake in judgement.mistakes), "run-1", "preset default"]:
+    assert evaluation.mistakes
+    assert f"{100 * evaluation.accuracy:.2f} %" in page.text
+    assert f"{evaluation.macro_f1:.3f}" in page.text
+    for expected in [*evaluation.words, *(mistake.clip for mistake in evaluation.mistakes), "run-1", "preset default"]:
         assert expected in page.text
 
 
 def test_report_of_a_model_without_mistakes_says_so(expert: Recognizer, tone_tensors: Path, tmp_path: Path) -> None:
-    write_report(tmp_path / "report.html", expert, judge_tensors(expert, Tensors(tone_tensors)), "test split", tmp_path)
+    write_report(
+        tmp_path / "report.html", expert, evaluate_tensors(expert, Tensors(tone_tensors)), "test split", tmp_path
+    )
     page = parse(tmp_path / "report.html")
     assert "There are none." in page.text
     assert len(page.references) == 1
@@ -273,8 +278,8 @@ def test_report_does_without_clips_that_are_gone_and_escapes_their_names(
     make_recognizer: MakeRecognizer, tmp_path: Path
 ) -> None:
     recognizer = make_recognizer()
-    judgement = judge(recognizer.words, probabilities_for([2], [0.9]), ["no"], ["no/<script>alert(1)</script>.wav"])
-    write_report(tmp_path / "report.html", recognizer, judgement, "my <b>clips", tmp_path)
+    evaluation = compare(recognizer.words, probabilities_for([2], [0.9]), ["no"], ["no/<script>alert(1)</script>.wav"])
+    write_report(tmp_path / "report.html", recognizer, evaluation, "my <b>clips", tmp_path)
     page = parse(tmp_path / "report.html")
     assert "<script>alert(1)</script>.wav" in page.text
     assert "script" not in page.tags

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kws import robustness
+from kws.evaluate import robustness
 
 TONE = np.sin(np.arange(16_000) * (2 * np.pi * 1000 / 16_000)).astype(np.float32) * 0.25
 

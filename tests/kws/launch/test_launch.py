@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from kws.launch import MAX_NAME_LENGTH, LaunchError, TorchrunLauncher, TrainJob, job_name, launcher, threads_per_process
+from kws.launch.job import MAX_NAME_LENGTH, LaunchError, TrainJob, job_name
+from kws.launch.launch import launcher
+from kws.launch.torchrun import TorchrunLauncher, threads_per_process
 
 TRAINEE = '''
 """What torchrun starts here: two real processes, which leave a note of each attempt in a folder."""
 import os, signal, sys, time
 from pathlib import Path
 
-from kws.launch import die_with_parent
+from kws.processes import die_with_parent
 
 what, folder = sys.argv[1], Path(sys.argv[2])
 rank, attempt = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
@@ -83,7 +85,7 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def start_waiting(notes: Path) -> tuple["subprocess.Popen[str]", list[int], int]:
     """Starts a launcher in a process of its own; returns it, the processes that train, and torchrun's."""
     program = (
-        "import sys; from kws.launch import TorchrunLauncher, TrainJob\n"
+        "import sys; from kws.launch.job import TrainJob; from kws.launch.torchrun import TorchrunLauncher\n"
         "job = TrainJob(name='kws-test', arguments=('wait', sys.argv[1]), num_nodes=1, processes_per_node=2)\n"
         "TorchrunLauncher(module='trainee', max_restarts=0).run(job)"
     )
@@ -235,5 +237,8 @@ def test_an_unknown_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_importing_the_launcher_needs_neither_torch_nor_kubernetes() -> None:
-    program = "import sys, kws.launch, kws.pytorchjob; print(*{'torch', 'kubernetes', 'kubeflow'} & set(sys.modules))"
+    program = (
+        "import sys, kws.launch.launch, kws.launch.pytorchjob;"
+        "print(*{'torch', 'kubernetes', 'kubeflow'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"

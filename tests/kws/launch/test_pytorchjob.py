@@ -11,11 +11,11 @@ import yaml
 from kubernetes.client import ApiException, V1OwnerReference
 from urllib3.exceptions import MaxRetryError, ProtocolError, ReadTimeoutError
 
-from kws import pytorchjob
-from kws.launch import LaunchError, TrainJob
-from kws.pytorchjob import ClusterConfig, build_job, to_manifest
+from kws.launch import pytorchjob
+from kws.launch.job import LaunchError, TrainJob
+from kws.launch.pytorchjob import ClusterConfig, build_job, to_manifest
 
-SCHEMA = Path(__file__).resolve().parents[3] / "shared" / "schemas" / "kubeflow.org_pytorchjobs.yaml"
+SCHEMA = Path(__file__).resolve().parents[4] / "shared" / "schemas" / "kubeflow.org_pytorchjobs.yaml"
 IMAGE = "kws-runtime:0.1.0"
 OWNER = V1OwnerReference(api_version="v1", kind="Pod", name="step-pod", uid="6a1f")
 JOB = TrainJob(name="kws-1f3c", arguments=("--tensors", "/data/tensors/ab"), num_nodes=3, processes_per_node=2)
@@ -199,7 +199,7 @@ def test_torchrun_understands_the_command_and_what_the_operator_adds(
     assert config.nproc_per_node == 2
     assert config.rdzv_endpoint == f"kws-1f3c-{'master' if name.startswith('fixed') else 'worker'}-0:23456"
     assert waits.items() <= config.rdzv_configs.items()
-    assert arguments[-4:] == ["-m", "kws.trainer", "--tensors", "/data/tensors/ab"]
+    assert arguments[-4:] == ["-m", "kws.train.trainer", "--tensors", "/data/tensors/ab"]
 
 
 def test_a_pod_gets_what_the_settings_say() -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from recognizers import MakeRecognizer
 
-from kws import bundle
-from kws.bundle import Recognizer
 from kws.config import FeatureConfig
+from kws.model import bundle
+from kws.model.bundle import Recognizer
 
 
 def test_saved_model_is_the_same_after_loading(

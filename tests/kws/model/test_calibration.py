@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kws.calibration import expected_calibration_error, fit_temperature
+from kws.model.calibration import expected_calibration_error, fit_temperature
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 2.5])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kws.config import PRESETS, FeatureConfig, ModelConfig
-from kws.model import AudioTransformer
+from kws.model.network import AudioTransformer
 
 BASELINE = PRESETS["baseline"]
 SMALL = ModelConfig(num_layers=2, num_heads=2, width=32, feedforward=64)

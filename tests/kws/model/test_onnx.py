@@ -11,14 +11,14 @@ import pytest
 import torch
 from recognizers import MakeRecognizer
 
-from kws import bundle, onnx
-from kws.audio import read_clip
-from kws.bundle import Recognizer
 from kws.cli import main
 from kws.config import PRESETS, FeatureConfig
-from kws.evaluate import judge_recordings
-from kws.model import AudioTransformer
-from kws.predict import predict
+from kws.evaluate.accuracy import evaluate_recordings
+from kws.model import bundle, onnx
+from kws.model.bundle import Recognizer
+from kws.model.network import AudioTransformer
+from kws.model.predict import predict
+from kws.preprocess.audio import read_clip
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def test_int8_keeps_the_words_and_quantizes_all_matrices_but_those_of_the_featur
 ) -> None:
     path = tmp_path / "int8.onnx"
     onnx.export(expert, path, int8=True)
-    judgement, _ = judge_recordings(onnx.load(path), tone_corpus)
-    assert judgement.accuracy == 1
+    evaluation, _ = evaluate_recordings(onnx.load(path), tone_corpus)
+    assert evaluation.accuracy == 1
     nodes = onnx_format.load(path).graph.node
     products = [node for node in nodes if node.op_type in ("MatMul", "Gemm")]
     constants = {initializer.name for initializer in onnx_format.load(path).graph.initializer}
@@ -82,10 +82,10 @@ def test_int8_keeps_the_words_and_quantizes_all_matrices_but_those_of_the_featur
     assert onnx.load(path).about["int8"]
 
 
-def test_recordings_are_judged_and_named_by_a_file(expert: Recognizer, exported: Path, tone_corpus: Path) -> None:
+def test_recordings_are_evaluated_and_named_by_a_file(expert: Recognizer, exported: Path, tone_corpus: Path) -> None:
     read = onnx.load(exported)
-    judgement, unreadable = judge_recordings(read, tone_corpus)
-    assert (judgement.accuracy, unreadable) == (1, {})
+    evaluation, unreadable = evaluate_recordings(read, tone_corpus)
+    assert (evaluation.accuracy, unreadable) == (1, {})
     clip = min((tone_corpus / "yes").iterdir())
     (mine,), (theirs,) = predict(read, clip), predict(expert, clip)
     assert mine.word == theirs.word == "yes"
@@ -116,8 +116,8 @@ def test_hearing_a_file_imports_no_torch(exported: Path, tone_corpus: Path) -> N
     code = f"""
 import json, sys
 from pathlib import Path
-from kws import onnx
-from kws.predict import predict
+from kws.model import onnx
+from kws.model.predict import predict
 recognizer = onnx.load(Path({str(exported)!r}), num_threads=1)
 (found,) = predict(recognizer, Path({str(min((tone_corpus / "no").iterdir()))!r}))
 print(json.dumps([found.word, sorted({{"torch", "onnx"}} & set(sys.modules))]))

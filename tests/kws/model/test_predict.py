@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from kws import bundle
-from kws.audio import read_clip
-from kws.bundle import Recognizer
 from kws.cli import main
-from kws.predict import expand, predict
+from kws.model import bundle
+from kws.model.bundle import Recognizer
+from kws.model.predict import expand, predict
+from kws.preprocess.audio import read_clip
 
 
 @pytest.fixture(scope="module")

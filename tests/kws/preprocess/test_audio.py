@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from kws.audio import fit_length, read_clip, read_waveform, resample
 from kws.config import FeatureConfig
+from kws.preprocess.audio import fit_length, read_clip, read_waveform, resample
 
 CENTER, START = FeatureConfig(), FeatureConfig(fit="start")
 

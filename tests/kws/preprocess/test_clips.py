@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kws import clips, files
-from kws.audio import read_clip, read_waveform
+from kws import files
 from kws.config import PRESETS, SPLITS
-from kws.preprocess import preprocess
+from kws.preprocess import clips
+from kws.preprocess.audio import read_clip, read_waveform
+from kws.preprocess.step import preprocess
 
 FEATURES = PRESETS["default"].features
 ALL = ["yes", "_unknown_", "_silence_"]
@@ -86,7 +87,7 @@ def test_real_words_become_known_unknown_and_silent_clips(real_corpus: Path, tmp
     row, clip = next((i, clip) for i, (clip, word) in enumerate(read(folder, "train")) if word == "_silence_")
     import torch
 
-    from kws.features import MelSpectrogram
+    from kws.preprocess.features import MelSpectrogram
 
     waveform = torch.from_numpy(clips.read(real_corpus, clip, FEATURES))
     np.testing.assert_allclose(array[row], MelSpectrogram(FEATURES)(waveform[None])[0], atol=0.02)

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torchaudio
 
-from kws.audio import read_clip
 from kws.config import PRESETS, FeatureConfig
-from kws.features import MelSpectrogram
+from kws.preprocess.audio import read_clip
+from kws.preprocess.features import MelSpectrogram
 
 
 def reference(waveforms: torch.Tensor, config: FeatureConfig) -> torch.Tensor:

@@ -11,10 +11,10 @@ import pytest
 import torch
 import torchaudio
 
-from kws.audio import read_clip
 from kws.config import PRESETS, FeatureConfig
-from kws.features import MelSpectrogram
-from kws.kernel import FeatureKernel
+from kws.preprocess.audio import read_clip
+from kws.preprocess.features import MelSpectrogram
+from kws.preprocess.kernel import FeatureKernel
 
 OTHERS = [
     FeatureConfig(n_fft=400), FeatureConfig(n_fft=1024), FeatureConfig(n_fft=1024, win_length=640, hop_length=160),
@@ -134,7 +134,8 @@ def test_sums_are_those_of_the_clips_that_count() -> None:
 
 def test_plain_recordings_are_preprocessed_without_torch(tone_corpus: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; import kws.features; from kws.preprocess import preprocess\n"
+        "import sys; from pathlib import Path\n"
+        "import kws.preprocess.features; from kws.preprocess.step import preprocess\n"
         "assert not {'numba', 'torch'} & set(sys.modules)\n"
         "preprocess(Path(sys.argv[1]), Path(sys.argv[2]), words='auto', num_processes=1)\n"
         "assert 'numba' in sys.modules and 'torch' not in sys.modules"

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import torch
 
-from kws import files, splits
-from kws.audio import read_clip
+from kws import files
 from kws.config import PRESETS, SPLITS
-from kws.features import MelSpectrogram
-from kws.preprocess import list_clips, noise_pieces, preprocess
+from kws.preprocess import splits
+from kws.preprocess.audio import read_clip
+from kws.preprocess.features import MelSpectrogram
+from kws.preprocess.step import list_clips, noise_pieces, preprocess
 
 WORDS = ["left", "stop", "yes"]
 
@@ -143,7 +144,7 @@ def test_two_processes_give_what_one_gives(tone_corpus: Path, tone_tensors: Path
 def test_rows_beyond_one_task_stay_in_order(
     tone_corpus: Path, tone_tensors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kws.preprocess.CLIPS_PER_TASK", 7)
+    monkeypatch.setattr("kws.preprocess.step.CLIPS_PER_TASK", 7)
     folder = preprocess(tone_corpus, tmp_path, words="auto", num_processes=1)
     before, now = (np.load(each / "train.features.npy") for each in (tone_tensors, folder))
     np.testing.assert_allclose(now, before, atol=0.01)
@@ -199,7 +200,7 @@ def test_fingerprint_covers_recordings_features_split_words_and_code(
     (corpus / splits.LISTS["test"]).write_text("".join(lines[1:]))
     names.append(fingerprint())
     with monkeypatch.context() as patch:
-        patch.setattr("kws.features.VERSION", 99)
+        patch.setattr("kws.preprocess.features.VERSION", 99)
         names.append(fingerprint())
     assert len(set(names)) == len(names)
 

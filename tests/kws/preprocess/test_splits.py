@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kws import splits
 from kws.config import SPLITS
-from kws.preprocess import list_clips
+from kws.preprocess import splits
+from kws.preprocess.step import list_clips
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_random_split_is_the_same_on_any_machine() -> None:
     divided = splits.at_random([f"w/s{n}_nohash_0.wav" for n in range(100)])
     assert divided["validation"] == ["w/s44_nohash_0.wav", "w/s58_nohash_0.wav", "w/s59_nohash_0.wav"]
     assert divided["test"] == ["w/s56_nohash_0.wav", "w/s84_nohash_0.wav"]
-    code = "from kws import splits; print(splits.at_random([f'w/s{n}_nohash_0.wav' for n in range(100)]))"
+    code = "from kws.preprocess import splits; print(splits.at_random([f'w/s{n}_nohash_0.wav' for n in range(100)]))"
     for seed in ("0", "7"):  # Python's own hash changes from process to process
         command = [sys.executable, "-c", code]
         shown = subprocess.run(command, env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ import torch
 
 from kws import files, steps
 from kws.config import PRESETS, SPLITS
-from kws.tensors import Tensors
+from kws.preprocess.tensors import Tensors
 
 
 def test_everything_that_was_stored_is_there_again(tone_tensors: Path) -> None:

@@ -12,12 +12,14 @@ import pytest
 import torch
 from recognizers import MakeRecognizer
 
-from kws import bundle, files
-from kws.bundle import Recognizer
+from kws import files
 from kws.config import FeatureConfig
-from kws.evaluate import evaluate, judge_tensors
-from kws.promote import Decision, promote
-from kws.tensors import Tensors
+from kws.evaluate.accuracy import evaluate_tensors
+from kws.evaluate.step import evaluate
+from kws.model import bundle
+from kws.model.bundle import Recognizer
+from kws.preprocess.tensors import Tensors
+from kws.promote.step import Decision, promote
 
 Publish = Callable[..., Decision]
 
@@ -29,14 +31,14 @@ def data_root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def publish(data_root: Path, tone_tensors: Path, tmp_path: Path) -> Publish:
-    """Judges a model and promotes it, as the steps of the pipeline do."""
+    """Evaluates a model and promotes it, as the steps of the pipeline do."""
 
     def call(recognizer: Recognizer, min_accuracy: float = 0.0, tensors: Path = tone_tensors) -> Decision:
         folder = tmp_path / "steps" / str(recognizer.about.get("run"))
         model, report, evaluation = folder / "model.pth", folder / "report.html", folder / "evaluation.json"
         bundle.save(model, recognizer)
-        judgement = evaluate(model, tone_tensors, report)
-        files.write_json(evaluation, judgement.summary())
+        found = evaluate(model, tone_tensors, report)
+        files.write_json(evaluation, found.summary())
         return promote(model, tensors, evaluation, report, data_root, min_accuracy)
 
     return call
@@ -51,7 +53,7 @@ def champion(data_root: Path) -> Any:
 def weak(make_recognizer: MakeRecognizer, tone_tensors: Path) -> Recognizer:
     """A model that is right on some of the clips only."""
     recognizer = make_recognizer(run="weak")
-    assert judge_tensors(recognizer, Tensors(tone_tensors)).accuracy < 0.9
+    assert evaluate_tensors(recognizer, Tensors(tone_tensors)).accuracy < 0.9
     return recognizer
 
 
@@ -133,14 +135,14 @@ def test_step_that_was_killed_before_the_decision_decides_when_tried_again(
     assert champion(data_root)["version"] == "expert"
 
 
-def test_champion_of_other_features_is_judged_on_the_recordings_of_the_same_clips(
+def test_champion_of_other_features_is_evaluated_on_the_recordings_of_the_same_clips(
     publish: Publish, make_recognizer: MakeRecognizer, other_features: FeatureConfig, expert: Recognizer,
     data_root: Path, tone_tensors: Path,
 ) -> None:  # fmt: skip
     old = make_recognizer(run="old", features=other_features)
     publish(old)
     decision = publish(expert)
-    expected = judge_tensors(old, Tensors(tone_tensors)).accuracy
+    expected = evaluate_tensors(old, Tensors(tone_tensors)).accuracy
     assert decision.champion_accuracy == expected < 1
     assert champion(data_root)["version"] == "expert"
 

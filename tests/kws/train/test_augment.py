@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kws.augment import Augment, mix
 from kws.config import AugmentConfig, FeatureConfig
-from kws.features import MelSpectrogram
+from kws.preprocess.features import MelSpectrogram
+from kws.train.augment import Augment, mix
 
 FEATURES = FeatureConfig()
 MEAN = torch.linspace(-9, -3, 128)

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import nn
 
 from kws.config import PRESETS, FeatureConfig, ModelConfig, TrainConfig
-from kws.model import AudioTransformer
-from kws.optimizer import Muon, deal, make_optimizers
+from kws.model.network import AudioTransformer
+from kws.train.optimizer import Muon, deal, make_optimizers
 
 SHAPES = [(48, 16), (16, 48), (16, 16)] * 2
 

@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from kws import bundle, files, runs, trainer
+from kws import files
 from kws.config import PRESETS, AugmentConfig, ModelConfig, TrainConfig, train_config
-from kws.preprocess import preprocess
-from kws.synthesize import synthesize
-from kws.tensors import Tensors
-from kws.trainer import Trainer, World
+from kws.download.synthesize import synthesize
+from kws.model import bundle
+from kws.preprocess.step import preprocess
+from kws.preprocess.tensors import Tensors
+from kws.train import runs, trainer
+from kws.train.step import train
+from kws.train.trainer import Trainer, World
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 SMALL = ModelConfig(num_layers=1, num_heads=2, width=32, feedforward=64, frames_per_token=4, stem="linear")
@@ -61,7 +64,7 @@ def assert_same_model(run: Path, other: Path) -> None:
 
 
 def command(tensors: Path, place: str, folder: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "kws.trainer", "--tensors", str(tensors), place, str(folder), *more]
+    return [sys.executable, "-m", "kws.train.trainer", "--tensors", str(tensors), place, str(folder), *more]
 
 
 @pytest.mark.usefixtures("small")
@@ -330,7 +333,7 @@ def test_the_baseline_trains_with_its_own_features(tmp_path: Path) -> None:
 
 
 def test_two_processes_of_torchrun_train_one_model(tensors: Path, tmp_path: Path) -> None:
-    run = runs.train(tensors, tmp_path, preset="default", run_id="two", processes_per_node=2, epochs=1, batch_size=32)
+    run = train(tensors, tmp_path, preset="default", run_id="two", processes_per_node=2, epochs=1, batch_size=32)
     assert files.read_json(run / files.MANIFEST)["epochs"] == 1
     assert run.name.endswith("-two")
     (row,) = [json.loads(line) for line in (run / runs.METRICS).read_text().splitlines()]

@@ -21,14 +21,16 @@ from kfp_server_api import ApiClient, V2beta1Run
 from kubernetes.client import ApiClient as KubernetesClient
 
 from kws import files
-from pipeline import kind, runs
-from pipeline.cluster import add_cluster_commands
-from pipeline.connection import Cluster
-from pipeline.containers import ClusterError
+from pipeline.cluster import runs
+from pipeline.cluster.commands import add_cluster_commands
+from pipeline.cluster.connection import Cluster
+from pipeline.cluster.pull import HostVolume, pull
+from pipeline.kind import cluster as kind
+from pipeline.package import package_spec, steps_of_package, version_name
 from pipeline.placement import training_pods
-from pipeline.pull import HostVolume, pull
+from pipeline.shell import ClusterError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 STEPS = ["download", "preprocess", "train", "evaluate", "promote"]
 MOVE_DATA = STEPS
 """Recordings, tensors, runs and models lie on the volume, and every step reads or writes some of them."""
@@ -48,7 +50,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def containers_of(package: Path) -> dict[str, Any]:
-    spec = runs.package_spec(package)
+    spec = package_spec(package)
     return {name.removeprefix("exec-"): each["container"] for name, each in spec["deploymentSpec"]["executors"].items()}
 
 
@@ -79,8 +81,8 @@ def test_every_step_runs_an_image_of_the_revision_and_only_train_the_launcher(pa
 def test_the_job_that_the_compiled_train_step_would_launch_runs_the_runtime_on_the_volume(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kws.launch import TrainJob
-    from kws.pytorchjob import SETTINGS, ClusterConfig, build_job, to_manifest
+    from kws.launch.job import TrainJob
+    from kws.launch.pytorchjob import SETTINGS, ClusterConfig, build_job, to_manifest
 
     (settings,) = [e["value"] for e in containers_of(package)["train"]["env"] if e["name"] == SETTINGS]
     monkeypatch.setenv(SETTINGS, settings)
@@ -92,20 +94,20 @@ def test_the_job_that_the_compiled_train_step_would_launch_runs_the_runtime_on_t
 
 
 def test_nothing_is_cached_so_that_a_schedule_retrains(package: Path) -> None:
-    for task in runs.package_spec(package)["root"]["dag"]["tasks"].values():
+    for task in package_spec(package)["root"]["dag"]["tasks"].values():
         assert not task["cachingOptions"].get("enableCache")
 
 
 def test_steps_come_in_the_order_in_which_they_run(package: Path) -> None:
-    assert runs.steps_of_package(package) == STEPS
+    assert steps_of_package(package) == STEPS
 
 
 def test_a_version_is_named_by_what_was_compiled(package: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.yaml"
     again.write_bytes(package.read_bytes())
-    assert runs.version_name(again) == runs.version_name(package)
+    assert version_name(again) == version_name(package)
     again.write_text(package.read_text().replace("kws-runtime:abc", "kws-runtime:abd"))
-    assert runs.version_name(again) != runs.version_name(package)
+    assert version_name(again) != version_name(package)
 
 
 def test_the_picture_of_the_pipeline_in_the_docs_is_of_this_pipeline(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import preflight
-from pipeline.containers import ClusterError
+from pipeline.kind import preflight
+from pipeline.shell import ClusterError
 
 TOOLS = ("docker", "kind", "kubectl")
 

@@ -1,0 +1,5 @@
+"""A Kubeflow that there is: runs, schedules, models.
+
+In: the flags of a command. Out: calls to Kubeflow Pipelines and Kubernetes.
+Start with commands.py; connection.py says which cluster.
+"""

@@ -1,0 +1,25 @@
+"""Flags for the parameters of the pipeline, for every command that takes them."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+
+from kws.config import PipelineConfig, from_dict
+from kws.flags import add_flag
+
+
+def add_parameters(parser: argparse.ArgumentParser, required: Sequence[str] = ()) -> None:
+    """Adds a flag for every parameter of the pipeline, with its default in the help."""
+    group = parser.add_argument_group("parameters of the pipeline")
+    for field in dataclasses.fields(PipelineConfig):
+        add_flag(group, PipelineConfig, field.name, required=field.name in required)
+
+
+def read_parameters(options: argparse.Namespace) -> PipelineConfig:
+    """Returns the parameters of the pipeline that the flags of `add_parameters` gave.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    names = [field.name for field in dataclasses.fields(PipelineConfig)]
+    return from_dict(PipelineConfig, {name: getattr(options, name) for name in names})

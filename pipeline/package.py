@@ -1,0 +1,58 @@
+"""The compiled pipeline as a file: how it is compiled, and what is in it."""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.shell import ROOT
+
+PACKAGE = ROOT / "var" / "pipeline.yaml"
+
+
+def compile_to(path: Path) -> None:
+    """Compiles the pipeline to YAML, byte for byte the same for the same code and environment."""
+    from kfp import compiler
+
+    from pipeline.speech_commands import speech_commands
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiler.Compiler().compile(speech_commands, str(path))
+
+
+def compile_package(images: Mapping[str, str], device: str = "cpu", path: Path = PACKAGE) -> Path:
+    """Compiles the pipeline for the given images, by role, to a YAML file.
+
+    What decides where steps run is read from the environment when `components` and `pipeline.placement` are imported.
+    """
+    for role, name in images.items():
+        os.environ[f"KWS_{role.upper()}_IMAGE"] = name
+    if device == "cuda":
+        os.environ.setdefault("KWS_GPUS_PER_NODE", "1")
+    compile_to(path)
+    return path
+
+
+def package_spec(path: Path) -> Mapping[str, Any]:
+    """Returns the pipeline spec in a compiled package, whose second document is the platform spec."""
+    import yaml
+
+    return dict(next(yaml.safe_load_all(path.read_text())))
+
+
+def version_name(path: Path) -> str:
+    """Returns the name of a compiled package as a version: its digest, as compiling is deterministic."""
+    return f"{package_spec(path)['pipelineInfo']['name']}-{hashlib.sha256(path.read_bytes()).hexdigest()[:10]}"
+
+
+def steps_of_package(path: Path = PACKAGE) -> list[str]:
+    """Returns the steps of a compiled package in their order, those that can run at the same time by name."""
+    tasks = package_spec(path)["root"]["dag"]["tasks"]
+    done: list[str] = []
+    while len(done) < len(tasks):
+        done += sorted(n for n in tasks if n not in done and set(tasks[n].get("dependentTasks", ())) <= set(done))
+    return done

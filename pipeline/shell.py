@@ -1,0 +1,51 @@
+"""Programs that this one calls: Docker, kubectl, kind, git."""
+
+import os
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The root of the repository."""
+
+
+class ClusterError(Exception):
+    """Something outside this program is not as it must be; the message says what, and the remedy."""
+
+
+def docker() -> str:
+    """Returns the Docker client: the one that the environment variable DOCKER names, or docker."""
+    return os.environ.get("DOCKER") or "docker"
+
+
+def run(*command: str, remedy: str = "", stdin: str | None = None, timeout: float | None = None) -> str:
+    """Runs a program in the root of the repository and returns what it printed.
+
+    Raises:
+        ClusterError: the program is not installed, did not end in time or failed; the message ends with its own words.
+    """
+    hint = f"; {remedy}" if remedy else ""
+    try:
+        done = subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=timeout)
+    except FileNotFoundError:
+        raise ClusterError(f"{command[0]} must be installed and on PATH, got none{hint}") from None
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"{' '.join(command[:3])} must answer within {timeout:g} s, got nothing{hint}") from None
+    if done.returncode:
+        said = " ".join((done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-3:])
+        raise ClusterError(f"{' '.join(command[:3])} must succeed, got status {done.returncode}: {said}{hint}")
+    return done.stdout
+
+
+def stream(*command: str, remedy: str = "", env: dict[str, str] | None = None) -> None:
+    """Runs a program in the root of the repository that shows its own progress.
+
+    Raises:
+        ClusterError: the program is not installed, or failed.
+    """
+    hint = f"; {remedy}" if remedy else ""
+    try:
+        status = subprocess.run(command, cwd=ROOT, env=os.environ | (env or {})).returncode
+    except FileNotFoundError:
+        raise ClusterError(f"{command[0]} must be installed and on PATH, got none{hint}") from None
+    if status:
+        raise ClusterError(f"{' '.join(command[:3])} must succeed, got status {status} (see above){hint}")
