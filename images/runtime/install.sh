@@ -2,8 +2,9 @@
 # Installs what uv.lock pins into $UV_PROJECT_ENVIRONMENT, and PyTorch from where $TORCH says: see the Dockerfile.
 set -euo pipefail
 
-locked=$(uv export --frozen --no-dev --no-emit-project --no-hashes --no-annotate --no-header)
-kfp=$(uv export --frozen --only-group launcher --no-hashes --no-annotate --no-header | grep -oE '^kfp==[^ ;]+')
+extras=(--extra train --extra registry)
+locked=$(uv export --frozen --no-dev "${extras[@]}" --no-emit-project --no-hashes --no-annotate --no-header)
+kfp=$(uv export --frozen --no-dev --extra kubeflow --no-emit-project --no-hashes --no-annotate --no-header | grep -oE '^kfp==[^ ;]+')
 pytorch=$(grep -oE '^torch==[^ ;]+' <<<"$locked")
 torchaudio=$(grep -oE '^torchaudio==[^ ;]+' <<<"$locked")
 # Only the CUDA build of PyTorch needs these; uv.lock has it because that is the default on Linux.
@@ -20,7 +21,7 @@ esac
 venv=(--python "$(command -v python3)")
 [ "$TORCH" != base ] || venv+=(--system-site-packages)
 uv venv --quiet "${venv[@]}" "$UV_PROJECT_ENVIRONMENT"
-uv sync --frozen --no-dev --no-install-project "${skip[@]}"
+uv sync --frozen --no-dev "${extras[@]}" --no-install-project "${skip[@]}"
 if [ "$TORCH" = cpu ]; then
     uv pip install --no-deps --torch-backend cpu "$pytorch" "$torchaudio" || {
         echo "The index of PyTorch's CPU builds cannot be reached. Build with TORCH=locked: PyTorch from uv.lock," \
