@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from kws.launch.pytorchjob import SETTINGS
+from kws.launch.settings import SETTINGS
 from pipeline.package import compile_to, steps_of_package
 
 WIDTH, HEIGHT, GAP = 2.5, 1.7, 1.1

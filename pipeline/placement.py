@@ -4,7 +4,7 @@ Chosen when the pipeline is compiled, by environment variables where a cluster d
 
     KWS_PVC             the claim that is mounted (kws-data)
     KWS_GPUS_PER_NODE   GPUs of a training pod (0)
-    KWS_PYTORCHJOB      JSON with further fields of `kws.launch.pytorchjob.ClusterConfig`
+    KWS_PYTORCHJOB      JSON with further fields of `kws.launch.settings.ClusterConfig`
 """
 
 import os
@@ -15,7 +15,7 @@ from kfp.dsl import PipelineTask
 
 from components import images
 from kws.config import PipelineConfig, from_dict, require
-from kws.launch.pytorchjob import SETTINGS, ClusterConfig, read_settings
+from kws.launch.settings import SETTINGS, ClusterConfig, read_settings
 
 PVC = os.environ.get("KWS_PVC", "kws-data")
 

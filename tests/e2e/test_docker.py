@@ -59,7 +59,7 @@ def test_an_image_carries_revision_version_and_licence(images: dict[str, str], r
 
 def test_the_launcher_imports_all_that_it_needs_and_has_no_torch(images: dict[str, str]) -> None:
     code = (
-        "import importlib.util as u; import kfp, kws.train.step, kws.launch.pytorchjob, kubernetes;"
+        "import importlib.util as u; import kfp, kws.train.step, kws.launch.cluster, kws.launch.pytorchjob, kubernetes;"
         "print(u.find_spec('torch'))"
     )
     assert inside(images["launcher"], "python", "-c", code).strip() == "None"

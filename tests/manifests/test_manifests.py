@@ -13,9 +13,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from kws.launch import pytorchjob
-from kws.launch.job import TrainJob
-from kws.launch.pytorchjob import ClusterConfig, build_job, to_manifest
+from kws import launch
+from kws.launch.job import Training
+from kws.launch.pods import PORT, to_manifest
+from kws.launch.pytorchjob import build_job
+from kws.launch.settings import ClusterConfig
 from kws.train import runs
 from pipeline.cluster.pull import reader_manifest
 from pipeline.kind import cluster as kind
@@ -117,10 +119,10 @@ def test_roles_name_no_wildcard(overlay: str) -> None:
 
 
 def test_the_role_of_the_launcher_allows_what_it_calls_and_nothing_else() -> None:
-    tree = ast.parse(Path(pytorchjob.__file__).read_text())
     called = {
         (node.value.attr, node.attr)
-        for node in ast.walk(tree)
+        for path in Path(launch.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute)
     }
     verbs = {"create": "create", "get": "get", "read": "get", "patch": "patch", "delete": "delete", "list": "list"}
@@ -200,7 +202,7 @@ def policy_admits(overlay: str, name: str, labels: dict[str, str]) -> bool:
 
 def test_training_pods_reach_each_other_and_dns_and_nothing_else() -> None:
     config = ClusterConfig(image="kws-runtime:1", namespace="kubeflow")
-    job = TrainJob(name="kws-1", arguments=(), num_nodes=2, processes_per_node=1)
+    job = Training(name="kws-1", arguments=(), num_nodes=2, processes_per_node=1)
     labels = to_manifest(build_job(job, config))["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["metadata"][
         "labels"
     ]
@@ -212,7 +214,7 @@ def test_training_pods_reach_each_other_and_dns_and_nothing_else() -> None:
     assert ingress["from"] == peers["to"] == [{"podSelector": policy["podSelector"]}]
     for rule in (ingress, peers):
         (ports,) = rule["ports"]
-        assert ports["port"] <= pytorchjob.PORT <= ports["endPort"]
+        assert ports["port"] <= PORT <= ports["endPort"]
     assert {(port["protocol"], port["port"]) for port in dns["ports"]} == {("UDP", 53), ("TCP", 53)}
 
 

@@ -27,7 +27,7 @@ class LaunchError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainJob:
+class Training:
     """One training, whatever starts it."""
 
     name: str
@@ -53,7 +53,7 @@ class TrainJob:
 class Launcher(Protocol):
     """What starts a training and waits for its end."""
 
-    def run(self, job: TrainJob, manifest_path: Path | None = None) -> None:
+    def run(self, job: Training, manifest_path: Path | None = None) -> None:
         """Returns only when training succeeded.
 
         Args:

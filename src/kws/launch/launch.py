@@ -25,6 +25,8 @@ def launcher() -> Launcher:
     if choice == "torchrun":
         return TorchrunLauncher()
 
-    from kws.launch.pytorchjob import ClusterConfig, PyTorchJobLauncher
+    from kws.launch.cluster import ClusterLauncher
+    from kws.launch.pytorchjob import PYTORCH_JOB
+    from kws.launch.settings import ClusterConfig
 
-    return PyTorchJobLauncher(ClusterConfig.from_environment())
+    return ClusterLauncher(PYTORCH_JOB, ClusterConfig.from_environment())

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from kws.files import write_json
-from kws.launch.job import FRESH_STORE, MAX_RESTARTS, TRAINER, LaunchError, TrainJob
+from kws.launch.job import FRESH_STORE, MAX_RESTARTS, TRAINER, LaunchError, Training
 from kws.processes import die_with_parent, handle_signals, num_cores
 
 _GRACE_SECONDS = 40
@@ -30,7 +30,7 @@ class TorchrunLauncher:
     max_restarts: int = MAX_RESTARTS
     """How often all processes are started again after one of them died."""
 
-    def run(self, job: TrainJob, manifest_path: Path | None = None) -> None:
+    def run(self, job: Training, manifest_path: Path | None = None) -> None:
         """Runs torchrun and waits for its end; see `Launcher.run`.
 
         Output appears as it comes. SIGTERM and SIGINT reach torchrun, and from there, both as SIGTERM, the training
@@ -62,7 +62,7 @@ class TorchrunLauncher:
                 raise LaunchError(f"training failed: {_recorded_error(error_file) or _describe(status)}")
 
 
-def threads_per_process(job: TrainJob) -> int:
+def threads_per_process(job: Training) -> int:
     """Returns the compute threads that each training process may have on this machine."""
     return max(1, num_cores() // job.processes_per_node)
 

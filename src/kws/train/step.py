@@ -6,7 +6,7 @@ from typing import Any
 
 from kws import files
 from kws.config import require, train_config
-from kws.launch.job import TrainJob, job_name
+from kws.launch.job import Training, job_name
 from kws.launch.launch import launcher
 from kws.train.runs import describe, open_run
 
@@ -55,7 +55,7 @@ def train(
         if value:
             flag = f"--{name.replace('_', '-')}"
             arguments += [flag] if value is True else [flag, str(value)]
-    job = TrainJob(
+    job = Training(
         name=job_name(folder.name),
         arguments=tuple(arguments),
         num_nodes=num_nodes,

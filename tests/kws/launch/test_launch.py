@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kws.launch.job import MAX_NAME_LENGTH, LaunchError, TrainJob, job_name
+from kws.launch.job import MAX_NAME_LENGTH, LaunchError, Training, job_name
 from kws.launch.launch import launcher
 from kws.launch.torchrun import TorchrunLauncher, threads_per_process
 
@@ -85,8 +85,8 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def start_waiting(notes: Path) -> tuple["subprocess.Popen[str]", list[int], int]:
     """Starts a launcher in a process of its own; returns it, the processes that train, and torchrun's."""
     program = (
-        "import sys; from kws.launch.job import TrainJob; from kws.launch.torchrun import TorchrunLauncher\n"
-        "job = TrainJob(name='kws-test', arguments=('wait', sys.argv[1]), num_nodes=1, processes_per_node=2)\n"
+        "import sys; from kws.launch.job import Training; from kws.launch.torchrun import TorchrunLauncher\n"
+        "job = Training(name='kws-test', arguments=('wait', sys.argv[1]), num_nodes=1, processes_per_node=2)\n"
         "TorchrunLauncher(module='trainee', max_restarts=0).run(job)"
     )
     process = subprocess.Popen([sys.executable, "-c", program, notes], stderr=subprocess.PIPE, text=True)
@@ -112,13 +112,13 @@ def is_alive(pid: int) -> bool:
 
 
 def test_a_process_that_fails_gives_its_own_error_to_the_launcher(notes: Path) -> None:
-    job = TrainJob(name="kws-test", arguments=("fail", str(notes)), num_nodes=1, processes_per_node=1)
+    job = Training(name="kws-test", arguments=("fail", str(notes)), num_nodes=1, processes_per_node=1)
     with pytest.raises(LaunchError, match=r"^training failed: ValueError: epochs must be positive, got -1$"):
         TorchrunLauncher(module="trainee", max_restarts=0).run(job)
 
 
 def test_a_killed_process_is_started_again_and_training_succeeds(notes: Path, tmp_path: Path) -> None:
-    job = TrainJob(name="kws-test", arguments=("die", str(notes)), num_nodes=1, processes_per_node=2)
+    job = Training(name="kws-test", arguments=("die", str(notes)), num_nodes=1, processes_per_node=2)
     manifest = tmp_path / "manifest.yaml"
 
     TorchrunLauncher(module="trainee", max_restarts=1).run(job, manifest)
@@ -175,7 +175,7 @@ def test_a_killed_torchrun_leaves_no_process_behind_and_is_reported(notes: Path)
 
 
 def test_several_nodes_without_a_cluster_are_refused_with_a_remedy() -> None:
-    job = TrainJob(name="kws-test", arguments=(), num_nodes=2, processes_per_node=1)
+    job = Training(name="kws-test", arguments=(), num_nodes=2, processes_per_node=1)
     with pytest.raises(ValueError, match="num_nodes must be 1 where there is no cluster, got 2: submit the pipeline"):
         TorchrunLauncher().run(job)
 
@@ -185,7 +185,7 @@ def test_the_name_of_a_job_is_the_same_for_every_attempt_and_fits_kubernetes() -
     for run_id in ("2024-05-01T10:00:00_A", "x" * 300, "Ünïcode", "-", "9"):
         name = job_name(run_id)
         assert name == job_name(run_id)
-        assert TrainJob(name=name, arguments=(), num_nodes=1, processes_per_node=1).name == name
+        assert Training(name=name, arguments=(), num_nodes=1, processes_per_node=1).name == name
         assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
         assert len(f"{name}-worker-999") <= 63
 
@@ -207,7 +207,7 @@ def test_runs_that_differ_only_in_what_a_name_cannot_hold_get_names_that_differ(
 def test_a_job_that_nothing_can_run_is_refused_by_the_name_of_its_field(field: str, value: object) -> None:
     fields: dict[str, object] = {"name": "kws", "arguments": (), "num_nodes": 1, "processes_per_node": 1}
     with pytest.raises(ValueError, match=f"{field} must be"):
-        TrainJob(**(fields | {field: value}))  # type: ignore[arg-type]
+        Training(**(fields | {field: value}))  # type: ignore[arg-type]
 
 
 def test_without_a_cluster_torchrun_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +238,7 @@ def test_an_unknown_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_importing_the_launcher_needs_neither_torch_nor_kubernetes() -> None:
     program = (
-        "import sys, kws.launch.launch, kws.launch.pytorchjob;"
+        "import sys, kws.launch.launch, kws.launch.cluster, kws.launch.pytorchjob;"
         "print(*{'torch', 'kubernetes', 'kubeflow'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"

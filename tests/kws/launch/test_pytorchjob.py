@@ -11,14 +11,16 @@ import yaml
 from kubernetes.client import ApiException, V1OwnerReference
 from urllib3.exceptions import MaxRetryError, ProtocolError, ReadTimeoutError
 
-from kws.launch import pytorchjob
-from kws.launch.job import LaunchError, TrainJob
-from kws.launch.pytorchjob import ClusterConfig, build_job, to_manifest
+from kws.launch import api, jobs, logs, pods, pytorchjob, settings
+from kws.launch.job import LaunchError, Training
+from kws.launch.pods import to_manifest
+from kws.launch.pytorchjob import PYTORCH_JOB, build_job
+from kws.launch.settings import ClusterConfig
 
 SCHEMA = Path(__file__).resolve().parents[4] / "shared" / "schemas" / "kubeflow.org_pytorchjobs.yaml"
 IMAGE = "kws-runtime:0.1.0"
 OWNER = V1OwnerReference(api_version="v1", kind="Pod", name="step-pod", uid="6a1f")
-JOB = TrainJob(name="kws-1f3c", arguments=("--tensors", "/data/tensors/ab"), num_nodes=3, processes_per_node=2)
+JOB = Training(name="kws-1f3c", arguments=("--tensors", "/data/tensors/ab"), num_nodes=3, processes_per_node=2)
 
 SETTINGS = {
     "elastic on CPUs": ClusterConfig(image=IMAGE, namespace="kubeflow"),
@@ -48,7 +50,7 @@ SETTINGS = {
 each_setting = pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS.keys())
 
 
-def built(config: ClusterConfig, job: TrainJob = JOB) -> dict[str, Any]:
+def built(config: ClusterConfig, job: Training = JOB) -> dict[str, Any]:
     return to_manifest(build_job(job, config, OWNER))  # type: ignore[no-any-return]
 
 
@@ -151,7 +153,7 @@ def test_a_fixed_job_has_a_master_and_the_other_workers() -> None:
     assert {name: spec["replicas"] for name, spec in replicas.items()} == {"Master": 1, "Worker": 2}
     assert "elasticPolicy" not in built(config)["spec"]
 
-    alone = TrainJob(name="kws-1f3c", arguments=(), num_nodes=1, processes_per_node=1)
+    alone = Training(name="kws-1f3c", arguments=(), num_nodes=1, processes_per_node=1)
     assert set(built(config, alone)["spec"]["pytorchReplicaSpecs"]) == {"Master"}
 
 
@@ -249,7 +251,7 @@ def test_a_job_ends_by_itself_and_with_the_pod_that_made_it() -> None:
 def test_a_job_is_built_the_same_every_time(tmp_path: Path) -> None:
     config = SETTINGS["elastic on CPUs"]
     assert built(config) == built(config)
-    pytorchjob.save_manifest(built(config), tmp_path / "manifest.yaml")
+    pods.save_manifest(built(config), tmp_path / "manifest.yaml")
     assert yaml.safe_load((tmp_path / "manifest.yaml").read_text()) == built(config)
 
 
@@ -298,7 +300,7 @@ def test_settings_go_through_the_environment_unchanged(monkeypatch: pytest.Monke
 
 def test_the_namespace_is_the_steps_own_where_none_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "namespace").write_text("team-a\n")
-    monkeypatch.setattr(pytorchjob, "NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.setattr(settings, "NAMESPACE_FILE", tmp_path / "namespace")
     monkeypatch.setenv("KWS_PYTORCHJOB", json.dumps({"image": IMAGE}))
     assert ClusterConfig.from_environment().namespace == "team-a"
 
@@ -318,19 +320,19 @@ def test_an_unknown_setting_is_refused_by_its_name(monkeypatch: pytest.MonkeyPat
 
 def test_the_step_owns_its_job_in_its_own_namespace_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "namespace").write_text("kubeflow")
-    monkeypatch.setattr(pytorchjob, "NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.setattr(settings, "NAMESPACE_FILE", tmp_path / "namespace")
     for name in ("KWS_POD_NAME", "KWS_POD_UID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KFP_POD_NAME", "step-of-kfp")
     monkeypatch.setenv("KFP_POD_UID", "17")
-    owner = pytorchjob.step_owner("kubeflow")
+    owner = pods.step_owner("kubeflow")
     assert owner is not None
     assert (owner.name, owner.uid) == ("step-of-kfp", "17")
-    assert pytorchjob.step_owner("elsewhere") is None
+    assert pods.step_owner("elsewhere") is None
 
     monkeypatch.setenv("KWS_POD_NAME", "step")
     monkeypatch.setenv("KWS_POD_UID", "18")
-    owner = pytorchjob.step_owner("kubeflow")
+    owner = pods.step_owner("kubeflow")
     assert owner is not None
     assert (owner.name, owner.uid) == ("step", "18")
 
@@ -354,13 +356,13 @@ SUCCEEDED = ("Succeeded", "PyTorchJob kubeflow/kws-1f3c successfully completed."
 
 
 def test_a_job_has_ended_only_when_a_condition_that_holds_says_so() -> None:
-    assert pytorchjob.verdict(built(SETTINGS["elastic on CPUs"])) is None  # not seen by the operator yet
+    assert jobs.verdict(built(SETTINGS["elastic on CPUs"])) is None  # not seen by the operator yet
     running = submitted(CREATED, ("Running", "PyTorchJob kubeflow/kws-1f3c is running."))
-    assert pytorchjob.verdict(running) is None
+    assert jobs.verdict(running) is None
     running["status"]["conditions"].append({"type": "Failed", "status": "False"})
-    assert pytorchjob.verdict(running) is None
-    assert pytorchjob.verdict(submitted(CREATED, SUCCEEDED)) == "Succeeded"
-    assert pytorchjob.verdict(submitted(CREATED, FAILED)) == "Failed"
+    assert jobs.verdict(running) is None
+    assert jobs.verdict(submitted(CREATED, SUCCEEDED)) == "Succeeded"
+    assert jobs.verdict(submitted(CREATED, FAILED)) == "Failed"
 
 
 @pytest.mark.parametrize(
@@ -375,20 +377,20 @@ def test_a_job_has_ended_only_when_a_condition_that_holds_says_so() -> None:
     ids=["running", "succeeded", "failed", "running and being deleted", "failed and being deleted"],
 )
 def test_a_job_of_an_earlier_attempt_is_adopted_or_replaced(existing: dict[str, Any], expected: str) -> None:
-    assert pytorchjob.on_conflict(existing, built(SETTINGS["elastic on CPUs"])) == expected
+    assert jobs.on_conflict(existing, built(SETTINGS["elastic on CPUs"])) == expected
 
 
 def test_a_job_of_someone_else_is_left_alone() -> None:
     with pytest.raises(LaunchError, match="got a PyTorchJob of someone else; delete it: kubectl -n kubeflow delete"):
-        pytorchjob.on_conflict(submitted(CREATED, labels={}), built(SETTINGS["elastic on CPUs"]))
+        jobs.on_conflict(submitted(CREATED, labels={}), built(SETTINGS["elastic on CPUs"]))
 
 
 def test_a_job_that_does_something_else_is_not_adopted() -> None:
-    other = TrainJob(name=JOB.name, arguments=("--tensors", "/data/tensors/cd"), num_nodes=3, processes_per_node=2)
+    other = Training(name=JOB.name, arguments=("--tensors", "/data/tensors/cd"), num_nodes=3, processes_per_node=2)
     with pytest.raises(LaunchError, match="must have the settings of this run, got others; delete it"):
-        pytorchjob.on_conflict(submitted(CREATED), built(SETTINGS["elastic on CPUs"], other))
+        jobs.on_conflict(submitted(CREATED), built(SETTINGS["elastic on CPUs"], other))
     failed = submitted(CREATED, FAILED)
-    assert pytorchjob.on_conflict(failed, built(SETTINGS["elastic on CPUs"], other)) == "replace"
+    assert jobs.on_conflict(failed, built(SETTINGS["elastic on CPUs"], other)) == "replace"
 
 
 def pod(name: str, container_status: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
@@ -402,16 +404,16 @@ def ended(status: int, time: str, **more: str) -> dict[str, Any]:
 
 
 def test_a_failed_job_speaks_with_its_own_message_and_the_log_of_the_first_pod_to_fail() -> None:
-    pods = [
+    seen = [
         pod("kws-1f3c-worker-0", {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ended(1, "09")}),
         pod("kws-1f3c-worker-1", {"state": ended(1, "05")}),
         pod("kws-1f3c-worker-2", {"state": ended(0, "01")}),
     ]
-    logs = {
+    ends = {
         "kws-1f3c-worker-0": ["RuntimeError: Connection reset by peer"],
         "kws-1f3c-worker-1": ["epoch 3", "ValueError: loss must be finite, got nan"],
     }
-    message = pytorchjob.failure_message(submitted(CREATED, FAILED), pods, logs)
+    message = jobs.failure_message(submitted(CREATED, FAILED), seen, ends, "pytorch")
     assert message.splitlines() == [
         "PyTorchJob kubeflow/kws-1f3c failed: PyTorchJobFailed: Job kws-1f3c has failed because it has reached the "
         "specified backoff limit; kws-1f3c-worker-1 ended with status 1:",
@@ -421,30 +423,31 @@ def test_a_failed_job_speaks_with_its_own_message_and_the_log_of_the_first_pod_t
 
 
 def test_a_failed_pod_whose_log_was_lost_speaks_through_its_status() -> None:
-    pods = [pod("kws-1f3c-worker-0", {"state": ended(137, "05", reason="OOMKilled", message="epoch 1\nepoch 2")})]
-    message = pytorchjob.failure_message(submitted(CREATED, FAILED), pods, {})
+    seen = [pod("kws-1f3c-worker-0", {"state": ended(137, "05", reason="OOMKilled", message="epoch 1\nepoch 2")})]
+    message = jobs.failure_message(submitted(CREATED, FAILED), seen, {}, "pytorch")
     assert message.endswith("kws-1f3c-worker-0 ended with status 137, OOMKilled:\n  epoch 1\n  epoch 2")
 
 
 def test_a_job_that_failed_without_ever_running_says_what_it_waited_for() -> None:
     unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes fit"}
-    message = pytorchjob.failure_message(
+    message = jobs.failure_message(
         submitted(CREATED, ("Failed", "active longer than specified deadline")),
         [pod("kws-1f3c-worker-0", phase="Pending", conditions=[unschedulable])],
         {},
+        "pytorch",
     )
     assert message.endswith("PyTorchJobFailed: active longer than specified deadline; Unschedulable: 0/3 nodes fit")
 
 
 def test_a_pod_says_why_it_waits_and_nothing_while_it_runs() -> None:
     image = {"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "kws-runtime:0.1.0"'}}
-    assert pytorchjob.waiting_reason(pod("a", {"state": image})) == (
+    assert jobs.waiting_reason(pod("a", {"state": image})) == (
         'ImagePullBackOff: Back-off pulling image "kws-runtime:0.1.0"'
     )
     init = [{"name": "init-pytorch", "state": {"waiting": {"reason": "ErrImagePull"}}}]
-    assert pytorchjob.waiting_reason(pod("a", initContainerStatuses=init)) == "ErrImagePull"
-    assert pytorchjob.waiting_reason(pod("a", {"state": {"running": {"startedAt": "2024-05-01T10:00:00Z"}}})) == ""
-    assert pytorchjob.waiting_reason({"metadata": {"name": "a"}}) == ""
+    assert jobs.waiting_reason(pod("a", initContainerStatuses=init)) == "ErrImagePull"
+    assert jobs.waiting_reason(pod("a", {"state": {"running": {"startedAt": "2024-05-01T10:00:00Z"}}})) == ""
+    assert jobs.waiting_reason({"metadata": {"name": "a"}}) == ""
 
 
 def test_nodes_are_counted_from_the_master_or_the_first_worker() -> None:
@@ -477,20 +480,22 @@ def test_nodes_are_counted_from_the_master_or_the_first_worker() -> None:
     ids=repr,
 )
 def test_only_an_api_that_is_away_for_a_while_is_asked_again(error: Exception, expected: bool) -> None:
-    assert pytorchjob.is_transient(error) is expected
+    assert api.is_transient(error) is expected
 
 
 def test_a_refusal_of_the_api_names_the_remedy() -> None:
     error = ApiException(status=403, reason="Forbidden")
     error.body = json.dumps({"message": 'pytorchjobs.kubeflow.org is forbidden: User "default" cannot create'})
-    assert str(pytorchjob.explain(error, "kubeflow")) == (
+    assert str(api.explain(error, PYTORCH_JOB, "kubeflow")) == (
         'the Kubernetes API must accept the PyTorchJob, got: pytorchjobs.kubeflow.org is forbidden: User "default" '
         "cannot create; the step's service account must be allowed to create, get, patch and delete pytorchjobs, and "
         "to list pods and get pods/log, in namespace kubeflow"
     )
     missing = ApiException(status=404, reason="Not Found")
     missing.body = "404 page not found\n"
-    assert "got: Not Found; the training operator must be installed" in str(pytorchjob.explain(missing, "kubeflow"))
+    assert "got: Not Found; the training operator must be installed" in str(
+        api.explain(missing, PYTORCH_JOB, "kubeflow")
+    )
 
 
 def test_the_times_of_log_lines_sort_in_order_though_the_kubelet_cuts_zeros() -> None:
@@ -500,17 +505,17 @@ def test_the_times_of_log_lines_sort_in_order_though_the_kubelet_cuts_zeros() ->
         "2024-05-01T10:00:00.1Z c  d",
         "2024-05-01T10:00:00.100000001Z ",
     ]
-    split = [pytorchjob.split_timestamp(line) for line in lines]
+    split = [logs.split_timestamp(line) for line in lines]
     assert [when for when, _ in split] == sorted(when for when, _ in split)
     assert [text for _, text in split] == ["a", "b", "c  d", ""]
-    assert pytorchjob.split_timestamp("no time") == ("", "no time")
+    assert logs.split_timestamp("no time") == ("", "no time")
 
 
 def test_lines_come_whole_however_the_stream_was_cut() -> None:
     text = "first\nzweite Zeile: ä\n\nlast".encode()
     for size in (1, 2, 3, 7, 100):
         chunks = [text[start : start + size] for start in range(0, len(text), size)]
-        assert list(pytorchjob.split_lines(chunks)) == ["first", "zweite Zeile: ä", "", "last"]
+        assert list(logs.split_lines(chunks)) == ["first", "zweite Zeile: ä", "", "last"]
 
 
 @pytest.mark.parametrize(("name", "value"), [("memory", "4ki"), ("memory", "4KB"), ("cpu", "4Gi"), ("cpu", "2k")])

@@ -81,12 +81,14 @@ def test_every_step_runs_an_image_of_the_revision_and_only_train_the_launcher(pa
 def test_the_job_that_the_compiled_train_step_would_launch_runs_the_runtime_on_the_volume(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kws.launch.job import TrainJob
-    from kws.launch.pytorchjob import SETTINGS, ClusterConfig, build_job, to_manifest
+    from kws.launch.job import Training
+    from kws.launch.pods import to_manifest
+    from kws.launch.pytorchjob import build_job
+    from kws.launch.settings import SETTINGS, ClusterConfig
 
     (settings,) = [e["value"] for e in containers_of(package)["train"]["env"] if e["name"] == SETTINGS]
     monkeypatch.setenv(SETTINGS, settings)
-    job = TrainJob(name="kws-1", arguments=(), num_nodes=2, processes_per_node=1)
+    job = Training(name="kws-1", arguments=(), num_nodes=2, processes_per_node=1)
     manifest = to_manifest(build_job(job, ClusterConfig.from_environment()))
     pod = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
     assert pod["containers"][0]["image"] == "reg/kws-runtime:abc"

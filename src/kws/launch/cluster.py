@@ -1,0 +1,189 @@
+"""Trains on a cluster: submits a job of some kind, follows it to its end.
+
+The objects are built with the models of Kubeflow's SDKs, but sent with the plain Kubernetes client: the SDKs' clients
+hide the status of an error, which decides here whether to adopt a job or to try again, and leave out of the logs the
+pods that are not running yet.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from kws.launch import settings
+from kws.launch.api import explain, is_transient, retry, say
+from kws.launch.job import LaunchError, Training
+from kws.launch.jobs import JobKind, failure_message, on_conflict, verdict, waiting_reason
+from kws.launch.logs import LogFollower
+from kws.launch.pods import save_manifest, step_owner, to_manifest
+from kws.launch.settings import ClusterConfig
+
+POLL_SECONDS = 5.0
+
+
+class ClusterLauncher:
+    """Trains on the cluster: submits a job and waits for its end, however long it takes."""
+
+    def __init__(self, kind: JobKind, config: ClusterConfig) -> None:
+        from kubernetes import client
+        from kubernetes import config as kubernetes_config
+
+        self.kind = kind
+        self.config = config
+        self.namespace = config.namespace or settings.own_namespace()
+        if settings.NAMESPACE_FILE.exists():
+            kubernetes_config.load_incluster_config()
+        else:
+            kubernetes_config.load_kube_config()
+        self.place = (kind.group, kind.version, self.namespace, kind.plural)
+        self.jobs = client.CustomObjectsApi()
+        self.core = client.CoreV1Api()
+
+    def run(self, job: Training, manifest_path: Path | None = None) -> None:
+        """Submits the job, or adopts its own from an earlier attempt, and follows it; see `Launcher.run`.
+
+        The logs of all pods appear with the number of the node in front. Told to stop, it deletes the job, and the
+        pods write a checkpoint.
+        """
+        from kubernetes.client import ApiException
+
+        manifest = self.kind.build(job, self.config, step_owner(self.namespace))
+        if manifest_path is not None:
+            save_manifest(manifest, manifest_path)
+        with _exit_on_sigterm():
+            try:
+                uid = self._submit(manifest)
+                try:
+                    self._follow(job.name, uid)
+                except (KeyboardInterrupt, SystemExit):
+                    say(f"told to stop; deleting {self._called(job.name)}")
+                    retry(lambda: self._delete(job.name), patience=10)
+                    raise
+                if self.config.delete_when_done:
+                    retry(lambda: self._delete(job.name))
+            except Exception as error:
+                if isinstance(error, ApiException) or is_transient(error):
+                    raise explain(error, self.kind, self.namespace) from error
+                raise
+
+    def _called(self, name: str) -> str:
+        return f"{self.kind.kind} {self.namespace}/{name}"
+
+    def _submit(self, manifest: Mapping[str, Any]) -> str:
+        """Makes the job, or finds the one that an earlier attempt made, and returns its uid."""
+        from kubernetes.client import ApiException
+
+        name = manifest["metadata"]["name"]
+        while True:
+            try:
+                made = retry(lambda: self.jobs.create_namespaced_custom_object(
+                    *self.place, manifest, _request_timeout=60))  # fmt: skip
+                say(f"submitted {self._called(name)}")
+                return str(made["metadata"]["uid"])
+            except ApiException as error:
+                if error.status != 409:
+                    raise
+            existing = self._get(name)
+            if existing is None:
+                continue  # deleted in between
+            what = on_conflict(existing, manifest)
+            if what == "adopt":
+                say(f"adopted {self._called(name)} of an earlier attempt")
+                self._own(name, manifest["metadata"].get("ownerReferences", []))
+                return str(existing["metadata"]["uid"])
+            if what == "replace":
+                say(f"replacing {self._called(name)} of an earlier attempt, which failed")
+                retry(lambda: self._delete(name))
+            time.sleep(POLL_SECONDS)
+
+    def _own(self, name: str, owners: Sequence[Mapping[str, Any]]) -> None:
+        """Hands an adopted job to this step's pod; with the pod of the earlier attempt it would be deleted."""
+        patch = {"metadata": {"ownerReferences": owners}}
+        retry(lambda: self.jobs.patch_namespaced_custom_object(
+            *self.place, name, patch, _request_timeout=60))  # fmt: skip
+
+    def _follow(self, name: str, uid: str) -> None:
+        """Waits for the job's end, showing the logs of its pods.
+
+        Raises:
+            LaunchError: the job failed, or was deleted.
+        """
+        followers: dict[str, LogFollower] = {}
+        pods: dict[str, Mapping[str, Any]] = {}
+        said: dict[str, str] = {}
+        while True:
+            # The job before the pods: those of a job that has ended are then all seen.
+            job = self._get(name)
+            if job is None or job["metadata"]["uid"] != uid:
+                raise LaunchError(f"{self._called(name)} must stay until it ends, got deleted")
+            for pod in self._pods(name):
+                pod_uid = pod["metadata"]["uid"]
+                pods[pod_uid] = pod
+                node = self.kind.node_rank(pod["metadata"]["labels"], self.config)
+                if pod_uid not in followers:
+                    followers[pod_uid] = LogFollower(self.core, pod, self.kind.container, node)
+                    followers[pod_uid].start()
+                reason = waiting_reason(pod)
+                if reason and said.get(pod_uid) != reason:
+                    say(f"[{node}] waits: {reason}")
+                said[pod_uid] = reason
+            ended = verdict(job)
+            if ended:
+                break
+            time.sleep(POLL_SECONDS)
+        deadline = time.monotonic() + 30
+        for follower in followers.values():
+            follower.join(max(0, deadline - time.monotonic()))
+        if ended == "Failed":
+            last_lines = {follower.pod: list(follower.last_lines) for follower in followers.values()}
+            raise LaunchError(failure_message(job, list(pods.values()), last_lines, self.kind.container))
+
+    def _get(self, name: str) -> Any:
+        """Returns the job as the API gives it, or None where there is none."""
+        from kubernetes.client import ApiException
+
+        try:
+            return retry(lambda: self.jobs.get_namespaced_custom_object(
+                *self.place, name, _request_timeout=60))  # fmt: skip
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def _pods(self, name: str) -> list[Any]:
+        listed = retry(lambda: self.core.list_namespaced_pod(
+            self.namespace, label_selector=f"{self.kind.name_label}={name}", _request_timeout=60))  # fmt: skip
+        return list(to_manifest(listed)["items"])
+
+    def _delete(self, name: str) -> None:
+        """Deletes the job, which stays visible until its pods are gone; does nothing where there is none."""
+        from kubernetes.client import ApiException
+
+        try:
+            self.jobs.delete_namespaced_custom_object(
+                *self.place, name, propagation_policy="Foreground", _request_timeout=60
+            )
+        except ApiException as error:
+            if error.status != 404:
+                raise
+
+
+@contextlib.contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Makes SIGTERM raise SystemExit in the block. Python allows this in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(signum: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,170 @@
+"""What the pods of a training job look like, whichever controller makes them, and how a job is written down."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kws.files import atomic_write
+from kws.launch import settings
+from kws.launch.job import FRESH_STORE, TRAINER, Training
+from kws.launch.settings import ClusterConfig
+
+if TYPE_CHECKING:
+    from kubernetes.client import V1OwnerReference, V1PodTemplateSpec
+
+USER = 1000
+"""Numeric user and group of the pods: the kubelet cannot tell whether a user with a name is root."""
+
+PORT = 23456
+"""Port of the rendezvous, the training operator's default."""
+
+GRACE_SECONDS = 60
+"""From SIGTERM to SIGKILL. torchrun gives its processes 30 s of it, and they write a checkpoint within 10."""
+
+LABELS = {"app.kubernetes.io/name": "kws", "app.kubernetes.io/component": "trainer"}
+FINGERPRINT = "kws/spec-sha256"
+"""Annotation of a job: what it does, so that one that does something else is not adopted."""
+
+
+def step_owner(namespace: str) -> "V1OwnerReference | None":
+    """Returns a reference to the step's own pod, so that the job goes when the pod goes.
+
+    Name and uid come from KWS_POD_NAME and KWS_POD_UID (downward API) or from KFP_POD_NAME and KFP_POD_UID, which
+    Kubeflow Pipelines sets on every step.
+
+    Args:
+        namespace: that of the job. An owner in another would count as missing, and the job would be deleted at once.
+
+    Returns:
+        The reference, or None outside a pod and for a job in another namespace.
+    """
+    from kubernetes.client import V1OwnerReference
+
+    if not settings.NAMESPACE_FILE.exists() or settings.own_namespace() != namespace:
+        return None
+    for prefix in ("KWS", "KFP"):
+        name, uid = os.environ.get(f"{prefix}_POD_NAME"), os.environ.get(f"{prefix}_POD_UID")
+        if name and uid:
+            return V1OwnerReference(api_version="v1", kind="Pod", name=name, uid=uid)
+    return None
+
+
+def command_of(job: Training, config: ClusterConfig) -> list[str]:
+    """Returns what a pod runs: torchrun, which finds the other pods by the variables that a controller set."""
+    command = ["python", "-m", "torch.distributed.run", f"--nproc-per-node={job.processes_per_node}"]
+    if not config.elastic:
+        command.append(f"--rdzv-conf=timeout={config.rendezvous_seconds}")
+    return [*command, "-m", TRAINER]
+
+
+def environment_of(job: Training, config: ClusterConfig) -> dict[str, str]:
+    """Returns the environment variables of a pod that trains."""
+    return {
+        "HOME": "/tmp",  # the only place that can be written but for the volume; caches go there
+        "OMP_NUM_THREADS": str(max(1, int(settings.cores(config.cpu)) // job.processes_per_node)),
+        **FRESH_STORE,
+        **config.env,
+    }
+
+
+def resources_of(config: ClusterConfig) -> dict[str, str]:
+    """Returns what a pod asks for, and may use at most."""
+    resources = {"cpu": config.cpu, "memory": config.memory}
+    if config.gpus_per_node:
+        resources[config.gpu_resource] = str(config.gpus_per_node)
+    return resources
+
+
+def pod_template(job: Training, config: ClusterConfig, container_name: str) -> "V1PodTemplateSpec":
+    """Builds the pod of one node, fit for a namespace with the restricted pod security standard."""
+    from kubernetes import client
+
+    resources = resources_of(config)
+    container = client.V1Container(
+        name=container_name,
+        image=config.image,
+        image_pull_policy="IfNotPresent",
+        command=command_of(job, config),
+        args=list(job.arguments),
+        env=[client.V1EnvVar(name=name, value=value) for name, value in environment_of(job, config).items()],
+        ports=[client.V1ContainerPort(name="pytorchjob-port", container_port=PORT)],
+        resources=client.V1ResourceRequirements(requests=resources, limits=resources),
+        # The end of the log becomes part of the pod's status, which outlives a restart.
+        termination_message_policy="FallbackToLogsOnError",
+        security_context=client.V1SecurityContext(
+            allow_privilege_escalation=False,
+            capabilities=client.V1Capabilities(drop=["ALL"]),
+            read_only_root_filesystem=True,
+        ),
+        volume_mounts=[
+            client.V1VolumeMount(name="data", mount_path=config.mount_path),
+            client.V1VolumeMount(name="shm", mount_path="/dev/shm"),
+            client.V1VolumeMount(name="tmp", mount_path="/tmp"),
+        ],
+    )
+    spec = client.V1PodSpec(
+        containers=[container],
+        volumes=[
+            client.V1Volume(
+                name="data", persistent_volume_claim=client.V1PersistentVolumeClaimVolumeSource(claim_name=config.pvc)
+            ),
+            client.V1Volume(
+                name="shm", empty_dir=client.V1EmptyDirVolumeSource(medium="Memory", size_limit=config.shm_size)
+            ),
+            client.V1Volume(name="tmp", empty_dir=client.V1EmptyDirVolumeSource()),
+        ],
+        security_context=client.V1PodSecurityContext(
+            run_as_non_root=True,
+            run_as_user=USER,
+            run_as_group=USER,
+            fs_group=USER,
+            # Without this every start walks over all files of the volume.
+            fs_group_change_policy="OnRootMismatch",
+            seccomp_profile=client.V1SeccompProfile(type="RuntimeDefault"),
+        ),
+        service_account_name=config.service_account or None,
+        automount_service_account_token=False,
+        enable_service_links=False,
+        termination_grace_period_seconds=GRACE_SECONDS,
+        node_selector=dict(config.node_selector) or None,
+        tolerations=[
+            client.V1Toleration(
+                key=toleration.get("key"),
+                operator=toleration.get("operator"),
+                value=toleration.get("value"),
+                effect=toleration.get("effect"),
+                toleration_seconds=toleration.get("tolerationSeconds"),
+            )
+            for toleration in config.tolerations
+        ]
+        or None,
+    )
+    metadata = client.V1ObjectMeta(
+        labels=LABELS,
+        # A service mesh's proxy would stand between the processes, and would keep the pod running after they ended.
+        annotations={"sidecar.istio.io/inject": "false"},
+    )
+    return client.V1PodTemplateSpec(metadata=metadata, spec=spec)
+
+
+def to_manifest(model: Any) -> Any:
+    """Returns a model of the SDK as what the API takes: dictionaries, lists, strings and numbers."""
+    from kubernetes import client
+
+    return client.ApiClient().sanitize_for_serialization(model)
+
+
+def fingerprint(spec: Any) -> str:
+    """Returns a digest of what a job does, a model of the SDK."""
+    return hashlib.sha256(json.dumps(to_manifest(spec), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def save_manifest(manifest: Mapping[str, Any], path: Path) -> None:
+    """Writes a manifest as YAML, such that `kubectl apply` takes it."""
+    import yaml
+
+    with atomic_write(path, "w") as file:
+        yaml.safe_dump(manifest, file, sort_keys=False)
