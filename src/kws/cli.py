@@ -8,6 +8,7 @@ The steps of the pipeline one by one, in the order in which data flows:
   kws train --tensors var/tensors/FINGERPRINT --runs var/runs
   kws evaluate --model var/runs/RUN/best.pth --recordings FOLDER
   kws predict --model var/runs/RUN/best.pth hello.wav
+  kws listen --model var/runs/RUN/best.pth --microphone
   kws export --model var/runs/RUN/best.pth --int8 model.onnx   # for machines without torch
 """
 
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_train(add)
     _add_evaluate(add)
     _add_predict(add)
+    _add_listen(add)
     _add_export(add)
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -215,6 +217,45 @@ def _predict(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found, indent=2))
     return 1 if failed else 0
+
+
+def _add_listen(add: Add) -> None:
+    command = add("listen", _listen, "name words as they are heard: a line seconds<TAB>word<TAB>probability for each")
+    command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth or .onnx file")
+    command.add_argument(
+        "--thresholds", type=Path, metavar="FILE",
+        help="thresholds.json of kws evaluate --stream (default: the one beside the model, or 0.8 for every word)",
+    )  # fmt: skip
+    command.add_argument("--microphone", action="store_true", help="listen to this machine's microphone until Ctrl-C")
+    command.add_argument("--json", action="store_true", help="print a line of JSON for each, with where the word is")
+    command.add_argument(
+        "source", nargs="?", metavar="FILE",
+        help="a recording, or - for standard input: WAV, or bare 16-bit samples, mono, at the model's rate",
+    )  # fmt: skip
+
+
+def _listen(options: argparse.Namespace) -> int:
+    from kws.model.detector import Thresholds
+    from kws.model.predict import load
+    from kws.serve.listen import listen, microphone, open_file, standard_input
+
+    if options.microphone == (options.source is not None):
+        raise ValueError("listen must be given a FILE, - or --microphone, got " + (options.source or "none of them"))
+    recognizer = load(options.model)
+    words, rate = recognizer.words, recognizer.features.sample_rate
+    thresholds = (
+        Thresholds.read(options.thresholds, words) if options.thresholds else Thresholds.beside(options.model, words)
+    )
+    if options.microphone:
+        source = microphone(rate)
+    else:
+        source = standard_input(rate) if options.source == "-" else open_file(Path(options.source), rate)
+    for found in listen(recognizer, thresholds, source):
+        if options.json:
+            print(json.dumps(asdict(found)), flush=True)
+        else:
+            print(f"{found.time:.2f}\t{found.word}\t{found.probability:.4f}", flush=True)
+    return 0
 
 
 def _add_export(add: Add) -> None:

@@ -15,7 +15,7 @@ from kws.config import PipelineConfig
 from kws.model import bundle
 from kws.model.bundle import Recognizer
 
-COMMANDS = ("synthesize", "download", "preprocess", "train", "evaluate", "predict", "export")
+COMMANDS = ("synthesize", "download", "preprocess", "train", "evaluate", "predict", "listen", "export")
 
 
 @pytest.fixture

@@ -45,8 +45,12 @@ class Recognizer:
     @torch.inference_mode()
     def hear(self, waveforms: Waveform) -> npt.NDArray[np.float32]:
         """Turns float32 [clips, num_samples] into probabilities, float32 [clips, words]."""
-        features = mel_spectrogram(self.features)(torch.from_numpy(waveforms))
-        probabilities = self.probabilities(self.model(features.to(self.model.mean.device)))
+        return self.hear_features(mel_spectrogram(self.features)(torch.from_numpy(waveforms)).numpy())
+
+    @torch.inference_mode()
+    def hear_features(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Turns mel spectrograms, float32 [clips, num_mels, num_frames], into probabilities [clips, words]."""
+        probabilities = self.probabilities(self.model(torch.from_numpy(features).to(self.model.mean.device)))
         return probabilities.cpu().numpy()
 
     @property

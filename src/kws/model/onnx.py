@@ -1,6 +1,11 @@
 """A model as one ONNX file, waveform in and probabilities out, for machines without torch.
 
 Only `export` needs torch; reading a file and hearing words takes numpy and onnxruntime.
+
+The graph has a second input, `features`, which need not be given: the rows of mel spectrograms that were computed
+elsewhere, and come out behind those of the waveforms. Who listens to a stream gives it, and computes a frame once
+instead of ten times (`kws.serve.detector`). It is an initializer of no rows that may be overridden, so that whoever
+gives waveforms alone need not know of it.
 """
 
 import copy
@@ -46,6 +51,23 @@ class OnnxRecognizer:
         (probabilities,) = self.session.run(None, {"waveforms": waveforms})
         return np.asarray(probabilities)
 
+    @property
+    def takes_features(self) -> bool:
+        """Whether the file has the second input, which exports of earlier versions had not."""
+        return any(value.name == "features" for value in self.session.get_overridable_initializers())
+
+    def hear_features(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Turns mel spectrograms, float32 [clips, num_mels, num_frames], into probabilities [clips, words].
+
+        Raises:
+            ValueError: the file was exported before there was this input.
+        """
+        if not self.takes_features:
+            raise ValueError("model must be an .onnx file that takes features, got an older one; export it again")
+        none = np.empty((0, self.features.num_samples), np.float32)
+        (probabilities,) = self.session.run(None, {"waveforms": none, "features": features})
+        return np.asarray(probabilities)
+
 
 def load(path: Path, num_threads: int = 0) -> OnnxRecognizer:
     """Reads a file that `export` wrote.
@@ -64,6 +86,7 @@ def load(path: Path, num_threads: int = 0) -> OnnxRecognizer:
         raise FileNotFoundError(f"model must be an .onnx file, got {str(path)!r}, which does not exist")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
+    options.log_severity_level = 3  # that features may be overridden is meant, and no warning
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a class of its own for every kind of damage
@@ -115,10 +138,11 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
         def halves(self, padded: Tensor, first: int) -> Tensor:
             """Cuts half windows, the first of them from a sample on, out of whole blocks of samples."""
             num_blocks = (config.hop_length * (config.num_frames - 1) + half) // block
-            blocks = padded[:, first : first + num_blocks * block].reshape(-1, num_blocks, block)
-            return blocks[:, self.blocks].flatten(2)
+            # No -1: of no clips, onnxruntime could not tell what it stands for.
+            blocks = padded[:, first : first + num_blocks * block].reshape(padded.size(0), num_blocks, block)
+            return blocks[:, self.blocks].reshape(padded.size(0), config.num_frames, half)
 
-        def forward(self, waveforms: Tensor) -> Tensor:
+        def forward(self, waveforms: Tensor, features: Tensor) -> Tensor:
             edge = config.n_fft // 2
             padded = torch.nn.functional.pad(waveforms[:, None], (edge, edge), mode="reflect")[:, 0]
             behind = self.halves(padded, edge)  # [N, T, win_length / 2], from the middle of a window on
@@ -128,16 +152,17 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
             mel = power @ self.mel_filters
             if config.log:
                 mel = (mel + config.log_offset).log()
-            return recognizer.probabilities(self.model(mel.transpose(1, 2)))
+            return recognizer.probabilities(self.model(torch.cat((mel.transpose(1, 2), features))))
 
-    example = torch.zeros(2, config.num_samples)
+    example = torch.zeros(2, config.num_samples), torch.zeros(2, config.num_mels, config.num_frames)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         whole, small = Path(folder) / "whole.onnx", Path(folder) / "small.onnx"
         # The exporter by tracing: half a second and no further packages, where the newer one takes 20 s.
         torch.onnx.export(
-            WaveformToWords().eval(), (example,), whole, dynamo=False, opset_version=OPSET, input_names=["waveforms"],
-            output_names=["probabilities"], dynamic_axes={"waveforms": {0: "clips"}, "probabilities": {0: "clips"}},
+            WaveformToWords().eval(), example, whole, dynamo=False, opset_version=OPSET,
+            input_names=["waveforms", "features"], output_names=["probabilities"],
+            dynamic_axes={"waveforms": {0: "clips"}, "features": {0: "spectrograms"}, "probabilities": {0: "rows"}},
         )  # fmt: skip
         if int8:
             kept = [node.name for node in onnx.load(whole).graph.node if FEATURES & set(node.input)]
@@ -146,6 +171,8 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
                 nodes_to_exclude=kept,
             )  # fmt: skip
         graph = onnx.load(small if int8 else whole)
+    none = np.empty((0, config.num_mels, config.num_frames), np.float32)
+    graph.graph.initializer.append(onnx.numpy_helper.from_array(none, "features"))
     about = {
         "kws_format": FORMAT,
         "words": json.dumps(recognizer.words),

@@ -1,0 +1,326 @@
+"""Words in a stream of audio: windows ten times a second, smoothed, a threshold for each word, a pause after one.
+
+The server's page, `kws listen` and the evaluation of streams use this one detector. It works on any model, and on an
+ONNX file without torch. A frame of the mel spectrogram is computed once, with numpy, though it is in ten windows: the
+network takes the frames through `hear_features`.
+
+What comes out depends on the samples alone, not on how they are cut into pieces: the work is done a hop at a time.
+"""
+
+import dataclasses
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kws import files
+from kws.config import FeatureConfig, require
+from kws.model.predict import AnyRecognizer
+from kws.preprocess.audio import Waveform
+from kws.preprocess.features import mel_filters
+
+THRESHOLDS = "thresholds.json"
+"""The file beside a model that says when it is to be believed."""
+
+UNMEASURED = 0.8
+"""The threshold of every word of a model that has no such file."""
+
+LONGEST_RISE = 3
+"""Hops that a detection waits, at most, for its probability to stop rising."""
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """When a smoothed probability is a detection."""
+
+    smoothing_seconds: float = 0.3
+    """The probabilities of the windows of so long are averaged."""
+
+    hop_seconds: float = 0.1
+    """From one window to the next."""
+
+    refractory_seconds: float = 0.8
+    """Pause after a detection, from its middle on."""
+
+    thresholds: Mapping[str, float]
+    """Probability that each word must reach."""
+
+    false_alarms_per_hour: float = math.nan
+    """What they were chosen for; NaN where they were not measured."""
+
+    measured_on: Mapping[str, Any] = field(default_factory=dict)
+    """The streams that they were chosen on."""
+
+    def __post_init__(self) -> None:
+        for name in ("smoothing_seconds", "hop_seconds"):
+            require(0 < getattr(self, name) <= 2, name, "lie in 0 to 2 s, and be more than 0", getattr(self, name))
+        require(0 <= self.refractory_seconds <= 60, "refractory_seconds", "lie in 0 to 60", self.refractory_seconds)
+        for word, threshold in self.thresholds.items():
+            # More than 1 is never reached: a word that cannot be told apart well enough is not reported.
+            require(0 < threshold <= 2, f"the threshold of {word}", "lie above 0 (above 1: never)", threshold)
+
+    @classmethod
+    def unmeasured(cls, words: list[str]) -> "Thresholds":
+        """Returns the same threshold for every word."""
+        return cls(thresholds=dict.fromkeys(reported(words), UNMEASURED))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], words: list[str]) -> "Thresholds":
+        """Makes them of what a file holds.
+
+        Raises:
+            ValueError: a value is missing or impossible, or they are of other words.
+        """
+        try:
+            found = cls(**{one.name: values[one.name] for one in dataclasses.fields(cls)
+                           if values.get(one.name) is not None})  # fmt: skip
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"thresholds must be numbers for each word, got {error}") from error
+        wanted = reported(words)
+        rule = f"be of the words of the model, {', '.join(wanted)}"
+        require(set(found.thresholds) == set(wanted), "thresholds", rule, sorted(found.thresholds))
+        return found
+
+    @classmethod
+    def read(cls, path: Path, words: list[str]) -> "Thresholds":
+        """Reads a thresholds.json.
+
+        Raises:
+            ValueError: the file is none, or is one of other words.
+            FileNotFoundError: there is no such file.
+        """
+        try:
+            return cls.from_json(files.read_json(path), words)
+        except ValueError as error:
+            raise ValueError(f"{path} must be what kws evaluate --stream wrote for this model: {error}") from error
+
+    @classmethod
+    def beside(cls, model: Path, words: list[str]) -> "Thresholds":
+        """Returns those that lie beside a model, or the unmeasured ones where none do."""
+        path = model.parent / THRESHOLDS
+        return cls.read(path, words) if path.is_file() else cls.unmeasured(words)
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns what the file holds; what was not measured is null."""
+        values = dataclasses.asdict(self)
+        return values | {"false_alarms_per_hour": None if math.isnan(self.false_alarms_per_hour)
+                         else self.false_alarms_per_hour}  # fmt: skip
+
+
+def reported(words: list[str]) -> list[str]:
+    """Returns the words that are reported: all but the classes of unknown words and of silence."""
+    return [word for word in words if not word.startswith("_")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """A word that was heard."""
+
+    time: float
+    """Middle of the windows that heard it best, in seconds from the start of the stream."""
+    word: str
+    probability: float
+    """Smoothed, at its highest."""
+    begin: float
+    end: float
+    """From where to where it sounds, as far as its loudness tells, in seconds."""
+
+
+class Heard(NamedTuple):
+    """What one window gave."""
+
+    time: float
+    """End of the window, in seconds from the start of the stream."""
+    probabilities: Floats
+    """Smoothed, float32 [words]"""
+    detection: Detection | None
+
+
+class MelFrames:
+    """The mel spectrogram of a stream, each frame computed once.
+
+    Frame k is centred on sample k · hop_length; before the first sample there is silence. These are the frames that
+    the model was trained on, but for the reflected edges of clips: in a stream there is sound on both sides.
+    """
+
+    def __init__(self, config: FeatureConfig, frames_per_block: int) -> None:
+        self.config = config
+        self.block = frames_per_block
+        angle = 2 * np.pi / config.win_length
+        self._window = (0.5 - 0.5 * np.cos(angle * np.arange(config.win_length))).astype(np.float32)
+        self._filters = mel_filters(config)
+        before = config.n_fft // 2 - (config.n_fft - config.win_length) // 2
+        self._pending = np.zeros(before, np.float32)
+        self._needed = (frames_per_block - 1) * config.hop_length + config.win_length
+
+    def feed(self, samples: Waveform) -> list[Floats]:
+        """Takes samples, float32 [any], and returns the blocks of frames that they complete, [block, num_mels] each."""
+        config = self.config
+        self._pending = np.concatenate((self._pending, samples))
+        blocks, first = [], 0
+        while self._pending.size - first >= self._needed:
+            part = self._pending[first : first + self._needed]
+            frames = np.lib.stride_tricks.sliding_window_view(part, config.win_length)[:: config.hop_length]
+            spectrum = np.fft.rfft(frames * self._window, config.n_fft)
+            mel = (np.square(spectrum.real) + np.square(spectrum.imag)).astype(np.float32, copy=False) @ self._filters
+            blocks.append(np.log(mel + np.float32(config.log_offset)) if config.log else mel)
+            first += self.block * config.hop_length
+        self._pending = self._pending[first:]
+        return blocks
+
+    def silence(self, num_frames: int) -> Floats:
+        """Returns frames of digital silence, [num_frames, num_mels]."""
+        value = math.log(self.config.log_offset) if self.config.log else 0.0
+        return np.full((num_frames, self.config.num_mels), value, np.float32)
+
+
+class Decider:
+    """Makes detections of smoothed probabilities, window by window. It knows no audio, so thresholds can be tried."""
+
+    def __init__(self, words: list[str], thresholds: Thresholds) -> None:
+        self._refractory = thresholds.refractory_seconds
+        self._targets = [words.index(word) for word in reported(words)]
+        self.set_thresholds([thresholds.thresholds[words[index]] for index in self._targets])
+        # A word is reported again only after its probability fell below the threshold, however long that takes.
+        self._armed = np.ones(len(self._targets), bool)
+        self._quiet_until = -math.inf
+        self._best: tuple[float, int, float] | None = None  # probability, which target, and time of a rising word
+        self._num_rises = 0
+
+    def set_thresholds(self, thresholds: list[float]) -> None:
+        """Changes the thresholds, also while it listens; in the order of the words that are reported."""
+        self._thresholds = np.array(thresholds, np.float32)
+
+    def step(self, time: float, probabilities: Floats) -> tuple[float, int, float] | None:
+        """Takes the next window.
+
+        Args:
+            time: of its middle, in seconds.
+            probabilities: smoothed, float32 [words].
+
+        Returns:
+            Probability, index among the words, and time of a detection, or None.
+        """
+        scores = probabilities[self._targets]
+        above = scores >= self._thresholds
+        quiet = time < self._quiet_until
+        candidates = np.where(above & self._armed & (not quiet), scores, -1)
+        self._armed |= ~above
+        if quiet:
+            self._armed &= ~above
+        which = int(candidates.argmax())
+        score = float(candidates[which])
+        rising = score >= 0 and (self._best is None or score > self._best[0])
+        if rising:
+            self._best = score, which, time
+            self._num_rises += 1
+        return None if rising and self._num_rises <= LONGEST_RISE else self.finish(above)
+
+    def finish(self, above: npt.NDArray[np.bool_] | None = None) -> tuple[float, int, float] | None:
+        """Returns the detection that was waiting for a higher probability, if any."""
+        if self._best is None:
+            return None
+        score, which, time = self._best
+        self._best, self._num_rises = None, 0
+        self._quiet_until = time + self._refractory
+        self._armed[which] = False
+        if above is not None:
+            self._armed &= ~above  # a word that is as high at the same time is the same sound
+        return score, self._targets[which], time
+
+
+class Detector:
+    """One stream. For one thread at a time; a model may be shared by many."""
+
+    def __init__(self, recognizer: AnyRecognizer, thresholds: Thresholds) -> None:
+        config = recognizer.features
+        self.words = recognizer.words
+        self._recognizer = recognizer
+        self._config = config
+        rate = config.sample_rate
+        self.hop_frames = max(1, round(thresholds.hop_seconds * rate / config.hop_length))
+        self.hop_seconds = self.hop_frames * config.hop_length / rate
+        self._smoothed: deque[Floats] = deque(maxlen=max(1, round(thresholds.smoothing_seconds / self.hop_seconds)))
+        # The middle of the windows that are averaged lies so long before the end of the last one.
+        num_windows = self._smoothed.maxlen or 1
+        self._lag = config.num_samples / rate / 2 + (num_windows - 1) / 2 * self.hop_seconds
+        self._mel = MelFrames(config, self.hop_frames)
+        # A detection that waited is still to be seen whole.
+        self._frames = self._mel.silence(config.num_frames + (num_windows + LONGEST_RISE + 1) * self.hop_frames)
+        self._num_frames = 0
+        self._decider = Decider(self.words, thresholds)
+
+    def set_thresholds(self, thresholds: Mapping[str, float]) -> None:
+        """Changes the thresholds while it listens."""
+        self._decider.set_thresholds([thresholds[word] for word in reported(self.words)])
+
+    def feed(self, samples: Waveform) -> list[Heard]:
+        """Takes samples of the model's rate, float32 [any] in -1 to 1, and returns what the windows in them gave.
+
+        The first window is heard after half a second, with silence before it.
+        """
+        found = []
+        for block in self._mel.feed(samples):
+            self._frames = np.concatenate((self._frames[len(block) :], block))
+            self._num_frames += len(block)
+            if self._num_frames * self._config.hop_length >= self._config.num_samples // 2:
+                found.append(self._hear())
+        return found
+
+    def finish(self) -> list[Heard]:
+        """Ends the stream: silence follows, so that the last word comes to the middle of a window."""
+        silence = np.zeros(int((self._lag + self.hop_seconds) * self._config.sample_rate), np.float32)
+        found = self.feed(silence)
+        last = self._decider.finish()
+        if last is not None and found:
+            found[-1] = found[-1]._replace(detection=self._describe(*last))
+        return found
+
+    @property
+    def seconds(self) -> float:
+        """End of the newest window, which is the middle of the newest frame, from the start of the stream."""
+        return (self._num_frames - 1) * self._config.hop_length / self._config.sample_rate
+
+    @property
+    def newest_frames(self) -> Floats:
+        """The frames of the last hop, float32 [hop_frames, num_mels], for whoever shows them."""
+        return self._frames[-self.hop_frames :]
+
+    def _hear(self) -> Heard:
+        window = np.ascontiguousarray(self._frames[-self._config.num_frames :].T[None])
+        self._smoothed.append(self._recognizer.hear_features(window)[0])
+        probabilities: Floats = np.stack(self._smoothed).mean(axis=0)
+        time = self.seconds
+        detected = self._decider.step(time - self._lag, probabilities)
+        return Heard(time, probabilities, None if detected is None else self._describe(*detected))
+
+    def _describe(self, probability: float, index: int, time: float) -> Detection:
+        begin, end = self._extent(time)
+        return Detection(time=round(time, 3), word=self.words[index], probability=probability, begin=begin, end=end)
+
+    def _extent(self, time: float) -> tuple[float, float]:
+        """Finds where a word begins and ends: around its loudest frame, those nearer to that than to the rest."""
+        per_second = self._config.sample_rate / self._config.hop_length
+        middle = len(self._frames) - 1 - round((self.seconds - time) * per_second)
+        reach = self._config.num_frames // 2
+        first, last = max(0, middle - reach), min(len(self._frames), middle + reach)
+        loudness = self._frames[first:last].mean(axis=1)
+        floor, top = np.quantile(loudness, 0.1), int(loudness.argmax())
+        loud = loudness > (floor + loudness[top]) / 2
+        pause = round(0.12 * per_second)  # the closure within a word, as in "stop" and "eight"
+        edges = [top, top]
+        for side, step in ((0, -1), (1, 1)):
+            place = top
+            while 0 <= place < len(loud) and abs(place - edges[side]) <= pause:
+                if loud[place]:
+                    edges[side] = place
+                place += step
+        start = self.seconds - (len(self._frames) - 1 - first) / per_second
+        return round(max(0.0, start + edges[0] / per_second), 3), round(start + (edges[1] + 1) / per_second, 3)
