@@ -75,6 +75,8 @@ PRESET =
 EPOCHS =
 WORKERS =
 PROCESSES =
+CPUS =
+MEMORY =
 RUN =
 CRON =
 TZ =
@@ -85,6 +87,7 @@ ARGS =
 flag = $(if $(strip $(2)),$(1) '$(strip $(2))')
 WHERE = $(call flag,--host,$(HOST)) $(call flag,--namespace,$(NAMESPACE)) $(call flag,--token-file,$(TOKEN_FILE))
 IMAGES = $(call flag,--registry,$(REGISTRY)) --device $(DEVICE)
+PODS = $(call flag,--cpu,$(CPUS)) $(call flag,--memory,$(MEMORY))
 PARAMETERS = $(call flag,--source,$(SOURCE)) $(call flag,--words,$(WORDS)) $(call flag,--preset,$(PRESET)) \
   $(call flag,--epochs,$(EPOCHS)) $(call flag,--num-nodes,$(WORKERS)) $(call flag,--processes-per-node,$(PROCESSES)) $(ARGS)
 COMMAND = @$(BIN)/python -m pipeline
@@ -110,8 +113,8 @@ kind-status: $(READY) ## one table of what is healthy
 	$(COMMAND) kind-status
 
 .PHONY: pipeline runs follow cancel retry
-pipeline: $(READY) ## run the pipeline on a cluster and follow it: EPOCHS= WORKERS= PRESET= WORDS= SOURCE= ARGS=
-	$(COMMAND) submit $(WHERE) $(IMAGES) $(PARAMETERS)
+pipeline: $(READY) ## run the pipeline on a cluster and follow it: EPOCHS= WORKERS= CPUS= MEMORY= PRESET= WORDS= SOURCE= ARGS=
+	$(COMMAND) submit $(WHERE) $(IMAGES) $(PODS) $(PARAMETERS)
 
 runs: $(READY) ## list the latest runs
 	$(COMMAND) runs $(WHERE)
@@ -127,7 +130,7 @@ retry: $(READY) ## start a failed run again where it failed: RUN=
 
 .PHONY: schedule schedules unschedule
 schedule: $(READY) ## retrain at fixed times: CRON='0 3 * * 1' TZ=Europe/Berlin
-	$(COMMAND) schedule --cron '$(CRON)' $(call flag,--time-zone,$(TZ)) $(WHERE) $(IMAGES) $(PARAMETERS)
+	$(COMMAND) schedule --cron '$(CRON)' $(call flag,--time-zone,$(TZ)) $(WHERE) $(IMAGES) $(PODS) $(PARAMETERS)
 
 schedules: $(READY) ## list the schedules
 	$(COMMAND) schedules $(WHERE)

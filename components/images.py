@@ -1,12 +1,11 @@
-"""The container images of the steps, named when the pipeline is compiled.
+"""The container images of the steps, by the part that each plays.
 
-`make images` builds them and tags them by revision; KWS_RUNTIME_IMAGE and KWS_LAUNCHER_IMAGE name others.
+These are the names of the images of release 0.1.0. Which images a compiled pipeline runs is not decided here: a
+`pipeline.placement.Placement` puts its own in their place.
 """
 
-import os
-
-RUNTIME = os.environ.get("KWS_RUNTIME_IMAGE", "kws-runtime:0.1.0")
+RUNTIME = "kws-runtime:0.1.0"
 """Has torch: recordings to tensors, training, evaluation."""
 
-LAUNCHER = os.environ.get("KWS_LAUNCHER_IMAGE", "kws-launcher:0.1.0")
-"""Has no torch: starts a PyTorchJob and follows it."""
+LAUNCHER = "kws-launcher:0.1.0"
+"""Has no torch: starts a training job and follows it."""

@@ -27,11 +27,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    compile_ = commands.add_parser("compile", help="write the pipeline as YAML, for the Kubeflow UI or any client")
-    compile_.add_argument("-o", "--output", type=Path, default=Path("speech-commands.yaml"), metavar="FILE",
-                          help="the file (default: %(default)s)")  # fmt: skip
-    compile_.set_defaults(call=_compile)
-
     run = commands.add_parser("run", help="compile the pipeline and run it on this machine, without a cluster")
     run.add_argument("--runner", choices=("subprocess", "docker"), default="subprocess",
                      help="where the steps run: in processes or in containers (default: %(default)s)")  # fmt: skip
@@ -66,13 +61,6 @@ def _failures() -> tuple[type[Exception], ...]:
     from pipeline.shell import ClusterError
 
     return PipelineFailed, ClusterError
-
-
-def _compile(options: argparse.Namespace) -> None:
-    from pipeline.package import compile_to
-
-    compile_to(options.output)
-    print(f"wrote {options.output}")
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from kws.config import PipelineConfig
-from pipeline.kind.images import image_names, inspect
+from pipeline.kind.images import inspect
 
 if TYPE_CHECKING:
     from kfp.local import DockerRunner
 
 
-def local_runner(config: PipelineConfig, outputs: Path) -> "tuple[DockerRunner, PipelineConfig]":
+def local_runner(config: PipelineConfig, outputs: Path, image: str) -> "tuple[DockerRunner, PipelineConfig]":
     """Prepares containers that run the steps on this machine as a cluster would: no root, nothing to write but /tmp
     and the data root.
 
-    The images are those of this revision, unless KWS_RUNTIME_IMAGE names another; the data root and a local source
-    have the same path inside as outside.
+    The data root and a local source have the same path inside as outside.
 
     Args:
         config: the parameters, with absolute paths.
         outputs: where kfp.local keeps artifacts, inside the data root.
+        image: of all steps.
 
     Raises:
         ClusterError: the image is not there.
@@ -30,7 +30,6 @@ def local_runner(config: PipelineConfig, outputs: Path) -> "tuple[DockerRunner, 
     from docker.types import Mount
     from kfp.local import DockerRunner
 
-    image = os.environ.setdefault("KWS_RUNTIME_IMAGE", image_names()["runtime"])  # components.images reads it
     inspect([image])
     user, group = os.geteuid(), os.getegid()
     if user == 0:

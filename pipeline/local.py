@@ -19,6 +19,7 @@ from kws import files
 from kws.config import PipelineConfig, require
 from kws.train.runs import find_run
 from pipeline.package import compile_to
+from pipeline.placement import Placement
 
 OUTPUTS = "artifacts"
 """The folder under the data root that takes the artifacts which a cluster keeps in its object store."""
@@ -109,10 +110,15 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
     outputs.mkdir(parents=True, exist_ok=True)
     source = config.source if "://" in config.source else str(Path(config.source).resolve())
     config = dataclasses.replace(config, source=source, data_root=str(data_root))
+    # The step that launches training has no cluster to launch on: it trains by itself, in the image that has torch.
+    placement = Placement()
     if runner == "docker":
         from pipeline.containers import local_runner
+        from pipeline.kind.images import image_names
 
-        chosen, config = local_runner(config, outputs)
+        image = image_names()["runtime"]
+        placement = Placement(runtime=image, launcher=image)
+        chosen, config = local_runner(config, outputs, image)
     else:
         chosen = local.SubprocessRunner(use_venv=False)
 
@@ -122,8 +128,7 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
     try:
         # kfp.local leaves a folder of every task among the temporary files, which goes with this one.
         with tempfile.TemporaryDirectory(prefix="kws-pipeline-") as scratch, _temporary_files_in(scratch):
-            compiled = Path(scratch) / "speech-commands.yaml"
-            compile_to(compiled)
+            compiled = compile_to(Path(scratch) / "speech-commands.yaml", placement)
             _adapt(compiled)
             local.init(runner=chosen, pipeline_root=str(outputs), raise_on_error=True)
             # That placement is for a cluster needs no warning here.
@@ -140,22 +145,14 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
 
 
 def _adapt(path: Path) -> None:
-    """Takes from a compiled pipeline what is for a cluster only.
+    """Takes the run id from a compiled pipeline, which would be another every time.
 
-    Retries with their waits are for machines that go away. The step that launches training has no cluster to launch
-    on: it trains by itself, in the image that has torch. And it gets no run id, which would be another every time:
-    without one it goes on with the unfinished run of the same settings.
+    Without one the step that trains goes on with the unfinished run of the same settings.
     """
     import yaml
 
-    from components import images
-
     pipeline, *platforms = yaml.safe_load_all(path.read_text())
-    for task in pipeline["root"]["dag"]["tasks"].values():
-        task.pop("retryPolicy", None)
     pipeline["root"]["dag"]["tasks"]["train"]["inputs"]["parameters"]["run_id"] = {"runtimeValue": {"constant": ""}}
-    for executor in pipeline["deploymentSpec"]["executors"].values():
-        executor["container"]["image"] = images.RUNTIME
     path.write_text(yaml.safe_dump_all([pipeline, *platforms]))
 
 

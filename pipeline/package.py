@@ -1,19 +1,24 @@
 """The compiled pipeline as a file: how it is compiled, and what is in it."""
 
 import hashlib
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.placement import Placement
 from pipeline.shell import ROOT
 
 PACKAGE = ROOT / "var" / "pipeline.yaml"
 
 
-def compile_to(path: Path) -> None:
-    """Compiles the pipeline to YAML, byte for byte the same for the same code and environment."""
+def compile_to(path: Path, placement: Placement | None = None) -> Path:
+    """Compiles the pipeline to YAML, byte for byte the same for the same code and placement.
+
+    Args:
+        path: the file.
+        placement: where the steps run; None: the images of this release on the claim kws-data.
+    """
     from kfp import compiler
 
     from pipeline.speech_commands import speech_commands
@@ -21,19 +26,7 @@ def compile_to(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        compiler.Compiler().compile(speech_commands, str(path))
-
-
-def compile_package(images: Mapping[str, str], device: str = "cpu", path: Path = PACKAGE) -> Path:
-    """Compiles the pipeline for the given images, by role, to a YAML file.
-
-    What decides where steps run is read from the environment when `components` and `pipeline.placement` are imported.
-    """
-    for role, name in images.items():
-        os.environ[f"KWS_{role.upper()}_IMAGE"] = name
-    if device == "cuda":
-        os.environ.setdefault("KWS_GPUS_PER_NODE", "1")
-    compile_to(path)
+        compiler.Compiler().compile(speech_commands(placement or Placement()), str(path))
     return path
 
 

@@ -1,23 +1,28 @@
-"""Where and how the steps run: cpu, memory, volume, caching, retries, and the pods of training.
+"""Where and how the steps run: images, cpu, memory, volume, caching, and the pods of training.
 
-Chosen when the pipeline is compiled, by environment variables where a cluster differs:
+A `Placement` is a value that is passed to compiling, so that one process compiles for two clusters as well as for one.
+`read_placement` makes one of what a caller chose and of environment variables where a cluster differs:
 
     KWS_PVC             the claim that is mounted (kws-data)
-    KWS_GPUS_PER_NODE   GPUs of a training pod (0)
+    KWS_GPUS_PER_NODE   GPUs of a training pod (0; 1 where training is to run on CUDA)
     KWS_PYTORCHJOB      JSON with further fields of `kws.launch.settings.ClusterConfig`
+
+No step has a retry policy of Kubeflow Pipelines: see docs/cluster.md, "What is tried again".
 """
 
-import os
-from dataclasses import dataclass
-
-from kfp import kubernetes
-from kfp.dsl import PipelineTask
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from components import images
 from kws.config import PipelineConfig, from_dict, require
 from kws.launch.settings import SETTINGS, ClusterConfig, read_settings
 
-PVC = os.environ.get("KWS_PVC", "kws-data")
+if TYPE_CHECKING:
+    from kfp.dsl import PipelineTask
+
+PVC = "kws-data"
+"""The claim of manifests/base, with data sets, tensors, runs and models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,47 +33,80 @@ class Resources:
     memory: str
     cpu_limit: str
     memory_limit: str
-    retries: int
 
 
 RESOURCES = {
-    "download": Resources(cpu="500m", memory="512Mi", cpu_limit="2", memory_limit="2Gi", retries=3),
-    "preprocess": Resources(cpu="1", memory="2Gi", cpu_limit="4", memory_limit="4Gi", retries=2),
-    "train": Resources(cpu="100m", memory="256Mi", cpu_limit="1", memory_limit="1Gi", retries=2),
-    "evaluate": Resources(cpu="500m", memory="1Gi", cpu_limit="2", memory_limit="4Gi", retries=2),
-    "promote": Resources(cpu="500m", memory="1Gi", cpu_limit="2", memory_limit="4Gi", retries=2),
+    "download": Resources(cpu="500m", memory="512Mi", cpu_limit="2", memory_limit="2Gi"),
+    "preprocess": Resources(cpu="1", memory="2Gi", cpu_limit="4", memory_limit="4Gi"),
+    "train": Resources(cpu="100m", memory="256Mi", cpu_limit="1", memory_limit="1Gi"),
+    "evaluate": Resources(cpu="500m", memory="1Gi", cpu_limit="2", memory_limit="4Gi"),
+    "promote": Resources(cpu="500m", memory="1Gi", cpu_limit="2", memory_limit="4Gi"),
 }
 
 
-def place(**tasks: PipelineTask) -> None:
-    """Sets for every step of the pipeline, by name, where and how it runs."""
-    for name, task in tasks.items():
-        resources = RESOURCES[name]
-        task.set_display_name(name)
-        task.set_cpu_request(resources.cpu).set_cpu_limit(resources.cpu_limit)
-        task.set_memory_request(resources.memory).set_memory_limit(resources.memory_limit)
-        task.set_retry(resources.retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
-        # The key of KFP's cache knows the name of the claim and not what is on it: a scheduled retraining must train.
-        task.set_caching_options(False)
-        kubernetes.mount_pvc(task, pvc_name=PVC, mount_path=PipelineConfig().data_root)
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where and how the steps of a compiled pipeline run."""
 
-    launch = tasks["train"]
-    for variable, value in training_pods().to_environment().items():
-        launch.set_env_variable(variable, value)
+    runtime: str = images.RUNTIME
+    """The image that has torch."""
+
+    launcher: str = images.LAUNCHER
+    """The image of the step that starts training."""
+
+    pvc: str = PVC
+    """PersistentVolumeClaim that every step and training pod mounts."""
+
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `ClusterConfig` that are not as they are by default: cpu, memory, gpus_per_node, node_selector, …"""
+
+    def __post_init__(self) -> None:
+        assert self.training_pods is not None  # a wrong field or value is an error here, not in the middle of compiling
+
+    @property
+    def training_pods(self) -> ClusterConfig:
+        """How the pods of a training job run."""
+        own = {"image": self.runtime, "pvc": self.pvc, "mount_path": PipelineConfig().data_root}
+        return from_dict(ClusterConfig, own | dict(self.training))
+
+    def place(self, **tasks: "PipelineTask") -> None:
+        """Sets for every step of the pipeline, by name, where and how it runs."""
+        from kfp import kubernetes
+
+        chosen = {images.RUNTIME: self.runtime, images.LAUNCHER: self.launcher}
+        for name, task in tasks.items():
+            resources = RESOURCES[name]
+            task.set_display_name(name)
+            task.set_container_image(chosen[task.container_spec.image])
+            task.set_cpu_request(resources.cpu).set_cpu_limit(resources.cpu_limit)
+            task.set_memory_request(resources.memory).set_memory_limit(resources.memory_limit)
+            # The key of KFP's cache knows the name of the claim, not what is on it: a scheduled retraining must train.
+            task.set_caching_options(False)
+            kubernetes.mount_pvc(task, pvc_name=self.pvc, mount_path=PipelineConfig().data_root)
+        for variable, value in self.training_pods.to_environment().items():
+            tasks["train"].set_env_variable(variable, value)
 
 
-def training_pods() -> ClusterConfig:
-    """Returns how the pods of a PyTorchJob run.
+def read_placement(
+    environment: Mapping[str, str], names: Mapping[str, str], *, device: str = "cpu", **training: str
+) -> Placement:
+    """Returns where steps run, by what a caller chose and what the environment says.
+
+    Args:
+        environment: such as `os.environ`.
+        names: the images by role, runtime and launcher.
+        device: what training runs on, cpu or cuda.
+        training: fields of `ClusterConfig`, which win over KWS_PYTORCHJOB; an empty one leaves the field as it is.
 
     Raises:
-        ValueError: KWS_PYTORCHJOB is no JSON object, has an unknown field or a value out of range.
+        ValueError: a variable is wrong, or a field unknown or out of range.
     """
-    gpus = os.environ.get("KWS_GPUS_PER_NODE", "0")
+    gpus = environment.get("KWS_GPUS_PER_NODE") or ("1" if device == "cuda" else "0")
     require(gpus.isdigit(), "KWS_GPUS_PER_NODE", "be a whole number", gpus)
-    settings = {
-        "image": images.RUNTIME,
-        "pvc": PVC,
-        "mount_path": PipelineConfig().data_root,
-        "gpus_per_node": int(gpus),
-    }
-    return from_dict(ClusterConfig, settings | read_settings(os.environ.get(SETTINGS, "{}")))
+    fields = {"gpus_per_node": int(gpus)} | read_settings(environment.get(SETTINGS) or "{}")
+    return Placement(
+        runtime=names["runtime"],
+        launcher=names["launcher"],
+        pvc=environment.get("KWS_PVC") or PVC,
+        training=fields | {name: value for name, value in training.items() if value},
+    )

@@ -2,10 +2,11 @@
 
     download ──recordings──▶ preprocess ──tensors──▶ train ──model──▶ evaluate ──report──▶ promote
 
-This file says what flows where; `pipeline.placement` says where and how each step runs.
+This file says what flows where; a `pipeline.placement.Placement` says where and how each step runs.
 """
 
 from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
 
 from components.download import download
 from components.evaluate import evaluate
@@ -13,64 +14,71 @@ from components.preprocess import preprocess
 from components.promote import promote
 from components.train import train
 from kws.config import PipelineConfig
-from pipeline.placement import place
+from pipeline.placement import Placement
 
 DEFAULT = PipelineConfig()
 
 
-@dsl.pipeline(
-    name="speech-commands",
-    description="Trains, evaluates and ships a recognizer of spoken command words (Speech Commands v0.02).",
-)
-def speech_commands(
-    source: str = DEFAULT.source,
-    sha256: str = DEFAULT.sha256,
-    data_root: str = DEFAULT.data_root,
-    words: str = DEFAULT.words,
-    unknown_words: str = DEFAULT.unknown_words,
-    preset: str = DEFAULT.preset,
-    split: str = DEFAULT.split,
-    max_bad_fraction: float = DEFAULT.max_bad_fraction,
-    epochs: int = DEFAULT.epochs,
-    batch_size: int = DEFAULT.batch_size,
-    learning_rate: float = DEFAULT.learning_rate,
-    seed: int = DEFAULT.seed,
-    num_nodes: int = DEFAULT.num_nodes,
-    processes_per_node: int = DEFAULT.processes_per_node,
-    debug: bool = DEFAULT.debug,
-    min_accuracy: float = DEFAULT.min_accuracy,
-) -> None:
-    """Recordings in, the model in use out; see `kws.config.PipelineConfig` for the parameters."""
-    downloaded = download(source=source, sha256=sha256, data_root=data_root)
-    preprocessed = preprocess(
-        recordings=downloaded.outputs["recordings"],
-        words=words,
-        unknown_words=unknown_words,
-        preset=preset,
-        split=split,
-        max_bad_fraction=max_bad_fraction,
-        data_root=data_root,
+def speech_commands(placement: Placement) -> BaseComponent:
+    """Returns the pipeline whose steps run as a placement says."""
+
+    @dsl.pipeline(
+        name="speech-commands",
+        description="Trains, evaluates and ships a recognizer of spoken command words (Speech Commands v0.02).",
     )
-    trained = train(
-        tensors=preprocessed.outputs["tensors"],
-        preset=preset,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        debug=debug,
-        num_nodes=num_nodes,
-        processes_per_node=processes_per_node,
-        data_root=data_root,
-        run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-    )
-    evaluated = evaluate(model=trained.outputs["model"], tensors=preprocessed.outputs["tensors"])
-    promoted = promote(
-        model=trained.outputs["model"],
-        tensors=preprocessed.outputs["tensors"],
-        evaluation=evaluated.outputs["evaluation"],
-        report=evaluated.outputs["report"],
-        min_accuracy=min_accuracy,
-        data_root=data_root,
-    )
-    place(download=downloaded, preprocess=preprocessed, train=trained, evaluate=evaluated, promote=promoted)
+    def pipeline(
+        source: str = DEFAULT.source,
+        sha256: str = DEFAULT.sha256,
+        data_root: str = DEFAULT.data_root,
+        words: str = DEFAULT.words,
+        unknown_words: str = DEFAULT.unknown_words,
+        preset: str = DEFAULT.preset,
+        split: str = DEFAULT.split,
+        max_bad_fraction: float = DEFAULT.max_bad_fraction,
+        epochs: int = DEFAULT.epochs,
+        batch_size: int = DEFAULT.batch_size,
+        learning_rate: float = DEFAULT.learning_rate,
+        seed: int = DEFAULT.seed,
+        num_nodes: int = DEFAULT.num_nodes,
+        processes_per_node: int = DEFAULT.processes_per_node,
+        debug: bool = DEFAULT.debug,
+        min_accuracy: float = DEFAULT.min_accuracy,
+    ) -> None:
+        """Recordings in, the model in use out; see `kws.config.PipelineConfig` for the parameters."""
+        downloaded = download(source=source, sha256=sha256, data_root=data_root)
+        preprocessed = preprocess(
+            recordings=downloaded.outputs["recordings"],
+            words=words,
+            unknown_words=unknown_words,
+            preset=preset,
+            split=split,
+            max_bad_fraction=max_bad_fraction,
+            data_root=data_root,
+        )
+        trained = train(
+            tensors=preprocessed.outputs["tensors"],
+            preset=preset,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            debug=debug,
+            num_nodes=num_nodes,
+            processes_per_node=processes_per_node,
+            data_root=data_root,
+            run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+        )
+        evaluated = evaluate(model=trained.outputs["model"], tensors=preprocessed.outputs["tensors"])
+        promoted = promote(
+            model=trained.outputs["model"],
+            tensors=preprocessed.outputs["tensors"],
+            evaluation=evaluated.outputs["evaluation"],
+            report=evaluated.outputs["report"],
+            min_accuracy=min_accuracy,
+            data_root=data_root,
+        )
+        placement.place(
+            download=downloaded, preprocess=preprocessed, train=trained, evaluate=evaluated, promote=promoted
+        )
+
+    return pipeline

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import subprocess
 import time
 import webbrowser
@@ -14,19 +15,27 @@ from pathlib import Path
 from rich.table import Table
 
 from kws.config import PipelineConfig, field_docs, require
+from kws.launch.settings import ClusterConfig
 from pipeline.cluster import runs
 from pipeline.cluster.connection import Cluster, refused
 from pipeline.cluster.runs import out
 from pipeline.flags import add_parameters, read_parameters
 from pipeline.kind import cluster as kind
 from pipeline.kind import images, preflight
-from pipeline.package import steps_of_package
+from pipeline.package import compile_to, steps_of_package
+from pipeline.placement import PVC, Placement, read_placement
 from pipeline.shell import ROOT, ClusterError, docker
 
 
 def cluster_of(options: argparse.Namespace) -> Cluster:
     """Returns the cluster that parsed flags name."""
     return Cluster(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Cluster)})
+
+
+def placement_of(options: argparse.Namespace) -> Placement:
+    """Returns where steps run, by what flags and environment say."""
+    names = images.image_names(registry=options.registry, device=options.device)
+    return read_placement(os.environ, names, device=options.device, cpu=options.cpu, memory=options.memory)
 
 
 def _status(command: Callable[[argparse.Namespace], int | None]) -> Callable[[argparse.Namespace], None]:
@@ -61,7 +70,7 @@ def _status(command: Callable[[argparse.Namespace], int | None]) -> Callable[[ar
 
 def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the commands; each sets `call`, a function of the parsed flags."""
-    where, built = _where(), _built()
+    where, built, pods = _where(), _built(), _pods()
 
     def add(name: str, command: Callable[[argparse.Namespace], int | None], summary: str, more: str = "",
             parents: tuple[argparse.ArgumentParser, ...] = ()) -> argparse.ArgumentParser:  # fmt: skip
@@ -71,6 +80,11 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
         parser.set_defaults(call=_status(command))
         return parser
 
+    parser = add("compile", _compile, "write the pipeline as YAML, for the Kubeflow UI or any client",
+                 parents=(built, pods))  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, default=Path("speech-commands.yaml"), metavar="FILE",
+                        help="the file (default: %(default)s)")  # fmt: skip
+
     one = argparse.ArgumentParser(add_help=False)
     one.add_argument("wanted", metavar="RUN", help="id of the run, the beginning of it, or its name")
     on = argparse.ArgumentParser(add_help=False)
@@ -78,7 +92,8 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
 
     parser = add("submit", _submit, "start a run on a cluster and follow it",
                  "The pipeline is compiled for the images of this revision and uploaded as a new version. Ctrl-C stops "
-                 "following, not the run. Exit status 0 only if the run succeeded.", (on, where, built))  # fmt: skip
+                 "following, not the run. Exit status 0 only if the run succeeded.",
+                 (on, where, built, pods))  # fmt: skip
     parser.add_argument("--name", default="", help="name of the run (default: the time)")
     add_parameters(parser)
     parser = add("runs", _runs, "list the latest runs", parents=(where,))
@@ -90,7 +105,7 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
 
     parser = add("schedule", _schedule, "retrain at fixed times",
                  "One run at a time, and what was missed is not caught up on. A schedule of the same name is replaced. "
-                 "Nothing is cached: every run looks for new recordings and trains.", (where, built))  # fmt: skip
+                 "Nothing is cached: every run looks for new recordings and trains.", (where, built, pods))  # fmt: skip
     parser.add_argument("--cron", required=True, help="minute hour day month weekday, such as '0 3 * * 1' for Mondays "
                         "at three; a sixth field in front stands for seconds")  # fmt: skip
     parser.add_argument("--time-zone", default="", help="of the cron expression, such as Europe/Berlin; one for all "
@@ -162,6 +177,21 @@ def _built() -> argparse.ArgumentParser:
     return parser
 
 
+def _pods() -> argparse.ArgumentParser:
+    """Returns the flags that say what a training pod asks for."""
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("training pods (more settings: KWS_PYTORCHJOB, see docs/cluster.md)")
+    docs = field_docs(ClusterConfig)
+    for name in ("cpu", "memory"):
+        default = next(field.default for field in dataclasses.fields(ClusterConfig) if field.name == name)
+        group.add_argument(f"--{name}", default="", metavar=name.upper(), help=f"{docs[name]} (default: {default})")
+    return parser
+
+
+def _compile(options: argparse.Namespace) -> None:
+    out.print(f"wrote {compile_to(options.output, placement_of(options))}", soft_wrap=True)
+
+
 def _parameters(options: argparse.Namespace) -> PipelineConfig:
     """Reads the parameters of the pipeline, of which data_root must be on the volume.
 
@@ -178,7 +208,7 @@ def _parameters(options: argparse.Namespace) -> PipelineConfig:
 def _submit(options: argparse.Namespace) -> int:
     config = _parameters(options)
     cluster = cluster_of(options)
-    run_id = runs.submit(cluster, config, name=options.name, registry=options.registry, device=options.device)
+    run_id = runs.submit(cluster, config, placement_of(options), name=options.name)
     return 0 if options.no_follow else runs.follow(cluster, run_id, steps_of_package())
 
 
@@ -199,8 +229,8 @@ def _retry(options: argparse.Namespace) -> int:
 
 def _schedule(options: argparse.Namespace) -> None:
     runs.schedule(
-        cluster_of(options), _parameters(options), cron=options.cron, time_zone=options.time_zone,
-        name=options.name, registry=options.registry, device=options.device,
+        cluster_of(options), _parameters(options), placement_of(options), cron=options.cron,
+        time_zone=options.time_zone, name=options.name,
     )  # fmt: skip
 
 
@@ -221,11 +251,10 @@ def _pull(options: argparse.Namespace) -> None:
         folder = fetch(HostVolume(root), options.to, options.version)
     else:
         from pipeline.cluster.pull import reader_pod
-        from pipeline.placement import PVC
 
         cluster = cluster_of(options)
         image = options.image or images.image_names(registry=options.registry, device="cpu")["runtime"]
-        with reader_pod(cluster.kubectl, claim=PVC, image=image) as volume:
+        with reader_pod(cluster.kubectl, claim=os.environ.get("KWS_PVC") or PVC, image=image) as volume:
             folder = fetch(volume, options.to, options.version)
     out.print(f"{folder}\nnext: kws predict --model {folder / 'model.pth'} FILE.wav", soft_wrap=True)
 

@@ -20,8 +20,8 @@ from rich.table import Table
 from kws.config import PipelineConfig
 from pipeline.cluster.connection import Cluster
 from pipeline.kind import cluster as kind
-from pipeline.kind.images import image_names
-from pipeline.package import compile_package, package_spec, version_name
+from pipeline.package import PACKAGE, compile_to, package_spec, version_name
+from pipeline.placement import Placement
 from pipeline.shell import ClusterError
 
 if TYPE_CHECKING:
@@ -69,62 +69,60 @@ def _named(name: str) -> str:
     return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
 
 
-def check_volume(cluster: Cluster) -> None:
+def check_volume(cluster: Cluster, claim_name: str) -> None:
     """Raises ClusterError unless the claim of the volume is there; says nothing where it may not be looked at."""
     if cluster.core is None:
         return
     from kubernetes.client import ApiException
 
-    from pipeline.placement import PVC
-
     try:
-        claim = cluster.core.read_namespaced_persistent_volume_claim(PVC, cluster.namespace)
+        claim = cluster.core.read_namespaced_persistent_volume_claim(claim_name, cluster.namespace)
     except ApiException as error:
         if error.status == 404 and cluster.host:
-            console.print(f"[yellow]no claim {PVC} in the cluster of kubeconfig[/]; is it that of {cluster.host}?")
+            console.print(
+                f"[yellow]no claim {claim_name} in the cluster of kubeconfig[/]; is it that of {cluster.host}?"
+            )
         elif error.status == 404:
             raise ClusterError(
-                f"the claim {PVC} must exist in namespace {cluster.namespace}, got none; "
+                f"the claim {claim_name} must exist in namespace {cluster.namespace}, got none; "
                 "kubectl apply -k manifests/overlays/storage-class, or profile (see docs/cluster.md)"
             ) from None
         return
     if claim.status.phase == "Lost":
-        raise ClusterError(f"the claim {PVC} must be bound, got Lost: its volume is gone; delete the claim and apply "
-                           "the overlay again")  # fmt: skip
+        raise ClusterError(f"the claim {claim_name} must be bound, got Lost: its volume is gone; delete the claim and "
+                           "apply the overlay again")  # fmt: skip
     if claim.status.phase == "Pending":
-        console.print(f"[yellow]the claim {PVC} is not bound yet: steps wait until it is[/] "
-                      f"(kubectl -n {cluster.namespace} describe pvc {PVC})")  # fmt: skip
+        console.print(f"[yellow]the claim {claim_name} is not bound yet: steps wait until it is[/] "
+                      f"(kubectl -n {cluster.namespace} describe pvc {claim_name})")  # fmt: skip
 
 
-def prepare(cluster: Cluster, *, registry: str = "", device: str = "cpu") -> tuple[str, str]:
+def prepare(cluster: Cluster, placement: Placement) -> tuple[str, str]:
     """Checks all that can be checked, compiles and uploads.
 
     Returns:
         The ids of pipeline and version.
     """
-    images = image_names(registry=registry, device=device)
     assert cluster.health is not None
     if not cluster.host and kind.host_data_root():
-        kind.require_images(images)
-    check_volume(cluster)
-    console.print(f"compiling for {images['runtime']}")
-    return upload(cluster, compile_package(images, device))
+        kind.require_images({"runtime": placement.runtime, "launcher": placement.launcher})
+    check_volume(cluster, placement.pvc)
+    console.print(f"compiling for {placement.runtime}")
+    return upload(cluster, compile_to(PACKAGE, placement))
 
 
-def submit(cluster: Cluster, config: PipelineConfig, *, name: str = "", registry: str = "", device: str = "cpu") -> str:
+def submit(cluster: Cluster, config: PipelineConfig, placement: Placement, *, name: str = "") -> str:
     """Starts a run.
 
     Args:
         cluster: where.
         config: the parameters.
+        placement: where and how the steps run.
         name: of the run; empty: the time.
-        registry: where the images come from, see `pipeline.kind.images.image_names`.
-        device: cpu or cuda.
 
     Returns:
         The id of the run.
     """
-    pipeline_id, version_id = prepare(cluster, registry=registry, device=device)
+    pipeline_id, version_id = prepare(cluster, placement)
     with contextlib.redirect_stdout(sys.stderr):
         experiment = cluster.client.create_experiment(EXPERIMENT, namespace=cluster.user_namespace)
         started = cluster.client.run_pipeline(
@@ -417,26 +415,24 @@ def _schedules(cluster: Cluster) -> list[Any]:
 def schedule(
     cluster: Cluster,
     config: PipelineConfig,
+    placement: Placement,
     *,
     cron: str,
     time_zone: str = "",
     name: str = EXPERIMENT,
-    registry: str = "",
-    device: str = "cpu",
 ) -> None:
     """Makes a recurring run, or replaces the one of that name.
 
     Args:
         cluster: where.
         config: the parameters.
+        placement: where and how the steps run.
         cron: see `six_fields`.
         time_zone: of the cron expression; empty: as it is set on the cluster.
         name: of the schedule.
-        registry: where the images come from, see `pipeline.kind.images.image_names`.
-        device: cpu or cuda.
     """
     cron = six_fields(cron)
-    pipeline_id, version_id = prepare(cluster, registry=registry, device=device)
+    pipeline_id, version_id = prepare(cluster, placement)
     if time_zone:
         set_time_zone(cluster, time_zone, name)
     with contextlib.redirect_stdout(sys.stderr):

@@ -26,8 +26,8 @@ from pipeline.cluster.commands import add_cluster_commands
 from pipeline.cluster.connection import Cluster
 from pipeline.cluster.pull import HostVolume, pull
 from pipeline.kind import cluster as kind
-from pipeline.package import package_spec, steps_of_package, version_name
-from pipeline.placement import training_pods
+from pipeline.package import compile_to, package_spec, steps_of_package, version_name
+from pipeline.placement import Placement, read_placement
 from pipeline.shell import ClusterError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -41,12 +41,9 @@ MOVE_DATA = STEPS
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pipeline, compiled in a process of its own for images of a revision."""
-    path = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
-    images = {f"KWS_{role.upper()}_IMAGE": f"reg/kws-{role}:abc" for role in ("runtime", "launcher")}
-    command = [sys.executable, "-m", "pipeline", "compile", "-o", path]
-    subprocess.run(command, cwd=ROOT, env=os.environ | images, check=True, capture_output=True)
-    return path
+    """The pipeline, compiled for images of a revision."""
+    placement = Placement(runtime="reg/kws-runtime:abc", launcher="reg/kws-launcher:abc")
+    return compile_to(tmp_path_factory.mktemp("compiled") / "pipeline.yaml", placement)
 
 
 def containers_of(package: Path) -> dict[str, Any]:
@@ -307,20 +304,29 @@ def test_a_parameter_out_of_range_is_refused_before_anything_is_submitted(flags:
         call("submit", *flags)
 
 
+IMAGES = {"runtime": "kws-runtime:1", "launcher": "kws-launcher:1"}
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
         ("KWS_PYTORCHJOB", "{image", "KWS_PYTORCHJOB must be a JSON object"),
         ("KWS_PYTORCHJOB", '{"cores": 3}', "ClusterConfig must have fields among image, .*, got 'cores'"),
+        ("KWS_PYTORCHJOB", '{"cpu": "much"}', "cpu must be a quantity .*, got 'much'"),
         ("KWS_GPUS_PER_NODE", "two", "KWS_GPUS_PER_NODE must be a whole number, got 'two'"),
     ],
 )
-def test_a_wrong_setting_of_the_environment_is_refused_by_its_name(
-    variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(variable, value)
+def test_a_wrong_setting_of_the_environment_is_refused_by_its_name(variable: str, value: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        training_pods()
+        read_placement({variable: value}, IMAGES)
+
+
+def test_a_flag_wins_over_the_environment_and_the_environment_over_the_default() -> None:
+    environment = {"KWS_PVC": "mine", "KWS_PYTORCHJOB": '{"cpu": "3", "memory": "5Gi", "elastic": false}'}
+    pods = read_placement(environment, IMAGES, device="cuda", cpu="1", memory="").training_pods
+    assert (pods.image, pods.pvc, pods.cpu, pods.memory) == ("kws-runtime:1", "mine", "1", "5Gi")
+    assert (pods.elastic, pods.gpus_per_node) == (False, 1)
+    assert read_placement({}, IMAGES).training_pods.pvc == "kws-data"
 
 
 @pytest.mark.parametrize(
@@ -331,8 +337,8 @@ def test_a_wrong_setting_of_the_environment_is_refused_by_its_name(
 def test_a_make_target_calls_a_command_with_flags_that_it_has(target: str) -> None:
     if shutil.which("make") is None:
         pytest.skip("needs make")
-    settings = ["EPOCHS=5", "WORKERS=3", "PRESET=baseline", "WORDS=yes,no", "RUN=r1", "CRON=0 3 * * 1",
-                "TZ=Europe/Berlin",
+    settings = ["EPOCHS=5", "WORKERS=3", "PRESET=baseline", "WORDS=yes,no", "RUN=r1", "CRON=0 3 * * 1", "CPUS=3",
+                "MEMORY=5Gi", "TZ=Europe/Berlin",
                 "VERSION=v1", "TO=models", "DEVICE=cuda", "TORCH=locked", "REGISTRY=reg", "HOST=https://h/pipeline",
                 "NAMESPACE=me", "ARGS="]  # fmt: skip
     command = ["make", "-n", "-o", ".venv/.ready", target, *settings]
@@ -346,6 +352,7 @@ def test_a_make_target_calls_a_command_with_flags_that_it_has(target: str) -> No
     if target in ("pipeline", "schedule"):
         assert (options.epochs, options.num_nodes, options.preset, options.words) == (5, 3, "baseline", "yes,no")
         assert (options.namespace, options.registry, options.device) == ("me", "reg", "cuda")
+        assert (options.cpu, options.memory) == ("3", "5Gi")
     if target == "schedule":
         assert (options.cron, options.time_zone) == ("0 3 * * 1", "Europe/Berlin")
 

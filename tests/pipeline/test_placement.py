@@ -1,0 +1,95 @@
+"""Where steps run is a value: no order of imports, environment or earlier call changes what is compiled."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.package import compile_to
+from pipeline.placement import Placement
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = [path for folder in ("src/kws", "components", "pipeline") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+HERE = Placement(runtime="here/kws-runtime:1", launcher="here/kws-launcher:1")
+THERE = Placement(runtime="there/kws-runtime:2", launcher="there/kws-launcher:2", pvc="other",
+                  training={"gpus_per_node": 2, "cpu": "7"})  # fmt: skip
+
+COMPILE_AFTER_IMPORTS = """
+import importlib, json, sys
+from pathlib import Path
+
+names, orders, folder = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
+for number, order in enumerate(orders):
+    for name in [name for name in sys.modules if name.split(".")[0] in ("kws", "components", "pipeline")]:
+        del sys.modules[name]
+    for index in order:
+        importlib.import_module(names[index])
+    from pipeline.package import compile_to
+    from pipeline.placement import Placement
+    for name, fields in json.loads(sys.argv[4]).items():
+        compile_to(folder / f"{name}-{number}.yaml", Placement(**fields))
+"""
+
+
+def images(package: Path) -> set[str]:
+    spec, _ = yaml.safe_load_all(package.read_text())
+    return {each["container"]["image"] for each in spec["deploymentSpec"]["executors"].values()}
+
+
+def test_one_process_compiles_for_two_registries_and_devices(tmp_path: Path) -> None:
+    here, there = compile_to(tmp_path / "here.yaml", HERE), compile_to(tmp_path / "there.yaml", THERE)
+    assert images(here) == {"here/kws-runtime:1", "here/kws-launcher:1"}
+    assert images(there) == {"there/kws-runtime:2", "there/kws-launcher:2"}
+    assert "here/" not in there.read_text().replace("there/", "")
+    assert '"gpus_per_node": 0' in here.read_text()
+    assert '"gpus_per_node": 2' in there.read_text()
+    assert "constant: other" in there.read_text()
+    assert compile_to(tmp_path / "again.yaml", HERE).read_bytes() == here.read_bytes()
+
+
+def test_no_order_of_imports_and_no_environment_changes_what_is_compiled(tmp_path: Path) -> None:
+    # Without the rooms of kws that import torch, which no compiling does: the next test reads them.
+    names = [".".join(path.relative_to(ROOT / "src" if "src" in path.parts else ROOT).with_suffix("").parts)
+             for path in SOURCES if path.name not in ("__init__.py", "__main__.py", "plots.py")
+             and ("kws" not in path.parts or path.parent.name in ("kws", "launch"))]  # fmt: skip
+    count = len(names)
+    orders = [list(range(count)), list(range(count))[::-1], [(7 * i + 3) % count for i in range(count)]]
+    placements = {name: {"runtime": p.runtime, "launcher": p.launcher, "pvc": p.pvc, "training": p.training}
+                  for name, p in (("here", HERE), ("there", THERE))}  # fmt: skip
+    misleading = {"KWS_RUNTIME_IMAGE": "wrong/kws-runtime:0", "KWS_LAUNCHER_IMAGE": "wrong/kws-launcher:0",
+                  "KWS_PVC": "wrong", "KWS_GPUS_PER_NODE": "9", "KWS_PYTORCHJOB": "{"}  # fmt: skip
+    command = [sys.executable, "-c", COMPILE_AFTER_IMPORTS, *map(json.dumps, (names, orders)), str(tmp_path),
+               json.dumps(placements)]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | misleading, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name, placement in (("here", HERE), ("there", THERE)):
+        expected = compile_to(tmp_path / f"{name}.yaml", placement).read_bytes()
+        for number in range(len(orders)):
+            assert (tmp_path / f"{name}-{number}.yaml").read_bytes() == expected
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_importing_a_module_reads_nothing_from_the_environment(path: Path) -> None:
+    def at_import(node: ast.AST) -> list[ast.AST]:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            return [*getattr(node, "decorator_list", ()), *filter(None, (*node.args.defaults, *node.args.kw_defaults))]
+        return list(ast.iter_child_nodes(node))
+
+    found, todo = [], [ast.parse(path.read_text())]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
+            found.append(node.lineno)
+        todo += at_import(node)
+    assert not found, f"line {found}: pass it as a value"
+
+
+def test_a_field_of_the_training_pods_that_there_is_not_is_refused_before_compiling() -> None:
+    with pytest.raises(ValueError, match="must have fields among image"):
+        Placement(training={"cores": "3"})
