@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -51,15 +50,14 @@ def _anonymous(tensors: Path) -> float:
 
 def _train(tensors: Path) -> None:
     """Takes some steps, reads every clip of an epoch, and prints the process's anonymous memory in MB."""
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = training.make_trainer(Path(folder), tensors=tensors)
-        steps = trainer._train_epoch()
-        for _ in range(2):
-            next(steps)
-        for indices in torch.split(torch.randperm(trainer.num_clips), trainer.batch_size):
-            trainer.train_split.batch(indices)
-        status = Path("/proc/self/status").read_text().split()
-        print(int(status[status.index("RssAnon:") + 1]) / 1024)
+    trainer = training.make_trainer(tensors=tensors)
+    steps = trainer.train_epoch()
+    for _ in range(2):
+        next(steps)
+    for indices in torch.split(torch.randperm(trainer.num_clips), trainer.batch_size):
+        trainer.train_split.batch(indices)
+    status = Path("/proc/self/status").read_text().split()
+    print(int(status[status.index("RssAnon:") + 1]) / 1024)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import dataclasses
 import multiprocessing
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -20,8 +19,9 @@ from benchmarks import measure, plain
 from benchmarks.measure import Effort, Row
 from kws.config import PRESETS
 from kws.preprocess.tensors import Tensors
-from kws.processes import num_cores
-from kws.train.trainer import Trainer, World, join_world
+from kws.processes import keep_freed_memory, num_cores
+from kws.train.loop import Trainer
+from kws.train.world import World, join_world
 
 PRESET = "default"
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -29,9 +29,9 @@ ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 def loop_versus_resident_batch(effort: Effort) -> Row:
     """The loop of an epoch against its own step (augmentation included) with one batch that stays in memory."""
-    with tempfile.TemporaryDirectory() as folder, measure.threads(num_cores()):
-        loop = _steps(make_trainer(Path(folder)))
-        fed = make_trainer(Path(folder))
+    with measure.threads(num_cores()):
+        loop = _steps(make_trainer())
+        fed = make_trainer()
         indices = torch.arange(fed.batch_size)
         fed.train_split = _Resident(*fed.train_split.batch(indices))  # type: ignore[assignment]
         fed.parallel.train()
@@ -48,8 +48,8 @@ def loop_versus_resident_batch(effort: Effort) -> Row:
 
 def versus_plain(effort: Effort) -> Row:
     """The loop against a Dataset that computes features clip by clip and `nn.TransformerEncoder` in float32."""
-    with tempfile.TemporaryDirectory() as folder, measure.threads(num_cores()):
-        trainer = make_trainer(Path(folder))
+    with measure.threads(num_cores()):
+        trainer = make_trainer()
         loop = _steps(trainer)
         dataset = plain.Clips(sorted(measure.recordings().glob("[a-z]*/*.wav")), PRESETS[PRESET].features)
         loader = DataLoader(dataset, trainer.batch_size, shuffle=True)
@@ -79,8 +79,8 @@ def versus_plain(effort: Effort) -> Row:
 
 def flops_versus_peak(effort: Effort) -> Row:
     """Forward and backward pass of a batch against a product of square bfloat16 matrices."""
-    with tempfile.TemporaryDirectory() as folder, measure.threads(num_cores()):
-        trainer = make_trainer(Path(folder))
+    with measure.threads(num_cores()):
+        trainer = make_trainer()
         features, labels = trainer.train_split.batch(torch.arange(trainer.batch_size))
         trainer.parallel.train()
 
@@ -122,10 +122,10 @@ def two_processes_versus_one(effort: Effort) -> Row:
     return Row(row="ddp_two_vs_one", goal=1.05, unit="clips/s", **rates)
 
 
-def make_trainer(folder: Path, world: World = ALONE, tensors: Path | None = None) -> Trainer:
-    """Makes what trains the default model, with its run in a folder."""
-    config = dataclasses.replace(PRESETS[PRESET].train, checkpoint_steps=10**9)
-    return Trainer(folder, Tensors(tensors or measure.tensors()), PRESET, config, world)
+def make_trainer(world: World = ALONE, tensors: Path | None = None) -> Trainer:
+    """Makes what trains the default model, in a process that keeps freed memory as training does."""
+    keep_freed_memory()
+    return Trainer(Tensors(tensors or measure.tensors()), PRESET, PRESETS[PRESET].train, world)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,8 @@ class _Resident:
 def _steps(trainer: Trainer) -> Iterator[int]:
     """Trains epoch after epoch, and yields the clips of each step."""
     while True:
-        yield from trainer._train_epoch()
+        for _ in trainer.train_epoch():
+            yield trainer.step_clips
         trainer.position.clips_done = 0
         trainer.position.epoch += 1
 
@@ -188,8 +189,8 @@ class _Group:
 def _train_when_told(pipe: Connection, environment: dict[str, Any]) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()})
     torch.set_num_threads(environment["OMP_NUM_THREADS"])
-    with join_world() as world, tempfile.TemporaryDirectory() as folder:
-        loop = _steps(make_trainer(Path(folder), world))
+    with join_world() as world:
+        loop = _steps(make_trainer(world))
         while steps := pipe.recv():
             started = time.perf_counter()
             clips = sum(next(loop) for _ in range(steps))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,21 @@ from kws.download.synthesize import synthesize
 from kws.model import bundle
 from kws.preprocess.step import preprocess
 from kws.preprocess.tensors import Tensors
-from kws.train import runs, trainer
+from kws.train import checkpoint, loop, runs, trainer
+from kws.train.loop import Trainer
 from kws.train.step import train
-from kws.train.trainer import Trainer, World
+from kws.train.world import World
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+
+
+class Apart(World):
+    """A process of a world whose other processes are not there to be asked."""
+
+    def ask(self, here: bool) -> Callable[[], bool]:
+        return lambda: here
+
+
 SMALL = ModelConfig(num_layers=1, num_heads=2, width=32, feedforward=64, frames_per_token=4, stem="linear")
 
 
@@ -42,7 +53,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the default preset's model small, in this process."""
     preset = dataclasses.replace(PRESETS["default"], model=SMALL)
     monkeypatch.setattr("kws.config.PRESETS", dict(PRESETS) | {"default": preset})
-    for module in (runs, trainer):
+    for module in (runs, loop, trainer):
         monkeypatch.setattr(module, "PRESETS", dict(PRESETS) | {"default": preset})
 
 
@@ -72,7 +83,7 @@ def test_one_batch_is_overfitted_to_zero_loss(tensors: Path, tmp_path: Path) -> 
     config = settings(
         augment=AugmentConfig(), label_smoothing=0.0, self_distillation=0.0, ema_decay=0.0, learning_rate=5e-3
     )
-    one = Trainer(tmp_path, Tensors(tensors), "default", config, ALONE)
+    one = Trainer(Tensors(tensors), "default", config, ALONE)
     one.epochs = 1000  # keeps the learning rate near its peak
     batch = torch.arange(0, 60, 8)
     losses = []
@@ -146,13 +157,12 @@ def test_the_number_of_processes_does_not_change_which_clips_make_a_batch(tensor
         batches: list[list[int]] = [[] for _ in range(4)]
         for rank in range(size):
             world = World(rank=rank, size=1, device=torch.device("cpu"))
-            one = Trainer(tmp_path, Tensors(tensors), "default", settings(), world)
-            one.world = World(rank=rank, size=size, device=torch.device("cpu"))
+            one = Trainer(Tensors(tensors), "default", settings(), world)
+            one.world = Apart(rank=rank, size=size, device=torch.device("cpu"))
             one.batch_size = 16 // size
             taken: list[torch.Tensor] = []
             one.step = lambda indices, taken=taken: taken.append(indices) or (0.0, 0.0)  # type: ignore
-            one._ask_all = lambda: lambda: False  # type: ignore  # asks the other processes, which are not here
-            list(one._train_epoch())
+            list(one.train_epoch())
             for batch, indices in zip(batches, taken, strict=False):
                 batch += indices.tolist()
         seen[size] = [sorted(batch) for batch in batches if batch]
@@ -212,7 +222,7 @@ def test_tensors_of_another_preset_are_refused_with_the_remedy(tensors: Path, tm
 
 @pytest.mark.usefixtures("small")
 def test_a_loss_that_is_no_number_stops_with_the_clips_of_the_batch(tensors: Path, tmp_path: Path) -> None:
-    one = Trainer(tmp_path, Tensors(tensors), "default", settings(), ALONE)
+    one = Trainer(Tensors(tensors), "default", settings(), ALONE)
     one.train_split.features[3] = torch.nan
     name = one.train_split.clips[3]
     with pytest.raises(FloatingPointError, match=f"step 0 of epoch 0.*{name}"):
@@ -223,9 +233,9 @@ def test_a_loss_that_is_no_number_stops_with_the_clips_of_the_batch(tensors: Pat
 def test_a_checkpoint_that_does_not_fit_the_disk_leaves_the_last_one_whole(tensors: Path, tmp_path: Path) -> None:
     import resource
 
-    one = Trainer(tmp_path, Tensors(tensors), "default", settings(), ALONE)
-    one.save_checkpoint()
-    (first,) = one.checkpoints
+    one = Trainer(Tensors(tensors), "default", settings(), ALONE)
+    checkpoint.save(tmp_path, one, [])
+    (first,) = checkpoint.checkpoints_of(tmp_path)
     content = first.read_bytes()
     one.position.step = 1
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -233,11 +243,11 @@ def test_a_checkpoint_that_does_not_fit_the_disk_leaves_the_last_one_whole(tenso
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, limits[1]))
         with pytest.raises((OSError, RuntimeError)):
-            one.save_checkpoint()
+            checkpoint.save(tmp_path, one, [])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignored)
-    assert one.checkpoints == [first]
+    assert checkpoint.checkpoints_of(tmp_path) == [first]
     assert first.read_bytes() == content
     assert list(first.parent.iterdir()) == [first], "nothing half written stays"
 
@@ -267,7 +277,7 @@ def test_the_second_target_is_what_the_averaged_weights_hear_in_the_clips_before
     batch = torch.arange(16)
     losses = []
     for weight in (0.0, 0.8):
-        one = Trainer(tmp_path, Tensors(tensors), "default", settings(self_distillation=weight), ALONE)
+        one = Trainer(Tensors(tensors), "default", settings(self_distillation=weight), ALONE)
         with torch.no_grad():
             for parameter in one.averaged.parameters():
                 parameter.mul_(1.5)  # a teacher of its own
@@ -298,7 +308,7 @@ def test_self_distillation_without_what_it_needs_is_refused(changes: dict[str, A
 
 def test_the_learning_rates_of_both_schedules_are_as_published(tensors: Path, tmp_path: Path) -> None:
     def rates(config: TrainConfig, world: World) -> list[float]:
-        one = Trainer(tmp_path, Tensors(tensors), "default", config, ALONE)
+        one = Trainer(Tensors(tensors), "default", config, ALONE)
         one.world = world
         one.batch_size = 16 // world.size
         found = []

@@ -1,0 +1,46 @@
+"""Checkpoints of a run: checkpoints/step-<n>.pth, the latest few."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kws import files
+from kws.train.loop import Trainer
+
+log = logging.getLogger(__name__)
+
+History = list[dict[str, float]]
+"""The figures of every epoch so far."""
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """Returns the checkpoints of a run, the latest last."""
+    return sorted((run / "checkpoints").glob("step-*.pth"))
+
+
+def save(run: Path, trainer: Trainer, history: History) -> None:
+    """Writes where training stands, atomically, and deletes all but the latest few; only the first process does."""
+    if not trainer.world.leads:
+        return
+    with files.atomic_write(run / "checkpoints" / f"step-{trainer.position.step:08d}.pth") as file:
+        torch.save(trainer.state() | {"history": history}, file)
+    for old in checkpoints_of(run)[: -trainer.config.keep_checkpoints]:
+        old.unlink()
+
+
+def resume(run: Path, trainer: Trainer) -> History:
+    """Goes to the latest checkpoint, that which the first process finds, and returns the history so far."""
+    world = trainer.world
+    if world.leads:
+        files.delete_unfinished(run, run / "checkpoints")
+    found = checkpoints_of(run)
+    checkpoint = world.tell(found[-1] if found else None)
+    if checkpoint is None:
+        return []
+    state: dict[str, Any] = torch.load(checkpoint, map_location=world.device, weights_only=True)
+    trainer.restore(state)
+    if world.leads:
+        log.info("going on at step %d of epoch %d", trainer.position.step, trainer.position.epoch)
+    return list(state["history"])

@@ -1,0 +1,287 @@
+"""The training loop: forward, loss, backward, step; no files, no logs.
+
+Where a run stands is three numbers: the epoch, the clips of it that are done, and the step. The order of the clips
+and every random draw follow from the seed and these numbers, so a checkpoint needs no state of a random generator, and
+a run that was killed goes on as if nothing had happened: on the CPU bit for bit.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kws.config import PRESETS, TrainConfig, require
+from kws.model.network import AudioTransformer
+from kws.preprocess.tensors import Split, Tensors
+from kws.train.augment import Augment, mix
+from kws.train.optimizer import make_optimizers
+from kws.train.world import World
+
+EVALUATION_BATCH = 256
+
+
+@dataclasses.dataclass(kw_only=True)
+class Position:
+    """Where a run stands."""
+
+    epoch: int = 0
+    clips_done: int = 0
+    """Clips of the epoch that were trained on, over all processes."""
+    step: int = 0
+    best_accuracy: float = -1.0
+    loss_sum: float = 0.0
+    """Of the epoch so far, in this process."""
+    num_correct: float = 0.0
+
+
+class Trainer:
+    """A model in training: its data, its optimizers, its place."""
+
+    def __init__(self, tensors: Tensors, preset: str, config: TrainConfig, world: World) -> None:
+        self.tensors = tensors
+        self.preset = preset
+        self.config = config
+        self.world = world
+        self.train_split = tensors.split("train", most=1000 if config.debug else 0)
+        self.validation_split = tensors.split("validation")
+        self.num_clips = len(self.train_split)
+        most = self.num_clips
+        require(world.size <= most, "processes", f"be at most {most}, the clips to train on", world.size)
+        if config.scale_with_processes:
+            self.batch_size = min(config.batch_size, self.num_clips // world.size)
+        else:
+            self.batch_size = max(min(config.batch_size, self.num_clips) // world.size, 1)
+        self.epochs = max(config.epochs, math.ceil(config.min_clips / self.num_clips))
+        self.position = Position()
+        self.stop_asked = False
+        # Only if all want it: the processes exchange what they compute.
+        (wanting,) = world.sum(torch.tensor(int(wants_bf16(config.precision, world.device)), device=world.device))
+        self.bf16 = int(wanting) == world.size
+
+        torch.manual_seed(config.seed)
+        self.model = AudioTransformer(PRESETS[preset].model, tensors.features, len(tensors.words)).to(world.device)
+        if tensors.features.normalize:
+            self.model.set_normalization(tensors.mean, tensors.std)
+        self.averaged = AudioTransformer(PRESETS[preset].model, tensors.features, len(tensors.words)).to(world.device)
+        self.averaged.load_state_dict(self.model.state_dict())
+        self.parallel: nn.Module = self.model
+        if world.size > 1:
+            # Small buckets, so that the first gradients travel while the last are computed.
+            self.parallel = nn.parallel.DistributedDataParallel(
+                self.model, bucket_cap_mb=1, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        dtype = torch.bfloat16 if self.bf16 else torch.float32
+        self.optimizers = make_optimizers(self.model, config, dtype)
+        self.augment = Augment(config.augment, tensors.features, tensors.mean.to(world.device), tensors.noise())
+
+    def train_epoch(self) -> Iterator[bool]:
+        """Takes the steps of an epoch that are left; after each, yields whether all processes are to stop."""
+        position, world = self.position, self.world
+        order = torch.randperm(self.num_clips, generator=torch.Generator().manual_seed(self._draw("order")))
+        self.parallel.train()
+        while position.clips_done + self.step_clips <= self.num_clips:
+            mine = order[position.clips_done + world.rank :: world.size][: self.batch_size]
+            torch.manual_seed(self._draw("step", position.clips_done, world.rank))
+            must_stop = world.ask(self.stop_asked)
+            loss_sum, num_correct = self.step(mine)
+            position.loss_sum += loss_sum
+            position.num_correct += num_correct
+            position.clips_done += self.step_clips
+            position.step += 1
+            yield must_stop()
+
+    def step(self, indices: Tensor) -> tuple[float, float]:
+        """Takes one step with this process's clips of the batch.
+
+        Args:
+            indices: int64 [batch_size], rows of the training split.
+
+        Returns:
+            The sum of the losses and the number of clips recognized.
+
+        Raises:
+            FloatingPointError: the loss is not a number; the message names the clips.
+        """
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate()
+        clean, labels = self.train_split.batch(indices)
+        features = self.augment(clean)
+        targets = nn.functional.one_hot(labels, len(self.tensors.words)).float()
+        if self.config.augment.mixup:
+            features, targets = mix(features, targets, self.config.augment.mixup)
+
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
+            scores = self.parallel(features)
+        scores = scores.float()
+        loss = nn.functional.cross_entropy(scores, targets, label_smoothing=self.config.label_smoothing)
+        if self.config.self_distillation:
+            weight = self.config.self_distillation * min(1.0, self.share_done / 0.2)
+            loss = loss + weight * nn.functional.cross_entropy(scores, self._teach(clean))
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise self._lost(value, indices)
+
+        self.model.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.config.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self._average()
+        return value * len(labels), float((scores.detach().argmax(-1) == labels).sum())
+
+    @property
+    def step_clips(self) -> int:
+        """Clips of a step over all processes."""
+        return self.batch_size * self.world.size
+
+    @property
+    def clips_done(self) -> int:
+        """Clips of the whole run that are done, over all epochs and processes."""
+        return self.position.epoch * self.num_clips + self.position.clips_done
+
+    @property
+    def share_done(self) -> float:
+        """Share of the run that is done, the same whatever the number of processes."""
+        return (self.position.epoch + self.position.clips_done / self.num_clips) / self.epochs
+
+    def learning_rate(self) -> float:
+        """Returns the learning rate of the next step."""
+        config, position = self.config, self.position
+        peak = config.learning_rate * (self.world.size if config.scale_with_processes else 1)
+        if config.schedule == "step":
+            return float(peak * 0.9 ** (position.epoch // 3))
+        done = self.share_done
+        if done < config.warmup:
+            return float(peak * (done + self.step_clips / (self.num_clips * self.epochs)) / config.warmup)
+        return float(peak * 0.5 * (1 + math.cos(math.pi * (done - config.warmup) / (1 - config.warmup))))
+
+    @torch.no_grad()
+    def _teach(self, clean: Tensor) -> Tensor:
+        """Returns what the averaged weights make of clips that are not augmented: probabilities [batch_size, words].
+
+        The mean teacher of Tarvainen and Valpola (arXiv 1703.01780), with labelled clips: the probabilities of the
+        other words carry more than the label alone, and the student has to find them in the augmented clip.
+        """
+        self.averaged.eval()
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.averaged(clean).float().softmax(-1)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Moves the averaged weights towards the weights; early on faster, so that the start is forgotten."""
+        if self.config.ema_decay == 0:
+            return
+        decay = min(self.config.ema_decay, (1 + self.position.step) / (10 + self.position.step))
+        torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay)
+
+    @property
+    def result(self) -> AudioTransformer:
+        """The model that is validated and saved."""
+        return self.averaged if self.config.ema_decay else self.model
+
+    def end_epoch(self) -> tuple[dict[str, float], Tensor, bool]:
+        """Validates, and moves on to the next epoch.
+
+        Returns:
+            The figures of the epoch; the confusion matrix, float64 [true words, predicted words]; whether the model is
+            the best so far.
+        """
+        position = self.position
+        self.share_sums()
+        learning_rate = self.learning_rate()
+        loss, matrix = self.validate(self.validation_split)
+        accuracy = float(matrix.trace() / matrix.sum())
+        row: dict[str, float] = {
+            "epoch": position.epoch,
+            "step": position.step,
+            "train_loss": position.loss_sum / position.clips_done,
+            "train_accuracy": position.num_correct / position.clips_done,
+            "validation_loss": loss,
+            "validation_accuracy": accuracy,
+            "learning_rate": learning_rate,
+        }
+        is_best = accuracy > position.best_accuracy
+        position.best_accuracy = max(accuracy, position.best_accuracy)
+        position.epoch += 1
+        position.clips_done, position.loss_sum, position.num_correct = 0, 0.0, 0.0
+        return row, matrix, is_best
+
+    def share_sums(self) -> None:
+        """Adds up what the processes counted on their own, and leaves it with the first."""
+        position = self.position
+        sums = torch.tensor([position.loss_sum, position.num_correct], dtype=torch.float64)
+        (sums,) = self.world.sum(sums.to(self.world.device))
+        position.loss_sum, position.num_correct = sums.tolist() if self.world.leads else (0.0, 0.0)
+
+    @torch.no_grad()
+    def validate(self, split: Split) -> tuple[float, Tensor]:
+        """Evaluates the model on a split, divided among the processes.
+
+        Returns:
+            Mean cross-entropy, and the confusion matrix, float64 [true words, predicted words].
+        """
+        scores, labels = self.scores(self.result, split, self.world.rank, self.world.size)
+        num_words = scores.size(1)
+        loss = nn.functional.cross_entropy(scores, labels, reduction="sum").double()
+        matrix = torch.bincount(labels * num_words + scores.argmax(-1), minlength=num_words**2).double()
+        loss, matrix = self.world.sum(loss, matrix)
+        return float(loss) / len(split), matrix.reshape(num_words, num_words).cpu()
+
+    @torch.no_grad()
+    def scores(self, model: AudioTransformer, split: Split, rank: int = 0, size: int = 1) -> tuple[Tensor, Tensor]:
+        """Scores every `size`-th clip of a split: float32 [clips, words], and their labels, int64 [clips]."""
+        model.eval()
+        found = [torch.empty(0, len(self.tensors.words), device=self.world.device)]
+        truth = [torch.empty(0, dtype=torch.int64, device=self.world.device)]
+        for indices in torch.split(torch.arange(len(split))[rank::size], EVALUATION_BATCH):
+            features, labels = split.batch(indices)
+            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
+                found.append(model(features).float())
+            truth.append(labels)
+        return torch.cat(found), torch.cat(truth)
+
+    def state(self) -> dict[str, Any]:
+        """Returns all that training needs to go on from here."""
+        return {
+            "position": dataclasses.asdict(self.position),
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes to where `state` was taken; the sums of the epoch so far are the first process's."""
+        self.model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
+        for optimizer, known in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(known)
+        self.position = Position(**state["position"])
+        if not self.world.leads:
+            self.position.loss_sum, self.position.num_correct = 0.0, 0.0
+
+    def _draw(self, *what: object) -> int:
+        """Returns a seed that follows from the seed of the run, the epoch and what it is for."""
+        text = f"{self.config.seed}/{self.position.epoch}/{what}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+
+    def _lost(self, value: float, indices: Tensor) -> FloatingPointError:
+        clips = ", ".join(self.train_split.clips[index] for index in indices.tolist())
+        return FloatingPointError(
+            f"the loss must be finite, got {value} at step {self.position.step} of epoch {self.position.epoch}; "
+            f"a lower --learning-rate often helps, else look at the clips of the batch: {clips}"
+        )
+
+
+def wants_bf16(precision: str, device: torch.device) -> bool:
+    """Tells whether matrix products are to be made in bfloat16."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

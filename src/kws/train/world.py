@@ -1,0 +1,83 @@
+"""The processes that train together."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class World:
+    """The processes that train together, as one of them sees them."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes files."""
+        return self.rank == 0
+
+    def tell(self, value: T) -> T:
+        """Returns what the first process has, in all."""
+        told = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(told)
+        return told[0]
+
+    def sum(self, *values: Tensor) -> list[Tensor]:
+        """Adds up values over all processes."""
+        if self.size > 1:
+            for value in values:
+                dist.all_reduce(value)
+        return list(values)
+
+    def ask(self, here: bool) -> Callable[[], bool]:
+        """Asks whether something holds in any process, and returns what waits for the answer.
+
+        The answer is the same in all. Asked before a step and read after it, the question travels while the step is
+        computed: to wait for it at once took a tenth of the time.
+        """
+        if self.size == 1:
+            return lambda: here
+        asked = torch.tensor(float(here), device=self.device)
+        question = dist.all_reduce(asked, async_op=True)
+        assert question is not None
+
+        def answer() -> bool:
+            question.wait()
+            return bool(asked)
+
+        return answer
+
+
+@contextlib.contextmanager
+def join_world() -> Iterator[World]:
+    """Joins the process group that torchrun's environment describes; without torchrun, one process is the world.
+
+    Raises:
+        ValueError: there are GPUs, but fewer than processes.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        if local >= torch.cuda.device_count():
+            raise ValueError(f"processes_per_node must be at most {torch.cuda.device_count()}, the GPUs of this node")
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    if size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(rank=rank, size=size, device=device)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
