@@ -50,6 +50,7 @@ def draw(output: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.patches import Rectangle
 
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch) / "pipeline.yaml"
@@ -65,7 +66,7 @@ def draw(output: Path) -> None:
         axes.set(xlim=(-0.2, width - 0.2), ylim=(-1.0, 2.8))
         axes.axis("off")
         for step, left in place.items():
-            axes.add_patch(pyplot.Rectangle((left, 0), WIDTH, HEIGHT, facecolor="#eef3fb", edgecolor="#30507a"))
+            axes.add_patch(Rectangle((left, 0), WIDTH, HEIGHT, facecolor="#eef3fb", edgecolor="#30507a"))
             axes.text(left + WIDTH / 2, HEIGHT - 0.13, step, ha="center", va="top", weight="bold", size=13)
             text = "\n".join(labels_of(spec, platform, step))
             axes.text(left + WIDTH / 2, HEIGHT - 0.5, text, ha="center", va="top", size=9, color="#444444")
