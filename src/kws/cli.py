@@ -10,10 +10,10 @@ The steps of the pipeline one by one, in the order in which data flows:
   kws predict --model var/runs/RUN/best.pth hello.wav
   kws listen --model var/runs/RUN/best.pth --microphone
   kws export --model var/runs/RUN/best.pth --int8 model.onnx   # for machines without torch
+  kws serve --data-root var                                    # the champion, at http://127.0.0.1:8080
 """
 
 import argparse
-import io
 import json
 import logging
 import sys
@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kws.config import PipelineConfig, SynthesizeConfig, field_docs, require
+from kws.config import PipelineConfig, ServeConfig, SynthesizeConfig, field_docs, require
 from kws.flags import add_flag
 
 Add = Callable[..., argparse.ArgumentParser]
@@ -48,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_predict(add)
     _add_listen(add)
     _add_export(add)
+    _add_serve(add)
+    _add_rollback(add)
     options = parser.parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files that are no UTF-8 are printed as they are
-        sys.stdout.reconfigure(errors="surrogateescape")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         sys.exit(options.call(options))
@@ -157,7 +157,6 @@ def _add_evaluate(add: Add) -> None:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from kws import files
-    from kws.download.recordings import printable
     from kws.evaluate.accuracy import evaluate_recordings, save_confusion
     from kws.evaluate.report import write_report
     from kws.model.predict import load
@@ -170,7 +169,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     save_confusion(evaluation, options.output)
     files.write_json(options.output / "evaluation.json", summary)
     report = options.output / "report.html"
-    write_report(report, recognizer, evaluation, f"recordings in {printable(options.recordings)}", options.recordings)
+    write_report(report, recognizer, evaluation, f"recordings in {options.recordings}", options.recordings)
     if options.json:
         print(json.dumps(summary, indent=2))
         return 0
@@ -275,6 +274,40 @@ def _export(options: argparse.Namespace) -> int:
 
     onnx.export(bundle.load(options.model), options.output, options.int8)
     print(options.output)
+    return 0
+
+
+def _add_serve(add: Add) -> None:
+    command = add("serve", _serve, "answer over REST, gRPC and a page: one model, or whichever is champion")
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", type=Path, metavar="FILE", help="an .onnx file")
+    which.add_argument("--data-root", type=Path, metavar="DIR",
+                       help="follow the champion of models/ in it; waits where there is none yet")  # fmt: skip
+    for name in field_docs(ServeConfig):
+        add_flag(command, ServeConfig, name)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from kws.serve.server import run
+
+    run(options.model, options.data_root, ServeConfig(**{name: getattr(options, name) for name in
+        field_docs(ServeConfig)}))  # fmt: skip
+    return 0
+
+
+def _add_rollback(add: Add) -> None:
+    command = add("rollback", _rollback, "make an earlier version champion; who and why is recorded in champion.json")
+    command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="the folder of models/")
+    command.add_argument("--version", default="", help="a folder of models/ (default: the champion before this one)")
+    command.add_argument("--reason", default="", help="why, for the record")
+    command.add_argument("--by", default="", help="who decides (default: user and machine)")
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    from kws.promote import bundle
+
+    before, now = bundle.rollback(options.data_root, options.version, by=options.by, reason=options.reason)
+    print(f"champion {now}, before {before or 'none'}" if before != now else f"champion {now}, as before")
     return 0
 
 

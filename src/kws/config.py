@@ -438,6 +438,61 @@ class SynthesizeConfig:
         require(self.seed >= 0, "seed", "be at least 0", self.seed)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """What a server takes on (`kws serve`)."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 for all of this machine's."""
+
+    port: int = 8080
+    """Port of REST, metrics and the page; 0 takes a free one."""
+
+    grpc_port: int = 8081
+    """Port of gRPC; 0 takes a free one, -1 leaves gRPC out."""
+
+    model_name: str = "kws"
+    """Name of the model in the protocol: /v2/models/kws."""
+
+    int8: bool = False
+    """Answer by model.int8.onnx, where a version has it."""
+
+    num_threads: int = 0
+    """Runs of the model at a time; 0 takes one for every core that the container may use."""
+
+    max_batch: int = 16
+    """Clips that are gathered from several requests for one run of the model."""
+
+    max_clips: int = 64
+    """Clips of one request at most."""
+
+    max_waiting: int = 512
+    """Clips that may wait; beyond it requests are answered with 429."""
+
+    max_request_mib: int = 16
+    """Size of a request at most, in MiB."""
+
+    max_seconds: float = 30.0
+    """Duration of one audio file at most, in seconds."""
+
+    poll_seconds: float = 1.0
+    """How often champion.json is read, in seconds."""
+
+    drain_seconds: float = 5.0
+    """How long a server that was told to stop still answers, so that nobody is sent to it any more, in seconds."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "max_clips", "max_waiting", "max_request_mib", "max_seconds", "poll_seconds"):
+            require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
+        for name in ("num_threads", "drain_seconds", "port"):
+            require(getattr(self, name) >= 0, name, "be at least 0", getattr(self, name))
+        require(self.grpc_port >= -1, "grpc_port", "be at least -1", self.grpc_port)
+        require(max(self.port, self.grpc_port) < 1 << 16, "port, grpc_port", "be below 65536",
+                (self.port, self.grpc_port))  # fmt: skip
+        require(self.model_name.replace("-", "").replace("_", "").isalnum(), "model_name",
+                "consist of letters, digits, - and _", self.model_name)  # fmt: skip
+
+
 def train_config(*, preset: str, **overrides: Any) -> TrainConfig:
     """Returns the training settings of a preset, changed where an override is not 0.
 

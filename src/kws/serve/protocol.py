@@ -1,0 +1,371 @@
+"""Open Inference Protocol, version 2: what a request says, and what an answer looks like, over REST and gRPC alike.
+
+One input, `waveforms`: FP32 of shape [clips, samples], or BYTES of shape [clips], each an audio file of any kind (in
+JSON as base64). Two outputs: `probabilities`, FP32 [clips, words], and `words`, BYTES [clips], the most probable ones.
+Triton's extensions are read as well: binary tensors over REST, and `classification`, the k best words of each clip.
+"""
+
+import base64
+import binascii
+import io
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import soundfile
+
+from kws.config import ServeConfig
+from kws.preprocess.audio import Waveform, fit_length, resample
+from kws.serve.models import Served
+
+INPUT = "waveforms"
+PROBABILITIES = "probabilities"
+WORDS = "words"
+EXTENSIONS = ("binary_tensor_data", "classification")
+HEADER_LENGTH = "inference-header-content-length"
+LOUDEST = 32.0
+"""Samples beyond this are no floats of -1 to 1, but integers that nobody scaled."""
+
+Array = npt.NDArray[Any]
+
+
+class Refused(Exception):
+    """A request that is not answered, with the sentence that says why."""
+
+    def __init__(self, message: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def demand(condition: bool, name: str, rule: str, value: object) -> None:
+    """Refuses the request with "{name} must {rule}, got {value}" unless the condition holds."""
+    if not condition:
+        shown = repr(value)
+        raise Refused(f"{name} must {rule}, got {shown if len(shown) < 80 else shown[:77] + '...'}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """An input as it came: its data are a list of JSON or numbers of gRPC, or raw bytes."""
+
+    name: str
+    datatype: str
+    shape: Sequence[int]
+    data: Any = None
+    raw: bytes | memoryview | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """An output that is asked for."""
+
+    name: str
+    binary: bool = False
+    classes: int = 0
+    """Only the so many best words of each clip, as text; 0: the numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A request for inference."""
+
+    id: str = ""
+    inputs: Sequence[Tensor] = ()
+    wishes: Sequence[Wish] = field(default=(Wish(name=PROBABILITIES), Wish(name=WORDS)))
+
+
+# Requests
+
+
+def read_rest(body: bytes, header_length: str | None) -> Call:
+    """Reads the body of a REST request.
+
+    Args:
+        body: JSON, or JSON and behind it the raw bytes of tensors.
+        header_length: bytes of the JSON, the header Inference-Header-Content-Length; None: all.
+
+    Raises:
+        Refused: it is none.
+    """
+    size = len(body)
+    if header_length is not None:
+        demand(header_length.isascii() and header_length.isdigit() and int(header_length) <= len(body),
+               "Inference-Header-Content-Length", f"be a number of bytes up to {len(body)}, the whole body",
+               header_length)  # fmt: skip
+        size = int(header_length)
+    try:
+        content = orjson.loads(memoryview(body)[:size])
+    except orjson.JSONDecodeError as error:
+        raise Refused(f"the request must be JSON, got {error}") from error
+    demand(isinstance(content, dict), "the request", "be a JSON object", type(content).__name__)
+    request_id = content.get("id") or ""
+    demand(isinstance(request_id, str), "id", "be a string", request_id)
+    parameters = _parameters(content, "the request")
+    raw, tensors = memoryview(body)[size:], []
+    for entry in _list(content, "inputs", "the request"):
+        name = _text(entry, "name", "an input")
+        own, data, piece = _parameters(entry, name), entry.get("data"), None
+        if "binary_data_size" in own:
+            length = own["binary_data_size"]
+            demand(_is_count(length) and length <= len(raw), f"binary_data_size of {name}",
+                   f"be at most {len(raw)}, the bytes that are left behind the JSON", length)  # fmt: skip
+            demand(data is None, f"{name}", "have data or binary_data_size, not both", "both")
+            piece, raw = raw[:length], raw[length:]
+        else:
+            demand(isinstance(data, list), f"data of {name}", "be a list", type(data).__name__)
+        shape = entry.get("shape") or []
+        demand(isinstance(shape, list) and all(_is_count(side) for side in shape), f"shape of {name}",
+               "be a list of integers of at least 0", shape)  # fmt: skip
+        tensors.append(Tensor(name=name, datatype=_text(entry, "datatype", name), shape=shape, data=data, raw=piece))
+    demand(len(raw) == 0, "the raw bytes behind the JSON", "all belong to an input by binary_data_size",
+           f"{len(raw)} more")  # fmt: skip
+    binary = parameters.get("binary_data_output", False)
+    wishes = [
+        wish(_text(entry, "name", "an output"), _parameters(entry, "an output"), binary)
+        for entry in (_list(content, "outputs", "the request") if content.get("outputs") is not None else ())
+    ]
+    return Call(
+        id=request_id, inputs=tensors,
+        wishes=wishes or (wish(PROBABILITIES, {}, binary), wish(WORDS, {}, binary)),
+    )  # fmt: skip
+
+
+def wish(name: str, parameters: Mapping[str, Any], binary: object = False) -> Wish:
+    """Returns an output that is asked for, checked.
+
+    Args:
+        name: of the output.
+        parameters: binary_data, and classification.
+        binary: what binary_data is where it is not among the parameters.
+
+    Raises:
+        Refused: there is no such output, or it cannot be had so.
+    """
+    demand(name in (PROBABILITIES, WORDS), "an output", f"be {PROBABILITIES} or {WORDS}", name)
+    binary = parameters.get("binary_data", binary)
+    demand(isinstance(binary, bool), f"binary_data of {name}", "be true or false", binary)
+    classes = parameters.get("classification", 0)
+    demand(_is_count(classes) and (classes == 0 or name == PROBABILITIES), f"classification of {name}",
+           f"be a number of words, of {PROBABILITIES} only", classes)  # fmt: skip
+    return Wish(name=name, binary=bool(binary), classes=classes)
+
+
+def _list(entry: Mapping[str, Any], name: str, where: str) -> list[dict[str, Any]]:
+    found = entry.get(name)
+    well = isinstance(found, list) and all(isinstance(each, dict) for each in found)
+    demand(well, f"{name} of {where}", "be a list of objects", found)
+    return found  # type: ignore[return-value]
+
+
+def _text(entry: Mapping[str, Any], name: str, where: str) -> str:
+    found = entry.get(name)
+    demand(isinstance(found, str), f"{name} of {where}", "be a string", found)
+    return found  # type: ignore[return-value]
+
+
+def _parameters(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+    found = entry.get("parameters")
+    demand(found is None or isinstance(found, dict), f"parameters of {where}", "be an object", found)
+    return found or {}
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+
+def waveforms_of(call: Call, served: Served, config: ServeConfig) -> Waveform:
+    """Returns what is to be heard, float32 [clips, num_samples].
+
+    Raises:
+        Refused: the input is missing, of another type or shape, too large, or no audio.
+    """
+    names = [tensor.name for tensor in call.inputs]
+    demand(names == [INPUT], "inputs", f"be one, named {INPUT}", ", ".join(names) or "none")
+    (tensor,) = call.inputs
+    demand(tensor.datatype in ("FP32", "BYTES"), f"datatype of {INPUT}", "be FP32 or BYTES", tensor.datatype)
+    shape = list(tensor.shape)
+    if tensor.datatype == "BYTES":
+        demand(len(shape) == 1 or shape[1:] == [1], f"shape of {INPUT}", "be [clips] for audio files", shape)
+        _demand_clips(shape[0], config)
+        audio = _byte_strings(tensor, shape[0])
+        return np.stack([_read_audio(data, number, served, config) for number, data in enumerate(audio)])
+    samples = served.recognizer.features.num_samples
+    demand(shape == [samples] or (len(shape) == 2 and shape[1] == samples), f"shape of {INPUT}",
+           f"be [clips, {samples}]", shape)  # fmt: skip
+    clips = shape[0] if len(shape) == 2 else 1
+    _demand_clips(clips, config)
+    waveforms = _floats(tensor, clips * samples).reshape(clips, samples)
+    loudest = float(np.abs(waveforms).max())
+    demand(math.isfinite(loudest), f"data of {INPUT}", "be finite numbers", "NaN, infinity or numbers beyond float32")
+    demand(loudest <= LOUDEST, f"data of {INPUT}", "be samples in -1 to 1 (divide 16-bit samples by 32768)", loudest)
+    return waveforms
+
+
+def _demand_clips(clips: int, config: ServeConfig) -> None:
+    demand(1 <= clips <= config.max_clips, "clips of a request",
+           f"be 1 to {config.max_clips} (the server's --max-clips)", clips)  # fmt: skip
+
+
+def _floats(tensor: Tensor, count: int) -> Waveform:
+    """Reads the data of an FP32 tensor as float32 [count]."""
+    if tensor.raw is not None:
+        demand(len(tensor.raw) == 4 * count, f"data of {INPUT}", f"be {4 * count} bytes, as its shape says",
+               len(tensor.raw))  # fmt: skip
+        return np.frombuffer(tensor.raw, dtype="<f4")
+    try:
+        values = np.asarray(tensor.data)
+    except ValueError as error:  # lists of unequal lengths
+        raise Refused(f"data of {INPUT} must be numbers of one shape, got lists of unequal lengths") from error
+    demand(values.size == count, f"data of {INPUT}", f"be {count} numbers, as its shape says", values.size)
+    demand(values.dtype.kind in "fiu", f"data of {INPUT}", "be numbers", f"something else ({values.dtype})")
+    with np.errstate(over="ignore"):
+        return values.reshape(-1).astype(np.float32)
+
+
+def _byte_strings(tensor: Tensor, count: int) -> list[bytes]:
+    """Reads the data of a BYTES tensor."""
+    found: list[bytes] = []
+    if tensor.raw is not None:
+        rest = memoryview(tensor.raw)
+        while len(rest):
+            length = struct.unpack_from("<I", rest)[0] if len(rest) >= 4 else len(rest)
+            demand(length + 4 <= len(rest), f"data of {INPUT}", "be byte strings, each behind its length in 4 bytes",
+                   f"{len(rest)} bytes for one of {length}")  # fmt: skip
+            found.append(bytes(rest[4 : 4 + length]))
+            rest = rest[4 + length :]
+    else:
+        for each in tensor.data:
+            each = each[0] if isinstance(each, list) and len(each) == 1 else each
+            if isinstance(each, str):
+                try:
+                    each = base64.b64decode(each, validate=True)
+                except (binascii.Error, ValueError) as error:
+                    raise Refused(f"data of {INPUT} must be audio files in base64, got {error}") from error
+            demand(isinstance(each, bytes), f"data of {INPUT}", "be strings", type(each).__name__)
+            found.append(each)
+    demand(len(found) == count, f"data of {INPUT}", f"be {count} byte strings, as its shape says", len(found))
+    return found
+
+
+def _read_audio(data: bytes, number: int, served: Served, config: ServeConfig) -> Waveform:
+    """Reads an audio file as a clip, float32 [num_samples], as preprocessing reads recordings."""
+    features = served.recognizer.features
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            most = int(config.max_seconds * file.samplerate)
+            samples = file.read(most + 1, dtype="float32", always_2d=True)
+            rate = file.samplerate
+        if len(samples) > most:
+            raise ValueError(f"it must last {config.max_seconds:g} s at most (the server's --max-seconds), got more")
+        waveform: Waveform = samples.mean(axis=1)
+        if waveform.size == 0 or not np.isfinite(waveform).all():
+            raise ValueError("it must have samples that are numbers, got none, NaN or infinity")
+        waveform = waveform if rate == features.sample_rate else resample(waveform, rate, features.sample_rate)
+    except soundfile.LibsndfileError as error:
+        raise Refused(f"audio file {number} must be one that libsndfile reads (WAV, FLAC, OGG, MP3, …), got "
+                      f"{error.error_string}") from error  # fmt: skip
+    except (ValueError, OSError, TypeError, MemoryError) as error:
+        raise Refused(f"audio file {number} must be a recording: {error}") from error
+    return fit_length(waveform, features)
+
+
+# Answers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """An output: float32 [clips, words], or byte strings."""
+
+    name: str
+    shape: list[int]
+    values: Any
+    binary: bool
+
+    @property
+    def datatype(self) -> str:
+        """FP32 or BYTES."""
+        return "FP32" if isinstance(self.values, np.ndarray) else "BYTES"
+
+    def raw(self) -> bytes:
+        """The data as raw bytes."""
+        if isinstance(self.values, np.ndarray):
+            return np.ascontiguousarray(self.values, dtype="<f4").tobytes()
+        return b"".join(struct.pack("<I", len(each)) + each for each in self.values)
+
+
+def outputs_of(call: Call, served: Served, probabilities: npt.NDArray[np.float32]) -> list[Output]:
+    """Returns the outputs that were asked for.
+
+    Args:
+        call: the request.
+        served: the model that heard.
+        probabilities: float32 [clips, words].
+    """
+    names, found = served.recognizer.words, []
+    for wish in call.wishes:
+        if wish.name == WORDS:
+            values: Any = [names[best].encode() for best in probabilities.argmax(axis=1).tolist()]
+            shape = [len(values)]
+        elif wish.classes:
+            best = (-probabilities).argsort(axis=1, kind="stable")[:, : wish.classes].tolist()
+            values = [
+                f"{row[index]:.6f}:{index}:{names[index]}".encode()
+                for row, chosen in zip(probabilities, best, strict=True)
+                for index in chosen
+            ]
+            shape = [len(best), len(best[0])]
+        else:
+            values, shape = probabilities, list(probabilities.shape)
+        found.append(Output(name=wish.name, shape=shape, values=values, binary=wish.binary))
+    return found
+
+
+def write_rest(call: Call, name: str, served: Served, outputs: Sequence[Output]) -> tuple[bytes, dict[str, str]]:
+    """Returns the body of a REST answer and its headers."""
+    entries: list[dict[str, Any]] = []
+    raw = []
+    for output in outputs:
+        entry: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
+        if output.binary:
+            raw.append(output.raw())
+            entry["parameters"] = {"binary_data_size": len(raw[-1])}
+        elif isinstance(output.values, np.ndarray):
+            entry["data"] = np.ascontiguousarray(output.values).reshape(-1)
+        else:
+            entry["data"] = [each.decode() for each in output.values]
+        entries.append(entry)
+    content = {"model_name": name, "model_version": served.version, "id": call.id, "outputs": entries}
+    head = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    if not raw:
+        return head, {"content-type": "application/json"}
+    headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
+    return b"".join([head, *raw]), headers
+
+
+def model_metadata(name: str, served: Served) -> dict[str, Any]:
+    """Describes the model. `labels` names the columns of the probabilities."""
+    words = served.recognizer.words
+    return {
+        "name": name,
+        "versions": [served.version],
+        "platform": "onnxruntime_onnx",
+        "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, served.recognizer.features.num_samples]}],
+        "outputs": [
+            {"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, len(words)]},
+            {"name": WORDS, "datatype": "BYTES", "shape": [-1]},
+        ],
+        "labels": words,
+        "sample_rate": served.recognizer.features.sample_rate,
+    }
+
+
+def error_body(message: str) -> bytes:
+    """Returns the body of an error."""
+    return json.dumps({"error": message}).encode()

@@ -1,0 +1,377 @@
+"""The server: REST, gRPC, metrics and the page, over the model that `models.py` holds.
+
+GET  /v2/health/live, /v2/health/ready      probes of Kubernetes
+GET  /v2, /v2/models/kws                    what is served
+POST /v2/models/kws/infer                   the Open Inference Protocol: see protocol.py
+GET  /metrics                               Prometheus
+GET  /docs                                  all of this, to try
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+from collections.abc import AsyncIterator, Iterator
+from http import HTTPStatus
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import prometheus_client
+import uvicorn
+import uvloop
+from fastapi import FastAPI, Request, Response
+from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kws.config import ServeConfig
+from kws.promote import bundle
+from kws.serve import grpc, models, protocol
+from kws.serve.models import Models
+from kws.serve.protocol import Refused
+from kws.serve.service import Service
+
+log = logging.getLogger(__name__)
+
+Responses = dict[int | str, dict[str, Any]]
+Name = Annotated[str, InPath(description="The model", examples=["kws"])]
+
+MOST_JSON_ON_LOOP = 1 << 18
+"""Bytes of a request that are read at once; a larger one is read in a thread, so that others need not wait for it."""
+
+
+class Draining:
+    """Middleware: once the server is about to stop, answers ask their clients to connect anew, to another one."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app = app
+        self.service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one connection."""
+
+        async def close_after(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.service.draining:
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            await send(message)
+
+        await self.app(scope, receive, close_after if scope["type"] == "http" else send)
+
+
+async def _body(request: Request, config: ServeConfig) -> bytes:
+    """Reads the body of a request up to the bound."""
+    most = config.max_request_mib << 20
+    too_large = Refused(
+        f"the request must have at most {most} bytes (the server's --max-request-mib), got more",
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    )
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > most:
+        raise too_large
+    parts, size = [], 0
+    async for part in request.stream():
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            raise too_large
+    return b"".join(parts)
+
+
+def create_app(service: Service) -> FastAPI:
+    """Returns the HTTP side of a service."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.models.close()
+        service.batcher.close()
+
+    app = FastAPI(
+        title="kws", version=version("kws"), summary="Spoken command words by the Open Inference Protocol, version 2",
+        lifespan=lifespan, redoc_url=None,
+    )  # fmt: skip
+    app.add_middleware(Draining, service=service)
+    config = service.config
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        headers = {"retry-after": "1"} if error.status in (429, 503) else {}
+        return Response(protocol.error_body(str(error)), error.status, headers, "application/json")
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> Response:
+        return Response(protocol.error_body(str(error.detail)), error.status_code, error.headers, "application/json")
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        sentence = f"{'.'.join(str(part) for part in first['loc'])} is not as it must be: {first['msg']}"
+        return Response(protocol.error_body(sentence), 400, media_type="application/json")
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return Response(protocol.error_body("the server failed; its log tells why"), 500, media_type="application/json")
+
+    errors: Responses = {
+        code: {"description": text, "content": {"application/json": {"schema": _ERROR}}}
+        for code, text in ((400, "Not understood"), (404, "No such model or version"))
+    }
+    not_ready: Responses = {503: {"description": "No model yet", "content": {"application/json": {"schema": _ERROR}}}}
+
+    @app.get("/v2", tags=["server"], summary="Name, version and extensions of the server")
+    async def server_metadata() -> dict[str, Any]:
+        return service.metadata()
+
+    @app.get("/v2/health/live", tags=["server"], summary="Whether the process answers")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.get("/v2/health/ready", tags=["server"], summary="Whether there is a model that answers",
+             responses={503: {"description": "Not ready", "content": {"application/json": {"schema": {
+                 "type": "object"}}}}})  # fmt: skip
+    async def ready() -> Response:
+        reason = "" if service.is_ready else (service.models.refusal or "no model, or about to stop")
+        body = json.dumps({"ready": service.is_ready} | ({"reason": reason} if reason else {}))
+        return Response(body, 200 if service.is_ready else 503, media_type="application/json")
+
+    @app.get("/v2/models", tags=["model"], summary="The models")
+    async def list_models() -> dict[str, Any]:
+        return {"models": [config.model_name]}
+
+    @app.get("/v2/models/{name}", tags=["model"], summary="Inputs, outputs and words of the model",
+             responses=errors | not_ready)  # fmt: skip
+    async def metadata(name: Name) -> dict[str, Any]:
+        return protocol.model_metadata(name, service.served(name))
+
+    @app.get("/v2/models/{name}/versions/{wanted}", tags=["model"], summary="The same of a version",
+             responses=errors | not_ready)  # fmt: skip
+    async def version_metadata(name: Name, wanted: str) -> dict[str, Any]:
+        return protocol.model_metadata(name, service.served(name, wanted))
+
+    @app.get("/v2/models/{name}/ready", tags=["model"], summary="Whether the model answers",
+             responses=errors | not_ready)  # fmt: skip
+    async def model_ready(name: Name) -> dict[str, Any]:
+        service.served(name)
+        return {"name": name, "ready": True}
+
+    @app.get("/v2/models/{name}/versions/{wanted}/ready", tags=["model"], summary="Whether the version answers",
+             responses=errors | not_ready)  # fmt: skip
+    async def version_ready(name: Name, wanted: str) -> dict[str, Any]:
+        service.served(name, wanted)
+        return {"name": name, "ready": True}
+
+    async def answer(request: Request, name: str, wanted: str) -> Response:
+        with service.observe("rest") as observed:
+            try:
+                body = await _body(request, config)  # even of a request that is refused: its client is still sending
+                served = service.served(name, wanted)
+                length = request.headers.get(protocol.HEADER_LENGTH)
+                if len(body) > MOST_JSON_ON_LOOP and length is None:
+                    call = await asyncio.to_thread(protocol.read_rest, body, length)
+                else:
+                    call = protocol.read_rest(body, length)
+                outputs = await service.infer(call, served)
+                content, headers = protocol.write_rest(call, name, served, outputs)
+            except Refused as refused:
+                observed.status = str(int(refused.status))
+                raise
+            observed.status = "200"
+            return Response(content, headers=headers)
+
+    inference: dict[str, Any] = {
+        "tags": ["inference"],
+        "openapi_extra": _INFER,
+        "responses": errors
+        | not_ready
+        | {
+            200: {"description": "Probabilities and words", "content": {"application/json": {"schema": _ANSWER}}},
+            413: {"description": "Too large", "content": {"application/json": {"schema": _ERROR}}},
+            429: {"description": "Too much is waiting", "content": {"application/json": {"schema": _ERROR}}},
+        },
+    }
+
+    @app.post("/v2/models/{name}/infer", summary="Hear clips", **inference)
+    async def infer(request: Request, name: Name) -> Response:
+        return await answer(request, name, "")
+
+    @app.post("/v2/models/{name}/versions/{wanted}/infer", summary="Hear clips by a version", **inference)
+    async def version_infer(request: Request, name: Name, wanted: str) -> Response:
+        return await answer(request, name, wanted)
+
+    @app.get("/metrics", tags=["server"], summary="Metrics for Prometheus", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        return Response(service.metrics(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+    return app
+
+
+_ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+_PARAMETERS = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+_INFER = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["inputs"],
+                    "properties": {
+                        "id": {"type": "string"},
+                        "parameters": _PARAMETERS,
+                        "inputs": {
+                            "type": "array",
+                            "minItems": 1,
+                            "maxItems": 1,
+                            "items": {
+                                "type": "object",
+                                "required": ["name", "datatype", "shape", "data"],
+                                "properties": {
+                                    "name": {"enum": [protocol.INPUT]},
+                                    "datatype": {"enum": ["FP32", "BYTES"]},
+                                    "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+                                    "parameters": _PARAMETERS,
+                                    "data": {
+                                        "type": "array",
+                                        "description": "FP32: samples in -1 to 1, [clips, samples]. BYTES: audio files "
+                                        "in base64.",
+                                        "items": {"type": ["number", "string", "array"]},
+                                    },
+                                },
+                            },
+                        },
+                        "outputs": {
+                            "type": "array",
+                            "items": {
+                                "type": "object",
+                                "required": ["name"],
+                                "properties": {
+                                    "name": {"enum": [protocol.PROBABILITIES, protocol.WORDS]},
+                                    "parameters": _PARAMETERS,
+                                },
+                            },
+                        },
+                    },
+                },
+                "example": {
+                    "inputs": [{"name": "waveforms", "datatype": "BYTES", "shape": [1], "data": ["UklGR…"]}],
+                    "outputs": [{"name": "probabilities", "parameters": {"classification": 3}}],
+                },
+            }
+        },
+    }
+}
+_ANSWER = {
+    "type": "object",
+    "required": ["model_name", "model_version", "id", "outputs"],
+    "properties": {
+        "model_name": {"type": "string"},
+        "model_version": {"type": "string"},
+        "id": {"type": "string"},
+        "outputs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name", "datatype", "shape"],
+                "properties": {
+                    "name": {"type": "string"},
+                    "datatype": {"enum": ["FP32", "BYTES"]},
+                    "shape": {"type": "array", "items": {"type": "integer"}},
+                    "data": {"type": "array"},
+                },
+            },
+        },
+    },
+}
+
+
+def open_models(model: Path | None, data_root: Path | None, config: ServeConfig) -> Models:
+    """Loads a file, or the champion of a data root.
+
+    A data root without a champion, or with a damaged one, is waited for: the server lives and is not ready.
+
+    Raises:
+        ValueError: both or neither are given, or the file is no model.
+        FileNotFoundError: there is no such file or folder.
+    """
+    if (model is None) == (data_root is None):
+        raise ValueError("one of model and data_root must be given, got " + ("both" if model else "neither"))
+    if model is not None:
+        if model.suffix != ".onnx":
+            raise ValueError(f"model must be an .onnx file (kws export makes one of a .pth), got {str(model)!r}")
+        return Models(current=models.load_file(model))
+    assert data_root is not None
+    if not data_root.is_dir():
+        raise FileNotFoundError(f"data_root must be a folder, got {str(data_root)!r}, which does not exist")
+    found = Models(data_root=data_root, name=bundle.INT8 if config.int8 else bundle.ONNX)
+    found.look()
+    if found.current is None and not found.refusal:
+        log.info("waiting for a champion in %s", data_root / bundle.MODELS / bundle.CHAMPION)
+    return found
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, without its own handling of signals: `serve` drains before it stops."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves signals alone."""
+        yield
+
+
+async def serve(models: Models, config: ServeConfig) -> None:
+    """Serves until SIGTERM or SIGINT, then answers what came before and for `drain_seconds`.
+
+    Raises:
+        OSError: a port is taken.
+    """
+    service = Service(models, config)
+    app = create_app(service)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    server = _Server(
+        uvicorn.Config(
+            app, host=config.host, port=config.port, log_level="warning", access_log=False,
+            timeout_graceful_shutdown=30, timeout_keep_alive=75,
+        )
+    )  # fmt: skip
+    try:
+        socket = server.config.bind_socket()
+    except SystemExit:
+        raise OSError(
+            f"port must be free, got {config.host}:{config.port}, which is taken; name another with --port"
+        ) from None
+    remote = None
+    if config.grpc_port >= 0:
+        remote, grpc_port = await grpc.start(service, f"{config.host}:{config.grpc_port}")
+        log.info("gRPC at %s:%d", config.host, grpc_port)
+    if models.follows:
+        models.follow(config.poll_seconds)
+    running = asyncio.create_task(server.serve(sockets=[socket]))
+    while not server.started and not running.done():
+        await asyncio.sleep(0.01)
+    log.info("REST, metrics and the page at http://%s:%d (Ctrl-C ends it), %d runs at a time", config.host,
+             socket.getsockname()[1], service.num_threads)  # fmt: skip
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not running.done():
+        service.draining = True
+        log.info("stopping: not ready any more, answering for %g s", config.drain_seconds)
+        await asyncio.sleep(config.drain_seconds)
+        if remote is not None:
+            await remote.stop(30)
+        server.should_exit = True
+    await running
+
+
+def run(model: Path | None, data_root: Path | None, config: ServeConfig) -> None:
+    """Loads the model and serves; see `serve`."""
+    found = open_models(model, data_root, config)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(found, config))

@@ -1,0 +1,139 @@
+"""What answers, whatever the protocol: the model at work, the batches, the metrics."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Any
+
+import prometheus_client
+
+from kws import processes
+from kws.config import ServeConfig
+from kws.preprocess.audio import Waveform
+from kws.serve import protocol
+from kws.serve.batching import Batcher, Busy
+from kws.serve.models import Models, Served
+from kws.serve.protocol import Call, Output, Refused
+
+
+@dataclass
+class Observed:
+    """What becomes of a request, for the metrics."""
+
+    status: str = "500"
+
+
+class Service:
+    """What answers, whatever the protocol: the model at work, the batches, the metrics."""
+
+    def __init__(self, models: Models, config: ServeConfig) -> None:
+        self.models = models
+        self.config = config
+        self.num_threads = config.num_threads or processes.num_cores()
+        self.batcher = Batcher(num_threads=self.num_threads, max_batch=config.max_batch, max_waiting=config.max_waiting)
+        self.draining = False
+        self.registry = prometheus_client.CollectorRegistry()
+        self._measure()
+
+    def _measure(self) -> None:
+        registry = self.registry
+        prometheus_client.ProcessCollector(registry=registry)
+        self._requests = prometheus_client.Counter(
+            "kws_requests", "Requests for inference", ["protocol", "status"], registry=registry
+        )
+        self._seconds = prometheus_client.Histogram(
+            "kws_request_seconds", "Time from a whole request to its answer", ["protocol"], registry=registry,
+            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+        )  # fmt: skip
+        self.batcher.batch_sizes = prometheus_client.Histogram(
+            "kws_batch_clips", "Clips of one run of the model", registry=registry, buckets=(1, 2, 4, 8, 16, 32, 64)
+        )
+        self._words = prometheus_client.Counter("kws_words", "Words heard", ["word"], registry=registry)
+        waiting = prometheus_client.Gauge("kws_waiting_clips", "Clips that wait", registry=registry)
+        waiting.set_function(lambda: self.batcher.num_waiting)
+        swaps = prometheus_client.Gauge("kws_model_swaps", "Changes of the model", registry=registry)
+        swaps.set_function(lambda: self.models.num_swaps)
+        refused = prometheus_client.Gauge("kws_models_refused", "Champions that could not be loaded", registry=registry)
+        refused.set_function(lambda: self.models.num_refused)
+        self._info = prometheus_client.Gauge(
+            "kws_model_info", "1 for the version that answers", ["version"], registry=registry
+        )
+
+    def metrics(self) -> bytes:
+        """Returns all metrics as text for Prometheus."""
+        self._info.clear()
+        if (served := self.models.current) is not None:
+            self._info.labels(version=served.version).set(1)
+        return prometheus_client.generate_latest(self.registry)
+
+    @contextlib.contextmanager
+    def observe(self, protocol_: str) -> Iterator[Observed]:
+        """Counts and times a request; the block sets the status."""
+        observed = Observed()
+        started = time.perf_counter()
+        try:
+            yield observed
+        finally:
+            self._requests.labels(protocol=protocol_, status=observed.status).inc()
+            self._seconds.labels(protocol=protocol_).observe(time.perf_counter() - started)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is a model that answers, and the server is not about to stop."""
+        return self.models.current is not None and not self.draining
+
+    def metadata(self) -> dict[str, Any]:
+        """Describes the server."""
+        return {"name": "kws", "version": version("kws"), "extensions": list(protocol.EXTENSIONS)}
+
+    def require_name(self, name: str) -> None:
+        """Refuses any model but the one that is served."""
+        if name != self.config.model_name:
+            raise Refused(f"model must be {self.config.model_name}, got {name!r}", HTTPStatus.NOT_FOUND)
+
+    def served(self, name: str, wanted: str = "") -> Served:
+        """Returns the model at work.
+
+        Args:
+            name: of the model.
+            wanted: a version, which must be the one at work; empty: whichever is.
+
+        Raises:
+            Refused: there is another model or version, or none yet.
+        """
+        self.require_name(name)
+        served = self.models.current
+        if served is None:
+            reason = self.models.refusal or "there is no champion yet"
+            raise Refused(f"the server must have a model to answer: {reason}", HTTPStatus.SERVICE_UNAVAILABLE)
+        if wanted not in ("", served.version):
+            raise Refused(f"version must be {served.version}, the one that answers, got {wanted!r}",
+                          HTTPStatus.NOT_FOUND)  # fmt: skip
+        return served
+
+    async def hear(self, served: Served, waveforms: Waveform) -> Any:
+        """Turns float32 [clips, num_samples] into probabilities, float32 [clips, words].
+
+        Raises:
+            Refused: too much is waiting.
+        """
+        try:
+            return await self.batcher.hear(served, waveforms)
+        except Busy as busy:
+            raise Refused(str(busy), HTTPStatus.TOO_MANY_REQUESTS) from busy
+
+    async def infer(self, call: Call, served: Served) -> list[Output]:
+        """Answers a request by a version of the model."""
+        slow = call.inputs and (call.inputs[0].datatype == "BYTES" or call.inputs[0].raw is None)
+        if slow:  # decoding audio files and lists of numbers takes milliseconds
+            waveforms = await asyncio.to_thread(protocol.waveforms_of, call, served, self.config)
+        else:
+            waveforms = protocol.waveforms_of(call, served, self.config)
+        probabilities = await self.hear(served, waveforms)
+        for best in probabilities.argmax(axis=1).tolist():
+            self._words.labels(word=served.recognizer.words[best]).inc()
+        return protocol.outputs_of(call, served, probabilities)
