@@ -153,9 +153,69 @@ def _add_evaluate(add: Add) -> None:
     command.add_argument("--output", type=Path, default=Path("evaluation"), metavar="DIR",
                          help="gets report, confusion matrix and figures (default: %(default)s)")  # fmt: skip
     command.add_argument("--json", action="store_true", help="print the figures as JSON instead of a table")
+    streams = command.add_argument_group("long streams instead of clips")
+    streams.add_argument(
+        "--stream", action="store_true",
+        help="build streams with known truth (words at random gaps, other words, sentences, held-out noise at 20, 10 "
+        "and 5 dB), choose thresholds on the validation split's, count misses and false alarms on the test split's",
+    )  # fmt: skip
+    streams.add_argument("--hours", type=float, default=1.0, metavar="H",
+                         help="length of the stream of each noise level and split (default: 1)")  # fmt: skip
+    streams.add_argument("--false-alarms-per-hour", type=float, default=1.0, metavar="N",
+                         help="choose thresholds for at most so many, over all words (default: 1)")  # fmt: skip
+    streams.add_argument("--room", type=Path, metavar="FILE",
+                         help="a long recording without any of the words: the limit is to hold there too")  # fmt: skip
+    streams.add_argument("--thresholds", type=Path, metavar="FILE", help="measure these instead of choosing")
+
+
+def _evaluate_streams(options: argparse.Namespace) -> int:
+    from kws import files, plots
+    from kws.evaluate.streams import evaluate_streams
+    from kws.model.detector import THRESHOLDS, Thresholds
+    from kws.model.predict import load
+
+    recognizer = load(options.model, num_threads=1)  # a window at a time is too little to share
+    given = Thresholds.read(options.thresholds, recognizer.words) if options.thresholds else None
+    thresholds, reports = evaluate_streams(
+        recognizer, options.recordings, hours=options.hours, false_alarms_per_hour=options.false_alarms_per_hour,
+        thresholds=given, room=options.room,
+    )  # fmt: skip
+    rows = [report.summary() for report in reports]
+    summary = {"thresholds": thresholds.as_json(), "streams": rows}
+    files.write_json(options.output / THRESHOLDS, thresholds.as_json())
+    files.write_json(options.output / "streams.json", summary)
+    figure = plots.detection(
+        {f"{report.snr_db:g} dB": report.curve for report in reports},
+        {f"{report.snr_db:g} dB": (report.outcome.per_hour, report.outcome.missed) for report in reports},
+    )
+    with files.atomic_write(options.output / "detection.png") as file:
+        file.write(plots.png(figure))
+    if options.json:
+        print(json.dumps(summary, indent=2))
+        return 0
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for title in ("noise at", "hours", "words", "missed", "alarms/h", "95 %", "missed at 1/h", "false alarms in"):
+        table.add_column(title, justify="left" if title == "false alarms in" else "right")
+    for row in rows:
+        low, high = row["false_alarms_per_hour_95"]
+        causes = ", ".join(f"{cause} {count}" for cause, count in row["false_alarms_by_cause"].items())
+        table.add_row(f"{row['snr_db']:g} dB", f"{row['hours']:.2f}", str(row["spoken"]), f"{row['missed']:.1%}",
+                      f"{row['false_alarms_per_hour']:.2f}", f"{low:.2f} to {high:.2f}",
+                      f"{row['missed_at_one_an_hour']:.1%}", causes)  # fmt: skip
+    console = Console()
+    console.print(table)
+    console.print(f"{options.output}/{THRESHOLDS} (for kws listen and the server), streams.json, detection.png",
+                  highlight=False)  # fmt: skip
+    return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    if options.stream:
+        return _evaluate_streams(options)
     from kws import files
     from kws.evaluate.accuracy import evaluate_recordings, save_confusion
     from kws.evaluate.report import write_report
@@ -244,7 +304,7 @@ def _listen(options: argparse.Namespace) -> int:
 
     if options.microphone == (options.source is not None):
         raise ValueError("listen must be given a FILE, - or --microphone, got " + (options.source or "none of them"))
-    recognizer = load(options.model)
+    recognizer = load(options.model, num_threads=1)
     words, rate = recognizer.words, recognizer.features.sample_rate
     thresholds = (
         Thresholds.read(options.thresholds, words) if options.thresholds else Thresholds.beside(options.model, words)

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,32 @@ def spectrograms(features: Tensor, titles: Sequence[str]) -> Figure:
         axes.set_title(title)
         axes.set_xlabel("frame")
     panels[0].set_ylabel("mel bin")
+    return figure
+
+
+def detection(curves: Mapping[str, Sequence[tuple[float, float]]], points: Mapping[str, tuple[float, float]]) -> Figure:
+    """Draws the share of words missed against false alarms an hour, for each condition by name.
+
+    Args:
+        curves: pairs of false alarms an hour and share missed, in the order of the thresholds.
+        points: where the chosen thresholds are.
+    """
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    least = 0.1
+    for name, pairs in curves.items():
+        alarms, missed = [max(pair[0], least) for pair in pairs], [100 * pair[1] for pair in pairs]
+        (line,) = axes.plot(alarms, missed, label=name)
+        if name in points:
+            axes.plot(max(points[name][0], least), 100 * points[name][1], "o", color=line.get_color())
+    axes.set_xscale("log")
+    axes.set_xlim(least, 300)
+    axes.set_ylim(0, 60)
+    axes.axvline(1, color="grey", linewidth=0.8, linestyle=":")
+    axes.set_xlabel("false alarms an hour (0.1: that or fewer)")
+    axes.set_ylabel("words missed, %")
+    axes.grid(alpha=0.3)
+    axes.legend(title="dots: the thresholds chosen")
     return figure
 
 

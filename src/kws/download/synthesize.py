@@ -118,7 +118,7 @@ class Engine:
         return sound[loud[0] : loud[-1] + 1]
 
 
-_engine = functools.cache(Engine)
+engine = functools.cache(Engine)
 
 
 def synthesize(
@@ -222,7 +222,7 @@ def _record(word: str, speaker: Speaker, random: np.random.Generator) -> NDArray
     rate, pitch = int(random.integers(110, 190)), speaker.pitch + int(random.integers(-6, 7))
     range_ = int(random.integers(30, 80))
     for faster in (rate, 250, 450):
-        sound = _engine().say(word, speaker, rate=faster, pitch=pitch, range_=range_)
+        sound = engine().say(word, speaker, rate=faster, pitch=pitch, range_=range_)
         if len(sound) <= LONGEST:
             break
     else:

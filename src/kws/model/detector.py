@@ -248,9 +248,9 @@ class Detector:
         self.hop_frames = max(1, round(thresholds.hop_seconds * rate / config.hop_length))
         self.hop_seconds = self.hop_frames * config.hop_length / rate
         self._smoothed: deque[Floats] = deque(maxlen=max(1, round(thresholds.smoothing_seconds / self.hop_seconds)))
-        # The middle of the windows that are averaged lies so long before the end of the last one.
+        # Seconds from the middle of the windows that are averaged to the end of the last one.
         num_windows = self._smoothed.maxlen or 1
-        self._lag = config.num_samples / rate / 2 + (num_windows - 1) / 2 * self.hop_seconds
+        self.lag = config.num_samples / rate / 2 + (num_windows - 1) / 2 * self.hop_seconds
         self._mel = MelFrames(config, self.hop_frames)
         # A detection that waited is still to be seen whole.
         self._frames = self._mel.silence(config.num_frames + (num_windows + LONGEST_RISE + 1) * self.hop_frames)
@@ -276,7 +276,7 @@ class Detector:
 
     def finish(self) -> list[Heard]:
         """Ends the stream: silence follows, so that the last word comes to the middle of a window."""
-        silence = np.zeros(int((self._lag + self.hop_seconds) * self._config.sample_rate), np.float32)
+        silence = np.zeros(int((self.lag + self.hop_seconds) * self._config.sample_rate), np.float32)
         found = self.feed(silence)
         last = self._decider.finish()
         if last is not None and found:
@@ -298,7 +298,7 @@ class Detector:
         self._smoothed.append(self._recognizer.hear_features(window)[0])
         probabilities: Floats = np.stack(self._smoothed).mean(axis=0)
         time = self.seconds
-        detected = self._decider.step(time - self._lag, probabilities)
+        detected = self._decider.step(time - self.lag, probabilities)
         return Heard(time, probabilities, None if detected is None else self._describe(*detected))
 
     def _describe(self, probability: float, index: int, time: float) -> Detection:

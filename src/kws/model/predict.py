@@ -22,8 +22,12 @@ class Prediction:
     probability: float
 
 
-def load(path: Path) -> AnyRecognizer:
+def load(path: Path, num_threads: int = 0) -> AnyRecognizer:
     """Reads a `.onnx` file, or else a `.pth` file.
+
+    Args:
+        path: the file.
+        num_threads: threads of a call to an ONNX model; 0 takes one for every core.
 
     Raises:
         ValueError: the file is no model.
@@ -32,7 +36,7 @@ def load(path: Path) -> AnyRecognizer:
     if path.suffix == ".onnx":
         from kws.model import onnx
 
-        return onnx.load(path)
+        return onnx.load(path, num_threads)
     from kws.model import bundle
 
     return bundle.load(path)

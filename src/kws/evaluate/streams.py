@@ -1,0 +1,572 @@
+"""Detection in streams: long audio with known truth, misses against false alarms an hour, and thresholds.
+
+A stream is what a device hears: clips of the words at random gaps, words that are none of them, and whole sentences,
+all over noise that training never heard. The model listens to it as `kws listen` does. Every detection that is not the
+word spoken there counts as a false alarm, wherever it is, and so does a word that is reported twice.
+
+Thresholds are chosen on streams of the validation split, the figures come from streams of the test split.
+"""
+
+import dataclasses
+import itertools
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kws.config import BACKGROUND_NOISE, require
+from kws.model.detector import Decider, Detector, Floats, Heard, Thresholds, reported
+from kws.model.predict import AnyRecognizer
+from kws.preprocess import clips as ids
+from kws.preprocess import splits
+from kws.preprocess.audio import Waveform, read_waveform
+from kws.preprocess.step import list_clips, list_words
+from kws.progress import progress
+
+log = logging.getLogger(__name__)
+
+SNRS_DB = (20, 10, 5)
+"""Signal-to-noise ratios, of the mean power of an utterance over that of the noise."""
+
+SHARES = {"word": 0.4, "unknown": 0.3, "sentence": 0.3}
+"""What is spoken, as shares of the utterances: words of the model, others of the corpus, and sentences."""
+
+GAPS = (0.5, 4.0)
+"""Range of the pauses between utterances, in seconds."""
+
+SPEECH_LEVEL = 0.05
+"""Root mean square of every utterance, -26 dB of full scale; the noise lies below by the signal-to-noise ratio."""
+
+TOLERANCE = 0.25
+"""A detection belongs to a clip if its middle lies in it, or so many seconds beside it."""
+
+NUM_SENTENCES = 120
+"""Renditions of sentences, each by another voice."""
+
+LEVELS = np.concatenate((np.linspace(-4, 4, 33), np.linspace(4.5, 12, 16)))
+"""Thresholds that are tried, as logarithms of odds: 0.018 to 0.999994."""
+
+NEVER = 1.5
+"""The threshold of a word that cannot be reported without too many false alarms."""
+
+SENTENCES = (
+    "The weather will be cloudy with some rain towards the evening.",
+    "Please remember to water the plants before the weekend.",
+    "My sister bought a second hand bicycle at the market.",
+    "We could have dinner together after the concert.",
+    "The train to the airport leaves every twenty minutes.",
+    "Her grandmother tells the most wonderful stories.",
+    "Nobody knew where the keys of the cellar were.",
+    "The committee has published its yearly report.",
+    "A glass of cold water is all that I want.",
+    "They painted the kitchen yellow and the hall blue.",
+    "Scientists measured the temperature of the lake.",
+    "Have you seen the new film about the mountains?",
+    "The baker opens his shop at seven in the morning.",
+    "Children were playing football behind the school.",
+    "It takes about an hour to walk around the island.",
+    "The orchestra rehearses in the old theatre.",
+    "He writes letters to his cousin in Canada.",
+    "Prices have risen since the beginning of summer.",
+    "The cat was asleep under the kitchen table.",
+    "Could somebody answer the telephone, please?",
+    "This recipe needs butter, sugar and three lemons.",
+    "The museum shows paintings from five centuries.",
+    "A strong wind came from the sea that night.",
+    "I have been learning Spanish for several months.",
+    "The doctor will see you in a few moments.",
+    "Most visitors arrive by bus or by car.",
+    "She repaired the radio with a small screwdriver.",
+    "There is a letter for your neighbour on the table.",
+    "The river was frozen for the whole of January.",
+    "Let us meet at the library around noon.",
+)
+"""What is said that is none of the words; one that has a word of the model in it is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utterance:
+    """Something that is spoken in a stream."""
+
+    begin: float
+    end: float
+    """In seconds."""
+    kind: str
+    """word, unknown or sentence."""
+    word: str
+    """A word of the model; empty for all else."""
+    source: str
+    """The clip, or the sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A stream, and how probable the model found each word in it."""
+
+    name: str
+    seconds: float
+    spoken: Sequence[Utterance]
+    times: npt.NDArray[np.float64]
+    """Of the middle of the windows, in seconds."""
+    probabilities: Floats
+    """Smoothed, float32 [windows, words]"""
+
+    @property
+    def hours(self) -> float:
+        """How long it is."""
+        return self.seconds / 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of the detections in a stream."""
+
+    hours: float
+    found: Counter[str]
+    """By word."""
+    spoken: Counter[str]
+    """By word."""
+    false_alarms: Counter[str]
+    """By the word that was reported."""
+    causes: Counter[str]
+    """The false alarms, by what was there: word (another), again, unknown, sentence, noise."""
+
+    @property
+    def missed(self) -> float:
+        """Share of the words spoken that were not found."""
+        return 1 - self.found.total() / max(self.spoken.total(), 1)
+
+    @property
+    def per_hour(self) -> float:
+        """False alarms an hour."""
+        return self.false_alarms.total() / self.hours
+
+    def __add__(self, other: "Outcome") -> "Outcome":
+        return Outcome(
+            hours=self.hours + other.hours, found=self.found + other.found, spoken=self.spoken + other.spoken,
+            false_alarms=self.false_alarms + other.false_alarms, causes=self.causes + other.causes,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamReport:
+    """The figures of one condition."""
+
+    snr_db: float
+    outcome: Outcome
+    curve: list[tuple[float, float]]
+    """False alarms an hour and share missed, from the lowest thresholds to the highest: all moved together."""
+    detections: list[tuple[float, str, float]] = field(repr=False)
+    """Time, word and probability."""
+    spoken: Sequence[Utterance] = field(repr=False)
+
+    def missed_at(self, per_hour: float) -> float:
+        """Returns the smallest share missed with at most so many false alarms an hour, on this very curve."""
+        return min((missed for alarms, missed in self.curve if alarms <= per_hour), default=1.0)
+
+    def summary(self) -> dict[str, Any]:
+        """Returns the figures as JSON."""
+        outcome = self.outcome
+        low, high = poisson_interval(outcome.false_alarms.total())
+        return {
+            "snr_db": self.snr_db,
+            "hours": round(outcome.hours, 3),
+            "spoken": outcome.spoken.total(),
+            "missed": outcome.missed,
+            "false_alarms": outcome.false_alarms.total(),
+            "false_alarms_per_hour": outcome.per_hour,
+            "false_alarms_per_hour_95": [low / outcome.hours, high / outcome.hours],
+            "false_alarms_by_cause": dict(outcome.causes.most_common()),
+            "missed_at_one_an_hour": self.missed_at(1),
+            "words": {word: {"spoken": number, "missed": 1 - outcome.found[word] / number,
+                             "false_alarms": outcome.false_alarms[word]}
+                      for word, number in sorted(outcome.spoken.items())},
+            "curve": [[round(alarms, 4), round(missed, 4)] for alarms, missed in self.curve],
+            "detections": [[round(time, 3), word, round(score, 5)] for time, word, score in self.detections],
+            "truth": [[round(one.begin, 3), round(one.end, 3), one.kind, one.word, one.source] for one in self.spoken],
+        }  # fmt: skip
+
+
+def poisson_interval(count: int) -> tuple[float, float]:
+    """Returns the 95 % interval of the mean of a Poisson count, by Wilson and Hilferty's cube; 0 gives 0 to 3.7."""
+
+    def bound(number: int, z: float) -> float:
+        return number * (1 - 1 / (9 * number) + z / (3 * math.sqrt(number))) ** 3 if number else 0.0
+
+    return bound(count, -1.96), bound(count + 1, 1.96)
+
+
+class Script:
+    """Who speaks when: the plan of a stream, which can be rendered with more noise or less."""
+
+    def __init__(self, recordings: Path, recognizer: AnyRecognizer, split: str, hours: float, seed: int = 0) -> None:
+        """Draws the plan.
+
+        Args:
+            recordings: a folder of the words, with noises.
+            recognizer: the model, which knows some of the words.
+            split: validation or test.
+            hours: how long.
+            seed: of everything drawn, with the split.
+
+        Raises:
+            ValueError: there is no clip of a word of the model in this split, or no noise.
+        """
+        self.recordings = recordings
+        self.features = recognizer.features
+        self.split = split
+        random = np.random.default_rng([seed, *split.encode()])
+        folders = list_words(recordings)
+        clips = splits.by_speaker(list_clips(recordings, folders), recordings)[split]
+        targets = reported(recognizer.words)
+        sources = {
+            "word": [clip for clip in clips if clip.split("/")[0] in targets],
+            "unknown": [clip for clip in clips if clip.split("/")[0] not in recognizer.words],
+            "sentence": [str(number) for number in range(NUM_SENTENCES)],
+        }
+        require(len(sources["word"]) > 0, "recordings", f"hold clips of {', '.join(targets)} in the {split} split",
+                str(recordings))  # fmt: skip
+        self._noises = _read_noises(recordings, split, self.features.sample_rate)
+        require(len(self._noises) > 0, "recordings", f"hold noises of 5 s and more in {BACKGROUND_NOISE}",
+                str(recordings))  # fmt: skip
+        self._sentences = _sentences(targets, self.features.sample_rate, [seed, *split.encode()])
+        self._random = [seed, *split.encode(), 1]
+        kinds = [kind for kind in SHARES if sources[kind]]
+        shares = np.array([SHARES[kind] for kind in kinds])
+        # Every clip is used as often as any other of its kind, in random order.
+        orders = {kind: _shuffled(sources[kind], random) for kind in kinds}
+        self.spoken: list[Utterance] = []
+        time = 0.0
+        while time < 3600 * hours:
+            kind = str(random.choice(kinds, p=shares / shares.sum()))
+            source = next(orders[kind])
+            length = self._sentences[int(source)].size if kind == "sentence" else self.features.num_samples
+            begin = time + round(float(random.uniform(*GAPS)), 4)
+            time = begin + length / self.features.sample_rate
+            self.spoken.append(Utterance(begin=begin, end=time, kind=kind, source=source,
+                                         word=source.split("/")[0] if kind == "word" else ""))  # fmt: skip
+        self.seconds = time
+
+    def render(self, snr_db: float) -> Iterator[Waveform]:
+        """Yields the stream, a pause and an utterance at a time: float32 [any]."""
+        rate = self.features.sample_rate
+        random = np.random.default_rng(self._random)
+        noise = _endless(self._noises, rate, random)
+        level = SPEECH_LEVEL / 10 ** (snr_db / 20)
+        done = 0
+        for one in self.spoken:
+            begin, end = round(one.begin * rate), round(one.end * rate)
+            piece = noise(end - done) * np.float32(level)
+            speech = self._sentences[int(one.source)] if one.kind == "sentence" else self._read(one.source)
+            size = min(speech.size, end - begin)
+            piece[begin - done : begin - done + size] += _levelled(speech[:size])
+            yield piece.clip(-1, 1)
+            done = end
+
+    def _read(self, clip: str) -> Waveform:
+        return ids.read(self.recordings, clip, self.features)
+
+
+def _shuffled(sources: Sequence[str], random: np.random.Generator) -> Iterator[str]:
+    while True:
+        for index in random.permutation(len(sources)):
+            yield sources[index]
+
+
+def _levelled(speech: Waveform, fade: int = 320) -> Waveform:
+    """Scales an utterance to the level of speech and fades its ends, as its own noise must not begin with a click."""
+    scaled = speech * np.float32(SPEECH_LEVEL / max(float(np.sqrt(np.mean(np.square(speech, dtype=np.float64)))), 1e-5))
+    ramp = np.linspace(0, 1, fade, dtype=np.float32)
+    scaled[:fade] *= ramp
+    scaled[-fade:] *= ramp[::-1]
+    return scaled
+
+
+def _read_noises(recordings: Path, split: str, sample_rate: int) -> list[Waveform]:
+    """Reads the part of every noise that the split has to itself, scaled to a mean square of 1."""
+    first, last = ids.SILENCE_PARTS[split]
+    found = []
+    for path in sorted((recordings / BACKGROUND_NOISE).glob("*.wav")):
+        noise = read_waveform(path, sample_rate)
+        part = noise[int(first * noise.size) : int(last * noise.size)]
+        power = float(np.mean(np.square(part, dtype=np.float64))) if part.size >= sample_rate // 2 else 0.0
+        if power > 0:
+            found.append((part / np.float32(np.sqrt(power))).astype(np.float32))
+    return found
+
+
+def _endless(noises: Sequence[Waveform], rate: int, random: np.random.Generator) -> Callable[[int], Waveform]:
+    """Returns a function that gives the next samples of endless noise, another recording every half minute or so."""
+    fade = rate // 50
+    ramp = np.linspace(0, 1, fade, dtype=np.float32)
+
+    def pieces() -> Iterator[Waveform]:
+        before = np.zeros(fade, np.float32)
+        while True:
+            noise = noises[int(random.integers(len(noises)))]
+            for _ in range(max(1, 30 * rate // noise.size)):
+                turned = np.roll(noise, random.integers(noise.size))
+                start = turned[:fade] * ramp + before * ramp[::-1]
+                before = turned[-fade:]
+                yield np.concatenate((start, turned[fade:-fade]))
+
+    source, rest = pieces(), np.empty(0, np.float32)
+
+    def take(number: int) -> Waveform:
+        nonlocal rest
+        parts = [rest]
+        while sum(part.size for part in parts) < number:
+            parts.append(next(source))
+        joined = np.concatenate(parts)
+        rest = joined[number:]
+        return joined[:number].copy()
+
+    return take
+
+
+def _sentences(words: Sequence[str], rate: int, seed: Sequence[int]) -> list[Waveform]:
+    """Lets synthetic voices say sentences without any of some words."""
+    from kws.download.synthesize import ACCENTS, ENGINE_RATE, PITCHES, VARIANTS, Speaker, engine
+
+    random = np.random.default_rng(seed)
+    allowed = [text for text in SENTENCES if not set(_split(text)) & set(words)]
+    require(len(allowed) > 0, "words", "leave sentences to say without them", ", ".join(words))
+    found = []
+    for number in range(NUM_SENTENCES):
+        pitch = int(random.choice(PITCHES))
+        speaker = Speaker(str(random.choice(ACCENTS)), str(random.choice(VARIANTS)), pitch)
+        sound = engine().say(allowed[number % len(allowed)], speaker, rate=int(random.integers(120, 200)),
+                             pitch=pitch, range_=int(random.integers(30, 80)))  # fmt: skip
+        # Whole seconds are resampled exactly by cutting their spectrum at the new Nyquist frequency.
+        seconds = math.ceil(sound.size / ENGINE_RATE)
+        spectrum = np.fft.rfft(sound, seconds * ENGINE_RATE)[: seconds * rate // 2 + 1]
+        speech = np.fft.irfft(spectrum, seconds * rate) * (rate / ENGINE_RATE)
+        found.append(speech[: int(sound.size * rate / ENGINE_RATE)].astype(np.float32))
+    return found
+
+
+def _split(text: str) -> list[str]:
+    return [word.strip(".,?").lower() for word in text.split()]
+
+
+def score(
+    recognizer: AnyRecognizer,
+    thresholds: Thresholds,
+    stream: Iterable[Waveform],
+    spoken: Sequence[Utterance],
+    seconds: float,
+    name: str,
+) -> Scored:
+    """Lets a model listen to a stream, and keeps what it found in every window.
+
+    Args:
+        recognizer: the model.
+        thresholds: give hop and smoothing.
+        stream: float32 pieces at the model's rate.
+        spoken: the truth.
+        seconds: length of the stream.
+        name: for the progress.
+    """
+    detector = Detector(recognizer, thresholds)
+    found: list[Heard] = []
+    with progress(round(seconds), "s", f"listen to {name}") as bar:
+        for piece in stream:
+            found += detector.feed(piece)
+            bar.update(min(round(detector.seconds), round(seconds)) - bar.n)
+        found += detector.finish()
+    return Scored(
+        name=name, seconds=seconds, spoken=spoken, times=np.array([heard.time - detector.lag for heard in found]),
+        probabilities=np.stack([heard.probabilities for heard in found]),
+    )  # fmt: skip
+
+
+def detect(scored: Scored, words: list[str], thresholds: Thresholds) -> list[tuple[float, str, float]]:
+    """Returns time, word and probability of what a detector with these thresholds reports.
+
+    Windows in which no word is near its threshold change nothing, so only the others are looked at.
+    """
+    decider = Decider(words, thresholds)
+    targets = [words.index(word) for word in reported(words)]
+    limits = np.array([thresholds.thresholds[words[index]] for index in targets], np.float32)
+    above = np.asarray((scored.probabilities[:, targets] >= limits).any(axis=1))
+    found = []
+    for window in np.flatnonzero(above | np.roll(above, 1)):
+        detected = decider.step(float(scored.times[window]), scored.probabilities[window])
+        if detected is not None:
+            found.append(detected)
+    last = decider.finish()
+    return [(time, words[index], probability) for probability, index, time in (*found, *([last] if last else []))]
+
+
+def judge(detections: Iterable[tuple[float, str, float]], spoken: Sequence[Utterance], hours: float) -> Outcome:
+    """Compares detections with the truth."""
+    begins = np.array([one.begin for one in spoken])
+    found: Counter[str] = Counter()
+    alarms: Counter[str] = Counter()
+    causes: Counter[str] = Counter()
+    taken: set[int] = set()
+    for time, word, _ in detections:
+        after = int(np.searchsorted(begins, time))
+        near = [index for index in (after - 1, after) if 0 <= index < len(spoken)
+                and spoken[index].begin - TOLERANCE <= time <= spoken[index].end + TOLERANCE]  # fmt: skip
+        right = [index for index in near if spoken[index].word == word]
+        fresh = [index for index in right if index not in taken]
+        if fresh:
+            taken.add(fresh[0])
+            found[word] += 1
+            continue
+        alarms[word] += 1
+        causes["again" if right else spoken[near[0]].kind if near else "noise"] += 1
+    return Outcome(hours=hours, found=found, spoken=Counter(one.word for one in spoken if one.word),
+                   false_alarms=alarms, causes=causes)  # fmt: skip
+
+
+def _probability(log_odds: float) -> float:
+    return 1 / (1 + math.exp(-log_odds))
+
+
+def _log_odds(probability: float) -> float:
+    clipped = min(max(probability, 1e-9), 1 - 1e-9)
+    return math.log(clipped / (1 - clipped))
+
+
+def _with(thresholds: Thresholds, values: Mapping[str, float]) -> Thresholds:
+    return dataclasses.replace(thresholds, thresholds=dict(values))
+
+
+def _moved(thresholds: Thresholds, by: float) -> Thresholds:
+    """Moves all thresholds by so much of log-odds; what is never reported stays so."""
+    return _with(thresholds, {word: value if value > 1 else _probability(_log_odds(value) + by)
+                              for word, value in thresholds.thresholds.items()})  # fmt: skip
+
+
+def _total(scored: Sequence[Scored], words: list[str], thresholds: Thresholds) -> Outcome:
+    outcomes = [judge(detect(one, words, thresholds), one.spoken, one.hours) for one in scored]
+    return sum(outcomes[1:], outcomes[0])
+
+
+def choose_thresholds(
+    scored: Sequence[Scored], words: list[str], thresholds: Thresholds, false_alarms_per_hour: float
+) -> Thresholds:
+    """Chooses the threshold of each word so that most are found with at most so many false alarms in all.
+
+    All levels are tried for all words at once; then, beginning with thresholds that are never reached, that of one word
+    after the other is lowered where it finds the most for a false alarm. As words compete, what came out is tried, and
+    raised as a whole until the limit holds.
+
+    Args:
+        scored: streams of the validation split.
+        words: the words of the model.
+        thresholds: give smoothing and pause.
+        false_alarms_per_hour: the limit, over all words.
+
+    Raises:
+        ValueError: the limit is none.
+    """
+    require(false_alarms_per_hour > 0, "false_alarms_per_hour", "be positive", false_alarms_per_hour)
+    targets = reported(words)
+    levels = [_probability(level) for level in LEVELS]
+    tried = [_total(scored, words, _with(thresholds, dict.fromkeys(targets, level))) for level in levels]
+    budget = false_alarms_per_hour * tried[0].hours
+    chosen = dict.fromkeys(targets, len(levels))  # the index of a level; past the last one: never
+    found = dict.fromkeys(targets, 0)
+    spent = dict.fromkeys(targets, 0)
+    while True:
+        best, best_worth = None, 0.0
+        for word in targets:
+            for index in range(chosen[word]):
+                gain = tried[index].found[word] - found[word]
+                cost = tried[index].false_alarms[word] - spent[word]
+                if gain <= 0 or sum(spent.values()) + cost > budget:
+                    continue
+                # Where nothing is lost, the highest threshold that finds as many is the safest.
+                worth = (gain + 1e-3 * index) / max(cost, 0.05)
+                if worth > best_worth:
+                    best, best_worth = (word, index), worth
+        if best is None:
+            break
+        word, index = best
+        chosen[word], found[word], spent[word] = index, tried[index].found[word], tried[index].false_alarms[word]
+    values = {word: levels[index] if index < len(levels) else NEVER for word, index in chosen.items()}
+    result = _with(thresholds, values)
+    for step in itertools.count():
+        outcome = _total(scored, words, _moved(result, 0.1 * step))
+        if outcome.per_hour <= false_alarms_per_hour or step == 200:
+            break
+    result = _moved(result, 0.1 * step)
+    never = [word for word, value in result.thresholds.items() if value > 1]
+    if never:
+        log.warning("never reported, as they cannot be told from other sounds: %s", ", ".join(never))
+    return dataclasses.replace(
+        result,
+        thresholds={word: round(value, 6) for word, value in result.thresholds.items()},
+        false_alarms_per_hour=outcome.per_hour,
+        measured_on={
+            "streams": [one.name for one in scored],
+            "hours": round(outcome.hours, 3),
+            "missed": outcome.missed,
+            "limit": false_alarms_per_hour,
+        },
+    )
+
+
+def evaluate_streams(
+    recognizer: AnyRecognizer,
+    recordings: Path,
+    *,
+    hours: float = 1.0,
+    false_alarms_per_hour: float = 1.0,
+    thresholds: Thresholds | None = None,
+    room: Path | None = None,
+    snrs_db: Sequence[float] = SNRS_DB,
+) -> tuple[Thresholds, list[StreamReport]]:
+    """Chooses thresholds on streams of the validation split, and measures them on streams of the test split.
+
+    Args:
+        recognizer: the model.
+        recordings: a folder of `<word>/*.wav` with noises, whose lists or speakers make the splits.
+        hours: length of a stream; there are two for each signal-to-noise ratio.
+        false_alarms_per_hour: the limit for the choice.
+        thresholds: measured as they are instead of chosen.
+        room: a long recording without any of the words, on which the limit is to hold as well.
+        snrs_db: the signal-to-noise ratios.
+
+    Raises:
+        ValueError: there are no clips of the words, or no noise; or a setting is out of range.
+    """
+    require(0 < hours <= 1000, "hours", "lie in 0 to 1000, and be more than 0", hours)
+    words = recognizer.words
+    base = thresholds or Thresholds.unmeasured(words)
+    if thresholds is None:
+        script = Script(recordings, recognizer, "validation", hours)
+        scored = [_score(recognizer, base, script, snr) for snr in snrs_db]
+        if room is not None:
+            sound = read_waveform(room, recognizer.features.sample_rate)
+            seconds = sound.size / recognizer.features.sample_rate
+            quiet = score(recognizer, base, np.array_split(sound, max(1, sound.size // 16_000)), [], seconds, room.name)
+            base = choose_thresholds([quiet, *scored], words, base, false_alarms_per_hour)
+        else:
+            base = choose_thresholds(scored, words, base, false_alarms_per_hour)
+    script = Script(recordings, recognizer, "test", hours)
+    reports = []
+    for snr in snrs_db:
+        one = _score(recognizer, base, script, snr)
+        found = detect(one, words, base)
+        curve = [_total([one], words, _moved(base, by)) for by in np.linspace(-8, 8, 65)]
+        reports.append(StreamReport(
+            snr_db=snr, outcome=judge(found, one.spoken, one.hours), spoken=one.spoken,
+            curve=[(outcome.per_hour, outcome.missed) for outcome in curve],
+            detections=found,
+        ))  # fmt: skip
+    return base, reports
+
+
+def _score(recognizer: AnyRecognizer, thresholds: Thresholds, script: Script, snr_db: float) -> Scored:
+    name = f"{script.split} at {snr_db:g} dB"
+    return score(recognizer, thresholds, script.render(snr_db), script.spoken, script.seconds, name)
