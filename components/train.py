@@ -42,14 +42,16 @@ def train(
     from pathlib import Path
 
     from kws import files, steps
+    from kws.config import train_config
     from kws.train import runs
     from kws.train.step import train
 
     steps.start()
+    config = train_config(preset=preset, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed,
+                          debug=debug)  # fmt: skip
     folder = train(
-        steps.receive(tensors.path), Path(data_root) / "runs", preset=preset, epochs=epochs, batch_size=batch_size,
-        learning_rate=learning_rate, seed=seed, debug=debug, num_nodes=num_nodes,
-        processes_per_node=processes_per_node, run_id=run_id, job_manifest=Path(job.path),
+        steps.receive(tensors.path), Path(data_root) / "runs", preset=preset, config=config, run_id=run_id,
+        num_nodes=num_nodes, processes_per_node=processes_per_node, job_manifest=Path(job.path),
     )  # fmt: skip
     shutil.copyfile(folder / runs.BEST, model.path)
     model.metadata.update(files.read_json(folder / files.MANIFEST) | {"path": str(folder / runs.BEST)})

@@ -128,16 +128,16 @@ def _train(options: argparse.Namespace) -> int:
 
         print(run(options))
         return 0
-    if options.runs is None:
-        raise ValueError("runs must be given with more than one process, got --run-folder")
+    require(options.runs is not None and options.tensors is not None, "tensors and runs", "be given with more than one "
+            "process", "--run-folder")  # fmt: skip
     from kws.launch.job import LaunchError
+    from kws.train.runs import config_of
     from kws.train.step import train
 
     try:
         folder = train(
-            options.tensors, options.runs, preset=options.preset, run_id=options.run_id,
-            processes_per_node=options.processes_per_node, epochs=options.epochs, batch_size=options.batch_size,
-            learning_rate=options.learning_rate, seed=options.seed, debug=options.debug,
+            options.tensors, options.runs, preset=options.preset, config=config_of(options), run_id=options.run_id,
+            processes_per_node=options.processes_per_node,
         )  # fmt: skip
     except LaunchError as error:
         print(f"error: {error}", file=sys.stderr)

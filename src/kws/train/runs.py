@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kws import files
-from kws.config import PRESETS, TrainConfig, field_docs, require
+from kws.config import PRESETS, TrainConfig, field_docs, from_dict, require, train_config
 from kws.flags import add_flag
 
 log = logging.getLogger(__name__)
@@ -40,13 +40,15 @@ FREE_TO_CHANGE = ("checkpoint_steps", "keep_checkpoints")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of training, those of `python -m kws.train.trainer`."""
-    parser.add_argument("--tensors", type=Path, required=True, metavar="DIR", help="a folder of kws preprocess")
+    parser.add_argument("--tensors", type=Path, metavar="DIR", help="a folder of kws preprocess")
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument(
         "--runs", type=Path, metavar="DIR",
         help="gets the folder <timestamp>-<run id>; an unfinished run of the same settings goes on",
     )  # fmt: skip
-    place.add_argument("--run-folder", type=Path, metavar="DIR", help="the folder of the run itself, for the launcher")
+    place.add_argument(
+        "--run-folder", type=Path, metavar="DIR", help="a run that was opened: its config.json says all the rest"
+    )
     parser.add_argument("--run-id", default="", metavar="ID", help="names the run (default: made up)")
     parser.add_argument("--preset", default="default", choices=sorted(PRESETS), help="the recipe (default: default)")
     for name in ("epochs", "batch_size", "learning_rate", "seed"):
@@ -54,6 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         more = ", more where there are few clips" if name == "epochs" else ""
         add_flag(parser, TrainConfig, name, default=0, shown=f"as the preset says; {value} in default{more}")
     parser.add_argument("--debug", action="store_true", help=field_docs(TrainConfig)["debug"])
+
+
+def config_of(options: argparse.Namespace) -> TrainConfig:
+    """Returns the training settings that the flags of `add_arguments` gave."""
+    return train_config(
+        preset=options.preset, epochs=options.epochs, batch_size=options.batch_size,
+        learning_rate=options.learning_rate, seed=options.seed, debug=options.debug,
+    )  # fmt: skip
 
 
 def describe(tensors: Path, preset: str, train: TrainConfig) -> dict[str, Any]:
@@ -65,6 +75,17 @@ def describe(tensors: Path, preset: str, train: TrainConfig) -> dict[str, Any]:
         "model": dataclasses.asdict(PRESETS[preset].model),
         "train": dataclasses.asdict(train),
     }
+
+
+def read_config(folder: Path) -> tuple[Path, str, TrainConfig]:
+    """Returns the tensors, the preset and the training settings of a run that was opened.
+
+    Raises:
+        ValueError: the folder is no run.
+    """
+    require((folder / CONFIG).is_file(), "run_folder", f"be the folder of a run, with its {CONFIG}", str(folder))
+    config = files.read_json(folder / CONFIG)
+    return Path(config["tensors"]["path"]), str(config["preset"]), from_dict(TrainConfig, config["train"])
 
 
 def differences(config: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:

@@ -2,10 +2,9 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from kws import files
-from kws.config import require, train_config
+from kws.config import TrainConfig, require
 from kws.launch.job import Training, job_name
 from kws.launch.launch import launcher
 from kws.train.runs import describe, open_run
@@ -18,24 +17,24 @@ def train(
     runs: Path,
     *,
     preset: str,
+    config: TrainConfig,
     run_id: str = "",
     num_nodes: int = 1,
     processes_per_node: int = 1,
     job_manifest: Path | None = None,
-    **overrides: Any,
 ) -> Path:
     """Trains a model: with torchrun on this machine, as a PyTorchJob on a cluster.
 
     Args:
         tensors: a folder of `kws.preprocess.step`.
         runs: gets the folder `<timestamp>-<run id>/`.
-        preset: names the recipe.
+        preset: names features and model.
+        config: how to train; written into the folder of the run, where every training process reads it.
         run_id: names the run, so that a step that is tried again goes on with it. Empty goes on with an unfinished run
             of the same settings, or starts a new one.
         num_nodes: machines.
         processes_per_node: processes of each.
         job_manifest: gets what was started: the manifest of the PyTorchJob, or the command and its environment.
-        overrides: fields of `kws.config.TrainConfig` that are not as the preset says.
 
     Returns:
         The folder of the run, complete.
@@ -45,19 +44,13 @@ def train(
         kws.launch.job.LaunchError: training failed; the message is the trainer's own.
     """
     require(files.is_complete(tensors), "tensors", "be a folder that kws preprocess completed", str(tensors))
-    config = train_config(preset=preset, **overrides)
     folder = open_run(runs, run_id, describe(tensors, preset, config))
     if files.is_complete(folder):
         log.info("%s is complete: nothing to do", folder)
         return folder
-    arguments = ["--tensors", str(tensors), "--run-folder", str(folder), "--preset", preset]
-    for name, value in overrides.items():
-        if value:
-            flag = f"--{name.replace('_', '-')}"
-            arguments += [flag] if value is True else [flag, str(value)]
     job = Training(
         name=job_name(folder.name),
-        arguments=tuple(arguments),
+        arguments=("--run-folder", str(folder)),
         num_nodes=num_nodes,
         processes_per_node=processes_per_node,
     )

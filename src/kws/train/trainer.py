@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from kws import files
-from kws.config import PRESETS, TrainConfig, train_config
+from kws.config import PRESETS, TrainConfig, require
 from kws.model import bundle
 from kws.model.calibration import fit_temperature
 from kws.model.network import AudioTransformer
@@ -185,19 +185,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> Path:
     """Trains as parsed flags say, and returns the folder of the run."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = train_config(
-        preset=options.preset, epochs=options.epochs, batch_size=options.batch_size,
-        learning_rate=options.learning_rate, seed=options.seed, debug=options.debug,
-    )  # fmt: skip
+    if options.run_folder is not None:
+        tensors, preset, config = runs.read_config(options.run_folder)
+    else:
+        require(options.tensors is not None, "tensors", "be a folder of kws preprocess", options.tensors)
+        tensors, preset, config = options.tensors, options.preset, runs.config_of(options)
     try:
         return train(
-            options.tensors,
-            options.preset,
-            config,
-            runs_folder=options.runs,
-            run_id=options.run_id,
-            run=options.run_folder,
-        )
+            tensors, preset, config, runs_folder=options.runs, run_id=options.run_id, run=options.run_folder
+        )  # fmt: skip
     except StopTraining:
         log.info("stopped, with a checkpoint; start again to go on")
         sys.exit(STOPPED)

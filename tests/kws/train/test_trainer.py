@@ -343,7 +343,8 @@ def test_the_baseline_trains_with_its_own_features(tmp_path: Path) -> None:
 
 
 def test_two_processes_of_torchrun_train_one_model(tensors: Path, tmp_path: Path) -> None:
-    run = train(tensors, tmp_path, preset="default", run_id="two", processes_per_node=2, epochs=1, batch_size=32)
+    config = train_config(preset="default", epochs=1, batch_size=32)
+    run = train(tensors, tmp_path, preset="default", config=config, run_id="two", processes_per_node=2)
     assert files.read_json(run / files.MANIFEST)["epochs"] == 1
     assert run.name.endswith("-two")
     (row,) = [json.loads(line) for line in (run / runs.METRICS).read_text().splitlines()]
@@ -388,3 +389,11 @@ def test_a_signal_writes_a_checkpoint_and_exits_with_a_status_that_restarts(
             os.kill(process.pid, signal.SIGKILL)
     latest = max((run / "checkpoints").iterdir())
     assert torch.load(latest, weights_only=True)["position"]["step"] > 0
+
+
+def test_a_run_that_was_opened_says_by_itself_how_to_train(tensors: Path, tmp_path: Path) -> None:
+    config = train_config(preset="default", epochs=1, batch_size=32, learning_rate=1e-3, seed=7, debug=True)
+    folder = runs.open_run(tmp_path, "mine", runs.describe(tensors, "default", config))
+    assert runs.read_config(folder) == (tensors, "default", config)
+    with pytest.raises(ValueError, match=r"run_folder must be the folder of a run, with its config\.json"):
+        runs.read_config(tmp_path)
