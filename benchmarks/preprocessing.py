@@ -14,8 +14,9 @@ import torch
 from benchmarks import measure, plain
 from benchmarks.measure import Effort, Row
 from kws.config import PRESETS, FeatureConfig
+from kws.download.recordings import list_recordings
 from kws.preprocess.features import MelSpectrogram
-from kws.preprocess.step import CLIPS_PER_TASK, PRELOAD, list_clips, preprocess, workers
+from kws.preprocess.step import CLIPS_PER_TASK, PRELOAD, preprocess, workers
 from kws.processes import num_cores
 
 FEATURES = PRESETS["default"].features
@@ -48,7 +49,7 @@ def _start_server() -> None:
 
 def _clips(recordings: Path) -> list[Path]:
     words = [folder.name for folder in recordings.iterdir() if folder.is_dir()]
-    return [recordings / clip for clip in list_clips(recordings, words)]
+    return [recordings / clip for clip in list_recordings(recordings).clips_of(words)]
 
 
 def _preprocess(recordings: Path) -> float:

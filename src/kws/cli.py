@@ -14,6 +14,7 @@ The steps of the pipeline one by one, in the order in which data flows:
 """
 
 import argparse
+import io
 import json
 import logging
 import sys
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_serve(add)
     _add_rollback(add)
     options = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files that are no UTF-8 are printed as they are
+        sys.stdout.reconfigure(errors="surrogateescape")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         sys.exit(options.call(options))
@@ -217,6 +220,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.stream:
         return _evaluate_streams(options)
     from kws import files
+    from kws.download.recordings import printable
     from kws.evaluate.accuracy import evaluate_recordings, save_confusion
     from kws.evaluate.report import write_report
     from kws.model.predict import load
@@ -229,7 +233,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     save_confusion(evaluation, options.output)
     files.write_json(options.output / "evaluation.json", summary)
     report = options.output / "report.html"
-    write_report(report, recognizer, evaluation, f"recordings in {options.recordings}", options.recordings)
+    write_report(report, recognizer, evaluation, f"recordings in {printable(options.recordings)}", options.recordings)
     if options.json:
         print(json.dumps(summary, indent=2))
         return 0

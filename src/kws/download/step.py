@@ -26,12 +26,12 @@ from typing import Any
 
 from kws import files
 from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL, require
+from kws.download.recordings import Listing, content_digest, list_recordings, listing_digest, printable
 from kws.progress import progress
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar")
-LISTS = ("validation_list.txt", "testing_list.txt")
 USER_AGENT = "kws-download/1 (Python urllib)"
 CHUNK = 1 << 18
 """Bytes read at a time; as many are lost at most when a connection breaks."""
@@ -57,7 +57,7 @@ def download(source: str, sha256: str, data_root: Path) -> Path:
 
     Args:
         source: an http or https address or the path of an archive (.tar.gz, .tgz, .tar), or a folder of <word>/*.wav.
-        sha256: the expected digest of the archive (of a folder: see `folder_digest`) as 64 hexadecimal digits; empty:
+        sha256: the expected digest of the archive (of a folder: see `content_digest`) as 64 hexadecimal digits; empty:
             that of the published archive where it is the source, else unchecked.
         data_root: the folder that holds datasets/.
 
@@ -80,14 +80,6 @@ def download(source: str, sha256: str, data_root: Path) -> Path:
     require(path.is_file(), "source", "be an http(s) address, an archive or a folder that exists (see the spelling, "
             "and from where a relative path starts)", source)  # fmt: skip
     return _from_archive(path, sha256, data_root)
-
-
-def folder_digest(folder: Path) -> str:
-    """Returns the SHA-256 over the names and contents of the recordings and lists of a folder, in sorted order."""
-    digest = hashlib.sha256()
-    for path in _recordings(folder):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{files.sha256_of(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def _from_url(url: str, sha256: str, data_root: Path) -> Path:
@@ -122,22 +114,24 @@ def _from_archive(path: Path, sha256: str, data_root: Path) -> Path:
 
 
 def _from_folder(path: Path, sha256: str, data_root: Path) -> Path:
-    recordings = _recordings(path)
-    _require_words(path, str(path))
+    listing = list_recordings(path)
+    _require_words(listing, str(path))
     name = _safe_name(path.resolve().name) or "recordings"
-    digest = folder_digest(path)
+    digest = content_digest(listing)
     require(sha256 in ("", digest), f"sha256 of {path}", f"be {sha256} (correct it or leave it out)", digest)
-    num_bytes = sum(recording.stat().st_size for recording in recordings)
+    recordings = [*listing.clips_of(listing.words), *listing.noise, *(file.name for file in listing.lists.values())]
+    num_bytes = sum((path / recording).stat().st_size for recording in recordings)
 
     def copy(staging: Path) -> None:
         _require_space(num_bytes, data_root)
+        listing.report()
         with progress(num_bytes, "B", f"copy {path.name}", scale=True) as bar:
             for recording in recordings:
-                target = staging / recording.relative_to(path)
+                target = staging / recording
                 target.parent.mkdir(exist_ok=True)
-                bar.update(shutil.copyfile(recording, target).stat().st_size)
+                bar.update(shutil.copyfile(path / recording, target).stat().st_size)
 
-    return _build(str(path.absolute()), name, digest, data_root, {}, copy)
+    return _build(str(path.absolute()), name, digest, data_root, {"not_read": listing.figures()}, copy)
 
 
 def _extract(archive: Path, source: str, name: str, digest: str, data_root: Path, extra: dict[str, Any]) -> Path:
@@ -167,8 +161,10 @@ def _extract(archive: Path, source: str, name: str, digest: str, data_root: Path
                 raise  # the disk's fault, not the archive's
             raise ValueError(f"source must be a whole archive ({', '.join(SUFFIXES)}), got {source}: {error}; fetch or "
                              "pack it anew") from error  # fmt: skip
-        _strip_wrapping_folder(staging)
-        _require_words(staging, source)
+        _strip_wrapping_folders(staging)
+        listing = list_recordings(staging)
+        _require_words(listing, source)
+        listing.report()
 
     return _build(source, name, digest, data_root, extra, extract)
 
@@ -180,12 +176,14 @@ def _build(source: str, name: str, digest: str, data_root: Path, extra: dict[str
 
     def build(staging: Path) -> None:
         fill(staging)
-        clips = {word: list((staging / word).glob("*.wav")) for word in _words(staging)}
+        listing = list_recordings(staging)
+        clips = listing.clips_of(listing.words)
         files.write_json(staging / files.MANIFEST, {
-            "schema": 1, "name": name, "source": source, "sha256": digest,
-            "num_clips": sum(len(paths) for paths in clips.values()),
-            "num_bytes": sum(path.stat().st_size for paths in clips.values() for path in paths),
-            "words": {word: len(paths) for word, paths in clips.items()},
+            "schema": 2, "name": name, "source": source, "sha256": digest, "num_clips": len(clips),
+            "num_bytes": sum((staging / clip).stat().st_size for clip in clips),
+            "words": {word: len(some) for word, some in listing.clips.items()}, "not_read": listing.figures(),
+            # By the second a later step knows that nothing was edited, and that the first still holds.
+            "content": content_digest(listing), "listing": listing_digest(listing),
         } | extra)  # fmt: skip
 
     if files.build_folder(folder, build):
@@ -349,37 +347,26 @@ def _require_space(num_bytes: int, folder: Path) -> None:
         )
 
 
-def _words(folder: Path) -> list[str]:
-    """Returns the names of the folders that hold recordings of words, sorted."""
-    return sorted({name for path in _wavs(folder) if not (name := path.parent.name).startswith("_")})
-
-
-def _wavs(folder: Path) -> list[Path]:
-    wavs = (path for path in folder.glob("*/*.wav") if path.is_file())
-    return [path for path in wavs if not path.name.startswith(".") and not path.parent.name.startswith(".")]
-
-
-def _recordings(folder: Path) -> list[Path]:
-    """Returns the recordings (noise too) and lists of a folder, sorted by name."""
-    return sorted(_wavs(folder) + [folder / name for name in LISTS if (folder / name).is_file()])
-
-
-def _require_words(folder: Path, source: str) -> None:
-    if not _words(folder):
-        there = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+def _require_words(listing: Listing, source: str) -> None:
+    if not listing.words:
+        names = sorted(printable(path.name) for path in listing.folder.iterdir())[:5]
+        names += [f"{name} ({reason})" for name, reason in list(listing.not_read.items())[:2]]
         raise ValueError(f"source must hold a folder of WAV files for each word (<word>/*.wav), got {source} with "
-                         f"{there}: arrange the recordings so")  # fmt: skip
+                         f"{', '.join(names) or 'nothing'}: arrange the recordings so")  # fmt: skip
 
 
-def _strip_wrapping_folder(staging: Path) -> None:
-    """Moves everything up from a folder that holds all the rest, as archives often have it."""
-    entries = list(staging.iterdir())
-    if _words(staging) or len(entries) != 1 or not entries[0].is_dir():
-        return
-    wrapping = entries[0].rename(staging / ".wrapping")  # a name that none of its own entries has
-    for path in wrapping.iterdir():
-        path.rename(staging / path.name)
-    wrapping.rmdir()
+def _strip_wrapping_folders(staging: Path) -> None:
+    """Moves everything up from a folder that holds all the words, as archives often have it, or from two."""
+    while not list_recordings(staging).words:
+        folders = [entry for entry in staging.iterdir() if entry.is_dir()]
+        if len(folders) != 1:
+            return
+        wrapping = folders[0].rename(staging / ".wrapping")  # a name that none of its own entries has
+        for path in wrapping.iterdir():
+            target = staging / path.name
+            target.unlink(missing_ok=True)  # of two files of a name, that beside the words is meant
+            path.rename(target)
+        wrapping.rmdir()
 
 
 def _strip_suffix(file_name: str) -> str:

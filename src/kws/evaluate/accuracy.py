@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from kws import files
+from kws.download.recordings import list_recordings
 from kws.model.bundle import Recognizer
 from kws.model.calibration import expected_calibration_error
 from kws.model.predict import AnyRecognizer
 from kws.preprocess import clips as ids
-from kws.preprocess.step import list_clips, list_words
 from kws.preprocess.tensors import Tensors
 from kws.progress import progress
 
@@ -161,7 +161,7 @@ def evaluate_tensors(recognizer: Recognizer, tensors: Tensors, split: str = "tes
 
 
 def evaluate_recordings(recognizer: AnyRecognizer, recordings: Path) -> tuple[Evaluation, dict[str, str]]:
-    """Evaluates a model on a folder of `<word>/*.wav`, as far as it knows the words.
+    """Evaluates a model on a folder of `<word>/*.wav` (.flac, …), as far as it knows the words.
 
     Other words are to be recognized as unknown by a model that has this class, and are left out for any other.
 
@@ -171,7 +171,9 @@ def evaluate_recordings(recognizer: AnyRecognizer, recordings: Path) -> tuple[Ev
     Raises:
         ValueError: the folder holds no word that the model knows, or nothing that can be read.
     """
-    folders = list_words(recordings)
+    listing = list_recordings(recordings)
+    listing.report()
+    folders = listing.words
     known = [name for name in folders if ids.word_of(name, recognizer.words) in recognizer.words]
     if not known:
         raise ValueError(
@@ -181,7 +183,7 @@ def evaluate_recordings(recognizer: AnyRecognizer, recordings: Path) -> tuple[Ev
     unknown = [name for name in folders if name not in known]
     if unknown:
         log.info("left out, as the model does not know the words: %s", ", ".join(unknown))
-    found = list_clips(recordings, known)
+    found = listing.clips_of(known)
     unreadable: dict[str, str] = {}
     probabilities = hear(recognizer, recordings, found, unreadable)
     clips = [clip for clip in found if clip not in unreadable]

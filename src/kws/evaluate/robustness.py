@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kws.config import BACKGROUND_NOISE
+from kws.download.recordings import list_recordings
 from kws.evaluate.accuracy import BATCH, compare
 from kws.model.predict import AnyRecognizer
 from kws.preprocess import clips as ids
@@ -70,8 +70,8 @@ def conditions(recordings: Path, recognizer: AnyRecognizer) -> dict[str, Change]
     }
     noises = [
         piece
-        for path in sorted((recordings / BACKGROUND_NOISE).glob("*.wav"))
-        for piece in noise_pieces(path, features, held_out=True)
+        for noise in list_recordings(recordings).noise
+        for piece in noise_pieces(recordings / noise, features, held_out=True)
     ]
     if noises:
         found |= {f"noise at {snr} dB": add_noise(noises, snr) for snr in (20, 10, 5, 0)}

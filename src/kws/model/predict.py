@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from kws.download.recordings import list_tree
 from kws.preprocess.audio import read_clip
 
 if TYPE_CHECKING:
@@ -60,5 +61,5 @@ def predict(recognizer: AnyRecognizer, path: Path, top: int = 1) -> list[Predict
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:
-    """Returns files as they are, and for each folder the WAV files in it, sorted (itself, where it has none)."""
-    return [file for path in paths for file in sorted(path.rglob("*.wav")) or [path]]
+    """Returns files as they are, and for each folder the recordings in it, sorted (itself, where it has none)."""
+    return [file for path in paths for file in (list_tree(path) if path.is_dir() else []) or [path]]

@@ -1,4 +1,4 @@
-"""Reading recordings: any WAV to a mono waveform of one length and one rate."""
+"""Reading recordings: any WAV, FLAC, OGG, Opus or MP3 to a mono waveform of one length and one rate."""
 
 import functools
 import math
@@ -6,6 +6,7 @@ import os
 import struct
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,17 @@ from kws.config import FeatureConfig, require
 
 Waveform = npt.NDArray[np.float32]
 
+LOUDEST = 16.0
+"""Largest sample of a recording, in full scales: +24 dB. Floats that an amplifier or a mixer drove over full scale
+exceed it by a few times at most, and are sound; beyond lie damaged files, and integers that were saved as floats."""
+
+MOST_SAMPLES = 1 << 27
+"""Longest recording: 2 h 20 min at 16 kHz, half a gigabyte. Compressed silence costs no disk and all of the memory."""
+
+BLOCK = 1 << 18
+"""Samples that libsndfile decodes at a time."""
+
+_READABLE = "a WAV, FLAC, OGG, Opus or MP3 file"
 _HEADER = struct.Struct("<4sI8sIHHIIHH4sI")
 """The 44 bytes before the samples of a canonical WAV file."""
 
@@ -22,14 +34,14 @@ def read_clip(path: Path, config: FeatureConfig) -> Waveform:
     """Reads a recording as one clip.
 
     Args:
-        path: a WAV file of any rate, sample width and number of channels (or FLAC, OGG: what libsndfile reads).
+        path: a WAV, FLAC, OGG, Opus or MP3 file of any rate, sample width and number of channels.
         config: gives rate and length of the clip.
 
     Returns:
         float32 [num_samples], in -1 to 1.
 
     Raises:
-        ValueError: the file cannot be read, is empty, or has values that are not numbers.
+        ValueError: the file cannot be read, is empty, lasts too long, or has values that no recording has.
         FileNotFoundError: there is no such file.
     """
     return fit_length(read_waveform(path, config.sample_rate), config)
@@ -39,52 +51,102 @@ def read_waveform(path: Path, sample_rate: int) -> Waveform:
     """Reads a recording whole, as float32 [samples] at `sample_rate`, channels averaged.
 
     Raises:
-        ValueError: the file cannot be read, is empty, or has values that are not numbers.
+        ValueError: the file cannot be read, is empty, lasts too long, or has values that no recording has.
         FileNotFoundError: there is no such file.
     """
     pcm = _plain_pcm(_read_bytes(path), sample_rate)
-    waveform = _read_with_soundfile(path, sample_rate) if pcm is None else np.multiply(pcm, np.float32(1 / 32768))
+    if pcm is not None:
+        return np.multiply(pcm, np.float32(1 / 32768))
+    waveform, rate = _read_with_soundfile(path)
+    require_sound(waveform)
+    return waveform if rate == sample_rate else resample(waveform, rate, sample_rate)
+
+
+def require_sound(waveform: Waveform) -> None:
+    """Refuses float32 [samples] that no recording has: none, NaN, infinity, or far beyond full scale.
+
+    Raises:
+        ValueError: it is none.
+    """
     if waveform.size == 0:
         raise ValueError("the recording must have samples, got none")
-    if pcm is None and not np.isfinite(waveform).all():
+    highest, lowest = float(waveform.max()), float(waveform.min())
+    if not (math.isfinite(highest) and math.isfinite(lowest)):
         raise ValueError("the recording must have finite samples, got NaN or infinity")
-    return waveform
+    if max(highest, -lowest) > LOUDEST:
+        raise ValueError(
+            f"the recording must have samples of at most {LOUDEST:g} times full scale, got "
+            f"{max(highest, -lowest):.6g} (integers that were saved as floats are to be divided by 32768)"
+        )
 
 
 def _read_bytes(path: Path) -> bytes:
-    """Reads a file in one go, as most are small: twice as fast as `Path.read_bytes`."""
+    """Reads a file in one go, as most are small (twice as fast as `Path.read_bytes`), or the start of a huge one."""
     most = 1 << 16
     descriptor = os.open(path, os.O_RDONLY)
     try:
         data = os.read(descriptor, most)
+        if len(data) == most and os.fstat(descriptor).st_size <= _HEADER.size + 2 * MOST_SAMPLES:
+            return path.read_bytes()
+        return data
     finally:
         os.close(descriptor)
-    return data if len(data) < most else path.read_bytes()
 
 
 def _plain_pcm(data: bytes, sample_rate: int) -> npt.NDArray[np.int16] | None:
     """Returns the samples of a canonical WAV file (mono, 16-bit, the rate asked for), None for any other.
 
-    Nearly every clip of Speech Commands is one, and this is 4.8 times faster than libsndfile.
+    Nearly every clip of Speech Commands is one, and this is 4.8 times faster than libsndfile. Every field has to be as
+    it should, and nothing behind the samples: what a reader makes of any other file is for libsndfile to say.
     """
-    if len(data) < _HEADER.size:
+    length = len(data) - _HEADER.size
+    if length <= 0 or length % 2:
         return None
-    riff, _, wave, *form, rate, _, _, bits, tag, length = _HEADER.unpack_from(data)
-    plain = (b"RIFF", b"WAVEfmt ", [16, 1, 1], sample_rate, 16, b"data")
-    if (riff, wave, form, rate, bits, tag) != plain or len(data) < _HEADER.size + length:
+    plain = (b"RIFF", 36 + length, b"WAVEfmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16, b"data", length)
+    if _HEADER.unpack_from(data) != plain:
         return None
-    return np.frombuffer(data, dtype="<i2", count=length // 2, offset=_HEADER.size)
+    return np.frombuffer(data, dtype="<i2", offset=_HEADER.size)
 
 
-def _read_with_soundfile(path: Path, sample_rate: int) -> Waveform:
+def _read_with_soundfile(path: Path) -> tuple[Waveform, int]:
+    """Reads what libsndfile reads, channels averaged, and its rate. What a header says of its length is not believed.
+
+    Raises:
+        ValueError: the file cannot be read, or lasts too long.
+    """
     import soundfile
 
+    blocks: list[Waveform] = []
+    num_samples = 0
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with _stream_class()(os.fsencode(path)) as file:
+            num_frames = max(1, BLOCK // file.channels)
+            while (block := file.read(num_frames, dtype="float32", always_2d=True)).size:
+                blocks.append(block.mean(axis=1))
+                num_samples += len(block)
+                if num_samples > MOST_SAMPLES:
+                    raise ValueError(f"the recording must have at most {MOST_SAMPLES:,} samples, got more")
+            rate = int(file.samplerate)
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"the recording must be a WAV file, got {error.error_string}") from error
-    waveform: Waveform = samples.mean(axis=1)
-    return waveform if rate == sample_rate or waveform.size == 0 else resample(waveform, rate, sample_rate)
+        raise ValueError(
+            f"the recording must be a WAV, FLAC, OGG, Opus or MP3 file, got {error.error_string}"
+        ) from error
+    except TypeError as error:  # a name that ends in .raw
+        raise ValueError("the recording must be a WAV, FLAC, OGG, Opus or MP3 file, got one without header") from error
+    return blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks]), rate
+
+
+@functools.cache
+def _stream_class() -> Any:
+    import soundfile
+
+    class Stream(soundfile.SoundFile):  # type: ignore[misc]
+        """A file that is read on without a look at its length, and without a seek after every block."""
+
+        def seekable(self) -> bool:
+            return False
+
+    return Stream
 
 
 def resample(waveform: Waveform, rate: int, new_rate: int) -> Waveform:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-VERSION = 2
-"""Part of the fingerprint of tensors: raise it when the same recording gives other features."""
+VERSION = 3
+"""Part of the fingerprint of tensors: raise it when the same recording gives other features, or none any more."""
 
 
 def mel_filters(config: FeatureConfig) -> npt.NDArray[np.float32]:

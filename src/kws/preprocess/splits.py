@@ -1,21 +1,32 @@
 """Which clip trains, which validates, which tests."""
 
+import codecs
 import hashlib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import logging
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from kws.config import SPLITS
+from kws.download.recordings import SUFFIXES
 
-LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
+log = logging.getLogger(__name__)
+
+NAMED = 10
+"""Entries of a list without a recording that a manifest names; all are counted."""
 
 
 def speaker_of(clip: str) -> str:
     """Returns who speaks in a clip: what stands before `_nohash_` in the name, else the whole name.
 
     Args:
-        clip: a clip id, `<word>/<speaker>_nohash_<n>.wav`.
+        clip: a clip id, `<word>/<speaker>_nohash_<n>.wav`. Of a copy in another format (.flac) the same one speaks.
     """
-    return clip.rsplit("/", 1)[-1].split("_nohash_")[0]
+    name = clip.rsplit("/", 1)[-1]
+    speaker, found, _ = name.partition("_nohash_")
+    return speaker if found else PurePosixPath(name).with_suffix(".wav").name
 
 
 def split_of_speaker(speaker: str, validation_percent: float = 10, test_percent: float = 10) -> str:
@@ -31,26 +42,109 @@ def split_of_speaker(speaker: str, validation_percent: float = 10, test_percent:
     return "test" if percent < validation_percent + test_percent else "train"
 
 
-def by_speaker(clips: Sequence[str], recordings: Path) -> dict[str, list[str]]:
+@dataclass(frozen=True, kw_only=True)
+class Lists:
+    """What the lists of a data set say of its clips."""
+
+    split_of: Mapping[str, str]
+    """The splits of the clips that are listed."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """For the manifest, for each list by its name: entries, how many match, are of other words, or match nothing."""
+
+
+def read_lists(lists: Mapping[str, Path], clips: Sequence[str]) -> Lists:
+    """Finds the clips that lists name, however they spell them; says in the log how many entries match.
+
+    An entry is a path that ends in `<word>/<name>`. What stands before it, slashes or backslashes, the case of letters
+    and the end of the name (.wav, where the recording is a .flac) make no difference, unless two recordings differ in
+    nothing else. Of a clip that both lists name, the test is right: it must not choose the model that it judges.
+
+    Args:
+        lists: the files by split.
+        clips: clip ids, of all words that matter.
+    """
+    exactly = set(clips)
+    alike: dict[str, list[str]] = {}
+    for clip in clips:
+        alike.setdefault(_key(clip), []).append(clip)
+    words = {clip.split("/")[0].casefold() for clip in clips}
+    split_of: dict[str, str] = {}
+    loosely: dict[str, str] = {}
+    figures: dict[str, Any] = {}
+    for split in (split for split in SPLITS if split in lists):
+        path = lists[split]
+        matched = of_other_words = 0
+        without: list[str] = []
+        twice: list[str] = []
+        for number, entry in read_list(path):
+            clip = "/".join(PurePosixPath(entry.replace("\\", "/")).parts[-2:])
+            found = alike.get(_key(clip), [])
+            if clip in exactly:  # the same in another format goes with it
+                found = [one for one in found if _stem(one) == _stem(clip)]
+            twice += [one for one in found if split_of.get(one, loosely.get(one, split)) != split]
+            (split_of if clip in exactly else loosely).update(dict.fromkeys(found, split))
+            if found:
+                matched += 1
+            elif "/" in clip and clip.split("/")[0].casefold() not in words:
+                of_other_words += 1
+            else:
+                without.append(f"line {number}: {entry[:200]}")
+        entries = matched + of_other_words + len(without)
+        figures[path.name] = {
+            "entries": entries, "matched": matched, "of_other_words": of_other_words,
+            "without_recording": len(without), "first": without[:NAMED], "twice": len(twice),
+        }  # fmt: skip
+        log.info("%s: %d of %d entries name a recording, %d are of other words", path.name, matched, entries,
+                 of_other_words)  # fmt: skip
+        if without:
+            log.warning("%s: %d entries name no recording that there is: %s", path, len(without), _some(without))
+        if twice:
+            log.warning("%s: %d recordings are in another list too, and count here: %s", path, len(twice), _some(twice))
+    return Lists(split_of=loosely | split_of, figures=figures)
+
+
+def read_list(path: Path) -> list[tuple[int, str]]:
+    """Reads a list of a split: UTF-8 or UTF-16, with a byte order mark or without, with line ends of any system.
+
+    Returns:
+        Numbers and texts of the lines that are not empty. A line that is no UTF-8 is read as Windows writes it.
+    """
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        lines = data.decode("utf-16", "replace").splitlines()
+    elif b"\0" in data[:200]:  # ASCII in two bytes
+        lines = data.decode("utf-16-le" if data[1:2] == b"\0" else "utf-16-be", "replace").splitlines()
+    else:
+        lines = [_decode(line) for line in data.removeprefix(codecs.BOM_UTF8).splitlines()]
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def by_speaker(clips: Sequence[str], lists: Lists) -> dict[str, list[str]]:
     """Splits clips so that a speaker is in one split only.
 
     The archive's own lists decide where they exist; without them the data set's hash of the speaker does.
 
     Args:
         clips: clip ids.
-        recordings: the folder of the words, where the lists lie.
+        lists: what the lists say of them.
 
     Returns:
         Clip ids of train, validation and test, each sorted.
     """
-    listed = {
-        clip: split
-        for split, name in LISTS.items()
-        if (recordings / name).is_file()
-        for clip in map(str.strip, (recordings / name).read_text().splitlines())
-    }
-    split = {clip: listed.get(clip, "train") if listed else split_of_speaker(speaker_of(clip)) for clip in clips}
-    return _group(split)
+    if not lists.figures:
+        return _group({clip: split_of_speaker(speaker_of(clip)) for clip in clips})
+    return _group({clip: lists.split_of.get(clip, "train") for clip in clips})
+
+
+def speakers_in_two_splits(divided: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Counts what leaks: speakers who train and validate or test, and their clips that do not train.
+
+    Only names with `_nohash_` tell the speaker.
+    """
+    train = {speaker_of(clip) for clip in divided["train"] if "_nohash_" in clip}
+    leaks = [clip for split in SPLITS if split != "train" for clip in divided[split]
+             if "_nohash_" in clip and speaker_of(clip) in train]  # fmt: skip
+    return {"speakers": len({speaker_of(clip) for clip in leaks}), "clips": len(leaks)}
 
 
 def at_random(clips: Sequence[str], seed: int = 41) -> dict[str, list[str]]:
@@ -71,3 +165,25 @@ def at_random(clips: Sequence[str], seed: int = 41) -> dict[str, list[str]]:
 
 def _group(split: Mapping[str, str]) -> dict[str, list[str]]:
     return {name: sorted(clip for clip, of in split.items() if of == name) for name in SPLITS}
+
+
+def _key(clip: str) -> str:
+    """What is left of a clip id without case, suffix, and the two ways of writing an ä."""
+    return _stem(unicodedata.normalize("NFC", clip).casefold())
+
+
+def _stem(clip: str) -> str:
+    stem, _, suffix = clip.rpartition(".")
+    return stem if f".{suffix.lower()}" in SUFFIXES else clip
+
+
+def _decode(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return line.decode("cp1252", "replace")
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")

@@ -7,7 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from kws import files
 from kws.config import BACKGROUND_NOISE, PRESETS, SILENCE, SPLITS, UNKNOWN, FeatureConfig, parse_words, require
+from kws.download.recordings import Listing, content_digest, known_digest, list_recordings, read_manifest
 from kws.preprocess import clips as ids
 from kws.preprocess import splits
 from kws.preprocess.audio import read_waveform
@@ -68,11 +69,12 @@ def preprocess(
     The folder holds, for each split, `<split>.features.npy` ([clips, num_mels, num_frames], float16 for log-mel),
     `<split>.labels.npy` (int64 [clips], indices into the words) and `<split>.clips.json` (clip ids, in the order of the
     rows); `noise.features.npy` with one-second pieces of the background noises, if there are any; and manifest.json
-    with settings, words, counts, the normalization over the training split, clips left out with the reason, and the
-    fingerprint.
+    with settings, words, counts, the normalization over the training split, clips left out with the reason, files that
+    are no recordings, what the lists of the split name, speakers in two splits, and the fingerprint.
 
     Args:
-        recordings: a folder of `<word>/*.wav`, with manifest.json as `kws.download.step` leaves it or without.
+        recordings: a folder of `<word>/*.wav` (.flac, .ogg, .opus, .mp3), with the manifest.json of `kws.download.step`
+            or without.
         data_root: gets `tensors/<fingerprint>/`.
         words: all, auto or a list; see `kws.config.PipelineConfig`.
         unknown_words: empty, auto or a list. With it there are two more classes, each with as many clips as a word has
@@ -93,19 +95,25 @@ def preprocess(
     split = split or PRESETS[preset].split
     require(split in ("speaker", "random"), "split", "be speaker or random", split)
     require(0 <= max_bad_fraction <= 1, "max_bad_fraction", "lie in 0 to 1", max_bad_fraction)
-    chosen = _find_words(recordings, words)
-    unknown = _find_unknown_words(recordings, unknown_words, chosen)
-    listed = list_clips(recordings, (*chosen, *unknown))
-    divided = splits.by_speaker(listed, recordings) if split == "speaker" else splits.at_random(listed)
+    listing = list_recordings(recordings)
+    listing.report()
+    chosen = _find_words(listing, words)
+    unknown = _find_unknown_words(listing, unknown_words, chosen)
+    clips = listing.clips_of((*chosen, *unknown))
+    lists = splits.read_lists(listing.lists if split == "speaker" else {}, clips)
+    divided = splits.by_speaker(clips, lists) if split == "speaker" else splits.at_random(clips)
+    leaks = splits.speakers_in_two_splits(divided)
+    if split == "speaker" and leaks["clips"]:
+        log.warning("%d speakers of the training clips are in the other splits too, with %d clips: accuracy there will "
+                    "look better than it is for new speakers", leaks["speakers"], leaks["clips"])  # fmt: skip
     if unknown:
-        divided, chosen = _add_classes(recordings, divided, chosen, features)
-    num_clips = sum(len(clips) for clips in divided.values())
-    remedy = "with few speakers take --split random" if split == "speaker" else "it takes 26 clips"
+        divided, chosen = _add_classes(listing, divided, chosen, features)
+    num_clips = sum(len(some) for some in divided.values())
     for name in SPLITS:
         require(len(divided[name]) > 0, "split", "leave clips in train, validation and test "
-                f"({name} gets none of {num_clips}; {remedy})", split)  # fmt: skip
+                f"({name} gets none of {num_clips}; {_remedy(split, lists)})", split)  # fmt: skip
 
-    source = recordings_fingerprint(recordings, listed)
+    source = recordings_fingerprint(listing, clips)
     fingerprint = _fingerprint(source, features, split, chosen, unknown)
     folder = data_root / "tensors" / fingerprint
 
@@ -117,9 +125,12 @@ def preprocess(
             "words": list(chosen),
             "unknown_words": list(unknown),
             "split": split,
+            "lists": lists.figures,
+            "speakers_in_two_splits": leaks,
+            "not_read": listing.figures(),
             "features": dataclasses.asdict(features),
         }
-        manifest |= _compute(recordings, staging, divided, chosen, features, max_bad_fraction, num_processes)
+        manifest |= _compute(listing, staging, divided, chosen, features, max_bad_fraction, num_processes)
         files.write_json(staging / files.MANIFEST, manifest)
 
     if files.build_folder(folder, build):
@@ -130,26 +141,36 @@ def preprocess(
     return folder
 
 
-def _find_words(recordings: Path, words: str) -> tuple[str, ...]:
-    found = tuple(list_words(recordings))
+def _remedy(split: str, lists: splits.Lists) -> str:
+    """Says what to do where a split has no clips."""
+    if split == "random":
+        return "it takes 26 clips"
+    if not lists.figures:
+        return "with few speakers take --split random"
+    said = ", ".join(f"{name} {figures['matched']}" for name, figures in lists.figures.items())
+    return f"clips that the lists name: {said}; there have to be two lists, or none"
+
+
+def _find_words(listing: Listing, words: str) -> tuple[str, ...]:
+    found = tuple(listing.words)
     wanted = parse_words(words)
     if wanted is None:
-        require(len(found) >= 2, "recordings", "hold at least two folders <word>/*.wav", str(recordings))
+        require(len(found) >= 2, "recordings", "hold at least two folders <word>/*.wav", str(listing.folder))
         return found
     missing = [word for word in wanted if word not in found]
     if missing:
         raise ValueError(
-            f"words must be folders with recordings in {recordings}, got none for {', '.join(missing)}; there are "
+            f"words must be folders with recordings in {listing.folder}, got none for {', '.join(missing)}; there are "
             f"{', '.join(found) or 'none'} (--words auto takes what there is)"
         )
     return wanted
 
 
-def _find_unknown_words(recordings: Path, unknown_words: str, words: Sequence[str]) -> tuple[str, ...]:
+def _find_unknown_words(listing: Listing, unknown_words: str, words: Sequence[str]) -> tuple[str, ...]:
     """Returns the folders whose clips are to be of unknown words."""
     if not unknown_words:
         return ()
-    found = list_words(recordings)
+    found = listing.words
     wanted = parse_words(unknown_words, at_least=1)
     if wanted is None:
         wanted = tuple(word for word in found if word not in words)
@@ -157,12 +178,12 @@ def _find_unknown_words(recordings: Path, unknown_words: str, words: Sequence[st
     both = [word for word in wanted if word in words]
     require(not both, "unknown_words", "be none of the words", ",".join(both))
     missing = [word for word in wanted if word not in found]
-    require(not missing, "unknown_words", f"be folders with recordings in {recordings}", ",".join(missing))
+    require(not missing, "unknown_words", f"be folders with recordings in {listing.folder}", ",".join(missing))
     return wanted
 
 
 def _add_classes(
-    recordings: Path, divided: Mapping[str, Sequence[str]], words: Sequence[str], features: FeatureConfig
+    listing: Listing, divided: Mapping[str, Sequence[str]], words: Sequence[str], features: FeatureConfig
 ) -> tuple[dict[str, list[str]], tuple[str, ...]]:
     """Keeps the clips of the words, chooses some of the unknown ones, and adds silence.
 
@@ -174,10 +195,10 @@ def _add_classes(
     counts = {split: ids.mean_per_word(clips) for split, clips in known.items()}
     unknown = ids.choose_unknown(others, counts)
     lengths: dict[str, int] = {}
-    for path in sorted((recordings / BACKGROUND_NOISE).glob("*.wav")):
+    for noise in listing.noise:
         # One that cannot be read is named with the reason where the noise is saved.
         with contextlib.suppress(ValueError, OSError):
-            lengths[path.name] = read_waveform(path, features.sample_rate).size
+            lengths[noise.split("/")[1]] = read_waveform(listing.folder / noise, features.sample_rate).size
     silence = ids.cut_silence(lengths, counts, features)
     found = {split: [*known[split], *unknown[split], *silence[split]] for split in SPLITS}
     if not all(silence.values()):
@@ -186,36 +207,15 @@ def _add_classes(
     return found, (*words, UNKNOWN, SILENCE)
 
 
-def list_words(recordings: Path) -> list[str]:
-    """Returns the folders that hold recordings of a word, sorted.
-
-    Raises:
-        ValueError: there is no such folder of recordings.
-    """
-    if not recordings.is_dir():
-        raise ValueError(f"recordings must be a folder of <word>/*.wav, got {str(recordings)!r}")
-    return sorted(
-        entry.name for entry in recordings.iterdir()
-        if entry.is_dir() and not entry.name.startswith(("_", ".")) and any(entry.glob("*.wav"))
-    )  # fmt: skip
-
-
-def list_clips(recordings: Path, words: Iterable[str]) -> list[str]:
-    """Returns the clip ids `<word>/<name>.wav` of some words, sorted."""
-    return sorted(
-        f"{word}/{entry.name}" for word in words for entry in os.scandir(recordings / word)
-        if entry.name.endswith(".wav") and not entry.name.startswith(".") and entry.is_file()
-    )  # fmt: skip
-
-
-def recordings_fingerprint(recordings: Path, clips: Sequence[str]) -> str:
-    """Returns the digest of the recordings: their manifest's where the download wrote one, else of every byte."""
-    if files.is_complete(recordings) and "sha256" in (manifest := files.read_json(recordings / files.MANIFEST)):
-        return str(manifest["sha256"])
+def recordings_fingerprint(listing: Listing, clips: Sequence[str]) -> str:
+    """Returns the digest of the recordings: the manifest's, where a download was not edited, else of every byte."""
+    if (known := known_digest(listing)) is not None:
+        return known
+    if read_manifest(listing.folder) is not None:
+        return content_digest(listing)  # what the manifest would say, were it made now
     digest = hashlib.sha256()
-    noises = [f"{BACKGROUND_NOISE}/{path.name}" for path in sorted((recordings / BACKGROUND_NOISE).glob("*.wav"))]
-    for name in (*clips, *noises, *(name for name in splits.LISTS.values() if (recordings / name).is_file())):
-        digest.update(f"{name}\0{files.sha256_of(recordings / name)}\n".encode())
+    for name in (*clips, *listing.noise, *(path.name for path in listing.lists.values())):
+        digest.update(f"{name}\0{files.sha256_of(listing.folder / name)}\n".encode())
     return digest.hexdigest()
 
 
@@ -230,7 +230,7 @@ def _fingerprint(source: str, features: FeatureConfig, split: str, words: Sequen
 
 
 def _compute(
-    recordings: Path,
+    listing: Listing,
     folder: Path,
     divided: Mapping[str, Sequence[str]],
     words: Sequence[str],
@@ -245,11 +245,11 @@ def _compute(
         _create(array, len(clips), features)
         for first in range(0, len(clips), CLIPS_PER_TASK):
             some = clips[first : first + CLIPS_PER_TASK]
-            tasks.append(_Task(array=array, first_row=first, recordings=recordings, clips=some, features=features,
+            tasks.append(_Task(array=array, first_row=first, recordings=listing.folder, clips=some, features=features,
                                statistics=split == "train"))  # fmt: skip
 
     with workers(min(num_processes or num_cores(), len(tasks))) as run:
-        noise = run(_save_noise, [recordings / BACKGROUND_NOISE], [folder], [features])
+        noise = run(_save_noise, [listing], [folder], [features])
         bad: dict[str, dict[int, str]] = {split: {} for split in divided}
         total = np.zeros(features.num_mels)
         total_squares = np.zeros(features.num_mels)
@@ -367,7 +367,7 @@ def _drop_rows(path: Path, rows: Sequence[int]) -> None:
     np.save(path, kept)
 
 
-def _save_noise(folder: Path, destination: Path, features: FeatureConfig) -> tuple[int, dict[str, str]]:
+def _save_noise(listing: Listing, folder: Path, features: FeatureConfig) -> tuple[int, dict[str, str]]:
     """Saves the features of one-second pieces of noise recordings.
 
     Returns:
@@ -377,17 +377,17 @@ def _save_noise(folder: Path, destination: Path, features: FeatureConfig) -> tup
 
     pieces: list[npt.NDArray[np.float32]] = []
     reasons: dict[str, str] = {}
-    for path in sorted(folder.glob("*.wav")):
+    for noise in listing.noise:
         try:
-            pieces += noise_pieces(path, features, held_out=False)
+            pieces += noise_pieces(listing.folder / noise, features, held_out=False)
         except (ValueError, OSError) as error:
-            reasons[f"{BACKGROUND_NOISE}/{path.name}"] = str(error)
-            log.warning("%s/%s is left out: %s", BACKGROUND_NOISE, path.name, error)
+            reasons[noise] = str(error)
+            log.warning("%s is left out: %s", noise, error)
     if not pieces:
         return 0, reasons
     values = np.empty((len(pieces), features.num_mels, features.num_frames), features.dtype)
     feature_kernel(features)(np.stack(pieces), values)
-    np.save(_array_path(destination, "noise"), values)
+    np.save(_array_path(folder, "noise"), values)
     return len(pieces), reasons
 
 

@@ -18,7 +18,8 @@ from file_server import FileServer, serve
 from kws import files
 from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL
 from kws.download import step as module
-from kws.download.step import download, folder_digest
+from kws.download.recordings import content_digest, list_recordings
+from kws.download.step import download
 
 REAL_SHA256 = "144af90e8779999e43013d796e97e04cedbd56ea1d9d6991f53f42bd4ff81a10"
 NAME = "small.tar.gz"
@@ -428,7 +429,7 @@ def test_folder_becomes_a_snapshot_with_lists_and_noise(tmp_path: Path) -> None:
     folder = download(str(recordings), "", tmp_path / "data")
     manifest = files.read_json(folder / files.MANIFEST)
     assert folder.name == f"my-recordings-{manifest['sha256'][:8]}"
-    assert manifest["sha256"] == folder_digest(recordings) == folder_digest(folder)
+    assert manifest["sha256"] == manifest["content"] == content_digest(list_recordings(folder))
     assert manifest["words"] == {"no": 6, "yes": 6}
     assert (folder / "testing_list.txt").is_file()
     assert len(list((folder / "_background_noise_").iterdir())) == 6

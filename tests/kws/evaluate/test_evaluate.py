@@ -155,8 +155,9 @@ def test_recordings_that_are_gone_are_an_error_for_a_model_of_other_features(
 
 
 def test_folder_of_recordings_is_evaluated_as_far_as_it_can_be_read_and_is_known(
-    expert: Recognizer, tone_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    expert: Recognizer, tone_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     monkeypatch.setattr(accuracy, "BATCH", 7)
     for word in ("no", "yes"):
         (tmp_path / word).mkdir()
@@ -164,11 +165,16 @@ def test_folder_of_recordings_is_evaluated_as_far_as_it_can_be_read_and_is_known
             shutil.copy(path, tmp_path / word)
     (tmp_path / "maybe").mkdir()
     shutil.copy(path, tmp_path / "maybe")
+    (tmp_path / "yes" / path.name).rename(tmp_path / "yes" / "another.WAV")
     (tmp_path / "yes" / "broken.wav").write_bytes(b"nothing")
+    (tmp_path / "yes" / "j\udce4.wav").write_bytes(b"nothing")
+    soundfile.write(tmp_path / "yes" / "huge.wav", np.full(100, 1e25), 16_000, subtype="FLOAT")
     (tmp_path / "no" / "notes.txt").write_text("no recording")
     evaluation, unreadable = evaluate_recordings(expert, tmp_path)
     assert (evaluation.num_clips, evaluation.accuracy) == (20, 1)
-    assert list(unreadable) == ["yes/broken.wav"]
+    assert list(unreadable) == ["yes/broken.wav", "yes/huge.wav"]
+    assert "as it is no recording by its name: no/notes.txt" in caplog.text
+    assert "as its name is not UTF-8 (rename it): yes/j\\udce4.wav" in caplog.text
     assert [score.word for score in evaluation.word_scores] == ["no", "yes"]
 
 

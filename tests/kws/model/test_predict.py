@@ -119,7 +119,27 @@ def test_files_that_cannot_be_read_end_with_status_1_and_the_others_are_named(
     assert len(found) == 2
     errors = shown.err.splitlines()
     assert [line.split(": ")[:2] for line in errors] == [["error", str(path)] for path in bad]
-    assert "must be a WAV file" in errors[0]
+    assert "must be a WAV, FLAC, OGG, Opus or MP3 file" in errors[0]
+
+
+def test_sample_far_beyond_full_scale_is_an_error_and_no_probability(
+    model: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples, rate = soundfile.read(clip)
+    samples[7] = 1e25
+    soundfile.write(tmp_path / "huge.wav", samples, rate, subtype="FLOAT")
+    assert run("--model", model, tmp_path / "huge.wav") == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.endswith("at most 16 times full scale, got 1e+25 (integers that were saved as floats are to be "
+                              "divided by 32768)\n")  # fmt: skip
+
+
+def test_names_that_are_no_utf8_are_printed_as_they_are(model: Path, clip: Path, tmp_path: Path) -> None:
+    shutil.copy(clip, tmp_path / "j\udce4.WAV")
+    command = [Path(sys.executable).parent / "kws", "predict", "--model", model, tmp_path]
+    shown = subprocess.run(command, capture_output=True, check=True)
+    assert shown.stdout.startswith(bytes(tmp_path) + b"/j\xe4.WAV\tyes\t")
 
 
 def test_model_that_cannot_be_read_ends_with_status_2_and_one_line(

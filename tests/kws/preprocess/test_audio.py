@@ -1,5 +1,6 @@
 """Reading recordings: every kind of WAV there is, and what is none."""
 
+import contextlib
 import io
 import struct
 from fractions import Fraction
@@ -8,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from kws.config import FeatureConfig
+from kws.preprocess import audio
 from kws.preprocess.audio import fit_length, read_clip, read_waveform, resample
 
 CENTER, START = FeatureConfig(), FeatureConfig(fit="start")
@@ -118,10 +122,10 @@ def test_flac_is_read_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "must be a WAV file, got"),
-        (b"<html>not found</html>", "must be a WAV file, got"),
-        (bytes(5000), "must be a WAV file, got"),
-        (wav(b"")[:30], "must be a WAV file, got"),
+        (b"", "must be a WAV, FLAC, OGG, Opus or MP3 file, got"),
+        (b"<html>not found</html>", "must be a WAV, FLAC, OGG, Opus or MP3 file, got"),
+        (bytes(5000), "must be a WAV, FLAC, OGG, Opus or MP3 file, got"),
+        (wav(b"")[:30], "must be a WAV, FLAC, OGG, Opus or MP3 file, got"),
         (wav(b""), "must have samples, got none"),
         (wav(b"", rate=8000), "must have samples, got none"),
     ],
@@ -140,6 +144,118 @@ def test_samples_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -
     soundfile.write(tmp_path / "clip.wav", samples, 16_000, subtype="FLOAT")
     with pytest.raises(ValueError, match="must have finite samples, got NaN or infinity"):
         read_waveform(tmp_path / "clip.wav", 16_000)
+
+
+@pytest.mark.parametrize("value", [1e25, -1e25, 3e38, 1e4, -32768.0, 17.0])
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_sample_far_beyond_full_scale_is_refused(tmp_path: Path, value: float, rate: int) -> None:
+    samples = tone(rate=rate)
+    samples[700] = value
+    soundfile.write(tmp_path / "clip.wav", samples, rate, subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"must have samples of at most 16 times full scale, got"):
+        read_waveform(tmp_path / "clip.wav", 16_000)
+
+
+def test_floats_that_were_driven_over_full_scale_are_read_as_they_are(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "clip.wav", 20 * tone(), 16_000, subtype="FLOAT")
+    np.testing.assert_array_equal(read_waveform(tmp_path / "clip.wav", 16_000), 20 * tone())
+
+
+@pytest.mark.parametrize("claimed", [0, 2**36 - 1], ids=["unknown", "too much"])
+def test_length_in_the_header_of_a_flac_is_not_believed(tmp_path: Path, claimed: int) -> None:
+    path = tmp_path / "clip.flac"
+    soundfile.write(path, tone(), 16_000)
+    content = bytearray(path.read_bytes())
+    content[21] = content[21] & 0xF0 | claimed >> 32  # 36 bits of STREAMINFO
+    content[22:26] = (claimed & 0xFFFFFFFF).to_bytes(4, "big")
+    path.write_bytes(content)
+    np.testing.assert_allclose(read_waveform(path, 16_000), tone(), atol=2**-15)
+
+
+def test_length_in_the_header_of_an_mp3_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp3"
+    soundfile.write(path, tone(16_000), 16_000, format="MP3")
+    content = bytearray(path.read_bytes())
+    place = max(content.find(b"Xing"), content.find(b"Info"))
+    assert place > 0
+    content[place + 8 : place + 12] = b"\x7f\xff\xff\xff"  # frames
+    path.write_bytes(content)
+    assert 0 < read_waveform(path, 16_000).size < 20_000
+
+
+def test_recording_that_lasts_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audio, "MOST_SAMPLES", 30_000)
+    for name in ("clip.flac", "clip.wav"):
+        soundfile.write(tmp_path / name, np.zeros(40_000), 16_000)
+        with pytest.raises(ValueError, match="must have at most 30,000 samples, got more"):
+            read_waveform(tmp_path / name, 16_000)
+
+
+@pytest.mark.parametrize("suffix", ["flac", "ogg", "opus", "mp3", "wav"])
+def test_recording_of_many_blocks_is_read_as_libsndfile_reads_it_at_once(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audio, "BLOCK", 5000)
+    path = tmp_path / f"clip.{suffix}"
+    noise = 0.1 * np.random.default_rng(0).standard_normal((40_000, 2))
+    format_ = {"opus": "OGG"}.get(suffix, suffix.upper())
+    soundfile.write(path, noise, 16_000, format=format_, subtype="OPUS" if suffix == "opus" else None)
+    expected, rate = soundfile.read(path, dtype="float32")
+    np.testing.assert_allclose(
+        read_waveform(path, rate), expected.mean(axis=1), rtol=0, atol=1e-7 if suffix == "mp3" else 0
+    )
+
+
+def test_name_that_is_no_utf8_is_read_and_one_without_header_refused(tmp_path: Path) -> None:
+    content = wav((tone(400) * 32767).astype("<i2").tobytes(), rate=8000)
+    path = tmp_path / "cl\udcefp.WAV"
+    path.write_bytes(content)
+    assert read_waveform(path, 8000).size == 400
+    (tmp_path / "clip.raw").write_bytes(content)
+    with pytest.raises(ValueError, match="got one without header"):
+        read_waveform(tmp_path / "clip.raw", 16_000)
+
+
+SIZES = st.sampled_from([0, 1, 2, 3, 8, 35, 36, 44, 100, 200, 236, 237, 2**31 - 1, 2**31, 2**32 - 1])
+NUMBERS = st.sampled_from([0, 1, 2, 3, 4, 8, 16, 24, 32, 80, 8000, 16_000, 32_000, 65_535])
+
+
+@settings(max_examples=150, deadline=None, database=None, derandomize=True)
+@given(
+    riff=SIZES | st.just(None), tag=st.sampled_from([b"RIFF"] * 8 + [b"RIFX", b"RF64", b"JUNK"]),
+    form_size=NUMBERS | st.just(16), form=st.just(1) | NUMBERS, channels=st.just(1) | NUMBERS,
+    rate=st.just(16_000) | NUMBERS,
+    byte_rate=st.just(32_000) | NUMBERS, align=st.just(2) | NUMBERS, bits=st.just(16) | NUMBERS,
+    data_tag=st.sampled_from([b"data"] * 8 + [b"LIST", b"fact"]), data_size=SIZES | st.just(None),
+    num_bytes=st.sampled_from([0, 1, 2, 3, 199, 200, 201]),
+    behind=st.sampled_from([b""] * 4 + [b"\0", b"LIST\4\0\0\0abcd", b"data\4\0\0\0abcd", b"fmt \4\0\0\0abcd"]),
+)  # fmt: skip
+@example(
+    riff=8, tag=b"RIFF", form_size=16, form=1, channels=1, rate=16_000, byte_rate=32_000, align=2, bits=16,
+    data_tag=b"data", data_size=0, num_bytes=200, behind=b"",
+)  # fmt: skip
+def test_fast_path_and_libsndfile_agree_on_every_header(
+    tmp_path_factory: pytest.TempPathFactory, riff: int | None, tag: bytes, form_size: int, form: int, channels: int,
+    rate: int, byte_rate: int, align: int, bits: int, data_tag: bytes, data_size: int | None, num_bytes: int,
+    behind: bytes,
+) -> None:  # fmt: skip
+    samples = bytes(range(1, num_bytes + 1))
+    data_size = num_bytes if data_size is None else data_size
+    riff = 36 + num_bytes + len(behind) if riff is None else riff
+    content = struct.pack(
+        "<4sI8sIHHIIHH4sI", tag, riff, b"WAVEfmt ", form_size, form, channels, rate, byte_rate, align, bits, data_tag,
+        data_size,
+    )  # fmt: skip
+    path = tmp_path_factory.getbasetemp() / "any.wav"
+    path.write_bytes(content + samples + behind)
+    expected = None
+    with contextlib.suppress(soundfile.LibsndfileError):
+        expected, read_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    if expected is None or not expected.size:
+        with pytest.raises(ValueError, match="the recording must"):
+            read_waveform(path, 16_000)
+    elif read_rate == 16_000:
+        np.testing.assert_array_equal(read_waveform(path, 16_000), expected.mean(axis=1))
 
 
 def test_missing_file_is_no_bad_recording_but_missing(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,14 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from kws import files
 from kws.config import PRESETS, SPLITS
+from kws.download import recordings
+from kws.download.step import download
 from kws.preprocess import splits
 from kws.preprocess.audio import read_clip
 from kws.preprocess.features import MelSpectrogram
-from kws.preprocess.step import list_clips, noise_pieces, preprocess
+from kws.preprocess.step import noise_pieces, preprocess
 
 WORDS = ["left", "stop", "yes"]
 
@@ -179,7 +183,7 @@ def test_fingerprint_covers_recordings_features_split_words_and_code(
     kept = [path for word in ("no", "stop", "yes") for path in sorted((corpus / word).iterdir())[:9]]
     for path in set(corpus.glob("[a-z]*/*.wav")) - set(kept):
         path.unlink()
-    for index, name in enumerate(splits.LISTS.values()):
+    for index, name in enumerate(recordings.LISTS.values()):
         lines = [f"{path.parent.name}/{path.name}\n" for path in kept[index::9]]
         (corpus / name).write_text("".join(lines))
 
@@ -197,7 +201,7 @@ def test_fingerprint_covers_recordings_features_split_words_and_code(
     names.append(fingerprint())
     clip.rename(clip.with_name("ffffffff_nohash_9.wav"))
     names.append(fingerprint())
-    (corpus / splits.LISTS["test"]).write_text("".join(lines[1:]))
+    (corpus / recordings.LISTS["test"]).write_text("".join(lines[1:]))
     names.append(fingerprint())
     with monkeypatch.context() as patch:
         patch.setattr("kws.preprocess.features.VERSION", 99)
@@ -205,10 +209,28 @@ def test_fingerprint_covers_recordings_features_split_words_and_code(
     assert len(set(names)) == len(names)
 
 
-def test_digest_of_a_downloaded_archive_stands_for_its_recordings(corpus: Path, tmp_path: Path) -> None:
-    files.write_json(corpus / files.MANIFEST, {"sha256": "ab" * 32})
-    folder = preprocess(corpus, tmp_path, words="auto", num_processes=1)
-    assert files.read_json(folder / files.MANIFEST)["recordings"]["fingerprint"] == "ab" * 32
+def test_digest_of_a_download_stands_for_its_recordings_until_they_are_edited(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    folder = download(str(corpus), "", tmp_path)
+    first = preprocess(folder, tmp_path, words="auto", num_processes=1)
+    digest = files.read_json(first / files.MANIFEST)["recordings"]["fingerprint"]
+    assert digest == files.read_json(folder / files.MANIFEST)["content"]
+    clip = min((folder / "yes").iterdir())
+    content = clip.read_bytes()
+    os.utime(clip)
+    assert preprocess(folder, tmp_path, words="auto", num_processes=1) == first  # touched, and the same
+    clip.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert preprocess(folder, tmp_path, words="auto", num_processes=1) != first
+    assert "was edited (or copied) after its download" in caplog.text
+
+
+def test_foreign_manifest_in_a_folder_of_recordings_is_no_obstacle(
+    corpus: Path, tone_tensors: Path, tmp_path: Path
+) -> None:
+    (corpus / files.MANIFEST).write_text('{"audio_filepath": "yes/a.wav"}\n{"audio_filepath": "yes/b.wav"}\n')
+    assert preprocess(corpus, tmp_path, words="auto", num_processes=1).name == tone_tensors.name
 
 
 def test_manifest_without_a_digest_does_not_stand_for_the_recordings(
@@ -280,7 +302,7 @@ def test_unreadable_clips_are_listed_and_left_out_and_all_others_stay_in_place(
     folder = preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0.05, num_processes=1)
     manifest = files.read_json(folder / files.MANIFEST)
     assert sorted(manifest["left_out"]) == spoilt
-    assert all("must be a WAV file" in reason for reason in manifest["left_out"].values())
+    assert all("must be a WAV, FLAC, OGG, Opus or MP3 file" in reason for reason in manifest["left_out"].values())
     assert all(any(clip in record.getMessage() for record in caplog.records) for clip in spoilt)
     assert sum(manifest["counts"][name] for name in SPLITS) == 115
     kept = []
@@ -303,7 +325,7 @@ def test_too_many_unreadable_clips_fail_and_the_first_ten_are_named(corpus: Path
     lines = str(caught.value).splitlines()[1:]
     assert len(lines) == 10
     assert {line.strip().split(": ")[0] for line in lines} <= set(spoilt)
-    assert all("must be a WAV file" in line for line in lines)
+    assert all("must be a WAV, FLAC, OGG, Opus or MP3 file" in line for line in lines)
     assert [path for path in (tmp_path / "tensors").iterdir() if path.suffix != ".lock"] == []
 
 
@@ -322,21 +344,34 @@ def test_unreadable_noise_is_listed_and_does_without(corpus: Path, tmp_path: Pat
     assert manifest["counts"]["noise"] == 4
 
 
+class _KillAt(logging.Handler):
+    """Ends this process, as SIGKILL does, when a message is logged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "broken.wav is left out" in record.getMessage():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _preprocess_until_the_noise(recordings: Path, data_root: Path) -> None:
+    logging.getLogger("kws").addHandler(_KillAt())
+    preprocess(recordings, data_root, words="auto", num_processes=1)
+
+
 def test_killed_before_the_manifest_it_starts_again_and_gives_the_same(
     corpus: Path, tone_tensors: Path, tmp_path: Path
 ) -> None:
-    # The arrays are written, then the noise is read: a pipe that nobody writes to holds it there.
-    digest = files.read_json(tone_tensors / files.MANIFEST)["recordings"]["fingerprint"]
-    files.write_json(corpus / files.MANIFEST, {"sha256": digest})
-    os.mkfifo(corpus / "_background_noise_" / "pipe.wav")
+    # The arrays are written, then the noise is read.
+    (corpus / "_background_noise_" / "broken.wav").write_bytes(b"nothing")
     tensors = tmp_path / "tensors"
-    process = start(corpus, tmp_path)
-    wait_until(lambda: list(tensors.glob(".*.partial-*/test.clips.json")), process.is_alive)
-    process.kill()
-    process.join()
-    assert not (tensors / tone_tensors.name).exists()
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_preprocess_until_the_noise, args=(corpus, tmp_path)
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert len(list(tensors.glob(".*.partial-*/test.clips.json"))) == 1
+    assert list(tensors.glob("[0-9a-f]*")) == []
 
-    (corpus / "_background_noise_" / "pipe.wav").unlink()
     folder = preprocess(corpus, tmp_path, words="auto", num_processes=1)
     again, expected = read(folder), read(tone_tensors)
     del again[files.MANIFEST], expected[files.MANIFEST]  # it names another folder of recordings
@@ -383,8 +418,58 @@ def test_two_at_once_make_it_one_after_the_other(tone_corpus: Path, tone_tensors
     assert read(tmp_path / "tensors" / tone_tensors.name) == read(tone_tensors)
 
 
-def test_hidden_files_that_macos_leaves_are_no_recordings(tmp_path: Path) -> None:
-    for name in ("a.wav", "._a.wav"):
-        (tmp_path / "yes").mkdir(exist_ok=True)
-        (tmp_path / "yes" / name).write_bytes(b"")
-    assert list_clips(tmp_path, ["yes"]) == ["yes/a.wav"]
+def test_samples_far_beyond_full_scale_reach_no_statistics(corpus: Path, tone_tensors: Path, tmp_path: Path) -> None:
+    clip = files.read_json(tone_tensors / "train.clips.json")[0]
+    samples, _ = soundfile.read(corpus / clip)
+    samples[7] = 1e25
+    soundfile.write(corpus / clip, samples, 16_000, subtype="FLOAT")
+    folder = preprocess(corpus, tmp_path, words="auto", num_processes=1)
+    manifest = files.read_json(folder / files.MANIFEST)
+    assert "at most 16 times full scale, got 1e+25" in manifest["left_out"][clip]
+    assert np.isfinite([*manifest["normalization"]["mean"], *manifest["normalization"]["std"]]).all()
+    assert np.isfinite(np.load(folder / "train.features.npy")).all()
+
+
+def test_recordings_of_every_spelling_and_format_become_the_same_clips(
+    corpus: Path, tone_tensors: Path, tmp_path: Path
+) -> None:
+    for number, path in enumerate(sorted(corpus.glob("*/*.wav"))):
+        if number % 3 == 0:
+            path.rename(path.with_suffix(".WAV"))
+        elif number % 3 == 1:
+            samples, rate = soundfile.read(path, dtype="int16")
+            soundfile.write(path.with_suffix(".flac"), samples, rate)
+            path.unlink()
+    (corpus / "yes" / "a.m4a").write_bytes(b"nothing")
+    (corpus / "yes" / "\udce4.wav").write_bytes(b"nothing")
+    folder = preprocess(corpus, tmp_path, words="auto", num_processes=1)
+    assert files.read_json(folder / files.MANIFEST)["not_read"] == {
+        "num_files": 2,
+        "first": {
+            "yes/a.m4a": "it is no recording by its name",
+            "yes/\\udce4.wav": "its name is not UTF-8 (rename it)",
+        },
+    }
+    for name in (*(f"{split}.features.npy" for split in SPLITS), "noise.features.npy"):
+        np.testing.assert_array_equal(np.load(folder / name), np.load(tone_tensors / name))
+
+
+def test_lists_that_name_nothing_are_the_reason_and_not_few_speakers(corpus: Path, tmp_path: Path) -> None:
+    (corpus / "testing_list.txt").write_text("yes/none.wav\n")
+    (corpus / "validation_list.txt").write_text("maybe/none.wav\n")
+    with pytest.raises(ValueError, match=r"the lists name: validation_list.txt 0, testing_list.txt 0; there have to"):
+        preprocess(corpus, tmp_path, words="auto")
+
+
+def test_speakers_of_the_lists_who_train_too_are_reported(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clips = sorted(path.name for path in (corpus / "yes").iterdir())
+    (corpus / "validation_list.txt").write_bytes("".join(f"yes\\{clip}\r\n" for clip in clips[:3]).encode("utf-16"))
+    (corpus / "testing_list.txt").write_text("".join(f"yes/{clip}\n" for clip in clips[3:5]), encoding="utf-8-sig")
+    folder = preprocess(corpus, tmp_path, words="auto", num_processes=1)
+    manifest = files.read_json(folder / files.MANIFEST)
+    assert (manifest["counts"]["validation"], manifest["counts"]["test"]) == (3, 2)
+    assert manifest["speakers_in_two_splits"] == {"speakers": 5, "clips": 5}
+    assert [manifest["lists"][name]["matched"] for name in recordings.LISTS.values()] == [3, 2]
+    assert "5 speakers of the training clips are in the other splits too, with 5 clips" in caplog.text

@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from kws.config import SPLITS
+from kws.download.recordings import list_recordings
 from kws.preprocess import splits
-from kws.preprocess.step import list_clips
+from kws.preprocess.splits import Lists, read_lists
+
+NO_LISTS = Lists(split_of={})
+CLIPS = ["no/b_nohash_0.WAV", "yes/a_nohash_0.wav", "yes/b_nohash_0.flac", "yes/b_nohash_1.flac"]
 
 
 @pytest.mark.parametrize(
@@ -34,9 +38,16 @@ def test_percentages_move_the_borders() -> None:
 
 
 def test_lists_of_the_real_archive_are_what_the_hash_gives(real_corpus: Path) -> None:
-    clips = list_clips(real_corpus, ("left", "stop", "yes"))
-    listed = splits.by_speaker(clips, real_corpus)
-    hashed = splits.by_speaker(clips, real_corpus / "left")  # no lists there
+    listing = list_recordings(real_corpus)
+    clips = listing.clips_of(listing.words)
+    lists = read_lists(listing.lists, clips)
+    listed = splits.by_speaker(clips, lists)
+    hashed = splits.by_speaker(clips, NO_LISTS)
+    assert [figures["matched"] for figures in lists.figures.values()] == [
+        len(listed["validation"]),
+        len(listed["test"]),
+    ]
+    assert splits.speakers_in_two_splits(listed) == {"speakers": 0, "clips": 0}
     assert listed == hashed
     assert all(listed[name] for name in SPLITS)
 
@@ -44,11 +55,12 @@ def test_lists_of_the_real_archive_are_what_the_hash_gives(real_corpus: Path) ->
 def test_speaker_of_a_clip_is_what_stands_before_nohash() -> None:
     assert splits.speaker_of("yes/0a7c2a8d_nohash_12.wav") == "0a7c2a8d"
     assert splits.speaker_of("yes/my_own_voice.wav") == "my_own_voice.wav"
+    assert splits.speaker_of("yes/my_own_voice.flac") == "my_own_voice.wav"  # a copy in another format
 
 
-def test_no_speaker_is_in_two_splits(tmp_path: Path) -> None:
+def test_no_speaker_is_in_two_splits() -> None:
     clips = [f"{word}/{n:08x}_nohash_{take}.wav" for word in ("yes", "no") for n in range(300) for take in range(2)]
-    divided = splits.by_speaker(clips, tmp_path)
+    divided = splits.by_speaker(clips, NO_LISTS)
     assert sorted(clip for part in divided.values() for clip in part) == sorted(clips)
     speakers = [{splits.speaker_of(clip) for clip in divided[name]} for name in SPLITS]
     assert all(speakers)
@@ -59,11 +71,80 @@ def test_lists_decide_where_there_are_any(tmp_path: Path) -> None:
     (tmp_path / "validation_list.txt").write_text("yes/a_nohash_0.wav\nno/a_nohash_0.wav\n")
     (tmp_path / "testing_list.txt").write_text("yes/b_nohash_0.wav\r\nother/z_nohash_0.wav\r\n")
     clips = [f"yes/{speaker}_nohash_0.wav" for speaker in "dcba"]
-    assert splits.by_speaker(clips, tmp_path) == {
+    lists = read_lists(list_recordings(tmp_path).lists, clips)
+    assert lists.figures["validation_list.txt"] == {
+        "entries": 2, "matched": 1, "of_other_words": 1, "without_recording": 0, "first": [], "twice": 0,
+    }  # fmt: skip
+    assert splits.by_speaker(clips, lists) == {
         "train": ["yes/c_nohash_0.wav", "yes/d_nohash_0.wav"],
         "validation": ["yes/a_nohash_0.wav"],
         "test": ["yes/b_nohash_0.wav"],
     }
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "yes/b_nohash_0.wav\nno/b_nohash_0.wav\n".encode("utf-8-sig"),
+        "yes/b_nohash_0.wav\r\nno/b_nohash_0.wav\r\n".encode("utf-16"),
+        "yes/b_nohash_0.wav\nno/b_nohash_0.wav\n".encode("utf-16-le"),
+        "yes/b_nohash_0.wav\nno/b_nohash_0.wav\n".encode("utf-16-be"),
+        b"yes/b_nohash_0.wav\rno/b_nohash_0.wav\r",
+        b"./yes/b_nohash_0.flac\n\n./no/b_nohash_0.WAV",
+        b"yes\\b_nohash_0.wav\r\nno\\b_nohash_0.wav",
+        b"speech_commands_v0.02/yes/b_nohash_0.wav\nspeech_commands_v0.02\\no\\b_nohash_0.wav",
+        b"C:\\data\\Yes\\B_NOHASH_0.WAV\n/data/NO/b_nohash_0.wav  \n",
+        b"yes/b_nohash_0\nno//b_nohash_0",
+    ],
+    ids=["byte order mark", "UTF-16", "UTF-16 without mark", "big endian", "old Mac", "./", "backslashes",
+         "name in front", "case", "no suffix"],
+)  # fmt: skip
+def test_list_is_read_however_it_spells_its_entries(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    (tmp_path / "testing_list.txt").write_bytes(content)
+    lists = read_lists({"test": tmp_path / "testing_list.txt"}, CLIPS)
+    assert lists.split_of == {"yes/b_nohash_0.flac": "test", "no/b_nohash_0.WAV": "test"}
+    assert "testing_list.txt: 2 of 2 entries name a recording" in caplog.text
+
+
+def test_entries_without_a_recording_are_named_with_their_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "testing_list.txt"
+    path.write_bytes(b"yes/a_nohash_0.wav\nyes/n\xe4_nohash_0.wav\n\nyes/c_nohash_0.wav\nmaybe/a_nohash_0.wav\na.wav\n")
+    lists = read_lists({"test": path}, CLIPS)
+    assert lists.split_of == {"yes/a_nohash_0.wav": "test"}
+    figures = lists.figures["testing_list.txt"]
+    assert figures["first"] == ["line 2: yes/nä_nohash_0.wav", "line 4: yes/c_nohash_0.wav", "line 6: a.wav"]
+    assert (figures["entries"], figures["matched"], figures["of_other_words"]) == (5, 1, 1)
+    assert f"{path}: 3 entries name no recording that there is: line 2: yes/nä_nohash_0.wav, line 4" in caplog.text
+
+
+def test_entry_that_is_exact_means_that_recording_and_its_copies_in_other_formats(tmp_path: Path) -> None:
+    clips = ["yes/A.wav", "yes/a.flac", "yes/a.wav", "yes/j\u00e4.wav"]
+    path = tmp_path / "testing_list.txt"
+    path.write_text("yes/a.wav\nyes/ja\u0308.wav")
+    assert read_lists({"test": path}, clips).split_of == dict.fromkeys(["yes/a.wav", "yes/a.flac", clips[3]], "test")
+
+
+def test_recording_of_both_lists_tests(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = {"test": tmp_path / "testing_list.txt", "validation": tmp_path / "validation_list.txt"}
+    paths["test"].write_text("yes/a_nohash_0.wav")
+    paths["validation"].write_text("yes/A_nohash_0.wav\nno/b_nohash_0.wav\n")
+    lists = read_lists(paths, CLIPS)
+    assert lists.split_of == {"yes/a_nohash_0.wav": "test", "no/b_nohash_0.WAV": "validation"}
+    assert "1 recordings are in another list too" in caplog.text
+
+
+def test_speakers_who_train_and_test_are_counted() -> None:
+    divided = {
+        "train": ["yes/a_nohash_0.wav", "yes/b_nohash_0.wav", "yes/take1.wav"],
+        "validation": ["no/a_nohash_0.wav", "no/a_nohash_1.wav", "no/take1.wav"],
+        "test": ["no/b_nohash_0.wav", "no/c_nohash_0.wav"],
+    }
+    assert splits.speakers_in_two_splits(divided) == {"speakers": 2, "clips": 3}
 
 
 def test_random_split_is_the_same_for_any_order_of_files() -> None:
