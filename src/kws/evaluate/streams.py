@@ -21,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kws.config import BACKGROUND_NOISE, require
+from kws.download.recordings import list_recordings
 from kws.model.detector import Decider, Detector, Floats, Heard, Thresholds, reported
 from kws.model.predict import AnyRecognizer
 from kws.preprocess import clips as ids
 from kws.preprocess import splits
 from kws.preprocess.audio import Waveform, read_waveform
-from kws.preprocess.step import list_clips, list_words
 from kws.progress import progress
 
 log = logging.getLogger(__name__)
@@ -222,8 +222,9 @@ class Script:
         self.features = recognizer.features
         self.split = split
         random = np.random.default_rng([seed, *split.encode()])
-        folders = list_words(recordings)
-        clips = splits.by_speaker(list_clips(recordings, folders), recordings)[split]
+        listing = list_recordings(recordings)
+        found = listing.clips_of(listing.words)
+        clips = splits.by_speaker(found, splits.read_lists(listing.lists, found))[split]
         targets = reported(recognizer.words)
         sources = {
             "word": [clip for clip in clips if clip.split("/")[0] in targets],
