@@ -148,8 +148,9 @@ tensorboard: $(READY) ## open TensorBoard over all runs of the cluster
 pull-model: $(READY) ## bring a model here, verified: VERSION=champion TO=var/models
 	$(COMMAND) pull --version '$(VERSION)' --to '$(TO)' $(WHERE) $(call flag,--registry,$(REGISTRY))
 
-graph: $(READY) ## draw the compiled pipeline for the documentation
+graph: $(READY) ## draw the compiled pipeline and the rooms of the code for the documentation
 	$(COMMAND) graph
+	@$(BIN)/python docs/draw_rooms.py
 
 e2e-docker: images ## the whole pipeline in containers against the same in processes (needs ../shared/data)
 	$(E2E) tests/e2e/test_docker.py
