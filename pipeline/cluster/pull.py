@@ -12,6 +12,7 @@ from typing import IO, Any, Protocol
 from rich.console import Console
 
 from kws import files
+from kws.promote import bundle
 from pipeline.shell import ClusterError, run
 
 console = Console(stderr=True, highlight=False)
@@ -161,24 +162,22 @@ def pull(volume: Volume, to: Path, version: str = CHAMPION) -> Path:
         The folder `to`/<version>.
 
     Raises:
-        ValueError: there is no such version.
+        ValueError: there is no such version, or its manifest is damaged.
         ClusterError: a file is damaged or cannot be read.
     """
     if version == CHAMPION:
-        champion = _read_json(volume, "models/champion.json")
+        champion = _read(volume, f"models/{bundle.CHAMPION}")
         if champion is None:
             raise ValueError(f"{_there_are(volume)}: there must be a champion, got none; make pipeline trains one, and "
                              "min_accuracy is what it must reach")  # fmt: skip
-        version = str(champion["version"])
-    if Path(version).name != version or version.startswith("."):
+        version = str(bundle.parse_champion(champion, f"models/{bundle.CHAMPION} on the volume")["version"])
+    if not bundle.is_name(version):
         raise ValueError(f"version must be the name of a folder of models/, got {version!r}")
-    manifest = _read_json(volume, f"models/{version}/{files.MANIFEST}")
-    if manifest is None:
+    text = _read(volume, f"models/{version}/{files.MANIFEST}")
+    if text is None:
         raise ValueError(f"version must be one of those on the volume ({_there_are(volume)}), got {version!r}")
+    manifest = bundle.parse_manifest(text, f"{files.MANIFEST} of {version}")
     digests: dict[str, str] = manifest["files"]
-    for name in digests:
-        if Path(name).name != name or name in ("", ".", ".."):
-            raise ClusterError(f"{files.MANIFEST} of {version} must name files of its folder, got {name!r}")
 
     def build(staging: Path) -> None:
         for name, digest in digests.items():
@@ -196,22 +195,18 @@ def pull(volume: Volume, to: Path, version: str = CHAMPION) -> Path:
     return folder
 
 
-def _read_json(volume: Volume, path: str) -> Any:
-    """Reads a JSON file; None where there is none."""
+def _read(volume: Volume, path: str) -> bytes | None:
+    """Reads a file; None where there is none."""
     try:
         with volume.open(path) as file:
-            text = file.read()
+            return file.read()
     except FileNotFoundError:
         return None
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ClusterError(f"{path} on the volume must be JSON, got {error}") from error
 
 
 def _there_are(volume: Volume) -> str:
-    versions = [name for name in volume.names("models") if not name.startswith(".") and name != "champion.json"]
-    return f"versions: {', '.join(versions)}" if versions else "no version was published yet"
+    found = [name for name in volume.names("models") if not name.startswith(".") and name != bundle.CHAMPION]
+    return f"versions: {', '.join(found)}" if found else "no version was published yet"
 
 
 def _copy(volume: Volume, path: str, target: Path, digest: str) -> None:

@@ -8,11 +8,12 @@ parameters of the pipeline and the flags of the command line, and `0` or `""` th
 import ast
 import dataclasses
 import inspect
+import math
 import os
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 SPEECH_COMMANDS_URL = "https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
 SPEECH_COMMANDS_SHA256 = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
@@ -95,6 +96,12 @@ class FeatureConfig:
         require(
             2 * self.num_samples > self.n_fft, "num_samples", f"exceed half of n_fft ({self.n_fft})", self.num_samples
         )
+        # Nothing that people say: a file with such settings would ask for more memory than there is.
+        most = {"sample_rate": 1_000_000, "num_samples": 10_000_000, "n_fft": 1 << 16, "num_mels": 1 << 12}
+        for name, value in most.items():
+            require(getattr(self, name) <= value, name, f"be at most {value}", getattr(self, name))
+        size = self.num_mels * self.num_frames
+        require(size <= 10_000_000, "num_mels times frames", "be at most 10,000,000", size)
         nyquist = self.sample_rate / 2
         require(0 <= self.f_min < self.f_max <= nyquist, "f_min, f_max", f"lie in 0 to {nyquist:g} Hz, in order",
                 (self.f_min, self.f_max))  # fmt: skip
@@ -528,6 +535,12 @@ def parse_words(words: str, at_least: int = 2) -> tuple[str, ...] | None:
     return names
 
 
+def require_words(words: Any) -> None:
+    """Raises ValueError unless these can be the words of a model: at least two, each once."""
+    fits = isinstance(words, list) and all(isinstance(word, str) and word for word in words)
+    require(fits and len(set(words)) == len(words) >= 2, "words", "be a list of two words or more, each once", words)
+
+
 Config = TypeVar("Config")
 
 
@@ -535,17 +548,36 @@ def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
     """Builds a config from what `dataclasses.asdict` gave, after a round trip through JSON.
 
     Raises:
-        ValueError: a field is unknown.
+        ValueError: a field is unknown, or its value is of another type or out of range.
     """
+    require(isinstance(values, Mapping), cls.__name__, "be a table of settings", values)
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(known))
+    unknown = sorted(str(name) for name in values if name not in known)
     require(not unknown, cls.__name__, f"have fields among {', '.join(known)}", ", ".join(unknown))
     restored: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
     if "augment" in restored:
         restored["augment"] = from_dict(AugmentConfig, restored["augment"])
-    return cls(**restored)
+    try:
+        config = cls(**restored)
+    except TypeError:  # compared a word with a number
+        config = None
+    for name, value in restored.items():
+        kind = known[name].type
+        require(_is_of(value, kind), name, f"be of the type {getattr(kind, '__name__', kind)}", value)
+    assert config is not None
+    return config
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    """Tells whether a value may stand in a field of a plain type; floats must be finite."""
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) is kind if kind in (int, bool, str) else True
 
 
 def field_docs(cls: type[Any]) -> dict[str, str]:

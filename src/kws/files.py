@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -62,10 +63,52 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: the file is not JSON; the message names it.
     """
+    return parse_json(path.read_bytes(), str(path))
+
+
+def parse_json(text: bytes, name: str) -> Any:
+    """Parses the content of a JSON file.
+
+    Args:
+        text: in UTF-8.
+        name: of the file, for the message.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} must be a JSON file, got {error}") from error
+        return json.loads(text.decode())
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, nested without end
+        raise ValueError(f"{name} must be a JSON file, got {error}") from error
+
+
+def read_object(path: Path, /, **fields: type) -> dict[str, Any]:
+    """Reads a JSON object that must have some fields; see `parse_object`."""
+    return parse_object(path.read_bytes(), str(path), **fields)
+
+
+def parse_object(text: bytes, name: str, /, **fields: type) -> dict[str, Any]:
+    """Parses a JSON object that must have some fields.
+
+    Args:
+        text: in UTF-8.
+        name: of the file, for the message.
+        fields: the type of every field that must be there. A float must be finite, and may be written as an integer.
+
+    Raises:
+        ValueError: it is no JSON, no object, or a field is missing or of another type; the message names it.
+    """
+    content = parse_json(text, name)
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} must be a JSON object, got a {type(content).__name__}: it is damaged, or not of kws")
+    for field, kind in fields.items():
+        value = content.get(field)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = content[field] = float(value)
+        if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+            found = repr(content[field])[:80] if field in content else "none"
+            raise ValueError(f"{name} must have {field} ({kind.__name__}), got {found}: it is damaged, or not of kws")
+    return content
 
 
 def sync_folder(folder: Path) -> None:

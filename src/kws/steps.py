@@ -39,7 +39,7 @@ def receive(artifact: str) -> Path:
     Raises:
         ValueError: the folder is gone, or is not the one that was handed over.
     """
-    manifest = files.read_json(Path(artifact))
+    manifest = files.read_object(Path(artifact), path=str, sha256=str)
     folder = Path(manifest["path"])
     if not files.is_complete(folder):
         raise ValueError(f"the folder of {artifact} must be on the volume, got {folder}, which is not there (or half)")

@@ -117,6 +117,22 @@ def test_unknown_field_is_refused() -> None:
         from_dict(ModelConfig, {"depth": 3})
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"width": "wide"}, "width must be of the type int, got 'wide'"),
+        ({"width": 128.0}, "width must be of the type int, got 128.0"),
+        ({"width": True, "num_heads": 1}, "width must be of the type int, got True"),
+        ({"dropout": float("nan")}, "dropout must lie in 0 to 1, got nan"),
+        ({"positions": 1}, "positions must be of the type bool, got 1"),
+        ([1], r"ModelConfig must be a table of settings, got \[1\]"),
+    ],
+)
+def test_value_of_another_type_is_refused(values: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_dict(ModelConfig, values)
+
+
 def test_overrides_of_0_leave_the_preset_alone() -> None:
     assert train_config(preset="default", epochs=0, batch_size=0, learning_rate=0.0, debug=False) == (
         PRESETS["default"].train

@@ -78,6 +78,22 @@ def test_file_that_is_no_json_is_named(tmp_path: Path) -> None:
         files.read_json(path)
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe{}", b"[" * 100_000, b"{" + b"1" * 5000 + b"}"])
+def test_file_that_is_nothing_like_json_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "odd.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"odd.json must be a JSON file, got"):
+        files.read_json(tmp_path / "odd.json")
+
+
+def test_object_has_the_fields_that_were_asked_for_of_their_types(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    path.write_text('{"share": 1, "name": "x", "on": true, "other": null}')
+    assert files.read_object(path, share=float, name=str) == {"share": 1.0, "name": "x", "on": True, "other": None}
+    for fields, found in (({"missing": str}, "none"), ({"on": float}, "True"), ({"name": float}, "'x'")):
+        with pytest.raises(ValueError, match=rf"value.json must have .*, got {found}: it is damaged, or not of kws"):
+            files.read_object(path, **fields)
+
+
 def test_folder_is_built_once_and_found_complete_after(tmp_path: Path) -> None:
     folder = tmp_path / "parent" / "folder"
 

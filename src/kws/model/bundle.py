@@ -5,7 +5,10 @@ versions, in types that `torch.load(weights_only=True)` reads: nothing in it is 
 """
 
 import dataclasses
+import math
 import platform
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,12 +20,16 @@ import torch
 from torch import Tensor
 
 from kws import files
-from kws.config import FeatureConfig, ModelConfig, from_dict
+from kws.config import FeatureConfig, ModelConfig, from_dict, require, require_words
 from kws.model.network import AudioTransformer
 from kws.preprocess.audio import Waveform
 from kws.preprocess.features import mel_spectrogram
 
 FORMAT = 2
+
+CONTENT = {"weights": dict, "words": list, "features": dict, "model": dict, "temperature": float, "metrics": dict,
+           "about": dict}  # fmt: skip
+"""What a `.pth` holds besides its format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +83,20 @@ def save(path: Path, recognizer: Recognizer) -> None:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Recognizer:
-    """Reads a `.pth`.
+    """Reads a `.pth`, and checks that it is whole: this is the one place that does.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a model of this project, or of a newer format.
+        ValueError: the file is not a model of this project, of another format, or damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(f"model must be a .pth file, got {str(path)!r}, which does not exist")
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location=device, weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # torch raises what its unpickler and its zip reader raise
         raise ValueError(
             f"model must be a .pth file of kws train, got {str(path)!r}, which is damaged or none"
@@ -93,12 +104,44 @@ def load(path: Path, device: torch.device | str = "cpu") -> Recognizer:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"model must be of format {FORMAT} (train it again), got {found!r} in {path}")
-    features = from_dict(FeatureConfig, content["features"])
-    model = AudioTransformer(from_dict(ModelConfig, content["model"]), features, len(content["words"]))
-    model.load_state_dict(content["weights"])
+    try:
+        return _recognizer(content, device)
+    except ValueError as error:
+        raise ValueError(f"model must be whole, got {path}, which is damaged: {error}") from error
+
+
+def _recognizer(content: Mapping[str, Any], device: torch.device | str) -> Recognizer:
+    """Builds a recognizer of what a `.pth` holds.
+
+    Raises:
+        ValueError: something is missing, or does not fit the rest.
+    """
+    for name, kind in CONTENT.items():
+        require(isinstance(content.get(name), kind), name, f"be a {kind.__name__}", type(content.get(name)).__name__)
+    words, weights, temperature = content["words"], content["weights"], float(content["temperature"])
+    require_words(words)
+    require(math.isfinite(temperature) and temperature > 0, "temperature", "be positive", temperature)
+    features, config = from_dict(FeatureConfig, content["features"]), from_dict(ModelConfig, content["model"])
+    require(config.num_layers <= len(weights), "num_layers", "be as many as there are weights of", config.num_layers)
+    try:
+        with torch.device("meta"):  # shapes only, however large
+            expected = AudioTransformer(config, features, len(words)).state_dict()
+    except RuntimeError as error:
+        raise ValueError(f"the settings must be those of a model, got {error}") from error
+    for name in sorted(map(str, expected.keys() ^ weights.keys())):
+        raise ValueError(f"weights must be those of the model, got {'no' if name in expected else 'one more,'} {name}")
+    for name, like in expected.items():
+        value = weights[name]
+        plain = isinstance(value, Tensor) and value.layout is torch.strided and value.is_floating_point()
+        require(plain, name, "be a tensor of floats", type(value).__name__)
+        require(value.shape == like.shape, name, f"have the shape {list(like.shape)}", list(value.shape))
+        require(bool(value.isfinite().all()), name, "be finite", "NaN or infinity")
+    require(bool((weights["std"] > 0).all()), "std", "be positive", weights["std"].min().item())
+    model = AudioTransformer(config, features, len(words))
+    model.load_state_dict(weights)
     return Recognizer(
-        model=model.to(device).eval(), words=content["words"], features=features,
-        temperature=content["temperature"], metrics=content["metrics"], about=content["about"],
+        model=model.to(device).eval(), words=words, features=features, temperature=temperature,
+        metrics=content["metrics"], about=content["about"],
     )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ class AudioTransformer(nn.Module):
         self.register_buffer("std", torch.ones(features.num_mels))
         self.stem = STEMS[config.stem](config, features)
         self.positions = nn.Parameter(torch.zeros(num_tokens, config.width)) if config.positions else None
-        drop_path = torch.linspace(0, config.drop_path, config.num_layers).tolist()
+        drop_path = torch.linspace(0, config.drop_path, config.num_layers, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_path)
         self.norm = nn.LayerNorm(config.width) if config.norm_first else nn.Identity()
         self.head = nn.Linear(config.width, num_words)

@@ -8,12 +8,15 @@ instead of ten times (`kws.serve.detector`). It is an initializer of no rows tha
 gives waveforms alone need not know of it.
 """
 
+import contextlib
 import copy
 import dataclasses
 import json
+import logging
 import math
 import tempfile
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kws import files
-from kws.config import FeatureConfig, from_dict, require
+from kws.config import FeatureConfig, from_dict, require, require_words
 from kws.preprocess.audio import Waveform
 
 if TYPE_CHECKING:
@@ -86,7 +89,7 @@ def load(path: Path, num_threads: int = 0) -> OnnxRecognizer:
         raise FileNotFoundError(f"model must be an .onnx file, got {str(path)!r}, which does not exist")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
-    options.log_severity_level = 3  # that features may be overridden is meant, and no warning
+    options.log_severity_level = 4  # no warning that features may be overridden; what is wrong is raised as well
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a class of its own for every kind of damage
@@ -94,10 +97,37 @@ def load(path: Path, num_threads: int = 0) -> OnnxRecognizer:
     about = session.get_modelmeta().custom_metadata_map
     if about.get("kws_format") != FORMAT:
         raise ValueError(f"model must be an .onnx file of kws export, got another one: {path}")
-    return OnnxRecognizer(
-        session=session, words=json.loads(about["words"]), features=from_dict(FeatureConfig,
-        json.loads(about["features"])), num_parameters=int(about["num_parameters"]), about=json.loads(about["about"]),
-    )  # fmt: skip
+    try:
+        return _recognizer(session, about)
+    except ValueError as error:
+        raise ValueError(f"model must be whole, got {path}, which is damaged: {error}") from error
+
+
+def _recognizer(session: "InferenceSession", metadata: Mapping[str, str]) -> OnnxRecognizer:
+    """Builds a recognizer of a graph and its metadata.
+
+    Raises:
+        ValueError: something is missing, or does not fit the rest.
+    """
+    known = {name: files.parse_json(metadata.get(name, "").encode(), name)
+             for name in ("words", "features", "num_parameters", "about")}  # fmt: skip
+    require_words(known["words"])
+    require(type(known["num_parameters"]) is int, "num_parameters", "be a whole number", known["num_parameters"])
+    require(isinstance(known["about"], dict), "about", "be a table", known["about"])
+    recognizer = OnnxRecognizer(session=session, **known | {"features": from_dict(FeatureConfig, known["features"])})
+    shapes = [(node.name, node.type, node.shape[1:]) for node in session.get_inputs()]
+    expected = ("waveforms", "tensor(float)", [recognizer.features.num_samples])
+    require(shapes == [expected], "inputs", f"be {expected[0]} of {expected[2][0]} samples", shapes)
+    # A clip of noise meets nearly every weight: one that is not a number comes out as such.
+    noise = np.random.default_rng(0).standard_normal((1, recognizer.features.num_samples), dtype=np.float32)
+    try:
+        heard = recognizer.hear(0.1 * noise)
+    except Exception as error:  # a class of its own for every kind of damage, again
+        raise ValueError(f"the graph must hear a clip, got {str(error).splitlines()[0]}") from error
+    fits = heard.shape == (1, len(recognizer.words)) and heard.dtype == np.float32
+    require(fits, "probabilities", f"be of {len(recognizer.words)} words", heard.shape)
+    require(bool(np.isclose(heard.sum(), 1, atol=1e-3)), "probabilities", "add up to 1", float(heard.sum()))
+    return recognizer
 
 
 def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
@@ -166,10 +196,11 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
         )  # fmt: skip
         if int8:
             kept = [node.name for node in onnx.load(whole).graph.node if FEATURES & set(node.input)]
-            quantize_dynamic(
-                whole, small, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8,
-                nodes_to_exclude=kept,
-            )  # fmt: skip
+            with _silent_root_logger():
+                quantize_dynamic(
+                    whole, small, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True,
+                    weight_type=QuantType.QInt8, nodes_to_exclude=kept,
+                )  # fmt: skip
         graph = onnx.load(small if int8 else whole)
     none = np.empty((0, config.num_mels, config.num_frames), np.float32)
     graph.graph.initializer.append(onnx.numpy_helper.from_array(none, "features"))
@@ -183,6 +214,23 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
     onnx.helper.set_model_props(graph, about)
     with files.atomic_write(path) as file:
         file.write(graph.SerializeToString())
+
+
+@contextlib.contextmanager
+def _silent_root_logger() -> Iterator[None]:
+    """Drops what is logged by no logger in particular, for a block.
+
+    The quantizer names every product that it leaves alone: a page that reads like a failure.
+    """
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    logging.getLogger().addFilter(drop)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(drop)
 
 
 def _spectrum(config: FeatureConfig, block: int) -> dict[str, "Tensor"]:

@@ -1,5 +1,7 @@
 """Tensors that `kws.preprocess.step` made, opened for training and evaluation."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kws import files
-from kws.config import FeatureConfig, from_dict
+from kws.config import FeatureConfig, from_dict, require, require_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,24 +52,51 @@ class Tensors:
         """Opens a folder.
 
         Raises:
-            ValueError: the folder is not complete.
+            ValueError: the folder is not complete, or damaged.
         """
         if not files.is_complete(folder):
             raise ValueError(f"tensors must be a folder that kws preprocess completed, got {str(folder)!r}")
         self.folder = folder
         self.device = torch.device(device)
-        self.manifest: dict[str, Any] = files.read_json(folder / files.MANIFEST)
-        self.words: list[str] = self.manifest["words"]
-        self.fingerprint: str = self.manifest["fingerprint"]
-        self.features = from_dict(FeatureConfig, self.manifest["features"])
-        self.mean = torch.tensor(self.manifest["normalization"]["mean"])
-        self.std = torch.tensor(self.manifest["normalization"]["std"])
+        self.manifest: dict[str, Any] = files.read_object(
+            folder / files.MANIFEST, words=list, fingerprint=str, features=dict, normalization=dict, counts=dict,
+            recordings=dict,
+        )  # fmt: skip
+        with self._whole(files.MANIFEST):
+            require_words(self.manifest["words"])
+            self.words: list[str] = self.manifest["words"]
+            self.fingerprint: str = self.manifest["fingerprint"]
+            self.features = from_dict(FeatureConfig, self.manifest["features"])
+            self.mean = torch.tensor(self.manifest["normalization"]["mean"], dtype=torch.float32)
+            self.std = torch.tensor(self.manifest["normalization"]["std"], dtype=torch.float32)
+            for name, value in (("mean", self.mean), ("std", self.std)):
+                fits = value.shape == (self.features.num_mels,) and bool(value.isfinite().all())
+                require(fits, name, f"have {self.features.num_mels} numbers", list(value.shape))
+            require(bool((self.std > 0).all()), "std", "be positive", float(self.std.min()))
+
+    @contextlib.contextmanager
+    def _whole(self, name: str) -> Iterator[None]:
+        """Names a file of the folder, and the remedy, where reading it in the block fails."""
+        try:
+            yield
+        except (ValueError, TypeError, KeyError, EOFError) as error:
+            said = f"no {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{self.folder / name} must be as kws preprocess wrote it, got {said}: delete "
+                             f"{self.folder} and run kws preprocess again") from error  # fmt: skip
 
     def split(self, name: str, most: int = 0) -> Split:
         """Opens train, validation or test; with `most`, only that many clips, spread evenly over the split."""
         features = self._open(f"{name}.features.npy")
-        labels = torch.from_numpy(np.load(self.folder / f"{name}.labels.npy")).to(self.device)
-        clips = files.read_json(self.folder / f"{name}.clips.json")
+        with self._whole(f"{name}.labels.npy"):
+            labels = torch.from_numpy(np.load(self.folder / f"{name}.labels.npy")).to(self.device)
+            fits = labels.dtype == torch.int64 and labels.shape == (len(features),) and len(labels) > 0
+            require(fits, "labels", f"be of {len(features)} clips", list(labels.shape))
+            fits = 0 <= int(labels.min()) <= int(labels.max()) < len(self.words)
+            require(fits, "labels", f"be of {len(self.words)} words", (int(labels.min()), int(labels.max())))
+        with self._whole(f"{name}.clips.json"):
+            clips = files.read_json(self.folder / f"{name}.clips.json")
+            fits = isinstance(clips, list) and len(clips) == len(features) and all(isinstance(c, str) for c in clips)
+            require(fits, "clips", f"be {len(features)} names", len(clips))
         if most and most < len(clips):
             chosen = torch.linspace(0, len(clips) - 1, most).long()
             features, labels = features[chosen.to(self.device)], labels[chosen.to(self.device)]
@@ -79,6 +108,9 @@ class Tensors:
         return self._open("noise.features.npy") if self.manifest["counts"]["noise"] else None
 
     def _open(self, name: str) -> Tensor:
-        # Copy-on-write, as torch wants writable memory: nothing writes, so nothing is copied.
-        array = torch.from_numpy(np.load(self.folder / name, mmap_mode="c"))
+        with self._whole(name):
+            # Copy-on-write, as torch wants writable memory: nothing writes, so nothing is copied.
+            array = torch.from_numpy(np.load(self.folder / name, mmap_mode="c"))
+            shape = [self.features.num_mels, self.features.num_frames]
+            require(list(array.shape[1:]) == shape, "features", f"be of the shape {shape}", list(array.shape[1:]))
         return array if self.device.type == "cpu" else array.to(self.device)

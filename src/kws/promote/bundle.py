@@ -48,9 +48,13 @@ def version_folder(data_root: Path, version: str) -> Path:
     Raises:
         ValueError: the version is no name of a folder.
     """
-    plain = isinstance(version, str) and version == Path(version).name and not version.startswith(".")
-    require(plain and version != "", "version", "be the name of a folder of models/", version)
+    require(is_name(version), "version", "be the name of a folder of models/", version)
     return data_root / MODELS / version
+
+
+def is_name(name: object) -> bool:
+    """Tells whether something can name a folder or a file of its folder, and nothing outside."""
+    return isinstance(name, str) and Path(name).name == name != "" and not name.startswith(".") and "\0" not in name
 
 
 def champion_record(data_root: Path) -> dict[str, Any] | None:
@@ -61,12 +65,30 @@ def champion_record(data_root: Path) -> dict[str, Any] | None:
     """
     path = data_root / MODELS / CHAMPION
     try:
-        record = files.read_json(path)
+        return parse_champion(path.read_bytes(), str(path))
     except FileNotFoundError:
         return None
-    if not isinstance(record, dict) or "version" not in record:
-        raise ValueError(f"{path} must name a version, got another content; kws rollback --version sets it anew")
-    version_folder(data_root, record["version"])
+
+
+def parse_champion(text: bytes, name: str) -> dict[str, Any]:
+    """Parses a champion.json: `version`, and since when, by whom, why and those before it where they were written.
+
+    Args:
+        text: its content.
+        name: of the file, for the message.
+
+    Raises:
+        ValueError: it is damaged, or not of kws.
+    """
+    try:
+        record = files.parse_object(text, name, version=str)
+        require(is_name(record["version"]), f"{name}: version", "be the name of a folder of models/", record["version"])
+        history = record.setdefault("history", [])
+        fits = isinstance(history, list) and all(isinstance(entry, dict) and is_name(entry.get("version"))
+                                                 for entry in history)  # fmt: skip
+        require(fits, f"{name}: history", "be a list of versions", history)
+    except ValueError as error:
+        raise ValueError(f"{error}; kws rollback --version sets it anew") from error
     return record
 
 
@@ -88,11 +110,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / files.MANIFEST
     try:
-        manifest = files.read_json(path)
+        return parse_manifest(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise ValueError(f"version {folder.name} must be complete, got no {files.MANIFEST} in {folder}") from None
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise ValueError(f"{path} must state the files of the version, got another content")
+
+
+def parse_manifest(text: bytes, name: str) -> dict[str, Any]:
+    """Parses the manifest of a version: `version`, in `files` the SHA-256 of every other file, and what people ask.
+
+    Args:
+        text: its content.
+        name: of the file, for the message.
+
+    Raises:
+        ValueError: it is damaged, or not of kws.
+    """
+    manifest = files.parse_object(text, name, version=str, files=dict)
+    for file, digest in manifest["files"].items():
+        require(is_name(file), f"{name}: files", "be names of its folder", file)
+        require(isinstance(digest, str), f"{name}: {file}", "have its SHA-256", digest)
+    for field, kind in (("about", dict), ("words", list), ("reference", dict)):
+        require(isinstance(manifest.get(field, kind()), kind), f"{name}: {field}", f"be a {kind.__name__}",
+                manifest.get(field))  # fmt: skip
     return manifest
 
 

@@ -1,8 +1,4 @@
-"""Publishing models, and deciding which one is in use.
-
-models/<version>/       model.pth, evaluation.json, report.html, manifest.json (digests; written last)
-models/champion.json    the version in use
-"""
+"""Publishing models, and deciding which one is in use."""
 
 import logging
 import shutil
@@ -16,11 +12,10 @@ from kws.config import require
 from kws.evaluate.accuracy import evaluate_tensors
 from kws.model import bundle
 from kws.preprocess.tensors import Tensors
+from kws.promote import bundle as published
+from kws.promote.bundle import CHAMPION, MODEL
 
 log = logging.getLogger(__name__)
-
-CHAMPION = "champion.json"
-MODEL = "model.pth"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +50,8 @@ def promote(
     """
     require(0 <= min_accuracy <= 1, "min_accuracy", "lie in 0 to 1", min_accuracy)
     recognizer = bundle.load(model)
-    accuracy = float(files.read_json(evaluation)["accuracy"])
-    version = str(recognizer.about.get("run") or files.sha256_of(model)[:12])
+    accuracy: float = files.read_object(evaluation, accuracy=float)["accuracy"]
+    version = _free_name(model, recognizer, data_root / "models")
     folder = data_root / "models" / version
 
     def build(staging: Path) -> None:
@@ -75,8 +70,13 @@ def promote(
     files.build_folder(folder, build)
     champion_file = data_root / "models" / CHAMPION
     with files.lock(champion_file):
-        champion = files.read_json(champion_file)["version"] if champion_file.is_file() else None
-        is_champion, reason, other = _decide(version, accuracy, min_accuracy, champion, data_root, tensors)
+        champion, without = None, "there was none before"
+        try:
+            champion = published.champion(data_root)
+        except ValueError as error:
+            without = f"the one before is not known: {error}"
+            log.warning("%s", error)
+        is_champion, reason, other = _decide(version, accuracy, min_accuracy, champion, without, data_root, tensors)
         if is_champion and champion != version:
             when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             files.write_json(champion_file, {"version": version, "accuracy": accuracy, "since": when})
@@ -88,21 +88,59 @@ def promote(
     return decision
 
 
+def _free_name(model: Path, recognizer: bundle.Recognizer, models: Path) -> str:
+    """Returns the name of the training run, or the digest of the model where it has none that can be a folder's.
+
+    A folder of that name that holds another model is left alone: then the name gets the digest too. One that is
+    damaged is deleted.
+    """
+    digest = files.sha256_of(model)
+    run = recognizer.about.get("run")
+    name = str(run) if run and published.is_name(run) else digest[:12]
+    for version in (name, f"{name}-{digest[:8]}"):
+        folder = models / version
+        if not files.is_complete(folder):
+            return version
+        try:
+            manifest = published.verify(folder)
+        except (ValueError, OSError) as error:
+            log.warning("%s is published anew, as it is damaged: %s", version, error)
+            (folder / files.MANIFEST).unlink()  # so that it counts as half made
+            return version
+        if manifest["files"].get(MODEL) == digest:
+            return version
+    return version
+
+
 def _decide(
-    version: str, accuracy: float, min_accuracy: float, champion: str | None, data_root: Path, tensors: Path
-) -> tuple[bool, str, float | None]:
-    """Returns whether a version is to be champion, why, and the accuracy of the champion it met."""
+    version: str, accuracy: float, min_accuracy: float, champion: str | None, without: str, data_root: Path,
+    tensors: Path,
+) -> tuple[bool, str, float | None]:  # fmt: skip
+    """Returns whether a version is to be champion, why, and the accuracy of the champion it met.
+
+    Args:
+        version: the new one.
+        accuracy: of it.
+        min_accuracy: what a champion must reach.
+        champion: the version in use, or None.
+        without: why there is none.
+        data_root: has models/.
+        tensors: the folder whose test split decides.
+    """
     if champion == version:
         return True, "it was before", None
     if accuracy < min_accuracy:
         return False, f"accuracy {accuracy:.2%} is below min_accuracy {min_accuracy:.2%}", None
     if champion is None:
-        return True, f"accuracy {accuracy:.2%}, and there was none before", None
-    if not (data_root / "models" / champion / MODEL).is_file():
+        return True, f"accuracy {accuracy:.2%}, and {without}", None
+    folder = data_root / "models" / champion
+    if not (folder / MODEL).is_file():
         return True, f"accuracy {accuracy:.2%}, and {champion} is no longer there", None
     try:
-        rival = bundle.load(data_root / "models" / champion / MODEL)
-    except ValueError as error:  # of an older version of the project, or damaged: then none can use it
+        rival = bundle.load(folder / MODEL)
+        published.verify(folder)
+    except (ValueError, OSError) as error:  # of an older version of the project, or damaged: then none can use it
+        log.warning("the champion %s cannot be read: %s", champion, error)
         return True, f"accuracy {accuracy:.2%}, and {champion} cannot be read: {error}", None
     other = evaluate_tensors(rival, Tensors(tensors)).accuracy
     if accuracy > other:

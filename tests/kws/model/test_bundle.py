@@ -2,7 +2,9 @@
 
 import dataclasses
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +57,48 @@ def test_temperature_divides_scores(make_recognizer: MakeRecognizer) -> None:
     torch.testing.assert_close(probabilities, torch.tensor([[0.0, 1.0, 2.0]]).softmax(-1))
 
 
+Change = Callable[[dict[str, Any]], object]
+
+DAMAGE: dict[str, tuple[Change, str]] = {
+    "no words": (lambda c: c.pop("words"), "words must be a list, got 'NoneType'"),
+    "no weights": (lambda c: c.pop("weights"), "weights must be a dict, got 'NoneType'"),
+    "one weight less": (lambda c: c["weights"].pop("head.bias"), "must be those of the model, got no head.bias"),
+    "one weight more": (lambda c: c["weights"].update(x=torch.zeros(1)), "got one more, x"),
+    "wrong shape": (lambda c: c["weights"].update(mean=torch.zeros(7)), r"mean must have the shape \[128\], got \[7\]"),
+    "not a number": (lambda c: c["weights"]["head.bias"].fill_(torch.nan), "head.bias must be finite, got 'NaN or"),
+    "infinity": (lambda c: c["weights"]["mean"].fill_(torch.inf), "mean must be finite"),
+    "no deviation": (lambda c: c["weights"]["std"].zero_(), "std must be positive, got 0.0"),
+    "whole numbers": (lambda c: c["weights"].update(std=torch.ones(128).int()), "std must be a tensor of floats"),
+    "no tensor": (lambda c: c["weights"].update(std=[1.0] * 128), "std must be a tensor of floats, got 'list'"),
+    "more words than scores": (lambda c: c["words"].append("go"), r"head.weight must have the shape \[4, 32\], got \[3"),
+    "a word twice": (lambda c: c.update(words=["no", "no", "yes"]), "words must be a list of two words or more"),
+    "words that are numbers": (lambda c: c.update(words=[1, 2, 3]), "words must be a list of two words or more"),
+    "temperature 0": (lambda c: c.update(temperature=0.0), "temperature must be positive, got 0.0"),
+    "temperature that is none": (lambda c: c.update(temperature=float("nan")), "temperature must be positive, got nan"),
+    "settings of another type": (lambda c: c["features"].update(num_mels="many"), "num_mels must be of the type int"),
+    "settings that are no table": (lambda c: c.update(model=[1]), "model must be a dict, got 'list'"),
+    "settings out of range": (lambda c: c["features"].update(n_fft=0), "n_fft must be positive, got 0"),
+    "a clip of a year": (lambda c: c["features"].update(num_samples=10**12), "num_samples must be at most 10000000"),
+    "a huge model": (lambda c: c["model"].update(width=2**20, num_heads=1), "must have the shape"),
+    "a model beyond all": (lambda c: c["model"].update(width=2**40, num_heads=1), "must be those of a model, got"),
+    "endless layers": (lambda c: c["model"].update(num_layers=10**12), "num_layers must be as many as there are"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_model_is_refused_with_what_is_wrong_and_its_file(
+    name: str, tmp_path: Path, make_recognizer: MakeRecognizer
+) -> None:
+    change, message = DAMAGE[name]
+    path = tmp_path / "model.pth"
+    bundle.save(path, make_recognizer())
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"model must be whole, got .*model\.pth, which is damaged: .*{message}"):
+        bundle.load(path)
+
+
 class Harmful:
     """Makes a file when it is unpickled."""
 
@@ -73,6 +117,9 @@ def test_file_of_anything_else_is_refused_and_not_executed(tmp_path: Path, make_
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"^model must be a \.pth file of kws train, got '.*', which is damaged"):
             bundle.load(path)
+    torch.save({"format": bundle.FORMAT, "weights": Harmful(tmp_path / "harm")}, path)
+    with pytest.raises(ValueError, match="which is damaged"):
+        bundle.load(path)
     torch.save({"path": Path("x")}, path)  # a type that weights_only does not let in
     with pytest.raises(ValueError, match=r"^model must be a \.pth") as caught:
         bundle.load(path)

@@ -126,6 +126,47 @@ print(json.dumps([found.word, sorted({{"torch", "onnx"}} & set(sys.modules))]))
     assert json.loads(shown) == ["no", []]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("words", None, "words must be a JSON file"),
+        ("words", "[1, 2]", "words must be a list of two words or more"),
+        ("words", '["no", "stop", "yes", "go"]', r"probabilities must be of 4 words, got \(1, 3\)"),
+        ("features", '{"num_samples": 8000}', "inputs must be waveforms of 8000 samples"),
+        ("features", '{"num_samples": "x"}', "num_samples must be of the type int, got 'x'"),
+        ("num_parameters", '"many"', "num_parameters must be a whole number"),
+        ("about", "{", "about must be a JSON file"),
+    ],
+)
+def test_metadata_that_does_not_fit_is_refused(
+    exported: Path, tmp_path: Path, name: str, value: str | None, message: str
+) -> None:
+    graph = onnx_format.load(exported)
+    metadata = {entry.key: entry.value for entry in graph.metadata_props if entry.key != name}
+    onnx_format.helper.set_model_props(graph, metadata | ({} if value is None else {name: value}))
+    onnx_format.save(graph, tmp_path / "changed.onnx")
+    with pytest.raises(ValueError, match=rf"model must be whole, got .*changed.onnx, which is damaged: {message}"):
+        onnx.load(tmp_path / "changed.onnx")
+
+
+def test_weight_that_is_not_a_number_is_refused(exported: Path, tmp_path: Path) -> None:
+    graph = onnx_format.load(exported)
+    (filters,) = (constant for constant in graph.graph.initializer if constant.name == "mel_filters")
+    values = onnx_format.numpy_helper.to_array(filters).copy()
+    values[40] = np.nan
+    filters.CopyFrom(onnx_format.numpy_helper.from_array(values, "mel_filters"))
+    onnx_format.save(graph, tmp_path / "changed.onnx")
+    with pytest.raises(ValueError, match="which is damaged: probabilities must add up to 1, got nan"):
+        onnx.load(tmp_path / "changed.onnx")
+
+
+def test_export_in_8_bits_says_nothing_but_the_file(expert: Recognizer, tmp_path: Path) -> None:
+    bundle.save(tmp_path / "model.pth", expert)
+    command = [Path(sys.executable).parent / "kws", "export", "--int8", "--model", tmp_path / "model.pth"]
+    done = subprocess.run([*command, tmp_path / "model.onnx"], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"{tmp_path / 'model.onnx'}\n", "")
+
+
 def test_file_that_is_no_model_is_refused(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"model must be an .onnx file, got '.*', which does not exist"):
         onnx.load(tmp_path / "absent.onnx")

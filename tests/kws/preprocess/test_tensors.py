@@ -1,6 +1,7 @@
 """Tensors, opened again, and handed from step to step."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -90,3 +91,43 @@ def test_folder_that_is_gone_or_another_is_not_received(tone_tensors: Path, tmp_
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match="must be on the volume, got"):
         steps.receive(artifact)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("manifest.json", b"{}", r"manifest.json must have words \(list\), got none"),
+        ("manifest.json", b"[]", "manifest.json must be a JSON object, got a list"),
+        ("train.labels.npy", b"", "train.labels.npy must be as kws preprocess wrote it, got No data left"),
+        ("train.features.npy", b"\x93NUMPY", "train.features.npy must be as kws preprocess wrote it"),
+        ("train.features.npy", pickle.dumps([1]), "train.features.npy must be as kws preprocess wrote it"),
+        ("train.clips.json", b'["one"]', r"train.clips.json must be as kws preprocess wrote it, got clips must be \d+"),
+    ],
+)
+def test_damaged_tensors_are_refused_with_the_file_and_the_remedy(
+    tone_tensors: Path, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    folder = Path(shutil.copytree(tone_tensors, tmp_path / "tensors"))
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        Tensors(folder).split("train")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"words": ["no"]}, "got words must be a list of two words or more"),
+        ({"normalization": {"mean": [0.0]}}, "got no 'std': delete"),
+        ({"normalization": {"mean": [0.0] * 128, "std": [1.0]}}, "got std must have 128 numbers"),
+        ({"normalization": {"mean": ["x"] * 128, "std": [1.0] * 128}}, "must be as kws preprocess wrote it"),
+        ({"features": {"num_mels": -1}}, "got num_mels must be positive"),
+        ({"words": ["no", "stop"]}, "labels must be of 2 words"),
+    ],
+)
+def test_manifest_that_does_not_fit_is_refused(
+    tone_tensors: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    folder = Path(shutil.copytree(tone_tensors, tmp_path / "tensors"))
+    files.write_json(folder / files.MANIFEST, files.read_json(folder / files.MANIFEST) | change)
+    with pytest.raises(ValueError, match=message):
+        Tensors(folder).split("train")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ def publish(data_root: Path, tone_tensors: Path, tmp_path: Path) -> Publish:
     """Evaluates a model and promotes it, as the steps of the pipeline do."""
 
     def call(recognizer: Recognizer, min_accuracy: float = 0.0, tensors: Path = tone_tensors) -> Decision:
-        folder = tmp_path / "steps" / str(recognizer.about.get("run"))
+        folder = tmp_path / "steps" / str(recognizer.about.get("run")).replace("/", "-")
         model, report, evaluation = folder / "model.pth", folder / "report.html", folder / "evaluation.json"
         bundle.save(model, recognizer)
         found = evaluate(model, tone_tensors, report)
@@ -208,3 +209,75 @@ def test_champion_of_another_format_is_followed_by_the_next_good_model(
     assert decision.is_champion
     assert "weak cannot be read: model must be of format" in decision.reason
     assert champion(data_root)["version"] == "expert"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "champion.json must be a JSON file"),
+        (b"\xff\xfe{", "champion.json must be a JSON file"),
+        (b"[1]", "champion.json must be a JSON object, got a list"),
+        (b"{}", r"champion.json must have version \(str\), got none"),
+        (b'{"version": 3}', r"champion.json must have version \(str\), got 3"),
+        (b'{"version": "../weak"}', "champion.json: version must be the name of a folder of models/"),
+    ],
+)
+def test_damaged_note_of_the_champion_is_said_to_be_so_and_the_next_good_model_follows(
+    publish: Publish, expert: Recognizer, weak: Recognizer, data_root: Path, content: bytes, message: str
+) -> None:
+    publish(weak)
+    (data_root / "models" / "champion.json").write_bytes(content)
+    decision = publish(expert)
+    assert decision.is_champion
+    assert re.search(rf"the one before is not known: .*{message}", decision.reason)
+    assert champion(data_root)["version"] == "expert"
+
+
+@pytest.mark.parametrize("name", ["model.pth", "manifest.json", "report.html"])
+def test_damaged_champion_is_said_to_be_so_and_the_next_good_model_follows(
+    publish: Publish, expert: Recognizer, weak: Recognizer, data_root: Path, name: str
+) -> None:
+    publish(weak)
+    path = data_root / "models" / "weak" / name
+    path.write_bytes(path.read_bytes()[:-100])
+    decision = publish(expert)
+    assert decision.is_champion
+    assert re.search(rf"weak cannot be read: .*{re.escape(name)}", decision.reason)
+
+
+def test_published_model_that_was_damaged_is_published_anew(
+    publish: Publish, expert: Recognizer, data_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(expert)
+    (data_root / "models" / "expert" / "model.pth").write_bytes(b"")
+    assert publish(expert).version == "expert"
+    assert bundle.load(data_root / "models" / "expert" / "model.pth").words == expert.words
+    assert "expert is published anew, as it is damaged" in caplog.text
+
+
+def test_another_model_of_the_same_name_is_published_beside_it(
+    publish: Publish, expert: Recognizer, weak: Recognizer, data_root: Path
+) -> None:
+    publish(weak)
+    decision = publish(renamed(expert, "weak"))
+    assert re.fullmatch("weak-[0-9a-f]{8}", decision.version)
+    assert decision.is_champion
+    assert champion(data_root)["version"] == decision.version
+    assert publish(renamed(expert, "weak")).version == decision.version
+
+
+@pytest.mark.parametrize("run", ["../outside", ".hidden", "a/b", "", 7])
+def test_run_that_cannot_name_a_folder_is_not_one(publish: Publish, expert: Recognizer, run: object) -> None:
+    decision = publish(dataclasses.replace(expert, about={"run": run}))
+    assert re.fullmatch("[0-9a-f]{12}", decision.version)
+
+
+def test_figures_without_accuracy_are_refused(
+    expert: Recognizer, tone_tensors: Path, tmp_path: Path, data_root: Path
+) -> None:
+    bundle.save(tmp_path / "model.pth", expert)
+    for content in ("{}", '{"accuracy": NaN}', '{"accuracy": "high"}'):
+        (tmp_path / "evaluation.json").write_text(content)
+        with pytest.raises(ValueError, match=r"evaluation.json must have accuracy \(float\), got "):
+            promote(tmp_path / "model.pth", tone_tensors, tmp_path / "evaluation.json", tmp_path, data_root, 0.5)
+    assert not data_root.exists()
