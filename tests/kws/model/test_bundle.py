@@ -70,7 +70,7 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     "no deviation": (lambda c: c["weights"]["std"].zero_(), "std must be positive, got 0.0"),
     "whole numbers": (lambda c: c["weights"].update(std=torch.ones(128).int()), "std must be a tensor of floats"),
     "no tensor": (lambda c: c["weights"].update(std=[1.0] * 128), "std must be a tensor of floats, got 'list'"),
-    "more words than scores": (lambda c: c["words"].append("go"), r"head.weight must have the shape \[4, 32\], got \[3"),
+    "more words than scores": (lambda c: c["words"].append("go"), r"head.weight must have the shape \[4, 32\]"),
     "a word twice": (lambda c: c.update(words=["no", "no", "yes"]), "words must be a list of two words or more"),
     "words that are numbers": (lambda c: c.update(words=[1, 2, 3]), "words must be a list of two words or more"),
     "temperature 0": (lambda c: c.update(temperature=0.0), "temperature must be positive, got 0.0"),
