@@ -37,7 +37,7 @@ lint: $(READY) ## ruff, mypy --strict, import-linter
 	@$(BIN)/lint-imports
 
 .PHONY: format
-format: $(READY) ## let ruff mend what it can
+format: $(READY) ## let ruff fix what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 

@@ -21,7 +21,7 @@ def train(
     model: Output[Model],
     job: Output[Artifact],
 ) -> None:
-    """Trains in runs/<timestamp>-<run id>/ on the volume; tried again, it goes on from the last checkpoint.
+    """Trains in runs/<timestamp>-<run id>/ on the volume; tried again, it resumes from the last checkpoint.
 
     Args:
         tensors: manifest of the tensors.

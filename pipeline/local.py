@@ -147,7 +147,7 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
 def _adapt(path: Path) -> None:
     """Takes the run id from a compiled pipeline, which would be another every time.
 
-    Without one the step that trains goes on with the unfinished run of the same settings.
+    Without one the step that trains resumes the unfinished run with the same settings.
     """
     import yaml
 

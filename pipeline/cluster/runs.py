@@ -238,7 +238,7 @@ def follow(cluster: Cluster, run_id: str, names: Sequence[str] = ()) -> int:
                         printed.add((step.name, step.state))
                         console.print(f"{step.name}: {step.state.lower()} {duration(step.start, step.end)}")
     except KeyboardInterrupt:
-        console.print(f"\nno longer following; the run goes on (make follow RUN={run_id}, make cancel RUN={run_id})")
+        console.print(f"\nno longer following; the run continues (make follow RUN={run_id}, make cancel RUN={run_id})")
         return 130
     out.print(step_table(steps, {}))
     succeeded = details.state == "SUCCEEDED"
@@ -251,7 +251,7 @@ def follow(cluster: Cluster, run_id: str, names: Sequence[str] = ()) -> int:
         reason = details.error.message if details.error and details.error.message else ""
         reason = reason or "; ".join(f"{step.name}: {step.error}" for step in steps if step.error)
         console.print(f"[red]the run {details.state.lower()}[/] {escape(reason)}")
-        console.print(f"make retry RUN={run_id} goes on at the step that failed")
+        console.print(f"make retry RUN={run_id} resumes at the step that failed")
     return 0 if succeeded else 1
 
 
@@ -466,7 +466,7 @@ def table_of_schedules(cluster: Cluster) -> Table:
 
 
 def unschedule(cluster: Cluster, name: str) -> None:
-    """Deletes a recurring run; runs that it started go on."""
+    """Deletes a recurring run; runs that it started continue."""
     found = [each for each in _schedules(cluster) if name in (each.display_name, each.recurring_run_id)]
     if not found:
         raise ValueError(f"name must be that of a schedule (make schedules lists them), got {name!r}")

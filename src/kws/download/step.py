@@ -52,7 +52,7 @@ EXTRACTED = 2
 def download(source: str, sha256: str, data_root: Path) -> Path:
     """Brings recordings to a data root; does nothing where they are there already.
 
-    An interrupted transfer goes on where it stopped. Two processes that ask for the same recordings at the same time
+    An interrupted transfer resumes where it stopped. Two processes that ask for the same recordings at the same time
     fetch them once.
 
     Args:
@@ -264,7 +264,7 @@ def _fetch(url: str, part: Path) -> Remote:
                 f"and start again; the {files.human_bytes(size)} that came are kept"
             ) from failure
         wait = BACKOFF * 2 ** (tries - 1)
-        log.warning("%s: %s; going on at %s in %g s", url, failure, files.human_bytes(size), wait)
+        log.warning("%s: %s; resuming at %s in %g s", url, failure, files.human_bytes(size), wait)
         time.sleep(wait)
 
 

@@ -31,7 +31,7 @@ NUM_MISTAKES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class WordScore:
-    """How one word fares."""
+    """Precision, recall and F1 of one word."""
 
     word: str
     num_clips: int

@@ -17,7 +17,7 @@ from kws.preprocess.audio import Waveform, resample
 from kws.preprocess.step import noise_pieces
 
 Change = Callable[[int, Waveform], Waveform]
-"""Gets the number of a clip and its waveform, and returns a worse one."""
+"""A condition: takes the number of a clip and its waveform, and returns the waveform under that condition."""
 
 
 def add_noise(noises: Sequence[Waveform], snr_db: float) -> Change:

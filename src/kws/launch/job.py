@@ -12,7 +12,7 @@ TRAINER = "kws.train.trainer"
 """The module that trains: torchrun starts one process of it for every device or few cores."""
 
 MAX_RESTARTS = 3
-"""How often torchrun starts the processes of a job again after one died; they go on from the last checkpoint."""
+"""How often torchrun starts the processes of a job again after one died; they resume from the last checkpoint."""
 
 MAX_NAME_LENGTH = 50
 """Longest name of a job: a pod adds -worker-999, and is a DNS label of at most 63 characters."""

@@ -55,7 +55,7 @@ def on_conflict(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> Liter
     """Decides what becomes of a job that has the name of the one to submit.
 
     It is adopted while it runs and when it succeeded: an earlier attempt of the same step submitted it. One that
-    failed is replaced, and training goes on from its last checkpoint. One that is being deleted is waited for.
+    failed is replaced, and training resumes from its last checkpoint. One that is being deleted is waited for.
 
     Raises:
         LaunchError: the job is not ours, or does something else.

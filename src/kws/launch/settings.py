@@ -54,7 +54,7 @@ class ClusterConfig:
     """Size of /dev/shm, through which the processes of a pod exchange gradients. A container's default is 64 MB."""
 
     elastic: bool = True
-    """Whether training goes on with fewer pods while one is away. Elastic pods are all workers and meet at the first
+    """Whether training continues with fewer pods while one is away. Elastic pods are all workers and meet at the first
     one; without it there are a master and workers, and training waits until all are there."""
 
     min_nodes: int = 1

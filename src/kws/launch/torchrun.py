@@ -99,7 +99,7 @@ def _run_group(command: Sequence[str], environment: Mapping[str, str]) -> int:
                 _end_group(process)
     if received:
         name = signal.Signals(received[0]).name
-        print(f"stopped by {name}; started again, training goes on from its last checkpoint", file=sys.stderr)
+        print(f"stopped by {name}; started again, training resumes from its last checkpoint", file=sys.stderr)
         raise SystemExit(128 + received[0])
     return status
 

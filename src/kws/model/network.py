@@ -101,7 +101,7 @@ class LinearStem(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Four 3 × 3 convolutions over mel bins and frames, then a projection of what is left of the mel axis.
+    """Four 3 × 3 convolutions over mel bins and frames, then a projection of the remaining mel bins.
 
     Each halves the mel axis; together they shorten the time axis by `frames_per_token`, the first ones by two. A
     pattern is found whatever its pitch, which matters with few clips.

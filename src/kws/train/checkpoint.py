@@ -42,5 +42,5 @@ def resume(run: Path, trainer: Trainer) -> History:
     state: dict[str, Any] = torch.load(checkpoint, map_location=world.device, weights_only=True)
     trainer.restore(state)
     if world.leads:
-        log.info("going on at step %d of epoch %d", trainer.position.step, trainer.position.epoch)
+        log.info("resuming at step %d of epoch %d", trainer.position.step, trainer.position.epoch)
     return list(state["history"])

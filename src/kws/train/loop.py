@@ -2,7 +2,7 @@
 
 Where a run stands is three numbers: the epoch, the clips of it that are done, and the step. The order of the clips
 and every random draw follow from the seed and these numbers, so a checkpoint needs no state of a random generator, and
-a run that was killed goes on as if nothing had happened: on the CPU bit for bit.
+a run that was killed resumes as if nothing had happened: on the CPU bit for bit.
 """
 
 import dataclasses
@@ -247,7 +247,7 @@ class Trainer:
         return torch.cat(found), torch.cat(truth)
 
     def state(self) -> dict[str, Any]:
-        """Returns all that training needs to go on from here."""
+        """Returns all that training needs to resume from here."""
         return {
             "position": dataclasses.asdict(self.position),
             "model": self.model.state_dict(),

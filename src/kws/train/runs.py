@@ -35,7 +35,7 @@ LEAVING_SECONDS = 40
 """How long the processes of a run that was stopped may take to end; torchrun gives them 30 s."""
 
 FREE_TO_CHANGE = ("checkpoint_steps", "keep_checkpoints")
-"""Training settings that may differ when a run goes on: they do not touch the result."""
+"""Training settings that may differ when a run is resumed: they do not affect the result."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument(
         "--runs", type=Path, metavar="DIR",
-        help="gets the folder <timestamp>-<run id>; an unfinished run of the same settings goes on",
+        help="gets the folder <timestamp>-<run id>; an unfinished run with the same settings is resumed",
     )  # fmt: skip
     place.add_argument(
         "--run-folder", type=Path, metavar="DIR", help="a run that was opened: its config.json says all the rest"
@@ -125,7 +125,7 @@ def open_run(runs: Path, run_id: str, config: dict[str, Any]) -> Path:
 
     Args:
         runs: the folder of all runs.
-        run_id: names the run; empty goes on with an unfinished one of the same settings, else makes up a name.
+        run_id: names the run; empty resumes an unfinished one with the same settings, or makes up a name.
         config: what `describe` gave.
 
     Raises:

@@ -30,8 +30,8 @@ def train(
         runs: gets the folder `<timestamp>-<run id>/`.
         preset: names features and model.
         config: how to train; written into the folder of the run, where every training process reads it.
-        run_id: names the run, so that a step that is tried again goes on with it. Empty goes on with an unfinished run
-            of the same settings, or starts a new one.
+        run_id: names the run, so that a step that is tried again resumes it. Empty resumes an unfinished run of
+            the same settings, or starts a new one.
         num_nodes: machines.
         processes_per_node: processes of each.
         job_manifest: gets what was started: the manifest of the PyTorchJob, or the command and its environment.

@@ -195,7 +195,7 @@ def run(options: argparse.Namespace) -> Path:
             tensors, preset, config, runs_folder=options.runs, run_id=options.run_id, run=options.run_folder
         )  # fmt: skip
     except StopTraining:
-        log.info("stopped, with a checkpoint; start again to go on")
+        log.info("stopped, with a checkpoint; run the same command again to resume")
         sys.exit(STOPPED)
 
 

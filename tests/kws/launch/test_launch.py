@@ -145,7 +145,7 @@ def test_a_launcher_told_to_stop_lets_the_processes_stop_in_order(notes: Path, s
     _, output = process.communicate(timeout=60)
 
     assert process.returncode == 128 + signum
-    assert f"stopped by {signum.name}; started again, training goes on from its last checkpoint" in output
+    assert f"stopped by {signum.name}; started again, training resumes from its last checkpoint" in output
     assert {path.read_text() for path in notes.glob("stopped-*")} == {"SIGTERM"}
     assert len(list(notes.glob("stopped-*"))) == 2
     assert not any(map(is_alive, [*trainers, agent]))
