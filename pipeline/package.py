@@ -44,7 +44,12 @@ def version_name(path: Path) -> str:
 
 def steps_of_package(path: Path = PACKAGE) -> list[str]:
     """Returns the steps of a compiled package in their order, those that can run at the same time by name."""
-    tasks = package_spec(path)["root"]["dag"]["tasks"]
+    return steps_of_spec(package_spec(path))
+
+
+def steps_of_spec(spec: Mapping[str, Any]) -> list[str]:
+    """Returns the steps of a pipeline spec in their order, those that can run at the same time by name."""
+    tasks = spec["root"]["dag"]["tasks"]
     done: list[str] = []
     while len(done) < len(tasks):
         done += sorted(n for n in tasks if n not in done and set(tasks[n].get("dependentTasks", ())) <= set(done))

@@ -1,10 +1,8 @@
 """The commands of `python -m pipeline` that need a cluster or make one."""
 
 import argparse
-import contextlib
 import dataclasses
 import functools
-import json
 import os
 import subprocess
 import time
@@ -17,8 +15,8 @@ from rich.table import Table
 from kws.config import PipelineConfig, field_docs, require
 from kws.launch.settings import ClusterConfig
 from pipeline.cluster import runs
-from pipeline.cluster.connection import Cluster, refused
-from pipeline.cluster.runs import out
+from pipeline.cluster.connection import Cluster, refused, said_by
+from pipeline.cluster.follow import PATIENCE_MINUTES, Following, out
 from pipeline.flags import add_parameters, read_parameters
 from pipeline.kind import cluster as kind
 from pipeline.kind import images, preflight
@@ -54,11 +52,8 @@ def _status(command: Callable[[argparse.Namespace], int | None]) -> Callable[[ar
             status = command(options)
         except ApiException as error:
             if error.status in (401, 403):
-                raise refused(error.status, cluster_of(options)) from error
-            said = error.reason
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                said = json.loads(error.body)["message"]
-            raise ClusterError(f"Kubeflow Pipelines must accept the call, got status {error.status}: {said}") from error
+                raise refused(error.status, cluster_of(options), said_by(error)) from error
+            raise ClusterError(f"Kubeflow Pipelines must accept the call, got {said_by(error)}") from error
         except HTTPError as error:
             raise ClusterError(f"Kubeflow Pipelines must answer, got {error}; make kind-status shows what is "
                                "healthy") from error  # fmt: skip
@@ -87,7 +82,13 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
 
     one = argparse.ArgumentParser(add_help=False)
     one.add_argument("wanted", metavar="RUN", help="id of the run, the beginning of it, or its name")
-    on = argparse.ArgumentParser(add_help=False)
+    shown = argparse.ArgumentParser(add_help=False)
+    shown.add_argument("--patience", type=float, default=PATIENCE_MINUTES, metavar="MINUTES", help="stop following, "
+                       "with status 1, when a pod has waited so long for what will not come, such as an image that "
+                       "there is not (default: %(default)g)")  # fmt: skip
+    shown.add_argument("--quiet", action="store_true", help="without a terminal, print changes of state only, and no "
+                       "lines of the steps' logs")  # fmt: skip
+    on = argparse.ArgumentParser(add_help=False, parents=[shown])
     on.add_argument("--no-follow", action="store_true", help="return at once instead of showing the steps")
 
     parser = add("submit", _submit, "start a run on a cluster and follow it",
@@ -98,8 +99,7 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
     add_parameters(parser)
     parser = add("runs", _runs, "list the latest runs", parents=(where,))
     parser.add_argument("--count", type=int, default=20, help="how many (default: %(default)s)")
-    add("follow", lambda o: _follow(cluster_of(o), o.wanted), "show the steps of a run until it ends",
-        parents=(one, where))  # fmt: skip
+    add("follow", _follow, "show the steps of a run until it ends", parents=(one, shown, where))
     add("cancel", lambda o: runs.cancel(cluster_of(o), o.wanted), "end a run and its training", parents=(one, where))
     add("retry", _retry, "start a failed run again at the steps that failed", parents=(one, on, where))
 
@@ -209,7 +209,7 @@ def _submit(options: argparse.Namespace) -> int:
     config = _parameters(options)
     cluster = cluster_of(options)
     run_id = runs.submit(cluster, config, placement_of(options), name=options.name)
-    return 0 if options.no_follow else runs.follow(cluster, run_id, steps_of_package())
+    return 0 if options.no_follow else _following(options, cluster, run_id, steps_of_package()).run()
 
 
 def _runs(options: argparse.Namespace) -> None:
@@ -217,14 +217,22 @@ def _runs(options: argparse.Namespace) -> None:
     out.print(table if table.row_count else "no runs yet; make pipeline starts one")
 
 
-def _follow(cluster: Cluster, wanted: str) -> int:
-    return runs.follow(cluster, runs.find_run(cluster, wanted).run_id)
+def _following(options: argparse.Namespace, cluster: Cluster, run_id: str, names: list[str]) -> Following:
+    return Following(cluster, run_id, names, patience=options.patience, quiet=options.quiet)
+
+
+def _follow(options: argparse.Namespace) -> int:
+    cluster = cluster_of(options)
+    found = runs.find_run(cluster, options.wanted)
+    return _following(options, cluster, found.run_id, runs.steps_of_run(cluster, found)).run()
 
 
 def _retry(options: argparse.Namespace) -> int:
     cluster = cluster_of(options)
-    run_id = runs.retry(cluster, options.wanted)
-    return 0 if options.no_follow else runs.follow(cluster, run_id)
+    found = runs.retry(cluster, options.wanted)
+    if options.no_follow:
+        return 0
+    return _following(options, cluster, found.run_id, runs.steps_of_run(cluster, found)).run()
 
 
 def _schedule(options: argparse.Namespace) -> None:

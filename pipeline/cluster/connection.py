@@ -85,6 +85,22 @@ class Cluster:
                 kube_context=self.context or None,
             )  # fmt: skip
 
+    def read(self, path: str) -> bytes:
+        """Reads what Kubeflow Pipelines has under a path for which its client has no call; empty if it has nothing."""
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            if not self.host:
+                answer = self.core.connect_get_namespaced_service_proxy_with_path(
+                    "ml-pipeline:http", kind.NAMESPACE, path, _preload_content=False, _request_timeout=20
+                )
+                return bytes(answer.data)
+            with _open(self, path) as response:
+                return bytes(response.read())
+        except (ApiException, HTTPError, OSError):
+            return b""
+
     @functools.cached_property
     def core(self) -> Any:
         """The client of Kubernetes, or None where there is no kubeconfig: logs are then left out."""
@@ -97,13 +113,18 @@ class Cluster:
         return client.CoreV1Api()
 
 
-def _health_of_host(cluster: Cluster) -> Mapping[str, Any]:
-    request = urllib.request.Request(f"{cluster.host.rstrip('/')}/apis/v2beta1/healthz")
+def _open(cluster: Cluster, path: str) -> Any:
+    """Opens a path below the address of Kubeflow Pipelines."""
+    request = urllib.request.Request(f"{cluster.host.rstrip('/')}/{path}")
     if cluster.token_file:
         request.add_header("Authorization", f"Bearer {Path(cluster.token_file).read_text().strip()}")
     context = ssl.create_default_context(cafile=cluster.ca_file or None)
+    return urllib.request.urlopen(request, timeout=20, context=context)
+
+
+def _health_of_host(cluster: Cluster) -> Mapping[str, Any]:
     try:
-        with urllib.request.urlopen(request, timeout=20, context=context) as answer:
+        with _open(cluster, "apis/v2beta1/healthz") as answer:
             health = json.load(answer)
     except urllib.error.HTTPError as error:
         raise refused(error.code, cluster) from None
@@ -137,18 +158,37 @@ def _health_through_kubeconfig(cluster: Cluster) -> Mapping[str, Any]:
         if error.status in (500, 502, 503):
             raise ClusterError("Kubeflow Pipelines must be ready, got no answer from its API yet; make kind-status "
                                "shows what it waits for") from None  # fmt: skip
-        raise refused(error.status, cluster) from None
+        raise refused(error.status, cluster, said_by(error)) from None
     except (HTTPError, OSError) as error:
         raise ClusterError(f"the cluster of kubeconfig must answer, got {str(error)[:200]}; make kind-status, or is it "
                            "another context? kubectl config get-contexts") from None  # fmt: skip
 
 
-def refused(status: int, cluster: Cluster) -> ClusterError:
-    """Explains an HTTP status that is an error."""
-    if status in (401, 403):
+def said_by(error: Exception) -> str:
+    """Returns what an error of an API says in its own words, without headers: `status 403: pods is forbidden: …`."""
+    said = str(getattr(error, "reason", None) or error)
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        said = json.loads(getattr(error, "body", "") or "")["message"]
+    status = getattr(error, "status", None)
+    return f"status {status}: {said}" if status else said
+
+
+def refused(status: int, cluster: Cluster, said: str = "") -> ClusterError:
+    """Explains an HTTP status that is an error.
+
+    Args:
+        status: the status.
+        cluster: who gave it.
+        said: its own words, where it had any.
+    """
+    who, words = cluster.host or "the cluster", said or f"status {status}"
+    if status == 401:
         return ClusterError(
-            f"{cluster.host or 'the cluster'} must accept your credentials, got status {status}; for a fresh token: "
+            f"{who} must accept your credentials, got {words}; for a fresh token: "
             f"kubectl create token default-editor -n {cluster.namespace} --audience=pipelines.kubeflow.org > TOKEN_FILE"
         )
-    return ClusterError(f"{cluster.host or 'the cluster'} must have a working Kubeflow Pipelines, got status {status}; "
+    if status == 403:
+        return ClusterError(f"{who} must allow this call, got {words}; is {cluster.namespace} your namespace "
+                            "(NAMESPACE=), and token or kubeconfig that of somebody with rights in it?")  # fmt: skip
+    return ClusterError(f"{who} must have a working Kubeflow Pipelines, got {words}; "
                         "see whether the address ends with /pipeline")  # fmt: skip

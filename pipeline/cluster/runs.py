@@ -2,25 +2,21 @@
 
 import contextlib
 import dataclasses
+import io
 import json
-import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from rich.console import Console
-from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 
 from kws.config import PipelineConfig
 from pipeline.cluster.connection import Cluster
+from pipeline.cluster.follow import COLORS, WORDS, console, out
+from pipeline.cluster.steps import FINISHED, duration, outcome, short_ids, time_of
 from pipeline.kind import cluster as kind
-from pipeline.package import PACKAGE, compile_to, package_spec, version_name
+from pipeline.package import PACKAGE, compile_to, package_spec, steps_of_spec, version_name
 from pipeline.placement import Placement
 from pipeline.shell import ClusterError
 
@@ -28,17 +24,6 @@ if TYPE_CHECKING:
     from kfp_server_api import V2beta1Run
 
 EXPERIMENT = "speech-commands"
-POLL_SECONDS = 3.0
-PATIENCE_SECONDS = 600.0
-"""How long the API may be away while a run is followed."""
-
-FINISHED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
-COLORS = {"SUCCEEDED": "green", "FAILED": "red", "CANCELED": "yellow", "RUNNING": "cyan"}
-NUM_LAST_LINES = 20
-"""Lines of a step's log that are shown at the end of a run."""
-
-out = Console(highlight=False)
-console = Console(stderr=True, highlight=False)
 
 
 def upload(cluster: Cluster, path: Path) -> tuple[str, str]:
@@ -123,7 +108,7 @@ def submit(cluster: Cluster, config: PipelineConfig, placement: Placement, *, na
         The id of the run.
     """
     pipeline_id, version_id = prepare(cluster, placement)
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(io.StringIO()):
         experiment = cluster.client.create_experiment(EXPERIMENT, namespace=cluster.user_namespace)
         started = cluster.client.run_pipeline(
             experiment.experiment_id,
@@ -135,168 +120,6 @@ def submit(cluster: Cluster, config: PipelineConfig, placement: Placement, *, na
     out.print(f"run {started.display_name}  {started.run_id}")
     out.print(f"{cluster.ui}/#/runs/details/{started.run_id}", soft_wrap=True)
     return str(started.run_id)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """A step of a run as the table shows it."""
-
-    name: str
-    state: str = "PENDING"
-    start: datetime | None = None
-    end: datetime | None = None
-    error: str = ""
-
-
-def steps_of(details: "V2beta1Run", names: Sequence[str] = ()) -> list[Step]:
-    """Finds the steps among the tasks of a run.
-
-    Beside every step, Kubeflow Pipelines lists the pod that prepares it ("…-driver") and the one that does it
-    ("executor"), and the same for the pipeline itself ("root"). A step that was tried again is there more than once.
-
-    Args:
-        details: the run as the API gives it.
-        names: steps in their order, those included that have not begun.
-    """
-    tasks = (details.run_details.task_details or []) if details.run_details else []
-    found: dict[str, Step] = {}
-    for task in sorted(tasks, key=lambda task: task.create_time or datetime.min.replace(tzinfo=UTC)):
-        name = task.display_name or ""
-        if name in ("root", "executor", "entrypoint", "") or name.endswith("-driver") or name == details.display_name:
-            continue
-        error = task.error.message if task.error and task.error.message else ""
-        found[name] = Step(name=name, state=task.state or "PENDING", start=_time(task.start_time),
-                           end=_time(task.end_time), error=error)  # fmt: skip
-    order = [*names, *(name for name in found if name not in names)]
-    return [found.get(name, Step(name=name)) for name in order]
-
-
-def _time(value: datetime | None) -> datetime | None:
-    """Drops the year 1970 and before, which the API gives for what has not happened."""
-    return value if value is not None and value.year > 1970 else None
-
-
-def pods_by_step(pods: Iterable[Any], names: Iterable[str]) -> dict[str, str]:
-    """Finds the pod that does each step, the latest where it was tried again.
-
-    Args:
-        pods: those of a run, as the Kubernetes client gives them.
-        names: of the steps.
-    """
-    known = set(names)
-    found: dict[str, str] = {}
-    for pod in sorted(pods, key=lambda pod: pod.metadata.creation_timestamp):
-        # Such as speech-commands-x7k2p.root.train.executor
-        path = (pod.metadata.annotations or {}).get("workflows.argoproj.io/node-name", "").split(".")
-        step = next((part for part in path if part in known), "")
-        if step and not path[-1].endswith("-driver"):
-            found[step] = pod.metadata.name
-    return found
-
-
-def last_lines(cluster: Cluster, run_id: str, steps: Sequence[str], count: int) -> dict[str, list[str]]:
-    """Returns the last lines of the logs of steps; leaves out those that have none or may not be read."""
-    from kubernetes.client import ApiException
-    from urllib3.exceptions import HTTPError
-
-    if cluster.core is None or not steps:
-        return {}
-    lines = {}
-    try:
-        pods = cluster.core.list_namespaced_pod(
-            cluster.namespace, label_selector=f"pipeline/runid={run_id}", _request_timeout=20
-        )
-        for step, pod in pods_by_step(pods.items, steps).items():
-            with contextlib.suppress(ApiException):  # the container has not started
-                log = cluster.core.read_namespaced_pod_log(
-                    pod, cluster.namespace, container="main", tail_lines=count, _request_timeout=20
-                )
-                lines[step] = [line for line in log.splitlines() if line.strip()]
-    except (ApiException, HTTPError, OSError):
-        pass  # the table does without
-    return lines
-
-
-def follow(cluster: Cluster, run_id: str, names: Sequence[str] = ()) -> int:
-    """Shows the steps of a run until it ends.
-
-    Returns:
-        0 if it succeeded, 1 if it did not, 130 if Ctrl-C stopped following.
-    """
-    logs: dict[str, str] = {}
-    printed: set[tuple[str, str]] = set()
-    try:
-        with Live(console=console, auto_refresh=False, transient=True) as live:
-            for details in watch(cluster, run_id):
-                steps = steps_of(details, names)
-                running = [step.name for step in steps if step.state == "RUNNING"]
-                logs |= {name: lines[-1] for name, lines in last_lines(cluster, run_id, running, 1).items() if lines}
-                if console.is_terminal:
-                    live.update(step_table(steps, logs), refresh=True)
-                for step in steps:
-                    if not console.is_terminal and step.state != "PENDING" and (step.name, step.state) not in printed:
-                        printed.add((step.name, step.state))
-                        console.print(f"{step.name}: {step.state.lower()} {duration(step.start, step.end)}")
-    except KeyboardInterrupt:
-        console.print(f"\nno longer following; the run continues (make follow RUN={run_id}, make cancel RUN={run_id})")
-        return 130
-    out.print(step_table(steps, {}))
-    succeeded = details.state == "SUCCEEDED"
-    worth = ("evaluate", "promote") if succeeded else [step.name for step in steps if step.state == "FAILED"]
-    for name, lines in last_lines(cluster, run_id, worth, NUM_LAST_LINES).items():
-        out.print(f"\n[bold]{name}[/]")
-        for line in lines:
-            out.print(line, markup=False, soft_wrap=True)
-    if not succeeded:
-        reason = details.error.message if details.error and details.error.message else ""
-        reason = reason or "; ".join(f"{step.name}: {step.error}" for step in steps if step.error)
-        console.print(f"[red]the run {details.state.lower()}[/] {escape(reason)}")
-        console.print(f"make retry RUN={run_id} resumes at the step that failed")
-    return 0 if succeeded else 1
-
-
-def watch(cluster: Cluster, run_id: str) -> "Iterator[V2beta1Run]":
-    """Yields a run again and again until it has finished, patient with an API that is away for a while."""
-    from kfp_server_api import ApiException
-    from urllib3.exceptions import HTTPError
-
-    answered = time.monotonic()
-    while True:
-        try:
-            details = cluster.client.get_run(run_id)
-            answered = time.monotonic()
-        except (ApiException, HTTPError, OSError) as error:
-            lasting = isinstance(error, ApiException) and error.status in (401, 403, 404)
-            if lasting or time.monotonic() - answered > PATIENCE_SECONDS:
-                raise
-            console.print(f"no answer, trying again: {escape(str(error).splitlines()[0][:120])}")
-        else:
-            yield details
-            if details.state in FINISHED:
-                return
-        time.sleep(POLL_SECONDS)
-
-
-def step_table(steps: Iterable[Step], logs: Mapping[str, str]) -> Table:
-    """Draws the steps: name, state, duration, last line of the log."""
-    table = Table("step", "state", "time", "", box=None)
-    for step in steps:
-        line = step.error or logs.get(step.name, "")
-        color = COLORS.get(step.state, "dim")
-        state = f"[{color}]{step.state.lower()}[/]"
-        table.add_row(step.name, state, duration(step.start, step.end), escape(line[:100]))
-    return table
-
-
-def duration(start: datetime | None, end: datetime | None) -> str:
-    """Returns a time span for people, up to now where it has no end: 3 min 20 s."""
-    if start is None:
-        return ""
-    seconds = round(((end or datetime.now(UTC)) - start).total_seconds())
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, seconds = divmod(seconds, 60)
-    return f"{minutes} min {seconds} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def find_run(cluster: Cluster, wanted: str) -> "V2beta1Run":
@@ -320,27 +143,43 @@ def _runs(cluster: Cluster, count: int) -> "list[V2beta1Run]":
 
 
 def table_of_runs(cluster: Cluster, count: int) -> Table:
-    """Draws the latest runs."""
-    table = Table("run", "id", "state", "started", "time", box=None)
-    for each in _runs(cluster, count):
-        state = each.state or "PENDING"
-        table.add_row(each.display_name, each.run_id, f"[{COLORS.get(state, 'dim')}]{state.lower()}[/]",
+    """Draws the latest runs; the id, which other commands take, is whole however narrow the terminal is."""
+    table = Table(box=None, pad_edge=False)
+    for name, width in (("id", 8), ("state", 9), ("started", 16), ("time", 12)):
+        table.add_column(name, no_wrap=True, min_width=width)
+    table.add_column("run", no_wrap=True, overflow="ellipsis")
+    listed = _runs(cluster, count)
+    short = short_ids(each.run_id for each in listed)
+    for each in listed:
+        state = outcome(each)
+        table.add_row(short[each.run_id], f"[{COLORS.get(state, 'dim')}]{WORDS.get(state, state.lower())}[/]",
                       f"{each.created_at.astimezone():%Y-%m-%d %H:%M}",
-                      duration(_time(each.created_at), _time(each.finished_at)))  # fmt: skip
+                      duration(time_of(each.created_at), time_of(each.finished_at)), each.display_name)  # fmt: skip
     return table
+
+
+def steps_of_run(cluster: Cluster, run: "V2beta1Run") -> list[str]:
+    """Returns the steps of a run in their order, as the pipeline that it was made of has them."""
+    spec = run.pipeline_spec
+    if not spec and (made_of := run.pipeline_version_reference):
+        spec = cluster.client.get_pipeline_version(made_of.pipeline_id, made_of.pipeline_version_id).pipeline_spec
+    return steps_of_spec((spec or {}).get("pipeline_spec", spec) or {"root": {"dag": {"tasks": {}}}})
 
 
 def cancel(cluster: Cluster, wanted: str) -> None:
     """Ends a run. The launcher deletes its training job when its pod is told to stop."""
     found = find_run(cluster, wanted)
     if found.state in FINISHED:
-        raise ValueError(f"run must be running to be cancelled, got {found.display_name}, which {found.state.lower()}")
+        state = outcome(found)
+        raise ValueError(f"run must be running to be cancelled, got {found.display_name}, which was "
+                         f"{WORDS[state]}" if state == "CANCELED" else f"run must be running to be cancelled, got "
+                         f"{found.display_name}, which has {state.lower()}")  # fmt: skip
     cluster.client.terminate_run(found.run_id)
     out.print(f"cancelled {found.display_name}")
 
 
-def retry(cluster: Cluster, wanted: str) -> str:
-    """Starts a run again at the steps that failed, and returns its id."""
+def retry(cluster: Cluster, wanted: str) -> "V2beta1Run":
+    """Starts a run again at the steps that failed or were stopped, and returns it."""
     found = find_run(cluster, wanted)
     if found.state not in ("FAILED", "CANCELED"):
         raise ValueError(
@@ -348,7 +187,7 @@ def retry(cluster: Cluster, wanted: str) -> str:
         )
     cluster.client.runs.run_service_retry_run(found.run_id)
     out.print(f"retrying {found.display_name}")
-    return str(found.run_id)
+    return found
 
 
 def six_fields(cron: str) -> str:
@@ -435,7 +274,7 @@ def schedule(
     pipeline_id, version_id = prepare(cluster, placement)
     if time_zone:
         set_time_zone(cluster, time_zone, name)
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(io.StringIO()):
         experiment = cluster.client.create_experiment(EXPERIMENT, namespace=cluster.user_namespace)
     before = [each for each in _schedules(cluster) if each.display_name == name]
     made = cluster.client.create_recurring_run(

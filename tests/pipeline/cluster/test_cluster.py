@@ -1,6 +1,5 @@
 import argparse
 import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -8,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -17,8 +15,6 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
-from kfp_server_api import ApiClient, V2beta1Run
-from kubernetes.client import ApiClient as KubernetesClient
 
 from kws import files
 from pipeline.cluster import runs
@@ -118,75 +114,6 @@ def test_the_picture_of_the_pipeline_in_the_docs_is_of_this_pipeline(tmp_path: P
     kept = set(ElementTree.parse(ROOT / "docs" / "pictures" / "pipeline.svg").getroot().itertext())
     assert {*STEPS, "recordings", "tensors", "model"} <= words
     assert words == kept, "draw it again: python -m pipeline graph"
-
-
-# Following
-
-
-def run_of(tasks: list[dict[str, Any]], state: str = "RUNNING") -> V2beta1Run:
-    """Reads a run as the API's client reads an answer."""
-
-    class Answer:
-        data = json.dumps({"display_name": "speech-commands-x7k2p", "run_id": "1", "state": state,
-                           "run_details": {"task_details": tasks}})  # fmt: skip
-
-    return ApiClient().deserialize(Answer, "V2beta1Run")
-
-
-def task(name: str, state: str, minute: int = 0, **more: Any) -> dict[str, Any]:
-    return {"display_name": name, "state": state, "create_time": f"2026-01-01T10:{minute:02}:00Z"} | more
-
-
-def test_steps_are_found_among_drivers_and_executors() -> None:
-    details = run_of([
-        task("root", "RUNNING"), task("root-driver", "SUCCEEDED"), task("speech-commands-x7k2p", "RUNNING"),
-        task("download-driver", "SUCCEEDED", 1), task("executor", "SUCCEEDED", 2),
-        task("download", "SUCCEEDED", 2, start_time="2026-01-01T10:02:00Z", end_time="2026-01-01T10:05:20Z"),
-        task("preprocess", "RUNNING", 6, start_time="2026-01-01T10:06:00Z", end_time="0001-01-01T00:00:00Z"),
-    ])  # fmt: skip
-    found = runs.steps_of(details, STEPS)
-    assert [(step.name, step.state) for step in found] == [
-        ("download", "SUCCEEDED"), ("preprocess", "RUNNING"), ("train", "PENDING"), ("evaluate", "PENDING"),
-        ("promote", "PENDING"),
-    ]  # fmt: skip
-    assert runs.duration(found[0].start, found[0].end) == "3 min 20 s"
-    assert found[1].end is None
-
-
-def test_a_step_that_was_tried_again_shows_its_last_attempt() -> None:
-    failed = task("train", "FAILED", 1, error={"code": 1, "message": "OOMKilled"})
-    details = run_of([task("train", "RUNNING", 9), failed])
-    assert [(step.state, step.error) for step in runs.steps_of(details)] == [("RUNNING", "")]
-
-
-def test_a_run_without_details_shows_its_steps_as_pending() -> None:
-    assert [step.state for step in runs.steps_of(V2beta1Run(state="PENDING"), STEPS)] == ["PENDING"] * 5
-
-
-def pod(name: str, node: str, minute: int) -> Any:
-    """Reads a pod as the Kubernetes client reads an answer."""
-    metadata = {"name": name, "creationTimestamp": f"2026-01-01T10:{minute:02}:00Z",
-                "annotations": {"workflows.argoproj.io/node-name": node}}  # fmt: skip
-
-    class Answer:
-        data = json.dumps({"metadata": metadata})
-
-    return KubernetesClient().deserialize(Answer, "V1Pod")
-
-
-def test_the_pod_of_a_step_is_its_latest_and_not_its_driver() -> None:
-    pods = [
-        pod("b", "speech-commands-x.root.train.executor", 9), pod("a", "speech-commands-x.root.train.executor", 3),
-        pod("c", "speech-commands-x.root.train-driver", 10), pod("d", "speech-commands-x.root.download.executor", 1),
-        pod("e", "other", 2),
-    ]  # fmt: skip
-    assert runs.pods_by_step(pods, STEPS) == {"train": "b", "download": "d"}
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7300, "2 h 1 min")])
-def test_durations_read_well(seconds: float, text: str) -> None:
-    start = datetime(2026, 1, 1, tzinfo=UTC)
-    assert runs.duration(start, start + timedelta(seconds=seconds)) == text
 
 
 # Schedules

@@ -1,0 +1,320 @@
+"""Shows a run until it ends: what each step does and waits for, and in the end what came of it."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.cluster.connection import Cluster, said_by
+from pipeline.cluster.pods import Pods, Tail, Wait
+from pipeline.cluster.steps import FINISHED, Step, duration, nth, outcome, steps_of
+from pipeline.kind import cluster as kind
+from pipeline.logs import OwnLines, artifacts_of
+
+if TYPE_CHECKING:
+    from kfp_server_api import V2beta1Run
+
+POLL_SECONDS = 3.0
+AWAY_SECONDS = 600.0
+"""How long the API may be away while a run is followed."""
+
+PATIENCE_MINUTES = 15.0
+"""How long a wait that does not mend itself is looked at, by default."""
+
+TRAIL_SECONDS = 15.0
+"""How long the tasks of a run that has ended may take to say so too."""
+
+MAX_NEW_LINES = 15
+"""Lines of a step's log that are printed at a time, three seconds; the last ones."""
+
+NUM_LAST_LINES = 20
+"""Lines of a failed step's log that are shown at the end of a run."""
+
+COLORS = {"SUCCEEDED": "green", "FAILED": "red", "CANCELED": "yellow", "RUNNING": "cyan"}
+WORDS = {"CANCELED": "cancelled", "SKIPPED": "not run"}
+
+out = Console(highlight=False)
+console = Console(stderr=True, highlight=False)
+
+
+@dataclass
+class Following:
+    """One run that is followed."""
+
+    cluster: Cluster
+    run_id: str
+    names: Sequence[str]
+    """The steps in their order."""
+    short_id: str = ""
+    patience: float = PATIENCE_MINUTES
+    """Minutes."""
+    quiet: bool = False
+    """Without a terminal, print changes of state only, and no lines of logs."""
+
+    printed: set[str] = field(default_factory=set)
+    tails: dict[str, Tail] = field(default_factory=dict)
+    last_line: dict[str, str] = field(default_factory=dict)
+    waiting_since: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.short_id = self.short_id or self.run_id[:8]
+        self.pods = Pods(self.cluster, self.run_id)
+
+    def run(self) -> int:
+        """Shows the run until it ends.
+
+        Returns:
+            0 if it succeeded; 1 if it did not, or waits for what will not come; 130 if Ctrl-C stopped following.
+        """
+        try:
+            with Live(console=console, auto_refresh=False, transient=True) as live:
+                for details in watch(self.cluster, self.run_id):
+                    steps = self._look(details)
+                    waits = self.pods.waits(steps)
+                    if console.is_terminal:
+                        said = [Text(f"{wait.step} {wait}", style="yellow") for wait in waits]
+                        live.update(Group(step_table(steps, self.last_line), *said), refresh=True)
+                    else:
+                        self._print(steps, waits)
+                    if stuck := self._stuck(waits):
+                        break
+                else:
+                    stuck = None
+        except KeyboardInterrupt:
+            console.print(f"\nno longer following; the run continues "
+                          f"(make follow RUN={self.short_id}, make cancel RUN={self.short_id})")  # fmt: skip
+            return 130
+        if stuck:
+            where = f"kubectl -n {self.cluster.namespace} describe pod {stuck.pod}"
+            console.print(f"[red]{escape(stuck.step)} {escape(str(stuck))}[/]", soft_wrap=True)
+            console.print(f"It has waited so for {self.patience:g} minutes (--patience), and no waiting mends it: "
+                          f"{escape(stuck.remedy)} ({where}).\nThe run still waits: "
+                          f"make follow RUN={self.short_id}, make cancel RUN={self.short_id}",
+                          soft_wrap=True)  # fmt: skip
+            return 1
+        return self._end(details, steps)
+
+    def _look(self, details: "V2beta1Run") -> list[Step]:
+        """Returns the steps as they are, and reads what is new in their logs."""
+        steps = steps_of(details, self.names)
+        self.pods.look()
+        if self.pods.problem:
+            self._once(f"[yellow]logs and waits of pods are not shown: {escape(self.pods.problem)}[/]")
+        for step in steps:
+            if step.state == "PENDING" or not step.attempts:
+                continue
+            if not console.is_terminal:
+                self._once(f"{step.name:<10} running", key=f"{step.name} RUNNING")
+            for number, node in enumerate(step.attempts, 1):
+                pod = self.pods.pod_of(node)
+                if pod and node not in self.tails:
+                    self.tails[node] = Tail(self.pods, pod)
+                    if number > 1 and (why := self.pods.endings(step)[number - 2]):
+                        self._once(f"{step.name:<10} {nth(number)} attempt, as the one before ended: {escape(why)}")
+            if (tail := self.tails.get(step.attempts[-1])) and f"end {tail.pod}" not in self.printed:
+                if step.state in FINISHED:  # read once more, then no more
+                    self.printed.add(f"end {tail.pod}")
+                if lines := [line for line in tail() if line.strip()]:
+                    self.last_line[step.name] = lines[-1]
+                    self._print_lines(step.name, lines)
+        return steps
+
+    def _print_lines(self, step: str, lines: Sequence[str]) -> None:
+        if console.is_terminal or self.quiet:
+            return
+        if len(lines) > MAX_NEW_LINES:
+            console.print(f"{step:<10} │ … {len(lines) - MAX_NEW_LINES} lines")
+        for line in lines[-MAX_NEW_LINES:]:
+            console.print(f"{step:<10} │ {line}", markup=False, soft_wrap=True)
+
+    def _print(self, steps: Iterable[Step], waits: Iterable[Wait]) -> None:
+        for step in steps:
+            if step.state not in ("PENDING", "SKIPPED"):
+                spent = f", {duration(step.start, step.end)}" if step.end else ""
+                self._once(f"{step.name:<10} {_word(step.state)}{spent}", key=f"{step.name} {step.state}")
+        for wait in waits:
+            self._once(f"{wait.step:<10} {escape(str(wait))}")
+
+    def _once(self, text: str, key: str = "") -> None:
+        if (key or text) not in self.printed:
+            self.printed.add(key or text)
+            console.print(text, soft_wrap=True)
+
+    def _stuck(self, waits: Iterable[Wait]) -> Wait | None:
+        """Returns a wait that does not mend itself and has lasted too long."""
+        now, lasting = time.monotonic(), {wait.pod: wait for wait in waits if wait.remedy}
+        self.waiting_since = {pod: self.waiting_since.get(pod, now) for pod in lasting}
+        late = [pod for pod, since in self.waiting_since.items() if now - since >= 60 * self.patience]
+        return lasting[late[0]] if late else None
+
+    def _end(self, details: "V2beta1Run", steps: Sequence[Step]) -> int:
+        """Shows how a run ended."""
+        until = time.monotonic() + TRAIL_SECONDS
+        while not _settled(details, steps) and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+            details = next(watch(self.cluster, self.run_id))
+            steps = self._look(details)
+        if not console.is_terminal:
+            self._print(steps, [])
+        out.print(step_table(steps, {}, self.pods))
+        state = outcome(details)
+        if state == "SUCCEEDED":
+            show_result(self.cluster, self.run_id, self._artifacts(steps))
+            return 0
+        if state == "CANCELED":
+            console.print(f"[yellow]the run was cancelled[/]; make retry RUN={self.short_id} resumes at the step that "
+                          "was stopped")  # fmt: skip
+            return 1
+        self._show_failure(details, steps)
+        return 1
+
+    def _show_failure(self, details: "V2beta1Run", steps: Iterable[Step]) -> None:
+        """Says why a run failed: the last lines of the step, what Kubernetes and the API say; never nothing."""
+        reasons = []
+        failed = [step for step in steps if step.state == "FAILED"]
+        for step in failed:
+            lines = [line for line in OwnLines()(self._log(step)) if line.strip()][-NUM_LAST_LINES:]
+            if lines:
+                out.print(f"\n[bold]{step.name}[/]")
+                for line in lines:
+                    out.print(line, markup=False, soft_wrap=True)
+                if pod := self.pods.pod_of(step.attempts[-1]):
+                    out.print(f"[dim](all of it: kubectl -n {self.cluster.namespace} logs {pod} -c main)[/]",
+                              soft_wrap=True)  # fmt: skip
+            why = step.error or (self.pods.endings(step) or [""])[-1]
+            if why or lines:
+                reasons.append(f"{step.name}: {why or lines[-1]}")
+        said = details.error.message if details.error and details.error.message else ""
+        if not reasons and not failed:
+            reasons = [message for message in self.pods.messages().values() if message][:1]
+        reason = "; ".join(filter(None, (said, *reasons))) or (
+            f"neither the API nor a pod says why ({', '.join(step.name for step in failed) or 'no step'} failed; logs "
+            "and pods are kept for an hour after the end)")  # fmt: skip
+        console.print(f"[red]the run failed[/]{' at' if failed else ':'} {escape(reason)}", soft_wrap=True)
+        console.print(f"make retry RUN={self.short_id} resumes at the step that failed")
+
+    def _log(self, step: Step) -> list[str]:
+        """Returns the log of the last attempt of a step, from Kubernetes or from what Kubeflow Pipelines kept."""
+        if not step.attempts:
+            return []
+        node = step.attempts[-1]
+        if (pod := self.pods.pod_of(node)) and (lines := self.pods.log(pod)):
+            return [line.partition(" ")[2] for line in lines]
+        workflow, _, digest = node.rpartition("-")
+        pod = f"{workflow}-system-container-impl-{digest}"
+        for path in (
+            f"apis/v1alpha1/runs/{self.run_id}/nodes/{node}/log",  # the API server
+            f"k8s/pod/logs?podname={pod}&runid={self.run_id}&podnamespace={self.cluster.namespace}",
+        ):  # the UI
+            kept = self.cluster.read(path).decode(errors="replace")
+            if "ExecutorOutput" in kept or "KFP Executor" in kept:  # neither a page nor an error
+                return kept.splitlines()
+        return []
+
+    def _artifacts(self, steps: Iterable[Step]) -> dict[str, dict[str, Any]]:
+        return {name: artifact for step in steps if step.name in ("evaluate", "promote")
+                for name, artifact in artifacts_of(self._log(step)).items()}  # fmt: skip
+
+
+def _settled(details: "V2beta1Run", steps: Iterable[Step]) -> bool:
+    """Tells whether the steps say the same as the run: tasks trail it by some seconds."""
+    states = {step.state for step in steps}
+    if details.state == "SUCCEEDED":
+        return states == {"SUCCEEDED"}
+    return "RUNNING" not in states and bool(states & {"FAILED", "CANCELED"})
+
+
+def _word(state: str) -> str:
+    return WORDS.get(state, state.lower())
+
+
+def show_result(cluster: Cluster, run_id: str, artifacts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prints what a run has made, as `make demo` does.
+
+    Args:
+        cluster: where it ran.
+        run_id: the run.
+        artifacts: of the steps evaluate and promote by name, see `pipeline.logs.artifacts_of`.
+    """
+    metrics, decision = (artifacts.get(name, {}).get("metadata", {}) for name in ("metrics", "decision"))
+    facts: dict[str, str] = {}
+    if "accuracy" in metrics:
+        facts["accuracy"] = (f"[bold]{metrics['accuracy']:.2%}[/] on {metrics['num_clips']:.0f} test clips, macro F1 "
+                             f"{metrics['macro_f1']:.2%}, calibration error "
+                             f"{metrics['calibration_error']:.2%}")  # fmt: skip
+    version = str(decision.get("version", ""))
+    if version:
+        facts["champion"] = f"{'yes' if decision.get('is_champion') else 'no'}: {escape(str(decision['reason']))}"
+        facts["version"] = version
+    if report := artifacts.get("report", {}).get("uri"):
+        facts["report"] = report_link(cluster, report, version)
+    facts["run"] = f"{cluster.ui}/#/runs/details/{run_id}"
+    if version:
+        facts["model"] = f"make pull-model VERSION={version}"
+    out.print()
+    for name, fact in facts.items():
+        out.print(f"{name:<9} {fact}", soft_wrap=True)  # links and commands are to be copied whole
+    if not version:
+        console.print("[yellow]what the steps measured and decided cannot be read from here[/]: the page of the run "
+                      "has it, and make pull-model brings the champion", soft_wrap=True)  # fmt: skip
+
+
+def report_link(cluster: Cluster, uri: str, version: str) -> str:
+    """Returns where the report can be opened: a file where the volume is a folder of this machine, else a page."""
+    root = kind.host_data_root() if not cluster.host and not cluster.context else None
+    if root and version and (page := root / "models" / version / "report.html").is_file():
+        return str(page)
+    store = urlsplit(uri)
+    query = f"source={store.scheme}&namespace={cluster.namespace}&bucket={store.netloc}&key={store.path.lstrip('/')}"
+    return f"{cluster.ui}/artifacts/get?{query}"
+
+
+def watch(cluster: Cluster, run_id: str) -> "Iterator[V2beta1Run]":
+    """Yields a run again and again until it has finished, patient with an API that is away for a while."""
+    from kfp_server_api import ApiException
+    from urllib3.exceptions import HTTPError
+
+    answered = time.monotonic()
+    while True:
+        try:
+            details = cluster.client.get_run(run_id)
+            answered = time.monotonic()
+        except (ApiException, HTTPError, OSError) as error:
+            lasting = isinstance(error, ApiException) and error.status in (401, 403, 404)
+            if lasting or time.monotonic() - answered > AWAY_SECONDS:
+                raise
+            console.print(f"no answer, trying again: {escape(said_by(error).splitlines()[0][:200])}", soft_wrap=True)
+        else:
+            yield details
+            if details.state in FINISHED:
+                return
+        time.sleep(POLL_SECONDS)
+
+
+def step_table(steps: Iterable[Step], logs: Mapping[str, str], pods: Pods | None = None) -> Table:
+    """Draws the steps: name, state, duration, and the last line of the log or how often it was tried, and why.
+
+    Args:
+        steps: of the run.
+        logs: the last line by step.
+        pods: tell why attempts ended; None leaves it out.
+    """
+    table = Table(box=None, pad_edge=False)
+    for name in ("step", "state", "time"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("", no_wrap=pods is None, overflow="ellipsis" if pods is None else "fold", ratio=1)
+    for step in steps:
+        text = step.error or logs.get(step.name, "")
+        if (number := len(step.attempts)) > 1:
+            why = ", ".join(dict.fromkeys(filter(None, pods.endings(step)))) if pods else ""
+            text = f"{nth(number)} attempt{f', ended before: {why}' if why else ''}" + (f"; {text}" if text else "")
+        table.add_row(step.name, f"[{COLORS.get(step.state, 'dim')}]{_word(step.state)}[/]",
+                      duration(step.start, step.end), escape(text))  # fmt: skip
+    return table

@@ -1,0 +1,487 @@
+"""Following a run: over real HTTP, from answers of Kubeflow Pipelines 2.17 and Kubernetes 1.34 that were recorded."""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+import yaml
+from kfp_server_api import ApiClient, V2beta1Run
+from rich.console import Console
+
+from pipeline.cluster import follow, runs, steps
+from pipeline.cluster.commands import add_cluster_commands
+from pipeline.logs import OwnLines, artifacts_of
+
+RECORDED = Path(__file__).parent / "recorded"
+STEPS = ["download", "preprocess", "train", "evaluate", "promote"]
+EXECUTORS = {  # of the run that succeeded
+    "download": "1370538680", "preprocess": "1745189630", "train": "1042459628", "evaluate": "2897394285",
+}  # fmt: skip
+
+
+def recorded(name: str) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads((RECORDED / f"{name}.json").read_text())
+    return answer
+
+
+def log(name: str) -> list[str]:
+    return (RECORDED / f"{name}.log").read_text().splitlines()
+
+
+def as_run(answer: dict[str, Any]) -> V2beta1Run:
+    """Reads a run as the API's client reads an answer."""
+
+    class Answer:
+        data = json.dumps(answer)
+
+    return ApiClient().deserialize(Answer, "V2beta1Run")
+
+
+# Which nodes are steps
+
+
+@pytest.mark.parametrize(
+    ("name", "states", "attempts"),
+    [
+        ("succeeded", ["SUCCEEDED"] * 5, [1, 1, 1, 1, 1]),
+        ("failed", ["FAILED", *["SKIPPED"] * 4], [1, 0, 0, 0, 0]),
+        ("tried_again", ["SUCCEEDED", "SUCCEEDED", "RUNNING", "PENDING", "PENDING"], [1, 1, 2, 0, 0]),
+        ("cancelled", ["SUCCEEDED", "SUCCEEDED", "CANCELED", "SKIPPED", "SKIPPED"], [1, 1, 2, 0, 0]),
+    ],
+)
+def test_of_all_nodes_that_argo_makes_the_rows_are_the_five_steps(
+    name: str, states: list[str], attempts: list[int]
+) -> None:
+    found = steps.steps_of(as_run(recorded(name)), STEPS)
+    assert [step.name for step in found] == STEPS
+    assert [step.state for step in found] == states
+    assert [len(step.attempts) for step in found] == attempts
+
+
+def test_a_node_is_found_by_its_id_among_those_of_other_steps() -> None:
+    found = {step.name: step.attempts for step in steps.steps_of(as_run(recorded("succeeded")), STEPS)}
+    for step, digest in EXECUTORS.items():
+        assert found[step] == (f"speech-commands-tqsdf-{digest}",)
+    again = {step.name: step.attempts for step in steps.steps_of(as_run(recorded("tried_again")), STEPS)}
+    assert again["train"] == ("speech-commands-x6sgt-1229726666", "speech-commands-x6sgt-1699352903")
+
+
+def test_where_argo_has_settings_of_its_own_the_plain_names_are_steps_too() -> None:
+    plain = "w.root.train.executor"
+    tasks = [
+        {"display_name": name, "state": state, "create_time": "2026-01-01T10:00:00Z",
+         "start_time": "2026-01-01T10:00:00Z", "child_tasks": [{"pod_name": each} for each in children]}
+        for name, state, children in [
+            ("w", "RUNNING", [steps.node_id("w.root")]), ("root", "RUNNING", [steps.node_id("w.root.train")]),
+            ("train", "RUNNING", [steps.node_id(plain)]), ("executor", "RUNNING", [steps.node_id(f"{plain}({i})")
+                                                                                   for i in range(3)]),
+        ]
+    ]  # fmt: skip
+    run = as_run({"state": "RUNNING", "run_details": {"task_details": tasks}})
+    (train,) = (step for step in steps.steps_of(run, STEPS) if step.name == "train")
+    assert train.attempts == tuple(steps.node_id(f"{plain}({i})") for i in range(3))
+    tasks[-1]["child_tasks"] = []
+    run = as_run({"state": "RUNNING", "run_details": {"task_details": tasks}})
+    (train,) = (step for step in steps.steps_of(run, STEPS) if step.name == "train")
+    assert train.attempts == (steps.node_id(plain),)
+
+
+@pytest.mark.parametrize(
+    ("node", "step"),
+    [
+        ("w.root.train.executor", "train"),
+        ("w.root.train.executor(1)", "train"),
+        ("w(0).root(0).train(0).executor(0)", "train"),
+        ("w(0).root(0).train-driver(0)", "train"),
+        ("w.root.train-driver", "train"),
+        ("w(0).root(0).download(2).executor(0)", "download"),
+        ("w(0).root-driver(0)", ""),
+        ("train", "train"),
+        ("pretrain.root.executor(0)", ""),
+        ("", ""),
+    ],
+)
+def test_a_node_belongs_to_a_step_by_its_name_in_either_form(node: str, step: str) -> None:
+    assert steps.step_of_node(node, STEPS) == step
+
+
+def test_a_cancelled_run_is_told_from_one_that_failed_and_from_one_that_was_retried_since() -> None:
+    assert steps.outcome(as_run(recorded("cancelled"))) == "CANCELED"
+    assert steps.outcome(as_run(recorded("failed"))) == "FAILED"
+    history = [{"state": state} for state in ("RUNNING", "CANCELING", "FAILED", "RUNNING", "FAILED")]
+    assert steps.outcome(as_run({"state": "FAILED", "state_history": history})) == "FAILED"
+    assert steps.outcome(as_run({"state": "SUCCEEDED", "state_history": history})) == "SUCCEEDED"
+
+
+def test_a_run_without_details_shows_its_steps_as_pending() -> None:
+    assert [step.state for step in steps.steps_of(V2beta1Run(state="PENDING"), STEPS)] == ["PENDING"] * 5
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7300, "2 h 1 min")])
+def test_durations_read_well(seconds: float, text: str) -> None:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    assert steps.duration(start, start + timedelta(seconds=seconds)) == text
+
+
+def test_short_ids_are_as_long_as_tells_them_apart() -> None:
+    assert steps.short_ids(["12345678-1", "abcdefgh-2"]) == {"12345678-1": "12345678", "abcdefgh-2": "abcdefgh"}
+    assert set(steps.short_ids(["12345678-1", "12345678-2"]).values()) == {"12345678-1", "12345678-2"}
+    assert steps.short_ids([]) == {}
+
+
+# What a step wrote
+
+
+def test_of_a_log_the_lines_of_argo_launcher_and_executor_are_left_out() -> None:
+    assert list(OwnLines()(log("evaluate"))) == ["accuracy 33.33 % on 9 test clips"]
+    (line,) = OwnLines()(log("failed"))
+    assert line.startswith("ValueError: source must be an http(s) address")
+
+
+def test_a_log_that_comes_in_pieces_gives_the_same_lines() -> None:
+    whole, own = log("promote"), OwnLines()
+    assert [line for piece in whole for line in own([piece])] == list(OwnLines()(whole))
+
+
+def test_a_traceback_becomes_its_exceptions_and_what_follows_stays() -> None:
+    lines = [
+        "before",
+        "Traceback (most recent call last):",
+        '  File "a.py", line 1',
+        "    x",
+        "KeyError: 1",
+        "",
+        "The above exception was the direct cause of the following exception:",
+        "",
+        "Traceback (most recent call last):",
+        '  File "b.py"',
+        "LaunchError: job failed:",
+        "  the pod's line",
+    ]
+    assert [line for line in OwnLines()(lines) if line] == [
+        "before", "KeyError: 1", "LaunchError: job failed:", "  the pod's line"
+    ]  # fmt: skip
+
+
+def test_metrics_and_decision_are_read_from_what_the_launcher_says_it_published() -> None:
+    assert artifacts_of(log("evaluate"))["metrics"]["metadata"]["num_clips"] == 9
+    assert artifacts_of(log("promote"))["decision"]["metadata"]["is_champion"] is True
+    assert artifacts_of(log("failed")) == {}
+    assert artifacts_of(log("promote")[:-20]) == {}  # cut off
+
+
+# Following, over HTTP
+
+
+class StandIn(ThreadingHTTPServer):
+    """Answers as Kubernetes and Kubeflow Pipelines do, what a test lets it."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.runs: list[dict[str, Any]] = []
+        self.pods: list[dict[str, Any]] = []
+        self.training: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
+        self.nodes: dict[str, str] = {}
+        self.logs: dict[str, list[str]] = {}
+        self.kept: dict[str, list[str]] = {}
+        self.forbidden = False
+        self.calls: list[str] = []
+        super().__init__(("127.0.0.1", 0), _Answers)
+
+
+class _Answers(BaseHTTPRequestHandler):
+    server: StandIn
+
+    def do_GET(self) -> None:
+        url = urlsplit(unquote(self.path))
+        self.server.calls.append(f"GET {url.path}")
+        answer = self.answer(url.path, parse_qs(url.query))
+        status = 200
+        if isinstance(answer, int):
+            status, answer = answer, {"message": "pods is forbidden: User jo cannot list resource pods"}
+        body = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def answer(self, path: str, query: dict[str, list[str]]) -> Any:
+        server = self.server
+        if path.endswith("/healthz"):
+            return {"multi_user": False}
+        if path == "/apis/v2beta1/runs":
+            return {"runs": server.runs}
+        if re.fullmatch(r"/apis/v2beta1/runs/[^/]+", path):
+            return server.runs.pop(0) if len(server.runs) > 1 else server.runs[0]
+        if found := re.search(r"/runs/[^/]+/nodes/([^/]+)/log$", path):
+            return "\n".join(server.kept.get(found[1], [])) or 404
+        if server.forbidden:
+            return 403
+        if path.endswith("/workflows"):
+            nodes = {str(i): {"name": name, "message": text} for i, (name, text) in enumerate(server.nodes.items())}
+            return {"items": [{"status": {"nodes": nodes}}]}
+        if path.endswith("/events"):
+            return {"items": server.events}
+        if path.endswith("/pods"):
+            return {"items": server.pods if "pipeline/runid" in query["labelSelector"][0] else server.training}
+        if found := re.search(r"/pods/([^/]+)/log$", path):
+            lines = server.logs.get(found[1])
+            stamped = [f"2026-11-25T19:38:23.{i:09}Z {line}" for i, line in enumerate(lines or [])]
+            return 404 if lines is None else "\n".join(stamped)
+        return 404
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    with StandIn() as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        config = {
+            "apiVersion": "v1", "kind": "Config", "current-context": "here",
+            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
+            "clusters": [{"name": "here", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+            "users": [{"name": "me", "user": {}}],
+        }  # fmt: skip
+        path = tmp_path / "config"
+        path.write_text(yaml.safe_dump(config))
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+        monkeypatch.setattr(follow, "POLL_SECONDS", 0.02)
+        monkeypatch.setattr(follow, "TRAIL_SECONDS", 0.5)
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def said(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """Follows a run, and gives status and what was printed at 80 columns."""
+
+    def call(patience: float = 15, quiet: bool = False) -> tuple[int, str]:
+        printed = Console(width=80, record=True, file=open("/dev/null", "w"), highlight=False)  # noqa: SIM115
+        monkeypatch.setattr(follow, "console", printed)
+        monkeypatch.setattr(follow, "out", printed)
+        cluster = follow.Cluster(host=f"http://127.0.0.1:{stand_in.server_port}")
+        status = follow.Following(cluster, recorded("succeeded")["run_id"], STEPS, patience=patience, quiet=quiet).run()
+        return status, printed.export_text()
+
+    return call
+
+
+def pod(node: str, node_name: str, **status: Any) -> dict[str, Any]:
+    """A pod as the API gives it."""
+    annotations = {"workflows.argoproj.io/node-id": node, "workflows.argoproj.io/node-name": node_name}
+    metadata = {"name": f"pod-of-{node}", "uid": node, "annotations": annotations,
+                "creationTimestamp": "2026-01-01T10:00:00Z"}  # fmt: skip
+    return {"metadata": metadata, "status": {"phase": "Pending"} | status}
+
+
+def waiting(reason: str, message: str, name: str = "main") -> dict[str, Any]:
+    return {"containerStatuses": [{"name": name, "state": {"waiting": {"reason": reason, "message": message}}}]}
+
+
+def running(step: str) -> dict[str, Any]:
+    """The run that succeeded, as it was while a step ran."""
+    answer = recorded("succeeded")
+    later = STEPS[STEPS.index(step) + 1 :]
+    answer["state"] = "RUNNING"
+    for task in answer["run_details"]["task_details"]:
+        name = task["display_name"].partition("(")[0].removesuffix("-driver")
+        if name == step:
+            task |= {"state": "RUNNING", "end_time": "0001-01-01T00:00:00Z"}
+        if name in later:
+            task["display_name"] = "later"
+    return answer
+
+
+def train_pod(**status: Any) -> dict[str, Any]:
+    return pod("speech-commands-tqsdf-1042459628", "speech-commands-tqsdf(0).root(0).train(0).executor(0)", **status)
+
+
+def test_a_run_that_succeeded_ends_with_what_it_made(stand_in: StandIn, said: Any) -> None:
+    stand_in.runs = [running("evaluate"), recorded("succeeded")]
+    for step, digest in (("evaluate", EXECUTORS["evaluate"]), ("promote", "")):
+        name = f"speech-commands-tqsdf(0).root(0).{step}(0).executor(0)"
+        node = f"speech-commands-tqsdf-{digest}" if digest else steps.node_id(name)
+        stand_in.pods.append(pod(node, name, phase="Succeeded"))
+        stand_in.logs[f"pod-of-{node}"] = log(step)
+    status, text = said()
+    assert status == 0
+    assert "evaluate   │ accuracy 33.33 % on 9 test clips" in text
+    assert "accuracy  33.33% on 9 test clips, macro F1 16.67%, calibration error 5.36%" in text
+    assert "champion  yes: accuracy 33.33%, and there was none before" in text
+    version = "20261125-193703-324b195d-3562-4b6a-a736-ac446348ceb5"
+    assert f"make pull-model VERSION={version}" in text
+    assert "/artifacts/get?source=minio&namespace=kubeflow&bucket=mlpipeline&key=v2/artifacts/" in text
+    assert "#/runs/details/324b195d-3562-4b6a-a736-ac446348ceb5" in text
+    assert "launcher_v2.go" not in text
+    assert "executor_input" not in text
+
+
+def test_without_kubernetes_the_result_comes_from_what_kubeflow_pipelines_kept(stand_in: StandIn, said: Any) -> None:
+    stand_in.forbidden = True
+    stand_in.runs = [recorded("succeeded")]
+    for step in ("evaluate", "promote"):
+        node = steps.node_id(f"speech-commands-tqsdf(0).root(0).{step}(0).executor(0)")
+        stand_in.kept[node] = log(step)
+    status, text = said()
+    assert status == 0
+    assert "accuracy  33.33%" in text
+    assert "not shown: status 403: pods is forbidden: User jo cannot list" in " ".join(text.split())
+
+
+def test_a_failed_step_shows_its_own_last_lines_and_the_run_its_reason(stand_in: StandIn, said: Any) -> None:
+    stand_in.runs = [recorded("failed")]
+    node, name = "speech-commands-m9msh-2843168928", "speech-commands-m9msh(0).root(0).download(0).executor(0)"
+    ended = [{"name": "main", "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}]
+    stand_in.pods = [pod(node, name, phase="Failed", containerStatuses=ended)]
+    stand_in.logs[f"pod-of-{node}"] = log("failed")
+    status, text = said(quiet=True)
+    assert status == 1
+    assert text.count("ValueError: source must be an http(s) address") == 1
+    assert "Traceback" not in text
+    assert "the run failed at download: status 1" in text
+    assert "make retry RUN=324b195d" in text
+    assert "not run" in text
+
+
+@pytest.mark.parametrize("kubernetes", [True, False])
+def test_a_failed_run_never_ends_without_a_reason(stand_in: StandIn, said: Any, kubernetes: bool) -> None:
+    stand_in.runs = [recorded("failed")]
+    stand_in.forbidden = not kubernetes
+    status, text = said()
+    assert status == 1
+    expected = "download: its pod vanished" if kubernetes else "neither the API nor a pod says why (download failed"
+    assert expected in " ".join(text.split())
+
+
+def test_a_step_that_was_killed_for_want_of_memory_says_so(stand_in: StandIn, said: Any) -> None:
+    stand_in.runs = [recorded("failed")]
+    ended = [{"name": "main", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}]
+    name = "speech-commands-m9msh(0).root(0).download(0).executor(0)"
+    stand_in.pods = [pod("speech-commands-m9msh-2843168928", name, phase="Failed", containerStatuses=ended)]
+    assert "the run failed at download: OOMKilled (status 137)" in said()[1]
+
+
+def test_a_step_that_is_tried_again_says_so_and_why_in_its_row(stand_in: StandIn, said: Any) -> None:
+    stand_in.runs = [recorded("tried_again"), recorded("cancelled")]
+    name = "speech-commands-x6sgt(0).root(0).train(0).executor"
+    stand_in.nodes = {f"{name}(0)": "pod deleted", f"{name}(1)": ""}
+    stand_in.pods = [pod("speech-commands-x6sgt-1699352903", f"{name}(1)", phase="Running")]
+    status, text = said()
+    assert status == 1
+    assert "train      2nd attempt, as the one before ended: pod deleted" in text
+    assert "2nd attempt, ended before: pod deleted" in " ".join(text.split())
+    assert "executor" not in text
+    assert "the run was cancelled" in text
+    assert re.search(r"train +cancelled", text)
+
+
+def test_an_image_that_there_is_not_is_told_at_once_and_ends_the_patience(stand_in: StandIn, said: Any) -> None:
+    stand_in.runs = [running("train")]
+    stand_in.pods = [train_pod(**waiting("ImagePullBackOff", 'Back-off pulling image "kws-launcher:1"'))]
+    status, text = said(patience=0)
+    assert status == 1
+    assert 'waits: ImagePullBackOff: Back-off pulling image "kws-launcher:1"' in text
+    assert "no waiting mends it: make images" in text
+    assert "make cancel RUN=324b195d" in text
+    assert not [call for call in stand_in.calls if not call.startswith("GET")]  # the run is left
+
+
+def test_a_wait_that_may_mend_itself_is_told_and_followed_on(stand_in: StandIn, said: Any) -> None:
+    stand_in.runs = [*[running("train")] * 5, recorded("succeeded")]
+    stand_in.pods = [train_pod(phase="Running")]
+    unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+                     "message": "0/1 nodes are available: 1 Insufficient cpu."}  # fmt: skip
+    worker = pod("", "", conditions=[unschedulable])
+    worker["metadata"]["name"] = "kws-20261125-193703-324b195d-3562-4b6a-a7-926c01a6-worker-1"
+    other = pod("", "", conditions=[unschedulable])
+    other["metadata"]["name"] = "kws-20261125-193703-ffffffff-3562-4b6a-a7-926c01a6-worker-1"
+    stand_in.training = [worker, other]
+    status, text = said(patience=0)
+    assert status == 0
+    line = f"{worker['metadata']['name']} waits: Unschedulable: 0/1 nodes are available: 1 Insufficient cpu."
+    assert text.count(line) == 1
+    assert "ffffffff" not in text
+
+
+def test_a_volume_that_cannot_be_mounted_is_told_from_the_events(stand_in: StandIn, said: Any) -> None:
+    stand_in.runs = [*[running("train")] * 3, recorded("succeeded")]
+    stand_in.pods = [train_pod(**waiting("ContainerCreating", ""))]
+    stand_in.events = [{"reason": "FailedMount", "message": "MountVolume.SetUp failed", "lastTimestamp": "2026",
+                        "involvedObject": {"uid": "speech-commands-tqsdf-1042459628", "name": "x"}}]  # fmt: skip
+    assert "train      waits: FailedMount: MountVolume.SetUp failed" in said()[1]
+
+
+def test_pods_that_a_quota_forbids_are_told_in_the_words_of_kubernetes(stand_in: StandIn, said: Any) -> None:
+    stand_in.runs = [*[running("train")] * 3, recorded("succeeded")]
+    said_by_argo = 'pods "x" is forbidden: exceeded quota: kws, requested: requests.cpu=1'
+    stand_in.nodes = {"speech-commands-tqsdf(0).root(0).train(0).executor(0)": said_by_argo}
+    assert "exceeded quota: kws, requested: requests.cpu=1" in said()[1]
+    stand_in.runs = [*[running("train")] * 3, recorded("succeeded")]
+    stand_in.pods = [train_pod(phase="Running")]
+    stand_in.events = [{"reason": "FailedCreatePod", "message": "Error creating: forbidden: exceeded quota: kws",
+                        "lastTimestamp": "2026", "involvedObject": {"name": "kws-20261125-193703-324b195d-3562-4b6a-a7"}
+                        }]  # fmt: skip
+    assert "waits: FailedCreatePod: Error creating: forbidden: exceeded quota: kws" in said()[1]
+
+
+def test_the_last_picture_waits_for_steps_that_trail_the_run(stand_in: StandIn, said: Any) -> None:
+    trailing = running("promote") | {"state": "SUCCEEDED"}
+    stand_in.runs = [trailing, trailing, recorded("succeeded")]
+    status, text = said()
+    assert status == 0
+    assert re.search(r"promote +succeeded +22 s", text)
+    stand_in.runs = [trailing]  # for ever
+    status, text = said()
+    assert status == 0
+    assert re.search(r"promote +running", text)
+
+
+def test_quiet_prints_changes_of_state_only_and_many_lines_are_thinned(stand_in: StandIn, said: Any) -> None:
+    stand_in.pods = [train_pod(phase="Running")]
+    stand_in.logs["pod-of-speech-commands-tqsdf-1042459628"] = [f"epoch {i}" for i in range(100)]
+    stand_in.runs = [*[running("train")] * 3, recorded("succeeded")]
+    text = said()[1]
+    assert "train      │ … 85 lines" in text
+    assert text.count("│ epoch 99\n") == 1
+    assert "│ epoch 84\n" not in text
+    stand_in.runs = [*[running("train")] * 3, recorded("succeeded")]
+    text = said(quiet=True)[1]
+    assert "epoch" not in text
+    assert re.search(r"train +running\n", text)
+
+
+# Lists
+
+
+def test_at_80_columns_ids_and_states_of_runs_are_whole(stand_in: StandIn) -> None:
+    stand_in.runs = [recorded(name) for name in ("succeeded", "failed", "cancelled")]
+    cluster = follow.Cluster(host=f"http://127.0.0.1:{stand_in.server_port}")
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(runs.table_of_runs(cluster, 20))
+    lines = console.export_text().splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [
+        ["324b195d", "succeeded"], ["3ed5963a", "failed"], ["13637f2b", "cancelled"],
+    ]  # fmt: skip
+    assert all(len(line) <= 80 for line in lines)
+    assert "3 min 1" in lines[1]
+
+
+def test_flags_of_following_are_those_of_submit_follow_and_retry() -> None:
+    parser = argparse.ArgumentParser()
+    add_cluster_commands(parser.add_subparsers(dest="command", required=True))
+    for command in (["submit"], ["follow", "r"], ["retry", "r"]):
+        options = parser.parse_args([*command, "--patience", "3.5", "--quiet"])
+        assert (options.patience, options.quiet) == (3.5, True)
+        assert parser.parse_args(command).patience == 15
