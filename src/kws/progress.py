@@ -23,7 +23,7 @@ class _Lines:
 
 
 @contextmanager
-def progress(total: int, unit: str, title: str, scale: bool = False) -> Iterator["tqdm[Any]"]:
+def progress(total: int, unit: str, title: str, scale: bool = False, done: int = 0) -> Iterator["tqdm[Any]"]:
     """Shows how far work is; call `.update(n)` on what it gives.
 
     Args:
@@ -31,11 +31,12 @@ def progress(total: int, unit: str, title: str, scale: bool = False) -> Iterator
         unit: their name, as in "clips".
         title: what is being done.
         scale: write numbers as 1.2M, for bytes.
+        done: units that an earlier process did; rate and time left count only what this one does.
     """
     terminal = sys.stderr.isatty()
     stream: Any = sys.stderr if terminal else _Lines(sys.stderr)
-    with tqdm(total=total, unit=f" {unit}", desc=title, unit_scale=scale, file=stream, dynamic_ncols=terminal,
-              mininterval=0.1 if terminal else 10, maxinterval=0.1 if terminal else 10,
+    with tqdm(total=total, initial=done, unit=f" {unit}", desc=title, unit_scale=scale, file=stream,
+              dynamic_ncols=terminal, mininterval=0.1 if terminal else 10, maxinterval=0.1 if terminal else 10,
               ascii=not terminal, bar_format=None if terminal else "{desc}: {n_fmt}/{total_fmt} {unit}, {rate_fmt}, "
               "{remaining} left") as bar:  # fmt: skip
         yield bar

@@ -130,8 +130,9 @@ def test_the_role_of_the_launcher_allows_what_it_calls_and_nothing_else() -> Non
     for client, method in called:
         if client == "jobs" and (found := re.fullmatch(r"(\w+?)_namespaced_custom_object", method)):
             needed.add(("kubeflow.org", "pytorchjobs", verbs[found[1]]))
-        elif client == "core" and (found := re.fullmatch(r"(\w+?)_namespaced_(pod(?:_log)?)", method)):
-            needed.add(("", {"pod": "pods", "pod_log": "pods/log"}[found[2]], verbs[found[1]]))
+        elif client == "core" and (found := re.fullmatch(r"(\w+?)_namespaced_(pod(?:_log)?|event)", method)):
+            resource = {"pod": "pods", "pod_log": "pods/log", "event": "events"}[found[2]]
+            needed.add(("", resource, verbs[found[1]]))
     rules = of_kind("overlays/kind", "Role")["kws-launcher"]["rules"]
     allowed = {(group, resource, verb) for rule in rules for group in rule["apiGroups"]
                for resource in rule["resources"] for verb in rule["verbs"]}  # fmt: skip
@@ -202,7 +203,7 @@ def policy_admits(overlay: str, name: str, labels: dict[str, str]) -> bool:
 
 def test_training_pods_reach_each_other_and_dns_and_nothing_else() -> None:
     config = ClusterConfig(image="kws-runtime:1", namespace="kubeflow")
-    job = Training(name="kws-1", arguments=(), num_nodes=2, processes_per_node=1)
+    job = Training(name="kws-1", folder=Path("/data/runs/1"), arguments=(), num_nodes=2, processes_per_node=1)
     labels = to_manifest(build_job(job, config))["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["metadata"][
         "labels"
     ]

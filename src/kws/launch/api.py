@@ -53,15 +53,35 @@ def reason(error: Exception) -> str:
         return str(getattr(error, "reason", None) or error)
 
 
+def is_over_quota(error: Exception) -> bool:
+    """Tells whether the API refuses an object because a quota is used up."""
+    return getattr(error, "status", 0) == 403 and "exceeded quota" in reason(error)
+
+
 def explain(error: Exception, kind: JobKind, namespace: str) -> LaunchError:
-    """Returns an error of the API as one that names the remedy."""
-    remedy = {
-        401: "; the step needs a service account with a valid token",
-        403: f"; the step's service account must be allowed to create, get, patch and delete {kind.plural}, and to "
-        f"list pods and get pods/log, in namespace {namespace}",
-        404: f"; the training operator must be installed, and namespace {namespace} exist",
-    }.get(getattr(error, "status", 0), "")
-    return LaunchError(f"the Kubernetes API must accept the {kind.kind}, got: {reason(error)}{remedy}")
+    """Returns an error of the API in its own words, with the remedy where there is one."""
+    remedy = _remedy(getattr(error, "status", 0), reason(error), kind, namespace)
+    return LaunchError(f"the Kubernetes API must accept the {kind.kind}, got: {reason(error)}{remedy and '; '}{remedy}")
+
+
+def _remedy(status: int, said: str, kind: JobKind, namespace: str) -> str:
+    if status == 401:
+        return "the step needs a service account with a valid token"
+    if status == 404 and "namespaces" in said:
+        return f"make the namespace {namespace}, or name another one in KWS_PYTORCHJOB"
+    if status == 404:
+        return f"install what makes {kind.plural}.{kind.group} work: {kind.operator}"
+    if status == 403 and "exceeded quota" in said:
+        return (f"delete what is not needed (kubectl -n {namespace} get resourcequotas,{kind.plural}), ask for less "
+                "in KWS_PYTORCHJOB, or have the quota raised")  # fmt: skip
+    if "being terminated" in said:
+        return f"the namespace {namespace} is being deleted: name another one"
+    if "denied the request" in said or status == 422:
+        return "change what it names: num_nodes, processes_per_node or a field of KWS_PYTORCHJOB"
+    if status == 403 and ("cannot " in said or said == "Forbidden"):
+        return (f"the step's service account must be allowed to create, get, patch and delete {kind.plural}, to list "
+                f"pods and events and to get pods/log in namespace {namespace}: apply manifests/base")  # fmt: skip
+    return ""
 
 
 def say(text: str) -> None:

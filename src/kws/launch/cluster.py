@@ -6,6 +6,7 @@ pods that are not running yet.
 """
 
 import contextlib
+import itertools
 import signal
 import threading
 import time
@@ -14,15 +15,34 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from kws.files import write_json
 from kws.launch import settings
-from kws.launch.api import explain, is_transient, retry, say
+from kws.launch.api import PATIENCE_SECONDS, explain, is_over_quota, is_transient, reason, retry, say
 from kws.launch.job import LaunchError, Training
-from kws.launch.jobs import JobKind, failure_message, on_conflict, verdict, waiting_reason
+from kws.launch.jobs import JobKind, failure_message, is_hopeless, may_mend, on_conflict, verdict, waiting_reason
+from kws.launch.lease import LeaseKeeper
 from kws.launch.logs import LogFollower
+from kws.launch.output import LOGS
 from kws.launch.pods import save_manifest, step_owner, to_manifest
 from kws.launch.settings import ClusterConfig
 
 POLL_SECONDS = 5.0
+EVENTS_SECONDS = 15.0
+"""A job without pods for so long has a reason, which is looked up."""
+
+QUOTA_SECONDS = 15.0
+FIRST_DELAY_SECONDS = 30
+"""Before a failed job is submitted again; then twice as long each time."""
+
+
+class JobFailed(LaunchError):
+    """A job failed, or cannot but fail."""
+
+    def __init__(self, message: str, job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], hopeless: bool) -> None:
+        super().__init__(message)
+        self.job, self.pods = job, pods
+        self.hopeless = hopeless
+        """Whether it would fail again."""
 
 
 class ClusterLauncher:
@@ -46,29 +66,55 @@ class ClusterLauncher:
     def run(self, job: Training, manifest_path: Path | None = None) -> None:
         """Submits the job, or adopts its own from an earlier attempt, and follows it; see `Launcher.run`.
 
-        The logs of all pods appear with the number of the node in front. Told to stop, it deletes the job, and the
-        pods write a checkpoint.
+        The logs of all pods appear with the number of the node in front. A job that failed of what may mend (a
+        machine, a network, a volume) is submitted again; one that has ended is deleted once what it printed and how it
+        ended are on the volume. Told to stop, this deletes the job, and the pods write a checkpoint.
         """
         from kubernetes.client import ApiException
 
         manifest = self.kind.build(job, self.config, step_owner(self.namespace))
         if manifest_path is not None:
             save_manifest(manifest, manifest_path)
-        with _exit_on_sigterm():
+        with _exit_on_sigterm(), LeaseKeeper(job.folder):
             try:
-                uid = self._submit(manifest)
-                try:
-                    self._follow(job.name, uid)
-                except (KeyboardInterrupt, SystemExit):
-                    say(f"told to stop; deleting {self._called(job.name)}")
-                    retry(lambda: self._delete(job.name), patience=10)
-                    raise
-                if self.config.delete_when_done:
-                    retry(lambda: self._delete(job.name))
+                self._train(job, manifest)
+            except (KeyboardInterrupt, SystemExit):
+                say(f"told to stop; deleting {self._called(job.name)}")
+                retry(lambda: self._delete(job.name), patience=10)
+                raise
             except Exception as error:
                 if isinstance(error, ApiException) or is_transient(error):
                     raise explain(error, self.kind, self.namespace) from error
                 raise
+
+    def _train(self, job: Training, manifest: Mapping[str, Any]) -> None:
+        """Submits the job until it succeeds, fails for good, or has failed too often."""
+        for attempt in itertools.count(1):
+            uid = self._submit(manifest)
+            try:
+                last, pods = self._follow(job.name, uid)
+                self._finish(job, last, pods)
+                return
+            except JobFailed as error:
+                self._finish(job, error.job, error.pods)
+                if error.hopeless or attempt >= self.config.attempts:
+                    raise
+                delay = FIRST_DELAY_SECONDS * 2 ** (attempt - 1)
+                say(f"{error}\nstarting it again in {delay} s, attempt {attempt + 1} of {self.config.attempts}")
+                time.sleep(delay)
+
+    def _finish(self, job: Training, last: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> None:
+        """Writes down how a job ended, beside its logs, and then deletes it: finished jobs count towards quotas."""
+        if not self.config.delete_when_done:
+            return
+        outcome = {"job": last, "pods": [{"name": pod["metadata"]["name"], "status": pod.get("status")}
+                                         for pod in pods]}  # fmt: skip
+        try:
+            write_json(job.folder / LOGS / "job.json", outcome)
+        except OSError as error:
+            say(f"{self._called(job.name)} stays, as how it ended could not be written down: {error}")
+            return
+        retry(lambda: self._delete(job.name))
 
     def _called(self, name: str) -> str:
         return f"{self.kind.kind} {self.namespace}/{name}"
@@ -78,6 +124,7 @@ class ClusterLauncher:
         from kubernetes.client import ApiException
 
         name = manifest["metadata"]["name"]
+        refused_since = 0.0
         while True:
             try:
                 made = retry(lambda: self.jobs.create_namespaced_custom_object(
@@ -85,6 +132,13 @@ class ClusterLauncher:
                 say(f"submitted {self._called(name)}")
                 return str(made["metadata"]["uid"])
             except ApiException as error:
+                if is_over_quota(error):  # others end and make room
+                    refused_since = refused_since or time.monotonic()
+                    if time.monotonic() - refused_since > PATIENCE_SECONDS:
+                        raise
+                    say(f"waits: {reason(error)}")
+                    time.sleep(QUOTA_SECONDS)
+                    continue
                 if error.status != 409:
                     raise
             existing = self._get(name)
@@ -106,15 +160,17 @@ class ClusterLauncher:
         retry(lambda: self.jobs.patch_namespaced_custom_object(
             *self.place, name, patch, _request_timeout=60))  # fmt: skip
 
-    def _follow(self, name: str, uid: str) -> None:
-        """Waits for the job's end, showing the logs of its pods.
+    def _follow(self, name: str, uid: str) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
+        """Waits for the job's end, showing the logs of its pods, and returns the last that was seen of both.
 
         Raises:
-            LaunchError: the job failed, or was deleted.
+            JobFailed: the job failed, or cannot but fail.
+            LaunchError: it was deleted.
         """
         followers: dict[str, LogFollower] = {}
         pods: dict[str, Mapping[str, Any]] = {}
         said: dict[str, str] = {}
+        started = time.monotonic()
         while True:
             # The job before the pods: those of a job that has ended are then all seen.
             job = self._get(name)
@@ -127,20 +183,44 @@ class ClusterLauncher:
                 if pod_uid not in followers:
                     followers[pod_uid] = LogFollower(self.core, pod, self.kind.container, node)
                     followers[pod_uid].start()
-                reason = waiting_reason(pod)
-                if reason and said.get(pod_uid) != reason:
-                    say(f"[{node}] waits: {reason}")
-                said[pod_uid] = reason
+                waits = waiting_reason(pod)
+                if waits and said.get(pod_uid) != waits:
+                    say(f"[{node}] waits: {waits}")
+                said[pod_uid] = waits
+            if not pods and time.monotonic() - started > EVENTS_SECONDS:
+                waits = self._why_no_pods(name)
+                if waits and said.get("") != waits:
+                    say(f"waits for pods: {waits}")
+                said[""] = waits
             ended = verdict(job)
-            if ended:
+            hopeless = is_hopeless(pods.values(), self.kind.container)
+            if ended or hopeless:
                 break
             time.sleep(POLL_SECONDS)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + (30 if ended else 5)
         for follower in followers.values():
             follower.join(max(0, deadline - time.monotonic()))
-        if ended == "Failed":
-            last_lines = {follower.pod: list(follower.last_lines) for follower in followers.values()}
-            raise LaunchError(failure_message(job, list(pods.values()), last_lines, self.kind.container))
+        seen = list(pods.values())
+        if ended == "Succeeded":
+            return job, seen
+        last_lines = {follower.pod: list(follower.last_lines) for follower in followers.values()}
+        message = failure_message(job, seen, last_lines, self.kind.container)
+        if hopeless:
+            retry(lambda: self._delete(name))  # its pods would be started again and again
+        raise JobFailed(message, job, seen, hopeless or not may_mend(job, seen, self.kind.container))
+
+    def _why_no_pods(self, name: str) -> str:
+        """Returns the latest complaint of the controller that is to make the pods, such as a quota; "" for none."""
+        from kubernetes.client import ApiException
+
+        try:
+            events = retry(lambda: self.core.list_namespaced_event(
+                self.namespace, field_selector=f"involvedObject.name={self.kind.pods_made_by(name)},type=Warning",
+                _request_timeout=60))  # fmt: skip
+        except ApiException:  # may not be read
+            return ""
+        found = [f"{event.reason}: {event.message}" for event in events.items]
+        return found[-1] if found else ""
 
     def _get(self, name: str) -> Any:
         """Returns the job as the API gives it, or None where there is none."""

@@ -22,6 +22,13 @@ FRESH_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 attempts, and a process may read there the address of one that is dead (pytorch issue 135712)."""
 
 
+HOPELESS_STATUS = 65
+"""Exit status of a pod whose training failed of what starting again cannot mend (EX_DATAERR of sysexits.h)."""
+
+ORPHANED_STATUS = 75
+"""Exit status of a pod whose step did not come back (EX_TEMPFAIL)."""
+
+
 class LaunchError(Exception):
     """Training failed; the message is the job's own."""
 
@@ -35,6 +42,9 @@ class Training:
 
     arguments: tuple[str, ...]
     """The command line of `python -m kws.train.trainer`."""
+
+    folder: Path
+    """Of the run, on the volume: logs and the lease of the job lie there."""
 
     num_nodes: int
     """Machines to train on."""

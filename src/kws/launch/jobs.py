@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from kws.launch.job import LaunchError, Training
+from kws.launch.job import HOPELESS_STATUS, ORPHANED_STATUS, LaunchError, Training
 from kws.launch.pods import FINGERPRINT, LABELS
 from kws.launch.settings import ClusterConfig
 
@@ -24,11 +24,17 @@ class JobKind:
     version: str
     plural: str
 
+    operator: str
+    """What has to be installed for it."""
+
     container: str
     """Name of the container that trains."""
 
     name_label: str
     """Label of the pods that holds the name of their job."""
+
+    pods_made_by: Callable[[str], str]
+    """Returns, for the name of a job, that of the object whose events tell why there are no pods."""
 
     build: "Callable[[Training, ClusterConfig, V1OwnerReference | None], dict[str, Any]]"
     """Builds the manifest, as the API takes it."""
@@ -41,12 +47,12 @@ def verdict(job: Mapping[str, Any]) -> Literal["Succeeded", "Failed"] | None:
     """Returns how a job, as the API gives it, ended; None while it has not."""
     if _condition(job, "Failed") is not None:
         return "Failed"
-    return "Succeeded" if _condition(job, "Succeeded") is not None else None
+    return "Succeeded" if _condition(job, "Succeeded", "Complete") is not None else None
 
 
-def _condition(job: Mapping[str, Any], state: str) -> Mapping[str, Any] | None:
+def _condition(job: Mapping[str, Any], *states: str) -> Mapping[str, Any] | None:
     for condition in job.get("status", {}).get("conditions") or ():
-        if condition["type"] == state and condition["status"] == "True":
+        if condition["type"] in states and condition["status"] == "True":
             return dict(condition)
     return None
 
@@ -94,7 +100,13 @@ def first_failure(pods: Iterable[Mapping[str, Any]], container: str) -> tuple[st
 
     A container that was started again keeps how it ended before in `lastState`.
     """
-    failures = [
+    failures = _failures(pods, container)
+    return min(failures, key=lambda failure: failure[:2])[1:] if failures else None
+
+
+def _failures(pods: Iterable[Mapping[str, Any]], container: str) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Returns when each container that failed did, the name of its pod, and how."""
+    return [
         (str(ended.get("finishedAt")), pod["metadata"]["name"], ended)
         for pod in pods
         for status in pod.get("status", {}).get("containerStatuses") or ()
@@ -102,7 +114,23 @@ def first_failure(pods: Iterable[Mapping[str, Any]], container: str) -> tuple[st
         for state in ("state", "lastState")
         if (ended := (status.get(state) or {}).get("terminated")) and ended["exitCode"] != 0
     ]
-    return min(failures, key=lambda failure: failure[:2])[1:] if failures else None
+
+
+def is_hopeless(pods: Iterable[Mapping[str, Any]], container: str) -> bool:
+    """Tells whether a pod ended with an error that starting again cannot mend."""
+    return any(ended["exitCode"] == HOPELESS_STATUS for _, _, ended in _failures(pods, container))
+
+
+def may_mend(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], container: str) -> bool:
+    """Tells whether a job that failed may succeed when it is submitted again.
+
+    Not where its time was over, where no pod ever failed, and where memory was too small or nobody waited for it.
+    """
+    failure = first_failure(pods, container)
+    if failure is None or "deadline" in (_condition(job, "Failed") or {}).get("message", ""):
+        return False
+    ended = failure[1]
+    return ended.get("reason") != "OOMKilled" and ended["exitCode"] not in (HOPELESS_STATUS, ORPHANED_STATUS)
 
 
 def failure_message(
@@ -119,7 +147,10 @@ def failure_message(
     name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
     condition = _condition(job, "Failed") or {}
     reason = ": ".join(filter(None, (condition.get("reason"), condition.get("message"))))
-    message = f"{job['kind']} {namespace}/{name} failed: {reason or 'it does not say why'}"
+    if not reason:
+        hopeless = is_hopeless(pods, container)
+        reason = "starting it again cannot mend this" if hopeless else "it does not say why"
+    message = f"{job['kind']} {namespace}/{name} failed: {reason}"
     failure = first_failure(pods, container)
     if failure is None:
         stuck = sorted({waiting_reason(pod) for pod in pods} - {""})
@@ -127,4 +158,6 @@ def failure_message(
     pod, ended = failure
     lines = last_lines.get(pod) or str(ended.get("message", "")).splitlines()
     why = f"status {ended['exitCode']}" + (f", {ended['reason']}" if ended.get("reason") not in (None, "Error") else "")
+    if ended.get("reason") == "OOMKilled":
+        why += "; its memory was too small: raise memory in KWS_PYTORCHJOB"
     return "\n  ".join((f"{message}; {pod} ended with {why}:", *lines))

@@ -11,8 +11,8 @@ from typing import Any
 
 from kws.launch.api import is_transient, retry
 
-NUM_LAST_LINES = 30
-"""Lines of a failed pod's log that the error quotes: torchrun's summary with the trainer's own error fits."""
+NUM_LAST_LINES = 10
+"""Lines of a failed pod's log that the error quotes; the last is the trainer's own error."""
 
 
 def split_timestamp(line: str) -> tuple[str, str]:

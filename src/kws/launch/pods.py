@@ -54,7 +54,8 @@ def step_owner(namespace: str) -> "V1OwnerReference | None":
 
 def command_of(job: Training, config: ClusterConfig) -> list[str]:
     """Returns what a pod runs: torchrun, which finds the other pods by the variables that a controller set."""
-    command = ["python", "-m", "torch.distributed.run", f"--nproc-per-node={job.processes_per_node}"]
+    command = ["python", "-m", "kws.launch.node", f"--run={job.folder}", f"--lease={config.lease_seconds}", "--",
+               f"--nproc-per-node={job.processes_per_node}"]  # fmt: skip
     if not config.elastic:
         command.append(f"--rdzv-conf=timeout={config.rendezvous_seconds}")
     return [*command, "-m", TRAINER]

@@ -115,8 +115,10 @@ PYTORCH_JOB = JobKind(
     group=GROUP,
     version=VERSION,
     plural="pytorchjobs",
+    operator="the training operator (manifests/training-operator)",
     container=CONTAINER,
     name_label="training.kubeflow.org/job-name",
+    pods_made_by=lambda name: name,
     build=_manifest,
     node_rank=lambda labels, config: node_rank(labels, has_master=not config.elastic),
 )

@@ -91,8 +91,16 @@ class ClusterConfig:
     """Which pods are deleted when the job ends. Running ends those that wait for one that will not come, and keeps the
     logs of the others; the operator's default, None, keeps their resources too."""
 
-    delete_when_done: bool = False
-    """Delete the job as soon as it has succeeded. One that failed stays, to be looked into, until its time is over."""
+    lease_seconds: int = 900
+    """How long a job trains on after its step was killed. A step that is tried again within it adopts the job; later
+    the job has ended, with a checkpoint, and is submitted again. 0: it trains to its end."""
+
+    attempts: int = 3
+    """How often the step submits a job that failed of what may mend: a machine, a network, a volume."""
+
+    delete_when_done: bool = True
+    """Delete the job as soon as it has ended and its log and outcome are in `logs/` of the run: finished jobs count
+    towards quotas."""
 
     def __post_init__(self) -> None:
         tag = self.image.rsplit("/", 1)[-1].partition(":")[2]
@@ -105,7 +113,7 @@ class ClusterConfig:
             require(isinstance(value, str) and pattern.fullmatch(value) is not None, name,
                     f"be a quantity such as {example}", value)  # fmt: skip
         for name, least in {"gpus_per_node": 0, "min_nodes": 1, "max_restarts": 0, "pod_restarts": 0,
-                            "rendezvous_seconds": 1, "active_deadline_seconds": 1,
+                            "rendezvous_seconds": 1, "lease_seconds": 0, "attempts": 1, "active_deadline_seconds": 1,
                             "ttl_seconds_after_finished": 0}.items():  # fmt: skip
             value = getattr(self, name)
             require(type(value) is int and value >= least, name, f"be a whole number of at least {least}", value)

@@ -66,9 +66,10 @@ def open_journal(run: Path, trainer: Trainer) -> Iterator[Journal | None]:
     from torch.utils.tensorboard import SummaryWriter
 
     total = trainer.epochs * trainer.num_clips
-    with progress(total, "clips", "train") as bar, SummaryWriter(str(run), purge_step=trainer.position.epoch) as board:
-        bar.update(trainer.clips_done)
-        bar.unpause()
+    with (
+        progress(total, "clips", "train", done=trainer.clips_done) as bar,
+        SummaryWriter(str(run), purge_step=trainer.position.epoch) as board,
+    ):
         if trainer.position.step == 0:
             features, labels = trainer.train_split.batch(torch.arange(min(4, trainer.num_clips)))
             titles = [trainer.tensors.words[label] for label in labels.tolist()]

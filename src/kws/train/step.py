@@ -50,6 +50,7 @@ def train(
         return folder
     job = Training(
         name=job_name(folder.name),
+        folder=folder,
         arguments=("--run-folder", str(folder)),
         num_nodes=num_nodes,
         processes_per_node=processes_per_node,

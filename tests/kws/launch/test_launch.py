@@ -85,8 +85,10 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def start_waiting(notes: Path) -> tuple["subprocess.Popen[str]", list[int], int]:
     """Starts a launcher in a process of its own; returns it, the processes that train, and torchrun's."""
     program = (
-        "import sys; from kws.launch.job import Training; from kws.launch.torchrun import TorchrunLauncher\n"
-        "job = Training(name='kws-test', arguments=('wait', sys.argv[1]), num_nodes=1, processes_per_node=2)\n"
+        "import sys; from pathlib import Path\n"
+        "from kws.launch.job import Training; from kws.launch.torchrun import TorchrunLauncher\n"
+        "job = Training(name='kws-test', folder=Path(sys.argv[1]).parent, arguments=('wait', sys.argv[1]),\n"
+        "               num_nodes=1, processes_per_node=2)\n"
         "TorchrunLauncher(module='trainee', max_restarts=0).run(job)"
     )
     process = subprocess.Popen([sys.executable, "-c", program, notes], stderr=subprocess.PIPE, text=True)
@@ -94,6 +96,12 @@ def start_waiting(notes: Path) -> tuple["subprocess.Popen[str]", list[int], int]
     trainers, agents = zip(*((map(int, path.read_text().split())) for path in notes.glob("started-*")), strict=True)
     assert len(set(agents)) == 1
     return process, list(trainers), agents[0]
+
+
+def training(notes: Path, what: str, processes: int) -> Training:
+    folder = notes.parent / "run"
+    return Training(name="kws-test", folder=folder, arguments=(what, str(notes)), num_nodes=1,
+                    processes_per_node=processes)  # fmt: skip
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -112,13 +120,17 @@ def is_alive(pid: int) -> bool:
 
 
 def test_a_process_that_fails_gives_its_own_error_to_the_launcher(notes: Path) -> None:
-    job = Training(name="kws-test", arguments=("fail", str(notes)), num_nodes=1, processes_per_node=1)
+    job = Training(
+        name="kws-test", folder=notes.parent / "run", arguments=("fail", str(notes)), num_nodes=1, processes_per_node=1
+    )
     with pytest.raises(LaunchError, match=r"^training failed: ValueError: epochs must be positive, got -1$"):
         TorchrunLauncher(module="trainee", max_restarts=0).run(job)
 
 
 def test_a_killed_process_is_started_again_and_training_succeeds(notes: Path, tmp_path: Path) -> None:
-    job = Training(name="kws-test", arguments=("die", str(notes)), num_nodes=1, processes_per_node=2)
+    job = Training(
+        name="kws-test", folder=notes.parent / "run", arguments=("die", str(notes)), num_nodes=1, processes_per_node=2
+    )
     manifest = tmp_path / "manifest.yaml"
 
     TorchrunLauncher(module="trainee", max_restarts=1).run(job, manifest)
@@ -174,8 +186,8 @@ def test_a_killed_torchrun_leaves_no_process_behind_and_is_reported(notes: Path)
     wait_until(lambda: not any(map(is_alive, trainers)))
 
 
-def test_several_nodes_without_a_cluster_are_refused_with_a_remedy() -> None:
-    job = Training(name="kws-test", arguments=(), num_nodes=2, processes_per_node=1)
+def test_several_nodes_without_a_cluster_are_refused_with_a_remedy(tmp_path: Path) -> None:
+    job = Training(name="kws-test", folder=tmp_path, arguments=(), num_nodes=2, processes_per_node=1)
     with pytest.raises(ValueError, match="num_nodes must be 1 where there is no cluster, got 2: submit the pipeline"):
         TorchrunLauncher().run(job)
 
@@ -185,7 +197,7 @@ def test_the_name_of_a_job_is_the_same_for_every_attempt_and_fits_kubernetes() -
     for run_id in ("2024-05-01T10:00:00_A", "x" * 300, "Ünïcode", "-", "9"):
         name = job_name(run_id)
         assert name == job_name(run_id)
-        assert Training(name=name, arguments=(), num_nodes=1, processes_per_node=1).name == name
+        assert Training(name=name, folder=Path(), arguments=(), num_nodes=1, processes_per_node=1).name == name
         assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
         assert len(f"{name}-worker-999") <= 63
 
@@ -205,7 +217,13 @@ def test_runs_that_differ_only_in_what_a_name_cannot_hold_get_names_that_differ(
     ],
 )
 def test_a_job_that_nothing_can_run_is_refused_by_the_name_of_its_field(field: str, value: object) -> None:
-    fields: dict[str, object] = {"name": "kws", "arguments": (), "num_nodes": 1, "processes_per_node": 1}
+    fields: dict[str, object] = {
+        "name": "kws",
+        "folder": Path(),
+        "arguments": (),
+        "num_nodes": 1,
+        "processes_per_node": 1,
+    }
     with pytest.raises(ValueError, match=f"{field} must be"):
         Training(**(fields | {field: value}))  # type: ignore[arg-type]
 

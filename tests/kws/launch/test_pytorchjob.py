@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,10 @@ from kws.launch.settings import ClusterConfig
 SCHEMA = Path(__file__).resolve().parents[4] / "shared" / "schemas" / "kubeflow.org_pytorchjobs.yaml"
 IMAGE = "kws-runtime:0.1.0"
 OWNER = V1OwnerReference(api_version="v1", kind="Pod", name="step-pod", uid="6a1f")
-JOB = Training(name="kws-1f3c", arguments=("--tensors", "/data/tensors/ab"), num_nodes=3, processes_per_node=2)
+RUN = Path("/data/runs/20240501-100000-1f3c")
+JOB = Training(
+    name="kws-1f3c", folder=RUN, arguments=("--tensors", "/data/tensors/ab"), num_nodes=3, processes_per_node=2
+)
 
 SETTINGS = {
     "elastic on CPUs": ClusterConfig(image=IMAGE, namespace="kubeflow"),
@@ -153,7 +157,7 @@ def test_a_fixed_job_has_a_master_and_the_other_workers() -> None:
     assert {name: spec["replicas"] for name, spec in replicas.items()} == {"Master": 1, "Worker": 2}
     assert "elasticPolicy" not in built(config)["spec"]
 
-    alone = Training(name="kws-1f3c", arguments=(), num_nodes=1, processes_per_node=1)
+    alone = Training(name="kws-1f3c", folder=RUN, arguments=(), num_nodes=1, processes_per_node=1)
     assert set(built(config, alone)["spec"]["pytorchReplicaSpecs"]) == {"Master"}
 
 
@@ -193,9 +197,9 @@ def test_torchrun_understands_the_command_and_what_the_operator_adds(
         monkeypatch.setenv(variable, value)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     only = container(built(SETTINGS[name]))
-    assert only["command"][:3] == ["python", "-m", "torch.distributed.run"]
+    assert only["command"][:6] == ["python", "-m", "kws.launch.node", f"--run={RUN}", "--lease=900", "--"]
 
-    config, _, arguments = config_from_args(parse_args([*only["command"][3:], *only["args"]]))
+    config, _, arguments = config_from_args(parse_args([*only["command"][6:], *only["args"]]))
 
     assert (config.min_nodes, config.max_nodes) == nodes
     assert config.nproc_per_node == 2
@@ -386,7 +390,7 @@ def test_a_job_of_someone_else_is_left_alone() -> None:
 
 
 def test_a_job_that_does_something_else_is_not_adopted() -> None:
-    other = Training(name=JOB.name, arguments=("--tensors", "/data/tensors/cd"), num_nodes=3, processes_per_node=2)
+    other = dataclasses.replace(JOB, arguments=("--tensors", "/data/tensors/cd"))
     with pytest.raises(LaunchError, match="must have the settings of this run, got others; delete it"):
         jobs.on_conflict(submitted(CREATED), built(SETTINGS["elastic on CPUs"], other))
     failed = submitted(CREATED, FAILED)
@@ -425,7 +429,10 @@ def test_a_failed_job_speaks_with_its_own_message_and_the_log_of_the_first_pod_t
 def test_a_failed_pod_whose_log_was_lost_speaks_through_its_status() -> None:
     seen = [pod("kws-1f3c-worker-0", {"state": ended(137, "05", reason="OOMKilled", message="epoch 1\nepoch 2")})]
     message = jobs.failure_message(submitted(CREATED, FAILED), seen, {}, "pytorch")
-    assert message.endswith("kws-1f3c-worker-0 ended with status 137, OOMKilled:\n  epoch 1\n  epoch 2")
+    assert message.endswith(
+        "kws-1f3c-worker-0 ended with status 137, OOMKilled; its memory was too small: raise memory in KWS_PYTORCHJOB:"
+        "\n  epoch 1\n  epoch 2"
+    )
 
 
 def test_a_job_that_failed_without_ever_running_says_what_it_waited_for() -> None:
@@ -483,19 +490,66 @@ def test_only_an_api_that_is_away_for_a_while_is_asked_again(error: Exception, e
     assert api.is_transient(error) is expected
 
 
-def test_a_refusal_of_the_api_names_the_remedy() -> None:
-    error = ApiException(status=403, reason="Forbidden")
-    error.body = json.dumps({"message": 'pytorchjobs.kubeflow.org is forbidden: User "default" cannot create'})
-    assert str(api.explain(error, PYTORCH_JOB, "kubeflow")) == (
-        'the Kubernetes API must accept the PyTorchJob, got: pytorchjobs.kubeflow.org is forbidden: User "default" '
-        "cannot create; the step's service account must be allowed to create, get, patch and delete pytorchjobs, and "
-        "to list pods and get pods/log, in namespace kubeflow"
-    )
+REFUSALS = {
+    "rights": (403, 'pytorchjobs.kubeflow.org is forbidden: User "default" cannot create resource "pytorchjobs"',
+               "the step's service account must be allowed to create, get, patch and delete pytorchjobs"),
+    "quota": (403, 'pytorchjobs.kubeflow.org "kws-1" is forbidden: exceeded quota: kws, requested: '
+              "count/pytorchjobs.kubeflow.org=1, used: count/pytorchjobs.kubeflow.org=8, limited: 8",
+              "delete what is not needed (kubectl -n kubeflow get resourcequotas,pytorchjobs)"),
+    "namespace": (403, 'pytorchjobs.kubeflow.org "kws-1" is forbidden: unable to create new content in namespace '
+                  "kubeflow because it is being terminated", "the namespace kubeflow is being deleted"),
+    "webhook": (403, 'admission webhook "v.kubeflow.org" denied the request: spec.nprocPerNode: Invalid value: "x"',
+                "change what it names: num_nodes, processes_per_node or a field of KWS_PYTORCHJOB"),
+    "policy": (403, "no image of this registry may run here", ""),
+    "invalid": (422, 'PyTorchJob.kubeflow.org "kws-1" is invalid: spec.runPolicy.backoffLimit: Invalid value: -1',
+                "change what it names"),
+    "no namespace": (404, 'namespaces "kubeflow" not found', "make the namespace kubeflow"),
+    "no operator": (404, "the server could not find the requested resource", "install what makes pytorchjobs.kubeflow"),
+    "token": (401, "Unauthorized", "the step needs a service account with a valid token"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "said", "remedy"), REFUSALS.values(), ids=REFUSALS)
+def test_a_refusal_is_told_in_the_words_of_the_api_with_its_remedy(status: int, said: str, remedy: str) -> None:
+    error = ApiException(status=status, reason="Refused")
+    error.body = json.dumps({"message": said})
+    told = str(api.explain(error, PYTORCH_JOB, "kubeflow"))
+    before, _, after = told.partition(said)
+    assert before == "the Kubernetes API must accept the PyTorchJob, got: "
+    assert after.startswith(f"; {remedy}") if remedy else after == ""
+
+
+def test_a_refusal_without_words_is_told_by_its_reason() -> None:
     missing = ApiException(status=404, reason="Not Found")
     missing.body = "404 page not found\n"
-    assert "got: Not Found; the training operator must be installed" in str(
-        api.explain(missing, PYTORCH_JOB, "kubeflow")
-    )
+    told = str(api.explain(missing, PYTORCH_JOB, "kubeflow"))
+    assert "got: Not Found; install what makes pytorchjobs.kubeflow.org work: the training operator" in told
+
+
+def test_a_job_that_may_mend_is_told_from_one_that_cannot() -> None:
+    def mends(job: dict[str, Any], status: int, **more: str) -> bool:
+        return jobs.may_mend(job, [pod("kws-1f3c-worker-0", {"lastState": ended(status, "05", **more)})], "pytorch")
+
+    failed = submitted(CREATED, FAILED)
+    assert mends(failed, 1)
+    assert mends(failed, 137)
+    assert not mends(failed, 137, reason="OOMKilled")
+    assert not mends(failed, 65)
+    assert not mends(failed, 75)
+    assert not mends(submitted(CREATED, ("Failed", "active longer than specified deadline")), 1)
+    assert not jobs.may_mend(failed, [pod("kws-1f3c-worker-0", phase="Pending")], "pytorch")
+
+
+def test_an_error_that_cannot_mend_ends_a_job_that_has_not_failed_yet() -> None:
+    seen = [pod("kws-1f3c-worker-0", {"state": {"waiting": {}}, "lastState": ended(65, "05")})]
+    assert jobs.is_hopeless(seen, "pytorch")
+    assert not jobs.is_hopeless([pod("kws-1f3c-worker-0", {"lastState": ended(1, "05")})], "pytorch")
+    ends = {"kws-1f3c-worker-0": ["error: ValueError: batch_size must be positive, got -1"]}
+    assert jobs.failure_message(submitted(CREATED), seen, ends, "pytorch").splitlines() == [
+        "PyTorchJob kubeflow/kws-1f3c failed: starting it again cannot mend this; kws-1f3c-worker-0 ended with status "
+        "65:",
+        "  error: ValueError: batch_size must be positive, got -1",
+    ]
 
 
 def test_the_times_of_log_lines_sort_in_order_though_the_kubelet_cuts_zeros() -> None:

@@ -81,7 +81,7 @@ def test_the_job_that_the_compiled_train_step_would_launch_runs_the_runtime_on_t
 
     (settings,) = [e["value"] for e in containers_of(package)["train"]["env"] if e["name"] == SETTINGS]
     monkeypatch.setenv(SETTINGS, settings)
-    job = Training(name="kws-1", arguments=(), num_nodes=2, processes_per_node=1)
+    job = Training(name="kws-1", folder=Path("/data/runs/1"), arguments=(), num_nodes=2, processes_per_node=1)
     manifest = to_manifest(build_job(job, ClusterConfig.from_environment()))
     pod = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
     assert pod["containers"][0]["image"] == "reg/kws-runtime:abc"

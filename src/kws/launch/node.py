@@ -1,0 +1,67 @@
+"""What a pod of a training job runs: torchrun, and beside it what the pod has to know.
+
+    python -m kws.launch.node --run DIR [--lease SECONDS] -- ARGUMENTS OF TORCHRUN
+
+Keeps what torchrun and its processes print in `logs/` of the run, as the pod and its log may be gone a second later,
+and shows what people need of it. Ends training with a checkpoint when the step did not renew its lease, and gives up at
+once where an error cannot be mended by starting again. Needs no torch itself.
+"""
+
+import argparse
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from kws.launch.job import HOPELESS_STATUS, ORPHANED_STATUS, job_name
+from kws.launch.lease import LeaseWatch
+from kws.launch.output import LOGS, Output
+from kws.launch.torchrun import ErrorWatch, describe, recorded_error, run_group
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs torchrun and returns the exit status of the pod."""
+    parser = argparse.ArgumentParser(prog="kws.launch.node", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="the folder of the run")
+    parser.add_argument("--lease", type=float, default=0, metavar="SECONDS",
+                        help="end after so long without a step that waits for it (default: never)")  # fmt: skip
+    parser.add_argument("torchrun", nargs="+", metavar="ARGUMENT", help="arguments of torchrun")
+    options = parser.parse_args(argv)
+    watch = LeaseWatch(options.run, options.lease) if options.lease else None
+    orphaned = f"no step has waited for this job for {options.lease:.0f} s: it ends; a step that is tried again goes on"
+    if watch is not None and watch.has_ended():
+        print(orphaned, file=sys.stderr)
+        return ORPHANED_STATUS
+    with tempfile.TemporaryDirectory(prefix="kws-torchrun-") as folder:
+        error_file = Path(folder) / "error.json"
+        errors = ErrorWatch(Path(folder))
+        ended = []
+
+        def must_end() -> bool:
+            if watch is not None and watch.has_ended():
+                ended.append(True)
+            return bool(ended) or errors.hopeless() != ""
+
+        command = [sys.executable, "-m", "torch.distributed.run", f"--log-dir={folder}", *options.torchrun]
+        output = Output(log_file(options.run, socket.gethostname()))
+        status = run_group(command, os.environ | {"TORCHELASTIC_ERROR_FILE": str(error_file)}, output, must_end)
+        if ended:
+            print(orphaned, file=sys.stderr)
+            return ORPHANED_STATUS
+        if status == 0:
+            return 0
+        hopeless = errors.hopeless()
+        print(f"error: {hopeless or recorded_error(error_file) or describe(status)}", file=sys.stderr)
+        return HOPELESS_STATUS if hopeless else 1
+
+
+def log_file(run: Path, host: str) -> Path:
+    """Returns the file for the log of a pod, which is named after its job and its place in it: logs/worker-0.log."""
+    return run / LOGS / f"{host.removeprefix(job_name(run.name) + '-')}.log"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

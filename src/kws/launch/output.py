@@ -1,0 +1,78 @@
+"""What torchrun and its processes print: all of it goes to a file, and what people need is shown.
+
+When one process dies, those that talk to it fail too, each with a traceback of 75 lines, and torchrun starts all again.
+That is a healthy restart and worth one line.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+LOGS = "logs"
+"""Folder of a run: what each of its pods printed."""
+
+# Lines of the libraries, which begin with a level, a date and a process, or the place in their sources.
+_LIBRARY = re.compile(r"\[?[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+|\[?/\S+\.(cc|cpp|h|py):\d+|frame #\d+|\[rank\d+\]:")
+_TRACEBACK = re.compile(r"Traceback \(most recent call last\)|(During handling of|The above exception)")
+_DIED = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
+_SUMMARY = re.compile(r"\S*ChildFailedError: ?$|=+$")
+
+
+class Output:
+    """Sorts lines into those for people and those for the file alone."""
+
+    def __init__(self, path: Path, show: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)):
+        self.path, self.show = path, show
+        self.file: IO[str] | None = None
+        self.in_traceback = self.in_summary = False
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, line: str) -> None:
+        """Keeps a line, and shows it, or what it means, where people need it."""
+        self._keep(line)
+        died = _DIED.search(line)
+        if died:
+            self.show(f"process {died[2]} {_ended(int(died[1]))}; the processes start again from the last checkpoint "
+                      f"(what they said: {self.path})")  # fmt: skip
+        elif self._is_for_people(line):
+            self.show(line)
+
+    def _keep(self, line: str) -> None:
+        try:
+            if self.file is None:
+                self.file = self.path.open("a", buffering=1)
+            self.file.write(line + "\n")
+        except OSError as error:  # a volume that is full or away must not end what is shown
+            if self.file is not None:
+                self.show(f"{self.path} cannot be written: {error}")
+            self.file = None
+
+    def _is_for_people(self, line: str) -> bool:
+        if _SUMMARY.match(line):
+            self.in_summary = True
+        if self.in_summary or _LIBRARY.match(line):
+            return False
+        if _TRACEBACK.match(line):
+            self.in_traceback = True
+            return False
+        if line[:1].isspace() or not line:
+            return False
+        if self.in_traceback:  # its last line: the error
+            self.in_traceback = False
+            return False
+        return True
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self.file is not None:
+            self.file.close()
+
+
+def _ended(status: int) -> str:
+    import signal
+
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"ended with status {status}"

@@ -1,0 +1,178 @@
+"""The process of a pod: torchrun with its log, its lease, and errors that cannot mend."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kws.launch import lease, output
+from kws.launch.job import HOPELESS_STATUS, ORPHANED_STATUS
+from kws.launch.lease import LeaseKeeper, LeaseWatch
+from kws.launch.node import log_file
+from kws.launch.output import Output
+
+TRAINEE = '''
+"""What torchrun starts here."""
+import os, signal, sys, time
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from kws.processes import die_with_parent
+
+what, folder = sys.argv[1], Path(sys.argv[2])
+
+
+@record
+def main():
+    die_with_parent()
+    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    print("attempt", attempt, flush=True)
+    (folder / f"attempt{attempt}").touch()
+    if what == "hopeless":
+        raise ValueError("epochs must be positive, got -1")
+    if what == "volume" and attempt == "0":
+        raise OSError(5, "Input/output error")
+    if what == "killed" and attempt == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "wait":
+        time.sleep(120)
+    print("trained", flush=True)
+
+
+main()
+'''
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "trainee.py").write_text(TRAINEE)
+    folder = tmp_path / "20240501-100000-a"
+    folder.mkdir()
+    return folder
+
+
+def start(run: Path, what: str, *flags: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "kws.launch.node", f"--run={run}", *flags, "--", "--standalone",
+               "--nproc-per-node=1", "--max-restarts=2", "-m", "trainee", what, str(run)]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(run.parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    _, shown = process.communicate(timeout=120)
+    return process.returncode, shown
+
+
+def log_of(run: Path) -> str:
+    (path,) = (run / output.LOGS).iterdir()
+    return path.read_text()
+
+
+def test_a_process_that_was_killed_is_one_line_and_training_goes_on(run: Path) -> None:
+    status, shown = ended(start(run, "killed"))
+    assert status == 0
+    (line,) = (line for line in shown.splitlines() if "killed" in line)
+    assert line.startswith("process 0 was killed by SIGKILL; the processes start again from the last checkpoint")
+    assert shown.splitlines() == ["attempt 0", line, "attempt 1", "trained"]
+    assert "failed (exitcode: -9)" in log_of(run)
+
+
+def test_an_error_of_the_volume_is_tried_again_and_its_traceback_is_in_the_log_alone(run: Path) -> None:
+    status, shown = ended(start(run, "volume"))
+    assert status == 0
+    assert "Traceback" not in shown
+    assert "OSError: [Errno 5] Input/output error" in log_of(run)
+    assert (run / "attempt1").exists()
+
+
+def test_an_error_that_cannot_mend_ends_the_pod_at_once_with_a_status_of_its_own(run: Path) -> None:
+    status, shown = ended(start(run, "hopeless"))
+    assert status == HOPELESS_STATUS
+    assert shown.splitlines()[-1] == "error: ValueError: epochs must be positive, got -1"
+    assert "Traceback" not in shown
+    assert not (run / "attempt2").exists()
+
+
+def test_a_pod_whose_lease_ends_stops_and_does_not_start_again_until_it_is_renewed(run: Path) -> None:
+    (run / lease.LEASE).write_text("of a step that was killed")
+    status, shown = ended(start(run, "wait", "--lease=1"))
+    assert status == ORPHANED_STATUS
+    assert "no step has waited for this job for 1 s" in shown
+
+    begun = time.monotonic()
+    status, _ = ended(start(run, "killed", "--lease=100"))
+    assert status == ORPHANED_STATUS
+    assert time.monotonic() - begun < 60  # at once, though this lease is longer
+
+    with LeaseKeeper(run):
+        status, shown = ended(start(run, "killed", "--lease=100"))
+    assert (status, shown.splitlines()[-1]) == (0, "trained")
+    assert not (run / lease.LEASE).exists()
+    assert not (run / lease.ENDED).exists()
+
+
+def test_a_job_that_was_started_by_hand_has_no_lease(run: Path) -> None:
+    watch = LeaseWatch(run, 0)
+    time.sleep(0.01)
+    assert not watch.has_ended()
+
+
+def test_a_lease_that_is_renewed_does_not_end_and_the_volume_may_be_away_for_a_while(run: Path) -> None:
+    with LeaseKeeper(run, every=0.05):
+        watch = LeaseWatch(run, 1)
+        assert not watch.has_ended()
+        first = (run / lease.LEASE).read_text()
+        deadline = time.monotonic() + 20
+        while (run / lease.LEASE).read_text() == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert not watch.has_ended()
+
+
+def test_told_to_stop_the_pod_ends_in_order(run: Path) -> None:
+    process = start(run, "wait")
+    deadline = time.monotonic() + 60
+    while not (run / "attempt0").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    status, shown = ended(process)
+    assert status == 143
+    assert "stopped by SIGTERM" in shown
+
+
+def test_a_pods_log_is_named_after_its_place_in_the_job() -> None:
+    run = Path("/data/runs/20240501-100000-a")
+    assert log_file(run, "kws-20240501-100000-a-worker-0") == run / "logs" / "worker-0.log"
+    assert log_file(run, "kws-20240501-100000-a-node-0-1") == run / "logs" / "node-0-1.log"
+
+
+def test_of_what_libraries_say_people_see_nothing_and_the_file_has_all(tmp_path: Path) -> None:
+    lines = [
+        "going on at step 12 of epoch 1",
+        "W1125 19:38:25.964000 1049 torch/distributed/elastic/multiprocessing/api.py:1012] closing signal SIGTERM",
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/debug_logger.cc:9] ERROR failed to connect, willRetry=1",
+        "[E1125 19:38:47.503025956 ProcessGroupGloo.cpp:67] Gloo connectFullMesh failed",
+        "[rank1]: Traceback (most recent call last):",
+        "Traceback (most recent call last):",
+        '  File "trainer.py", line 613, in <module>',
+        "    main()",
+        "RuntimeError: Connection closed by peer [127.0.0.1]:11662",
+        "epoch 1/8: loss 2.1, validation accuracy 43%",
+        "Traceback (most recent call last):",
+        "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:",
+        "============================================================",
+        "kws.train.trainer FAILED",
+    ]
+    shown: list[str] = []
+    sorted_out = Output(tmp_path / "logs" / "worker-0.log", shown.append)
+    for line in lines:
+        sorted_out.write(line)
+    sorted_out.close()
+    assert shown == [lines[0], lines[9]]
+    assert (tmp_path / "logs" / "worker-0.log").read_text().splitlines() == lines
