@@ -58,7 +58,10 @@ class ClusterLauncher:
         if settings.NAMESPACE_FILE.exists():
             kubernetes_config.load_incluster_config()
         else:
-            kubernetes_config.load_kube_config()
+            try:
+                kubernetes_config.load_kube_config()
+            except kubernetes_config.ConfigException as error:
+                raise ValueError(f"KUBECONFIG must name the configuration of a cluster, got: {error}") from error
         self.place = (kind.group, kind.version, self.namespace, kind.plural)
         self.jobs = client.CustomObjectsApi()
         self.core = client.CoreV1Api()

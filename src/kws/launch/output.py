@@ -14,7 +14,8 @@ LOGS = "logs"
 """Folder of a run: what each of its pods printed."""
 
 # Lines of the libraries, which begin with a level, a date and a process, or the place in their sources.
-_LIBRARY = re.compile(r"\[?[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+|\[?/\S+\.(cc|cpp|h|py):\d+|frame #\d+|\[rank\d+\]:")
+_LIBRARY = re.compile(r"\[?[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+|\[?/\S+\.(cc|cpp|h|py):\d+|frame #\d+")
+_RANK = re.compile(r"\[rank\d+\]: ?")
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\)|(During handling of|The above exception)")
 _DIED = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
 _SUMMARY = re.compile(r"\S*ChildFailedError: ?$|=+$")
@@ -27,6 +28,7 @@ class Output:
         self.path, self.show = path, show
         self.file: IO[str] | None = None
         self.in_traceback = self.in_summary = False
+        self.error = ""
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, line: str) -> None:
@@ -34,9 +36,12 @@ class Output:
         self._keep(line)
         died = _DIED.search(line)
         if died:
-            self.show(f"process {died[2]} {_ended(int(died[1]))}; the processes start again from the last checkpoint "
-                      f"(what they said: {self.path})")  # fmt: skip
-        elif self._is_for_people(line):
+            because = f" ({self.error})" if self.error and int(died[1]) > 0 else ""
+            how = _ended(int(died[1])) + because
+            self.show(f"process {died[2]} {how}; where restarts are left, training goes on from the last checkpoint; "
+                      f"all that was said: {self.path}")  # fmt: skip
+            self.error = ""
+        elif self._is_for_people(_RANK.sub("", line)):
             self.show(line)
 
     def _keep(self, line: str) -> None:
@@ -61,6 +66,7 @@ class Output:
             return False
         if self.in_traceback:  # its last line: the error
             self.in_traceback = False
+            self.error = line
             return False
         return True
 

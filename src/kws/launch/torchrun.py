@@ -25,7 +25,7 @@ _GRACE_SECONDS = 40
 _ASK_SECONDS = 2.0
 
 _HOPELESS = re.compile(
-    r"(ValueError|FloatingPointError|TypeError|AssertionError|AttributeError|KeyError|ModuleNotFoundError|ImportError)\b"
+    r"\w*(Value|FloatingPoint|Type|Assertion|Attribute|Key|Index|Name|Import|ModuleNotFound|PackageNotFound|Decode)Error\b"
 )
 """Errors that come back however often training is started again; what a machine, a network or a volume does is an
 OSError or a RuntimeError."""
@@ -161,7 +161,8 @@ def _read(process: "subprocess.Popen[bytes]", output: Output) -> threading.Threa
 
     def read() -> None:
         for line in stream:
-            output.write(line.decode(errors="replace").rstrip("\r\n"))
+            with contextlib.suppress(OSError):  # nobody reads: the training goes on all the same
+                output.write(line.decode(errors="replace").rstrip("\r\n"))
         output.close()
 
     thread = threading.Thread(target=read, name="output of torchrun", daemon=True)
