@@ -138,7 +138,7 @@ schedules: $(READY) ## list the schedules
 unschedule: $(READY) ## delete the schedule
 	$(COMMAND) unschedule $(WHERE)
 
-.PHONY: ui tensorboard pull-model graph e2e-docker e2e-cluster
+.PHONY: ui tensorboard pull-model graph e2e-docker test-cluster e2e-cluster
 ui: $(READY) ## open the UI of Kubeflow Pipelines
 	$(COMMAND) ui $(WHERE)
 
@@ -154,6 +154,9 @@ graph: $(READY) ## draw the compiled pipeline and the rooms of the code for the 
 
 e2e-docker: images ## the whole pipeline in containers against the same in processes (needs ../shared/data)
 	$(E2E) tests/e2e/test_docker.py
+
+test-cluster: $(READY) ## what a Kubernetes with the training operator shows without our images, in minutes: KUBECONFIG=FILE
+	$(E2E) tests/e2e/test_cluster_without_pipelines.py
 
 e2e-cluster: $(READY) ## everything on a real cluster: KUBECONFIG=FILE (an hour; makes runs and jobs there)
 	$(E2E) tests/e2e/test_live_cluster.py

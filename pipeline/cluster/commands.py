@@ -13,9 +13,10 @@ from pathlib import Path
 from rich.table import Table
 
 from kws.config import PipelineConfig, field_docs, require
-from kws.launch.settings import ClusterConfig
+from kws.launch.settings import SETTINGS, ClusterConfig
 from pipeline.cluster import runs
 from pipeline.cluster.connection import Cluster, refused, said_by
+from pipeline.cluster.fit import require_fit
 from pipeline.cluster.follow import PATIENCE_MINUTES, Following, out
 from pipeline.flags import add_parameters, read_parameters
 from pipeline.kind import cluster as kind
@@ -30,10 +31,18 @@ def cluster_of(options: argparse.Namespace) -> Cluster:
     return Cluster(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Cluster)})
 
 
-def placement_of(options: argparse.Namespace) -> Placement:
-    """Returns where steps run, by what flags and environment say."""
+def placement_of(options: argparse.Namespace, num_nodes: int = 0) -> Placement:
+    """Returns where steps run, by what flags and environment say.
+
+    Args:
+        options: parsed flags.
+        num_nodes: training pods of the run, where the cluster of this machine is to divide its cores among them.
+    """
     names = images.image_names(registry=options.registry, device=options.device)
-    return read_placement(os.environ, names, device=options.device, cpu=options.cpu, memory=options.memory)
+    pods = {"cpu": options.cpu, "memory": options.memory}
+    if num_nodes and not options.host and not options.context and kind.host_data_root() and SETTINGS not in os.environ:
+        pods = kind.training_pods(num_nodes) | {name: value for name, value in pods.items() if value}
+    return read_placement(os.environ, names, device=options.device, **pods)
 
 
 def _status(command: Callable[[argparse.Namespace], int | None]) -> Callable[[argparse.Namespace], None]:
@@ -96,6 +105,7 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
                  "following, not the run. Exit status 0 only if the run succeeded.",
                  (on, where, built, pods))  # fmt: skip
     parser.add_argument("--name", default="", help="name of the run (default: the time)")
+    parser.add_argument("--unchecked", action="store_true", help="submit what does not fit the nodes that there are")
     add_parameters(parser)
     parser = add("runs", _runs, "list the latest runs", parents=(where,))
     parser.add_argument("--count", type=int, default=20, help="how many (default: %(default)s)")
@@ -208,7 +218,10 @@ def _parameters(options: argparse.Namespace) -> PipelineConfig:
 def _submit(options: argparse.Namespace) -> int:
     config = _parameters(options)
     cluster = cluster_of(options)
-    run_id = runs.submit(cluster, config, placement_of(options), name=options.name)
+    placement = placement_of(options, config.num_nodes)
+    if not options.unchecked:
+        require_fit(cluster, placement, config.num_nodes)
+    run_id = runs.submit(cluster, config, placement, name=options.name)
     return 0 if options.no_follow else _following(options, cluster, run_id, steps_of_package()).run()
 
 
@@ -236,8 +249,9 @@ def _retry(options: argparse.Namespace) -> int:
 
 
 def _schedule(options: argparse.Namespace) -> None:
+    config = _parameters(options)
     runs.schedule(
-        cluster_of(options), _parameters(options), placement_of(options), cron=options.cron,
+        cluster_of(options), config, placement_of(options, config.num_nodes), cron=options.cron,
         time_zone=options.time_zone, name=options.name,
     )  # fmt: skip
 

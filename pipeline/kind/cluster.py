@@ -133,6 +133,16 @@ def require_images(names: Mapping[str, str]) -> None:
                 raise ClusterError(f"node {node} must have the image {image['RepoTags'][0]}, got none; make kind-load")
 
 
+def training_pods(num_nodes: int) -> dict[str, str]:
+    """Returns what training pods ask for on a cluster whose nodes share this machine, where the user did not say.
+
+    Every node of kind believes that it has all cores of the machine for itself.
+    """
+    engine = json.loads(run(docker(), "info", "--format", "{{json .}}", timeout=20))
+    cores = max(1, (int(engine["NCPU"]) - 1) // num_nodes)  # one is for Kubeflow
+    return {"cpu": str(min(cores, 4)), "memory": "2Gi"}
+
+
 def status() -> bool:
     """Prints one table of what is healthy, and returns whether all is."""
     table = Table("", "part", "state", box=None, title=f"cluster {CLUSTER}", title_justify="left")

@@ -1,0 +1,78 @@
+"""A stand-in for a cluster: an HTTP server on 127.0.0.1 that answers as Kubernetes and Kubeflow Pipelines do."""
+
+import json
+import re
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+
+class StandIn(ThreadingHTTPServer):
+    """Answers as Kubernetes and Kubeflow Pipelines do, what a test lets it."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.runs: list[dict[str, Any]] = []
+        self.pods: list[dict[str, Any]] = []
+        self.training: list[dict[str, Any]] = []
+        self.nodes_of_cluster: list[dict[str, Any]] = []
+        self.quotas: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
+        self.nodes: dict[str, str] = {}
+        self.logs: dict[str, list[str]] = {}
+        self.kept: dict[str, list[str]] = {}
+        self.forbidden = False
+        self.calls: list[str] = []
+        super().__init__(("127.0.0.1", 0), _Answers)
+
+
+class _Answers(BaseHTTPRequestHandler):
+    server: StandIn
+
+    def do_GET(self) -> None:
+        url = urlsplit(unquote(self.path))
+        self.server.calls.append(f"GET {url.path}")
+        answer = self.answer(url.path, parse_qs(url.query))
+        status = 200
+        if isinstance(answer, int):
+            status, answer = answer, {"message": "pods is forbidden: User jo cannot list resource pods"}
+        body = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def answer(self, path: str, query: dict[str, list[str]]) -> Any:
+        server = self.server
+        if path.endswith("/healthz"):
+            return {"multi_user": False}
+        if path == "/apis/v2beta1/runs":
+            return {"runs": server.runs}
+        if re.fullmatch(r"/apis/v2beta1/runs/[^/]+", path):
+            return server.runs.pop(0) if len(server.runs) > 1 else server.runs[0]
+        if found := re.search(r"/runs/[^/]+/nodes/([^/]+)/log$", path):
+            return "\n".join(server.kept.get(found[1], [])) or 404
+        if server.forbidden:
+            return 403
+        if path.endswith("/workflows"):
+            nodes = {str(i): {"name": name, "message": text} for i, (name, text) in enumerate(server.nodes.items())}
+            return {"items": [{"status": {"nodes": nodes}}]}
+        if path == "/api/v1/nodes":
+            return {"items": server.nodes_of_cluster}
+        if path == "/api/v1/pods":
+            return {"items": server.pods + server.training}
+        if path.endswith("/resourcequotas"):
+            return {"items": server.quotas}
+        if path.endswith("/events"):
+            return {"items": server.events}
+        if path.endswith("/pods"):
+            return {"items": server.pods if "pipeline/runid" in query["labelSelector"][0] else server.training}
+        if found := re.search(r"/pods/([^/]+)/log$", path):
+            lines = server.logs.get(found[1])
+            stamped = [f"2026-11-25T19:38:23.{i:09}Z {line}" for i, line in enumerate(lines or [])]
+            return 404 if lines is None else "\n".join(stamped)
+        return 404
+
+    def log_message(self, *_: object) -> None:
+        pass

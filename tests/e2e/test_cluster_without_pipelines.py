@@ -1,0 +1,246 @@
+"""What a real Kubernetes with the training operator shows without Kubeflow Pipelines: `make test-cluster KUBECONFIG=…`.
+
+Minutes, and no image of ours: pods run what every test cluster has (KWS_E2E_IMAGE, by default busybox:1.35, of which
+sh, cat and sleep are used). All of it happens in namespaces that the tests make and delete.
+"""
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kws import files
+from kws.launch.job import Training
+from kws.launch.pods import to_manifest
+from kws.launch.pytorchjob import build_job
+from kws.launch.settings import ClusterConfig
+from pipeline import shell
+from pipeline.cluster.connection import Cluster
+from pipeline.cluster.fit import require_fit
+from pipeline.cluster.pods import Pods
+from pipeline.cluster.pull import pull, reader_pod
+from pipeline.cluster.steps import Step
+from pipeline.kind import cluster as kind
+from pipeline.placement import Placement
+from pipeline.shell import ClusterError
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGE = os.environ.get("KWS_E2E_IMAGE", "busybox:1.35")
+SECONDS = 120
+
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.skipif("KUBECONFIG" not in os.environ, reason="needs a cluster: make test-cluster KUBECONFIG=…"),
+]
+
+
+def kubectl(*arguments: str, stdin: str | None = None) -> str:
+    return shell.run("kubectl", *arguments, stdin=stdin, timeout=SECONDS)
+
+
+def wait_for(what: str, condition: Any) -> Any:
+    until = time.monotonic() + SECONDS
+    while not (value := condition()):
+        assert time.monotonic() < until, f"{what} must come within {SECONDS} s"
+        time.sleep(1)
+    return value
+
+
+@pytest.fixture(scope="module")
+def namespace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A namespace with the restricted pod security standard, and in it the overlay of kind on a folder of the node."""
+    name = f"kws-test-{uuid.uuid4().hex[:8]}"
+    kubectl("create", "namespace", name)
+    try:
+        kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+        kubectl("apply", "--server-side", "-f", "-", stdin=overlay_in(name))
+        yield name
+    finally:
+        kubectl("delete", "namespace", name, "--wait=false")
+        kubectl("delete", "persistentvolume", name, "--ignore-not-found", "--wait=false")
+
+
+def overlay_in(namespace: str) -> str:
+    """Renders the overlay of kind, with its objects in another namespace and its volume in another folder."""
+    kept = []
+    for thing in yaml.safe_load_all(kind.overlay({"runtime": IMAGE, "launcher": IMAGE})):
+        if thing["kind"] in ("Service", "Deployment"):  # node ports are the cluster's, and TensorBoard needs our image
+            continue
+        thing["metadata"].pop("namespace", None)
+        if thing["kind"] == "PersistentVolume":
+            thing["metadata"]["name"] = namespace
+            thing["spec"]["claimRef"]["namespace"] = namespace
+            thing["spec"]["hostPath"] = {"path": f"/tmp/{namespace}", "type": "DirectoryOrCreate"}
+        elif thing["kind"] == "PersistentVolumeClaim":
+            thing["spec"]["volumeName"] = namespace
+        if thing["kind"] != "PersistentVolume":
+            thing["metadata"]["namespace"] = namespace
+        kept.append(thing)
+    return yaml.safe_dump_all(kept)
+
+
+@pytest.fixture
+def as_kind(namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the cluster have the context of our kind cluster, and Kubeflow's namespace be the one of the tests."""
+    config = yaml.safe_load(kubectl("config", "view", "--raw", "--minify", "--flatten"))
+    config["contexts"][0]["name"] = config["current-context"] = kind.CONTEXT
+    path = tmp_path / "kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    monkeypatch.setattr(kind, "NAMESPACE", namespace)
+
+
+@pytest.mark.parametrize("overlay", ["kind", "storage-class", "profile"])
+def test_the_cluster_accepts_every_object_of_an_overlay(overlay: str, namespace: str) -> None:
+    things = list(yaml.safe_load_all(kubectl("kustomize", str(ROOT / "manifests" / "overlays" / overlay))))
+    for thing in things:
+        if thing["kind"] != "PersistentVolume":
+            thing["metadata"]["namespace"] = namespace
+        if thing["kind"].startswith("PersistentVolume"):  # those that there are cannot be changed
+            thing["metadata"]["name"] = f"{namespace}-other"
+        for port in thing.get("spec", {}).get("ports", []) if thing["kind"] == "Service" else []:
+            port.pop("nodePort", None)  # may be taken by another overlay on this cluster
+    kubectl("apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-",
+            stdin=yaml.safe_dump_all(things))  # fmt: skip
+
+
+def test_what_kind_up_waits_for_is_seen_on_a_real_cluster(as_kind: None, namespace: str) -> None:
+    assert kind.answers()
+    kind._wait_for_claim()
+    assert {node["metadata"]["name"] for node in kind._get("nodes")["items"]}
+    assert kind._unready() == ([], 0)
+    deployment: dict[str, Any] = {
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "never", "namespace": namespace},
+        "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {
+            "metadata": {"labels": {"a": "b"}}, "spec": pod_spec("nothing.invalid/none:1")}},
+    }  # fmt: skip
+    kubectl("apply", "-f", "-", stdin=json.dumps(deployment))
+    try:
+        assert kind._unready() == (["never"], 1)
+        wait_for("the reason", lambda: "Pull" in kind._troubles() or "Back" in kind._troubles())
+    finally:
+        kubectl("-n", namespace, "delete", "deployment", "never", "--wait=false")
+
+
+def pod_spec(image: str, **container: Any) -> dict[str, Any]:
+    """A pod that the restricted standard lets in."""
+    restricted = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    main = {"name": "main", "image": image, "command": ["sleep", "300"], "securityContext": restricted} | container
+    security = {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}}
+    return {"restartPolicy": "Always", "terminationGracePeriodSeconds": 1, "securityContext": security,
+            "containers": [main]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("image", "container", "reason"),
+    [
+        ("nothing.invalid/none:1", {}, "Pull"),
+        (IMAGE, {"resources": {"requests": {"cpu": "4000"}}}, "Unschedulable: 0/"),
+        (IMAGE, {"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "none", "key": "a"}}}]},
+         "CreateContainerConfigError: secret \"none\" not found"),
+        (IMAGE, {"volumes": [{"name": "v", "secret": {"secretName": "none"}}],
+                 "volumeMounts": [{"name": "v", "mountPath": "/v"}]}, "FailedMount: MountVolume.SetUp failed"),
+    ],
+)  # fmt: skip
+def test_what_a_pod_of_a_step_waits_for_is_told_in_the_words_of_kubernetes(
+    namespace: str, image: str, container: dict[str, Any], reason: str
+) -> None:
+    run = uuid.uuid4().hex
+    spec = pod_spec(image, **{key: value for key, value in container.items() if key != "volumes"})
+    spec["volumes"] = container.get("volumes", [])
+    annotations = {"workflows.argoproj.io/node-name": "w(0).root(0).download(0).executor(0)"}
+    pod = {"apiVersion": "v1", "kind": "Pod", "spec": spec,
+           "metadata": {"name": f"step-{run[:8]}", "namespace": namespace, "labels": {"pipeline/runid": run},
+                        "annotations": annotations}}  # fmt: skip
+    kubectl("apply", "-f", "-", stdin=json.dumps(pod))
+    try:
+        pods = Pods(Cluster(namespace=namespace), run)
+
+        def told() -> bool:
+            pods.look()
+            return any(reason in str(wait) for wait in pods.waits([Step(name="download", state="RUNNING")]))
+
+        wait_for(reason, told)
+        assert pods.problem == ""
+    finally:
+        kubectl("-n", namespace, "delete", "pod", f"step-{run[:8]}", "--wait=false")
+
+
+def test_a_run_that_cannot_fit_is_refused_by_nodes_and_by_a_quota(namespace: str) -> None:
+    cluster = Cluster(namespace=namespace)
+    with pytest.raises(ClusterError, match="training pod 1 of 2 must fit on a node beside what runs there, got one"):
+        require_fit(cluster, Placement(training={"cpu": "4000"}), 2)
+    little = Placement(training={"cpu": "50m", "memory": "64Mi"})
+    quota: dict[str, Any] = {"apiVersion": "v1", "kind": "ResourceQuota", "spec": {"hard": {"pods": "2"}},
+                             "metadata": {"name": "few", "namespace": namespace}}  # fmt: skip
+    kubectl("apply", "-f", "-", stdin=json.dumps(quota))
+    try:
+        wait_for("the quota", lambda: "2" in kubectl("-n", namespace, "get", "resourcequota", "few", "-o",
+                                                     "jsonpath={.status.hard.pods}"))  # fmt: skip
+        with pytest.raises(ClusterError, match="must stay within quota few, got 3 of pods where it allows 2"):
+            require_fit(cluster, little, 2)
+    finally:
+        kubectl("-n", namespace, "delete", "resourcequota", "few")
+
+
+def test_a_model_comes_back_verified_through_a_pod_in_a_restricted_namespace(namespace: str, tmp_path: Path) -> None:
+    version, text = "20260101-1", "weights " * 10_000
+    digest = files.sha256_of(_file(tmp_path / "model.pth", text))
+    manifest = json.dumps({"schema": 1, "version": version, "files": {"model.pth": digest}})
+    champion = json.dumps({"version": version})
+    script = f"""set -e; mkdir -p /data/models/{version}; cd /data/models
+        i=0; while [ $i -lt 10000 ]; do printf 'weights '; i=$((i+1)); done > {version}/model.pth
+        echo '{manifest}' > {version}/manifest.json; echo '{champion}' > champion.json; chmod -R a+rX /data/models"""
+    spec = pod_spec(IMAGE, command=["sh", "-c", script], volumeMounts=[{"name": "data", "mountPath": "/data"}])
+    # The folder was made by the kubelet, for root alone to write to.
+    spec |= {
+        "restartPolicy": "Never",
+        "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "kws-data"}}],
+    }
+    kubectl("label", "--overwrite", "namespace", namespace, "pod-security.kubernetes.io/enforce=privileged")
+    spec["securityContext"], spec["containers"][0]["securityContext"] = {"runAsUser": 0}, {}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "writer", "namespace": namespace}, "spec": spec}
+    kubectl("apply", "-f", "-", stdin=json.dumps(pod))
+    kubectl("-n", namespace, "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/writer", "--timeout=90s")
+    kubectl("label", "--overwrite", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+
+    with reader_pod(Cluster(namespace=namespace).kubectl, claim="kws-data", image=IMAGE) as volume:
+        folder = pull(volume, tmp_path / "pulled")
+    assert (folder / "model.pth").read_text() == text
+    wait_for("the end of the reader pod", lambda: "kws-reader" not in kubectl("-n", namespace, "get", "pods"))
+
+
+def _file(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("elastic", [True, False])
+def test_the_operator_accepts_the_job_that_the_train_step_submits(namespace: str, elastic: bool) -> None:
+    config = ClusterConfig(image=IMAGE, namespace=namespace, elastic=elastic)
+    job = Training(name="kws-1", arguments=(), num_nodes=2, processes_per_node=1)
+    kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(to_manifest(build_job(job, config))))
+
+
+def test_the_account_of_the_steps_may_do_what_the_launcher_does_and_no_more(namespace: str) -> None:
+    binding = json.loads(kubectl("-n", namespace, "get", "rolebinding", "kws-launcher", "-o", "json"))
+    (account,) = binding["subjects"]
+    who = f"--as=system:serviceaccount:{account['namespace']}:{account['name']}"
+
+    def may(verb: str, resource: str) -> bool:
+        try:
+            return kubectl("-n", namespace, "auth", "can-i", verb, resource, who).strip() == "yes"
+        except ClusterError:  # kubectl's status is 1 for no
+            return False
+
+    for verb, resource in (("create", "pytorchjobs.kubeflow.org"), ("delete", "pytorchjobs.kubeflow.org"),
+                           ("patch", "pytorchjobs.kubeflow.org"), ("list", "pods"), ("get", "pods/log")):  # fmt: skip
+        assert may(verb, resource), (verb, resource)
+    for verb, resource in (("create", "pods"), ("get", "secrets"), ("delete", "persistentvolumeclaims")):
+        assert not may(verb, resource), (verb, resource)
