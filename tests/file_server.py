@@ -1,9 +1,12 @@
 """A real HTTP server of files that can misbehave."""
 
 import contextlib
+import gzip
 import re
 import socket
+import struct
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -44,6 +47,31 @@ class FileServer(ThreadingHTTPServer):
         """False: no length is promised."""
         self.failures: list[int] = []
         """Statuses of the next answers."""
+        self.failure_headers: dict[str, str] = {}
+        """What these answers say besides."""
+        self.reset_after: int | None = None
+        """Bytes of a body after which every connection is reset."""
+        self.etags: list[str] = []
+        """ETags of the next answers, whatever the file."""
+        self.content_length = ""
+        """Content-Length as it is sent, {} for the number; where it is empty, the number."""
+        self.surplus = b""
+        """What is sent behind a part, and counted in Content-Length where `surplus_counted`."""
+        self.surplus_counted = False
+        self.shift = 0
+        """Bytes by which a part begins earlier than it says."""
+        self.encoding = ""
+        """Content-Encoding of the answers; the body is compressed where `encoded`."""
+        self.encoded = False
+        self.trickle = 0.0
+        """Seconds between the bytes of a body."""
+        self.trickle_head = False
+        """True: header lines come without end."""
+        self.signed: str | None = None
+        """A token: an address without it is forwarded to one with a new one, for `signed_uses` uses in all."""
+        self.signed_uses = 0
+        self.chunked = False
+        """True: the body comes in chunks, without a length."""
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{name}"
@@ -58,6 +86,7 @@ class FileServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: FileServer
+    protocol_version = "HTTP/1.1"  # for parts in chunks
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -70,11 +99,32 @@ class _Handler(BaseHTTPRequestHandler):
         server.requests.append(Seen(self.command, self.path, self.headers["Range"]))
         path = server.root / self.path.lstrip("/")
         if server.failures:
-            return self.send_error(server.failures.pop(0))
+            return self._fail(server.failures.pop(0))
+        if server.trickle_head:
+            with contextlib.suppress(OSError):
+                while not server.released.wait(0.02):
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\n" if not server.requests else b"X")
+            return None
+        if server.signed is not None:
+            name, _, token = self.path.lstrip("/").partition("?")
+            path = server.root / name
+            if not token:
+                server.signed = f"{server.signed}x"
+                self.send_response(302)
+                self.send_header("Location", f"/{name}?{server.signed}")
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
+            if token != server.signed or server.signed_uses == 0:
+                return self.send_error(403)
+            server.signed_uses -= 1
         if not path.is_file():
             return self.send_error(404)
         content = path.read_bytes()
         etag = f'"{path.stat().st_mtime_ns:x}-{len(content):x}"'
+        if server.etags:
+            etag = server.etags.pop(0)
+        if server.encoded:
+            content = gzip.compress(content, 1)
         match = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
         start = 0
         if match and server.ranges and (not server.if_range or self.headers["If-Range"] in (None, etag)):
@@ -88,11 +138,36 @@ class _Handler(BaseHTTPRequestHandler):
         if server.validators:
             self.send_header("ETag", etag)
             self.send_header("Last-Modified", self.date_time_string(path.stat().st_mtime))
+        if server.encoding:
+            self.send_header("Content-Encoding", server.encoding)
         body = content[start:]
-        if server.length:
-            self.send_header("Content-Length", str(len(body) + server.length_added))
+        if start:
+            body = content[start - server.shift :] + server.surplus
+            if not server.surplus_counted and server.surplus:
+                server.length, server.chunked = False, True
+        length = len(content) - start + server.length_added
+        if start and server.surplus_counted:
+            length += len(server.surplus)
+        if server.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+            body = b"".join(b"%x\r\n%s\r\n" % (len(some), some) for some in (body, b""))
+        elif server.length:
+            self.send_header("Content-Length", (server.content_length or "{}").format(length, length))
         self.end_headers()
         if not with_body:
+            return None
+        if server.trickle:
+            with contextlib.suppress(OSError):
+                for byte in body:
+                    self.wfile.write(bytes([byte]))
+                    if server.released.wait(server.trickle):
+                        break
+            return None
+        if server.reset_after is not None and server.reset_after < len(body):
+            self.wfile.write(body[: server.reset_after])
+            time.sleep(0.05)  # else what was sent is thrown away at the other end
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
             return None
         if server.cut_after is not None:
             body, server.cut_after = body[: server.cut_after], None
@@ -102,6 +177,12 @@ class _Handler(BaseHTTPRequestHandler):
             server.released.wait(60)
         self.wfile.write(body)
         self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _fail(self, status: int) -> None:
+        self.send_response(status)
+        for name, value in self.server.failure_headers.items():
+            self.send_header(name, value)
+        self.end_headers()
 
     def log_message(self, *_: object) -> None:
         pass

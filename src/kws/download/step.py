@@ -5,48 +5,25 @@ What it leaves behind has a folder for each word at its root and is what `torcha
 """
 
 import dataclasses
+import errno
 import hashlib
 import http.client
-import json
 import logging
-import lzma
 import re
 import shutil
-import ssl
-import tarfile
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kws import files
 from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL, require
-from kws.download.recordings import Listing, content_digest, list_recordings, listing_digest, printable
+from kws.download.archives import EXTRACTED, SUFFIXES, ArchiveError, require_space, unpack
+from kws.download.recordings import Listing, content_digest, list_recordings, listing_digest, printable, read_manifest
+from kws.download.transfer import Remote, decoded, discard, fetch, look
 from kws.progress import progress
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = (".tar.gz", ".tgz", ".tar")
-USER_AGENT = "kws-download/1 (Python urllib)"
-CHUNK = 1 << 18
-"""Bytes read at a time; as many are lost at most when a connection breaks."""
-
-TIMEOUT = 30
-"""Seconds without a byte after which a connection counts as cut."""
-
-TRIES = 5
-"""Times that an address is asked while no new byte comes; every new byte starts the count again."""
-
-BACKOFF = 1.0
-"""Seconds before the second try; every further one waits twice as long."""
-
-EXTRACTED = 2
-"""Bytes of disk for the recordings per byte of archive: speech in 16 bits compresses to 0.6 to 0.7."""
 
 
 def download(source: str, sha256: str, data_root: Path) -> Path:
@@ -56,7 +33,8 @@ def download(source: str, sha256: str, data_root: Path) -> Path:
     fetch them once.
 
     Args:
-        source: an http or https address or the path of an archive (.tar.gz, .tgz, .tar), or a folder of <word>/*.wav.
+        source: an http or https address or the path of an archive (.tar, compressed or not, or .zip), or a folder of
+            <word>/*.wav (.flac, .ogg, .opus, .mp3).
         sha256: the expected digest of the archive (of a folder: see `content_digest`) as 64 hexadecimal digits; empty:
             that of the published archive where it is the source, else unchecked.
         data_root: the folder that holds datasets/.
@@ -68,9 +46,21 @@ def download(source: str, sha256: str, data_root: Path) -> Path:
         ValueError: the source is not there or not what it should be, the digest is wrong, or the disk is too small.
         ConnectionError: the server cannot be reached or keeps breaking off; what came is kept for the next start.
     """
+    try:
+        return _download(source, sha256, data_root)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(
+            f"data_root must have free disk for the recordings, got {data_root}, which is full: free some and start "
+            "again (a transfer goes on), or name a data_root on another disk"
+        ) from error
+
+
+def _download(source: str, sha256: str, data_root: Path) -> Path:
     require(sha256 == "" or re.fullmatch("[0-9a-f]{64}", sha256) is not None, "sha256",
             "be 64 lower-case hexadecimal digits", sha256)  # fmt: skip
-    if re.match("https?://", source):
+    if re.match("https?://", source, re.IGNORECASE):
         if source == SPEECH_COMMANDS_URL and not sha256:
             sha256 = SPEECH_COMMANDS_SHA256
         return _from_url(source, sha256, data_root)
@@ -91,19 +81,22 @@ def _from_url(url: str, sha256: str, data_root: Path) -> Path:
         complete = _present(name, sha256, data_root) if sha256 else _fetched_before(url, data_root)
         if complete is not None:
             return complete
-        remote = _fetch(url, part)
-        digest = files.sha256_of(part)
+        remote = fetch(url, part)
+        archive, digest = decoded(part, remote, sha256)
         if sha256 and digest != sha256:
-            _discard(part)
+            discard(part)
             raise ValueError(f"sha256 of {url} must be {sha256}, got {digest}: the file was deleted; start again if "
                              "the transfer may be at fault, or correct sha256 if the archive is a new one")  # fmt: skip
         try:
-            folder = _extract(part, url, name, digest, data_root, {"remote": dataclasses.asdict(remote)})
-        except ValueError:
+            folder = _extract(archive, url, name, digest, data_root, {"remote": dataclasses.asdict(remote)})
+        except ArchiveError:
             if not sha256:  # it may not be what the server meant to send: the next start asks again
-                _discard(part)
+                discard(part)
             raise
-        _discard(part)
+        finally:
+            if archive != part:
+                archive.unlink()
+        discard(part)
     return folder
 
 
@@ -123,7 +116,7 @@ def _from_folder(path: Path, sha256: str, data_root: Path) -> Path:
     num_bytes = sum((path / recording).stat().st_size for recording in recordings)
 
     def copy(staging: Path) -> None:
-        _require_space(num_bytes, data_root)
+        require_space(num_bytes, data_root)
         listing.report()
         with progress(num_bytes, "B", f"copy {path.name}", scale=True) as bar:
             for recording in recordings:
@@ -135,32 +128,14 @@ def _from_folder(path: Path, sha256: str, data_root: Path) -> Path:
 
 
 def _extract(archive: Path, source: str, name: str, digest: str, data_root: Path, extra: dict[str, Any]) -> Path:
-    size = archive.stat().st_size
-
     def extract(staging: Path) -> None:
-        _require_space(size * EXTRACTED, data_root)
-        try:
-            with (
-                archive.open("rb") as file,
-                progress(size, "B", f"extract {name}", scale=True) as bar,
-                tarfile.open(fileobj=file, mode="r:*") as members,
-            ):
-                for member in members:
-                    # macOS packs a ._name beside every file, which is no recording though it ends in .wav.
-                    if not re.search(r"(^|/)\.[^./]", member.name):
-                        members.extract(member, staging, filter="data")
-                    bar.update(file.tell() - bar.n)
-                # An archive ends before its file does: only the rest has the checksum over everything.
-                while members.fileobj is not None and members.fileobj.read(CHUNK):
-                    pass
-        except tarfile.FilterError as error:
-            raise ValueError(f"source must be an archive whose members stay in its folder, got {source}: {error}; do "
-                             "not use it, or pack its recordings anew") from error  # fmt: skip
-        except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # the disk's fault, not the archive's
-            raise ValueError(f"source must be a whole archive ({', '.join(SUFFIXES)}), got {source}: {error}; fetch or "
-                             "pack it anew") from error  # fmt: skip
+        require_space(archive.stat().st_size * EXTRACTED, data_root)
+        skipped = unpack(archive, staging, source, name)
+        for member, reason in skipped.first.items():
+            log.warning("%s: %s is left out: %s", source, member, reason)
+        if skipped.num_members > len(skipped.first):
+            log.warning("%s: %d members are left out in all", source, skipped.num_members)
+        extra["skipped"] = dataclasses.asdict(skipped)
         _strip_wrapping_folders(staging)
         listing = list_recordings(staging)
         _require_words(listing, source)
@@ -205,146 +180,19 @@ def _present(name: str, sha256: str, data_root: Path) -> Path | None:
 def _fetched_before(url: str, data_root: Path) -> Path | None:
     """Returns the data set that came from an address without a known digest, if the server still has the same."""
     for manifest_file in sorted((data_root / "datasets").glob(f"*/{files.MANIFEST}")):
-        manifest = files.read_json(manifest_file)
-        if manifest.get("source") != url or "remote" not in manifest:
-            continue
         folder = manifest_file.parent
+        manifest = read_manifest(folder)
+        if manifest is None or manifest["source"] != url or (before := Remote.of_json(manifest.get("remote"))) is None:
+            continue
         try:
-            with _open(url, method="HEAD") as response:
-                now = Remote.of(response, response.headers.get("Content-Length"))
-        except (OSError, http.client.HTTPException) as error:
+            now = look(url)
+        except (OSError, ValueError, http.client.HTTPException) as error:
             log.warning("%s cannot be asked for changes (%s): using %s as it is", url, error, folder)
             return folder
-        if now == Remote(**manifest["remote"]) != Remote(None, None, None):
+        if before.same(now):
             log.info("%s is complete already, and %s has not changed", folder, url)
             return folder
     return None
-
-
-@dataclass(frozen=True)
-class Remote:
-    """What a server says about a file, by which a change of it is noticed."""
-
-    etag: str | None
-    modified: str | None
-    length: int | None
-
-    @classmethod
-    def of(cls, response: http.client.HTTPResponse, length: str | None) -> "Remote":
-        """Reads the headers of a response; the length is that of the whole file."""
-        headers = response.headers
-        return cls(headers.get("ETag"), headers.get("Last-Modified"), int(length) if length else None)
-
-    @property
-    def validator(self) -> str | None:
-        """What If-Range takes: a strong ETag, else the date."""
-        return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
-
-
-def _fetch(url: str, part: Path) -> Remote:
-    """Transfers a file, taking up again what an earlier try or an earlier process left, until it is whole."""
-    tries, most = 0, 0
-    while True:
-        try:
-            return _transfer(url, part)
-        except urllib.error.HTTPError as error:
-            if error.code < 500 and error.code not in (408, 429):
-                raise ValueError(f"source must be the address of an archive, got {error.code} {error.reason} from {url}"
-                                 ": see whether a browser opens it") from error  # fmt: skip
-            failure: Exception = error
-        except http.client.InvalidURL as error:
-            raise ValueError(f"source must be an http(s) address, got {url!r}: {error}") from error
-        except (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException) as error:
-            failure = error
-        size = part.stat().st_size if part.exists() else 0
-        tries, most = (1, size) if size > most else (tries + 1, most)
-        if tries == TRIES:
-            raise ConnectionError(
-                f"{url} must be reachable and send the whole file, got {failure} in {TRIES} tries: see to the network "
-                f"and start again; the {files.human_bytes(size)} that came are kept"
-            ) from failure
-        wait = BACKOFF * 2 ** (tries - 1)
-        log.warning("%s: %s; resuming at %s in %g s", url, failure, files.human_bytes(size), wait)
-        time.sleep(wait)
-
-
-def _transfer(url: str, part: Path) -> Remote:
-    """Transfers what is missing of a file over one connection."""
-    notes = part.with_suffix(".json")  # what the server said about the file when its first byte came
-    known = Remote(**json.loads(notes.read_text())) if part.exists() and notes.exists() else None
-    start = part.stat().st_size if known is not None else 0
-    if known is not None and start == known.length:
-        return known
-    headers = {}
-    if known is not None and start:
-        headers = {"Range": f"bytes={start}-"} | ({"If-Range": known.validator} if known.validator else {})
-    try:
-        response = _open(url, headers=headers)
-    except urllib.error.HTTPError as error:
-        if known is None or error.code != 416:
-            raise
-        _discard(part)
-        raise ConnectionError(f"the server promised {known.length} bytes but has no more than {start}") from error
-    with response:
-        remote = _resumed(response, known, start) if response.status == 206 else None
-        if response.status == 206 and remote is None:
-            _discard(part)
-            raise ConnectionError("the file has changed, or the server sent another part of it than asked for")
-        if remote is None:
-            if start:
-                log.info("%s has changed or its server cannot resume: starting again", url)
-            _discard(part)
-            start, remote = 0, Remote.of(response, response.headers.get("Content-Length"))
-            part.parent.mkdir(parents=True, exist_ok=True)
-            files.write_json(notes, dataclasses.asdict(remote))
-        missing = (remote.length or 0) - start
-        _require_space(missing + (remote.length or 0) * EXTRACTED, part.parent.parent)
-        name = Path(urllib.parse.urlsplit(url).path).name
-        title = f"resume {name} at {files.human_bytes(start)}" if start else f"download {name}"
-        with part.open("ab") as file, progress(missing, "B", title, scale=True) as bar:
-            while chunk := response.read(CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
-    size = part.stat().st_size
-    if remote.length is not None and size < remote.length:
-        raise ConnectionError(f"the connection ended after {size} of {remote.length} bytes")
-    assert remote.length in (None, size), f"{part} is longer than the server said"
-    return remote
-
-
-def _resumed(response: http.client.HTTPResponse, known: Remote | None, start: int) -> Remote | None:
-    """Returns what is known about a file if a response carries on with it, else None."""
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-    if known is None or match is None or int(match[1]) != start:
-        return None
-    now = Remote.of(response, match[2])
-    for before, after in ((known.etag, now.etag), (known.modified, now.modified), (known.length, now.length)):
-        if before is not None and after is not None and before != after:
-            return None
-    return dataclasses.replace(known, length=now.length)
-
-
-def _open(url: str, *, method: str = "GET", headers: dict[str, str] | None = None) -> http.client.HTTPResponse:
-    request = urllib.request.Request(
-        url, headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"} | (headers or {}), method=method
-    )
-    response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    assert isinstance(response, http.client.HTTPResponse)
-    return response
-
-
-def _discard(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    part.with_suffix(".json").unlink(missing_ok=True)
-
-
-def _require_space(num_bytes: int, folder: Path) -> None:
-    free = files.free_bytes(folder)
-    if num_bytes > free:
-        raise ValueError(
-            f"data_root must have {files.human_bytes(num_bytes)} of free disk for the recordings, got "
-            f"{files.human_bytes(free)} in {folder}: free some, or name a data_root on another disk"
-        )
 
 
 def _require_words(listing: Listing, source: str) -> None:
@@ -371,11 +219,11 @@ def _strip_wrapping_folders(staging: Path) -> None:
 
 def _strip_suffix(file_name: str) -> str:
     for suffix in SUFFIXES:
-        if file_name.endswith(suffix) and file_name != suffix:
-            return file_name.removesuffix(suffix)
+        if file_name.lower().endswith(suffix) and file_name.lower() != suffix:
+            return file_name[: -len(suffix)]
     return file_name
 
 
 def _safe_name(name: str) -> str:
     """Returns a name for a folder, without what shells and file systems dislike."""
-    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")[-100:]

@@ -17,7 +17,7 @@ from file_server import FileServer, serve
 
 from kws import files
 from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL
-from kws.download import step as module
+from kws.download import transfer as module
 from kws.download.recordings import content_digest, list_recordings
 from kws.download.step import download
 
@@ -240,7 +240,9 @@ def test_transfer_killed_half_way_goes_on_in_the_next_process(
     folder = download(file_server.url(NAME), "", tmp_path / "data")
     assert files.read_json(folder / files.MANIFEST)["num_clips"] == 12
     whole, rest = file_server.gets()
-    assert (whole, rest) == (None, f"bytes={module.CHUNK}-")
+    assert whole is None
+    assert rest is not None
+    assert 0 < int(rest.removeprefix("bytes=").removesuffix("-")) <= module.CHUNK
     assert left_over(tmp_path / "data") == []
 
 
@@ -357,7 +359,7 @@ def test_archive_with_flipped_bytes_is_refused_by_its_checksum(archive: Path, tm
 
 def test_text_file_is_refused_as_no_archive(tmp_path: Path) -> None:
     (tmp_path / "page.tar.gz").write_text("<html>moved</html>" * 100)
-    with pytest.raises(ValueError, match=r"must be a whole archive \(.tar.gz, .tgz, .tar\), got .*page.tar.gz"):
+    with pytest.raises(ValueError, match=r"a whole archive \(.tar.gz, .tgz, .tar, .zip, .*\), got .*page.tar.gz"):
         download(str(tmp_path / "page.tar.gz"), "", tmp_path)
 
 

@@ -1,0 +1,318 @@
+"""Unpacking archives that anybody may have made.
+
+Nothing here depends on the filters of `tarfile`, which older releases of Python 3.11 do not have: regular files are
+written by name into folders made here, links and devices never are, and no small file fills the memory or the disk.
+"""
+
+import bz2
+import contextlib
+import errno
+import gzip
+import lzma
+import os
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, cast
+
+from kws import files
+from kws.download.recordings import NAMED, printable
+from kws.progress import progress
+
+SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+
+COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ\0": lzma.LZMAFile}
+"""What reads a compressed file, by the bytes it begins with."""
+
+ZIP = (b"PK\3\4", b"PK\5\6")
+
+EXTRACTED = 2
+"""Bytes of disk for the recordings per byte of archive: speech in 16 bits compresses to 0.6 to 0.7."""
+
+RATIO = 50
+"""Bytes that a byte of an archive may become. Recordings become 1.5, clips of mere zeros with a word in between 10."""
+
+ALWAYS = 1 << 30
+"""Bytes that an archive of any size may become."""
+
+HEADER = 1 << 22
+"""Bytes that the headers of one member of a tar archive may have: long names, and the map of a sparse file."""
+
+CHUNK = 1 << 18
+
+
+_DAMAGE = (
+    tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError, struct.error, ValueError,
+    LookupError, ArithmeticError, RuntimeError, MemoryError,
+)  # fmt: skip
+"""What readers of archives raise, for one kind of damage or another."""
+
+
+class ArchiveError(ValueError):
+    """An archive is damaged, or not to be trusted."""
+
+
+@dataclass(kw_only=True)
+class Skipped:
+    """Members of an archive that were not written."""
+
+    num_members: int = 0
+    first: dict[str, str] = field(default_factory=dict)
+    """The first of them, with the reasons."""
+
+    def add(self, name: str, reason: str) -> None:
+        """Counts a member."""
+        self.num_members += 1
+        if len(self.first) < NAMED:
+            self.first[printable(name)[:200]] = reason
+
+
+def unpack(archive: Path, folder: Path, source: str, name: str) -> Skipped:
+    """Writes the regular files of an archive, tar (compressed or not) or zip, into a folder.
+
+    Hidden files are left out without a word: macOS packs a ._name beside every file.
+
+    Args:
+        archive: the file.
+        folder: an empty folder.
+        source: what to call the archive in an error.
+        name: what to call it on the bar of progress.
+
+    Returns:
+        What else is left out.
+
+    Raises:
+        ArchiveError: it is no whole archive, has members outside its folder, or becomes far more than it is.
+        OSError: the disk is full or broken.
+    """
+    size = archive.stat().st_size
+    writer = _Writer(folder, source, max(ALWAYS, RATIO * size))
+    with archive.open("rb") as file, progress(size, "B", f"extract {name}", scale=True) as bar:
+        try:
+            if file.read(4) in ZIP:
+                _unpack_zip(file, writer, bar)
+            else:
+                _unpack_tar(file, writer, bar)
+        except ArchiveError:
+            raise
+        except _DAMAGE as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise  # the disk's fault, not the archive's: that has offsets before the start of the file at most
+            raise ArchiveError(
+                f"source must be a whole archive ({', '.join(SUFFIXES)}), got {source}: "
+                f"{error or type(error).__name__}; fetch or pack it anew"
+            ) from error
+    return writer.skipped
+
+
+def decompress(file: IO[bytes]) -> IO[bytes]:
+    """Returns what a file holds under gzip, bzip2 or xz, from its start on; the file itself, if it is plain."""
+    file.seek(0)
+    start = file.read(6)
+    file.seek(0)
+    for magic, opener in COMPRESSIONS.items():
+        if start.startswith(magic):
+            return cast(IO[bytes], opener(fileobj=file) if opener is gzip.GzipFile else opener(file))
+    return file
+
+
+def require_space(num_bytes: int, folder: Path) -> None:
+    """Checks that a disk has room.
+
+    Raises:
+        ValueError: it has not.
+    """
+    free = files.free_bytes(folder)
+    if num_bytes > free:
+        raise ValueError(
+            f"data_root must have {files.human_bytes(num_bytes)} of free disk for the recordings, got "
+            f"{files.human_bytes(free)} in {folder}: free some, or name a data_root on another disk"
+        )
+
+
+class _Writer:
+    """Writes members into a folder, within bounds."""
+
+    def __init__(self, folder: Path, source: str, most: int) -> None:
+        self.folder = folder
+        self.source = source
+        self.most = most
+        """Bytes that the archive may become."""
+        self.written = 0
+        self.skipped = Skipped()
+        self.made: set[Path] = set()
+
+    def claim(self, num_bytes: int) -> None:
+        """Refuses an archive that becomes too much, before it does."""
+        self.written += num_bytes
+        self.check(self.written)
+
+    def check(self, num_bytes: int) -> None:
+        if num_bytes > self.most:
+            raise ArchiveError(
+                f"source must become at most {RATIO} times its size (or {files.human_bytes(ALWAYS)}) when it is "
+                f"unpacked, got {self.source}, which becomes {files.human_bytes(num_bytes)} or more: do not use it"
+            )
+
+    def place(self, name: str) -> Path | None:
+        """Returns where a member goes, None where it is left out."""
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if ".." in parts:
+            raise ArchiveError(
+                f"source must be an archive whose members stay in its folder, got {self.source} with "
+                f"{printable(name)[:200]}: do not use it, or pack its recordings anew"
+            )
+        if not parts or any(part.startswith(".") for part in parts):
+            return None
+        if printable(name) != name or "\0" in name:
+            self.skipped.add(name, "its name is not UTF-8")
+        elif files.MANIFEST in parts:
+            self.skipped.add(name, "a manifest is made anew")
+        else:
+            return self.folder.joinpath(*parts)
+        return None
+
+    def write(self, name: str, source: IO[bytes], size: int) -> None:
+        """Writes a regular file."""
+        path = self.place(name)
+        if path is None:
+            return
+        self.claim(size)
+        with self._may_fail(name):
+            self._make_room(path)
+            with path.open("xb") as file:
+                left = size
+                while left and (chunk := source.read(min(CHUNK, left))):
+                    file.write(chunk)
+                    left -= len(chunk)
+            if left:
+                raise EOFError(f"{printable(name)} ends {left} bytes before its end")
+
+    def link(self, name: str, target_name: str) -> None:
+        """Writes a file that is another one of the archive too."""
+        path, target = self.place(name), self.place(target_name)
+        if path is None:
+            return
+        if target is None or target == path or not target.is_file():
+            self.skipped.add(name, f"a hard link to {printable(target_name)[:100]}, which is not there")
+            return
+        with self._may_fail(name):
+            self._make_room(path)
+            os.link(target, path)
+
+    def _make_room(self, path: Path) -> None:
+        """Makes the folder of a file, and deletes what an earlier member of the same name left."""
+        if path.parent not in self.made:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.made.add(path.parent)
+        path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _may_fail(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileExistsError, NotADirectoryError, IsADirectoryError):
+            self.skipped.add(name, "its name is that of a folder, or its folder that of a file")
+        except OSError as error:
+            if error.errno not in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EMLINK):
+                raise
+            self.skipped.add(name, f"its name cannot be written ({error.strerror})")
+
+
+class _TarStream:
+    """What `tarfile` reads from: no more at a time than a header has, only forward, and not without end."""
+
+    def __init__(self, stream: IO[bytes], writer: _Writer) -> None:
+        self.stream = stream
+        self.writer = writer
+        self.budget = HEADER
+        self.last = b""
+        """What was read last."""
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self.budget:
+            raise tarfile.ReadError(f"the header of a member has more than {files.human_bytes(HEADER)}")
+        self.budget -= size
+        self.last = self.stream.read(size)
+        return self.last
+
+    def seek(self, position: int) -> int:
+        if position < self.stream.tell():
+            raise tarfile.ReadError("a member has a negative size")
+        self.writer.check(position)
+        return self.stream.seek(position)
+
+    def tell(self) -> int:
+        return self.stream.tell()
+
+
+def _unpack_tar(file: IO[bytes], writer: _Writer, bar: Any) -> None:
+    data = decompress(file)
+    if data is not file and data.read(2) == b"\x1f\x8b":
+        data = cast(IO[bytes], gzip.GzipFile(fileobj=data))  # a server compressed a .tar.gz once more
+    data.seek(0)
+    stream = _TarStream(data, writer)
+    with tarfile.open(
+        fileobj=cast(IO[bytes], stream), mode="r:", encoding="utf-8", errors="surrogateescape"
+    ) as members:
+        while (member := members.next()) is not None:
+            members.members.clear()  # type: ignore[attr-defined]  # a million of them would fill the memory
+            if member.isreg():
+                source = members.extractfile(member)
+                assert source is not None
+                stream.budget = member.size + CHUNK
+                writer.write(member.name, source, member.size)
+            elif member.islnk():
+                writer.link(member.name, member.linkname)
+            elif not member.isdir():
+                writer.skipped.add(member.name, f"it is {_KINDS.get(member.type, 'of an unknown kind')}")
+            stream.budget = HEADER
+            bar.update(file.tell() - bar.n)
+    # tarfile takes a damaged header for the end: the end is a block of zeros.
+    if len(stream.last) != tarfile.BLOCKSIZE or any(stream.last):
+        raise tarfile.ReadError("it has no end, or a damaged header")
+    # An archive ends before its file does: only the rest has the checksum over everything.
+    while data.read(CHUNK):
+        writer.check(data.tell())
+
+
+_KINDS = {
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
+}
+
+
+def _unpack_zip(file: IO[bytes], writer: _Writer, bar: Any) -> None:
+    with zipfile.ZipFile(file) as members:
+        infos = members.infolist()
+        # Members may overlap: a bomb's have petabytes. What they are said to have is what is read of them at most.
+        writer.check(sum(info.file_size for info in infos))
+        for info in infos:
+            name = _zip_name(info)
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if info.is_dir() or name.endswith("/"):
+                continue
+            if info.flag_bits & 1:
+                raise ArchiveError(f"source must be an archive without a password, got {writer.source}: pack it anew")
+            if kind not in (0, stat.S_IFREG):
+                writer.skipped.add(name, "it is a symbolic link" if kind == stat.S_IFLNK else "it is no regular file")
+                continue
+            with members.open(info) as source:
+                writer.write(name, source, info.file_size)
+            bar.update(info.compress_size)
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """Returns the name of a member: Windows writes backslashes, and macOS UTF-8 without saying so."""
+    name = info.filename
+    if not info.flag_bits & 0x800:
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode()
+    return name.replace("\\", "/")

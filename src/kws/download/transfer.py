@@ -1,0 +1,423 @@
+"""One file from a server that may break off, stall, or change it: what came is kept, and nothing wrong is taken."""
+
+import contextlib
+import dataclasses
+import email.utils
+import gzip
+import http.client
+import json
+import logging
+import queue
+import re
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from kws import files
+from kws.download.archives import ALWAYS, COMPRESSIONS, EXTRACTED, RATIO, ZIP, decompress, require_space
+from kws.progress import progress
+
+log = logging.getLogger(__name__)
+
+USER_AGENT = "kws-download/1 (Python urllib)"
+CHUNK = 1 << 18
+"""Bytes read at a time, at most."""
+
+TIMEOUT = 30.0
+"""Seconds without a byte after which a connection counts as cut."""
+
+ANSWER_TIMEOUT = 120.0
+"""Seconds after which an answer must have begun: header lines may trickle too."""
+
+SLOWEST = 1000
+"""Bytes a second, on average over a time of `SLOW_FOR` seconds; below it a connection has stalled."""
+
+SLOW_FOR = 60.0
+
+TRIES = 5
+"""Times that an address is asked while no new byte comes, or too few; a connection that was of use starts the count
+again."""
+
+BACKOFF = 1.0
+"""Seconds before the second try; every further one waits twice as long."""
+
+LONGEST_WAIT = 300.0
+"""Seconds that a server may ask for with Retry-After."""
+
+CHANGES = 5
+"""Times that a file may change while it is fetched."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What a server says about a file, by which a change of it is noticed."""
+
+    etag: str | None = None
+    modified: str | None = None
+    length: int | None = None
+    encoding: str = ""
+    """gzip where the server sends the file compressed, or says so of one that is."""
+
+    @classmethod
+    def of(cls, response: http.client.HTTPResponse, length: int | None) -> "Remote":
+        """Reads the headers of a response; the length is that of the whole file."""
+        headers = response.headers
+        encoding = (headers.get("Content-Encoding") or "identity").strip().lower().removeprefix("x-")
+        if encoding not in ("identity", "gzip"):
+            raise ValueError(f"the server must send the file as it is, got Content-Encoding {encoding!r}")
+        encoding = encoding.replace("identity", "")
+        return cls(headers.get("ETag"), headers.get("Last-Modified"), length, encoding)
+
+    @classmethod
+    def of_json(cls, value: object) -> "Remote | None":
+        """Returns what was noted about a file, None where that is nothing."""
+        kinds: dict[str, Any] = {"etag": str, "modified": str, "length": int, "encoding": str}
+        if not isinstance(value, Mapping) or not {"etag", "modified", "length"} <= set(value) <= set(kinds):
+            return None
+        known = {key: one for key, one in value.items() if one is not None}
+        return cls(**known) if all(isinstance(one, kinds[key]) for key, one in known.items()) else None
+
+    @property
+    def validator(self) -> str | None:
+        """What If-Range takes: a strong ETag, else the date."""
+        return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
+
+    def differs(self, other: "Remote") -> bool:
+        """Tells whether another answer is about another file, as far as both say anything."""
+        pairs = ((self.etag, other.etag), (self.modified, other.modified), (self.length, other.length))
+        return any(before is not None and after is not None and before != after for before, after in pairs)
+
+    def same(self, other: "Remote") -> bool:
+        """Tells whether another answer is surely about the same file."""
+        return (self.etag, self.modified) != (None, None) and not self.differs(other)
+
+
+class Stalled(ConnectionError):
+    """Bytes come, but too few."""
+
+
+class _AskWhole(ConnectionError):
+    """The part that was asked for cannot be had, or not be trusted."""
+
+
+def fetch(url: str, part: Path) -> Remote:
+    """Transfers a file, taking up again what an earlier try or an earlier process left, until it is whole.
+
+    Raises:
+        ValueError: the address is none, or the disk is too small.
+        ConnectionError: the server cannot be reached or keeps breaking off; what came is kept.
+    """
+    return _Transfer(url, part).run()
+
+
+def look(url: str) -> Remote:
+    """Asks a server about a file, without fetching it.
+
+    Raises:
+        OSError: it does not say.
+        http.client.HTTPException: it says nonsense.
+    """
+    try:
+        response = _open(url, method="HEAD")
+    except urllib.error.HTTPError as error:
+        if error.code not in (400, 403, 405, 501):
+            raise
+        response = _open(url)  # an address that is signed for GET
+    with response:
+        return Remote.of(response, _length(response))
+
+
+def discard(part: Path) -> None:
+    """Deletes what was fetched of a file."""
+    part.unlink(missing_ok=True)
+    part.with_suffix(".json").unlink(missing_ok=True)
+
+
+def decoded(part: Path, remote: Remote, sha256: str) -> tuple[Path, str]:
+    """Returns the file that a server sent, and its digest, without the gzip that the server itself put around it.
+
+    Some servers say gzip of a .tar.gz that they send as it is.
+    """
+    digest = files.sha256_of(part)
+    if remote.encoding != "gzip" or digest == sha256:
+        return part, digest
+    plain = part.with_suffix(".plain")
+    try:
+        most = max(ALWAYS, RATIO * part.stat().st_size)
+        with part.open("rb") as file, decompress(file) as data, plain.open("wb") as target:
+            start = data.read(6)
+            if not sha256 and not start.startswith((*COMPRESSIONS, *ZIP)):
+                raise EOFError("what is inside is not compressed: it is the archive itself that is")
+            chunk = start
+            while chunk and target.tell() < most:
+                target.write(chunk)
+                chunk = data.read(CHUNK)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        plain.unlink(missing_ok=True)
+        return part, digest
+    return plain, files.sha256_of(plain)
+
+
+class _Transfer:
+    def __init__(self, url: str, part: Path) -> None:
+        self.url = url
+        self.part = part
+        self.notes = part.with_suffix(".json")
+        """What the server said about the file whose first bytes are there."""
+        self.whole = False
+        """The next request is for the whole file: what is there is compared on the way."""
+        self.most = self.size()
+        """Bytes of the file that were there at most; more are progress."""
+        self.changes = 0
+
+    def size(self) -> int:
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def run(self) -> Remote:
+        tries = 0
+        while True:
+            asked_for = 0.0
+            try:
+                return self.try_once()
+            except urllib.error.HTTPError as error:
+                asked_for = _retry_after(error)
+                # An address that was forwarded to may have been valid for a time only: the next try gets another one.
+                forwarded = error.filename != _quote(self.url) and error.code in (400, 401, 403, 404, 410)
+                if error.code < 500 and error.code not in (408, 425, 429) and not forwarded:
+                    raise ValueError(f"source must be the address of an archive, got {error.code} {error.reason} from "
+                                     f"{self.url}: see whether a browser opens it") from error  # fmt: skip
+                failure: Exception = error
+                error.close()
+            except (urllib.error.URLError, ConnectionError, http.client.HTTPException) as error:
+                reason = getattr(error, "reason", error)
+                if isinstance(error, http.client.InvalidURL):
+                    raise ValueError(f"source must be an http(s) address, got {self.url!r}: {error}") from error
+                if isinstance(reason, ssl.SSLCertVerificationError):
+                    raise ValueError(f"source must be on a server with a valid certificate, got {self.url}: "
+                                     f"{reason.verify_message}") from error  # fmt: skip
+                failure = error
+            size = self.size()
+            useful = size > self.most and not isinstance(failure, Stalled)
+            self.most = max(size, self.most)
+            tries = 1 if useful else tries + 1
+            if tries >= TRIES or self.changes >= CHANGES:
+                raise ConnectionError(
+                    f"{self.url} must be reachable and send the whole file, got {failure or type(failure).__name__} in "
+                    f"{TRIES} tries: see to the network and start again; the {files.human_bytes(size)} that came are "
+                    "kept"
+                ) from failure
+            wait = max(BACKOFF * 2 ** (tries - 1), asked_for)
+            log.warning("%s: %s; resuming at %s in %g s%s", self.url, failure or type(failure).__name__,
+                        files.human_bytes(size), wait, ", as the server asks" if asked_for else "")  # fmt: skip
+            time.sleep(wait)
+
+    def try_once(self) -> Remote:
+        """Transfers what is missing over one connection."""
+        have = self.size()
+        known = self._read_notes() if have else None
+        if known is not None and have == known.length and not self.whole:
+            return known
+        headers = {}
+        if known is not None and not self.whole:
+            headers = {"Range": f"bytes={have}-"} | ({"If-Range": known.validator} if known.validator else {})
+        self.whole = False
+        try:
+            response = _open(self.url, headers=headers)
+        except urllib.error.HTTPError as error:
+            if known is None or error.code != 416:
+                raise
+            raise self._ask_whole(f"the server promised {known.length} bytes but has no more than {have}") from error
+        with response:
+            if response.status == 206:
+                return self._go_on(response, known or Remote(), have if headers else 0)
+            if response.status != 200:
+                raise ConnectionError(f"the server answered {response.status} {response.reason} in place of the file")
+            if headers:
+                log.info("%s has changed or its server cannot resume: what is there is compared", self.url)
+            return self._compare(response, Remote.of(response, _length(response)), have)
+
+    def _go_on(self, response: http.client.HTTPResponse, known: Remote, start: int) -> Remote:
+        """Appends a part of the file to what is there, if it is the part that was asked for, of the same file."""
+        match = re.fullmatch(r"\s*bytes\s+(\d+)-(\d+)/(\d+|\*)\s*", response.headers.get("Content-Range", ""))
+        if match is None or int(match[1]) != start or int(match[2]) < start:
+            raise self._ask_whole("the server sent another part of the file than asked for")
+        now = Remote.of(response, None if match[3] == "*" else int(match[3]))
+        if known.differs(now):
+            raise self._ask_whole("the file has changed")
+        missing = int(match[2]) + 1 - start
+        if (_length(response) or missing) != missing:
+            raise self._ask_whole(f"the server sent {_length(response)} bytes where {missing} are missing")
+        if start == 0:
+            known = now
+            self._write_notes(known)
+        remote = dataclasses.replace(known, length=known.length if now.length is None else now.length)
+        self._require_space(remote, start)
+        with self._open_part() as file:
+            file.truncate(start)
+            file.seek(start)
+            for chunk in self._chunks(response, missing, start):
+                file.write(chunk)
+            if file.tell() == start + missing and _has_more(response):
+                file.truncate(start)  # which of the bytes are those that were missing?
+                raise self._ask_whole("the server sent more than it said")
+        return self._check(remote)
+
+    def _compare(self, response: http.client.HTTPResponse, remote: Remote, have: int) -> Remote:
+        """Reads the whole file: keeps what is there as far as it is the same, and writes the rest.
+
+        What is there stays, and what was noted of it, until all of it is compared, or something differs.
+        """
+        self._require_space(remote, min(have, remote.length or 0))
+        position, there, rest = 0, b"", b""
+        chunks = self._chunks(response, remote.length, 0)
+        with self._open_part() as file:
+            for rest in chunks:
+                there = file.read(len(rest))
+                if there != rest:
+                    break
+                position += len(rest)
+                rest = b""
+            if not rest and position < have and remote.length not in (None, position):
+                raise ConnectionError(f"the connection ended after {position} of {remote.length} bytes")
+            if rest.startswith(there):  # all that is there, and more
+                position += len(there)
+                rest = rest[len(there) :]
+            if position < have:
+                self.most, self.changes = position, self.changes + 1
+            file.truncate(position)
+            self._write_notes(remote)
+            file.seek(position)
+            file.write(rest)
+            for chunk in chunks:
+                file.write(chunk)
+        return self._check(remote)
+
+    def _chunks(self, response: http.client.HTTPResponse, num_bytes: int | None, start: int) -> Iterator[bytes]:
+        """Gives what comes as it comes, so that nothing is lost when the connection breaks, and up to a length."""
+        name = Path(urllib.parse.urlsplit(self.url).path).name
+        title = f"resume {name} at {files.human_bytes(start)}" if start else f"download {name}"
+        left = num_bytes
+        with progress(num_bytes or 0, "B", title, scale=True) as bar:
+            since, came = time.monotonic(), 0
+            while left is None or left > 0:
+                try:
+                    chunk = response.read1(CHUNK if left is None else min(CHUNK, left))
+                except TimeoutError as error:
+                    raise ConnectionError(f"nothing came for {TIMEOUT:g} s") from error
+                except OSError as error:
+                    raise ConnectionError(str(error)) from error
+                if not chunk:
+                    return
+                yield chunk
+                bar.update(len(chunk))
+                came += len(chunk)
+                left = None if left is None else left - len(chunk)
+                if time.monotonic() - since > SLOW_FOR:
+                    if came < SLOWEST * SLOW_FOR:
+                        raise Stalled(f"only {came} bytes came in {SLOW_FOR:g} s")
+                    since, came = time.monotonic(), 0
+
+    def _check(self, remote: Remote) -> Remote:
+        """Returns what is known of a file that is whole."""
+        size = self.size()
+        if remote.length is not None and size < remote.length:
+            raise ConnectionError(f"the connection ended after {size} of {remote.length} bytes")
+        if remote.length is not None and size > remote.length:
+            raise self._ask_whole(f"{size} bytes are there of {remote.length}")
+        return remote
+
+    def _ask_whole(self, reason: str) -> _AskWhole:
+        self.whole = True
+        return _AskWhole(reason)
+
+    def _require_space(self, remote: Remote, start: int) -> None:
+        length = remote.length or 0
+        require_space(length - start + length * EXTRACTED, self.part.parent.parent)
+
+    def _open_part(self) -> IO[bytes]:
+        self.part.parent.mkdir(parents=True, exist_ok=True)
+        return self.part.open("r+b" if self.part.exists() else "w+b")
+
+    def _read_notes(self) -> Remote | None:
+        try:
+            return Remote.of_json(json.loads(self.notes.read_bytes()))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _write_notes(self, remote: Remote) -> None:
+        files.write_json(self.notes, dataclasses.asdict(remote))
+
+
+def _open(url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> http.client.HTTPResponse:
+    """Sends a request and reads the head of the answer, in a thread: no timeout of a socket limits all of that."""
+    request = urllib.request.Request(
+        _quote(url), headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **(headers or {})}, method=method
+    )
+    # Those of urllib.request.build_opener, without files and FTP.
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler, urllib.request.UnknownHandler, urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler, urllib.request.HTTPDefaultErrorHandler, urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+    ):  # fmt: skip
+        opener.add_handler(handler())
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(opener.open(request, timeout=TIMEOUT))
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=ANSWER_TIMEOUT)
+    except queue.Empty:
+        raise ConnectionError(f"no answer came within {ANSWER_TIMEOUT:g} s") from None
+    if isinstance(answer, urllib.error.URLError | http.client.HTTPException | ConnectionError):
+        raise answer
+    if isinstance(answer, Exception):
+        raise ConnectionError(str(answer) or type(answer).__name__) from answer
+    response: http.client.HTTPResponse = answer
+    return response
+
+
+def _quote(url: str) -> str:
+    """Returns an address in ASCII, as people paste it with spaces and letters of their language."""
+    return urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
+
+
+def _length(response: http.client.HTTPResponse) -> int | None:
+    """Returns the length of a body, None where a server does not say, or contradicts itself."""
+    values = {one.strip() for line in response.headers.get_all("Content-Length") or [] for one in line.split(",")}
+    (value,) = values if len(values) == 1 else ("",)
+    return int(value) if re.fullmatch("[0-9]{1,18}", value) else None
+
+
+def _has_more(response: http.client.HTTPResponse) -> bool:
+    if response.length is not None:
+        return response.length > 0
+    try:
+        return bool(response.read1(1))
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def _retry_after(error: urllib.error.HTTPError) -> float:
+    """Returns for how many seconds a server asks to be left alone: it says so as a number, or as a date."""
+    value = (error.headers.get("Retry-After") or "").strip()
+    seconds = 0.0
+    if re.fullmatch("[0-9]{1,9}", value):
+        seconds = float(value)
+    elif value:
+        with contextlib.suppress(ValueError, TypeError):
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+    return min(max(seconds, 0.0), LONGEST_WAIT)
