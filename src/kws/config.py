@@ -366,7 +366,7 @@ class PipelineConfig:
     """The parameters of the pipeline, which are the flags of `python -m pipeline` and of `kws` too."""
 
     source: str = SPEECH_COMMANDS_URL
-    """Recordings: a URL or path of an archive (tar, zip) laid out as Speech Commands is, or a folder of <word>/*.wav."""
+    """Recordings: URL or path of an archive (tar, zip) laid out as Speech Commands is, or a folder of <word>/*.wav."""
 
     sha256: str = ""
     """Expected SHA-256 of the archive; empty: that of the published archive where it is the source, else unchecked."""
