@@ -16,8 +16,9 @@ import yaml
 from kws import launch
 from kws.launch.job import Training
 from kws.launch.pods import PORT, to_manifest
-from kws.launch.pytorchjob import build_job
+from kws.launch.pytorchjob import PYTORCH_JOB, build_job
 from kws.launch.settings import ClusterConfig
+from kws.launch.trainjob import TRAIN_JOB
 from kws.train import runs
 from pipeline.cluster.pull import reader_manifest
 from pipeline.kind import cluster as kind
@@ -129,7 +130,7 @@ def test_the_role_of_the_launcher_allows_what_it_calls_and_nothing_else() -> Non
     needed = set()
     for client, method in called:
         if client == "jobs" and (found := re.fullmatch(r"(\w+?)_namespaced_custom_object", method)):
-            needed.add(("kubeflow.org", "pytorchjobs", verbs[found[1]]))
+            needed |= {(kind.group, kind.plural, verbs[found[1]]) for kind in (PYTORCH_JOB, TRAIN_JOB)}
         elif client == "core" and (found := re.fullmatch(r"(\w+?)_namespaced_(pod(?:_log)?|event)", method)):
             resource = {"pod": "pods", "pod_log": "pods/log", "event": "events"}[found[2]]
             needed.add(("", resource, verbs[found[1]]))

@@ -95,7 +95,7 @@ class ClusterLauncher:
         for attempt in itertools.count(1):
             uid = self._submit(manifest)
             try:
-                last, pods = self._follow(job.name, uid)
+                last, pods = self._follow(job.name, uid, job.num_nodes)
                 self._finish(job, last, pods)
                 return
             except JobFailed as error:
@@ -163,7 +163,7 @@ class ClusterLauncher:
         retry(lambda: self.jobs.patch_namespaced_custom_object(
             *self.place, name, patch, _request_timeout=60))  # fmt: skip
 
-    def _follow(self, name: str, uid: str) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
+    def _follow(self, name: str, uid: str, num_nodes: int) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
         """Waits for the job's end, showing the logs of its pods, and returns the last that was seen of both.
 
         Raises:
@@ -182,7 +182,7 @@ class ClusterLauncher:
             for pod in self._pods(name):
                 pod_uid = pod["metadata"]["uid"]
                 pods[pod_uid] = pod
-                node = self.kind.node_rank(pod["metadata"]["labels"], self.config)
+                node = self.kind.node_rank(pod["metadata"]["labels"])
                 if pod_uid not in followers:
                     followers[pod_uid] = LogFollower(self.core, pod, self.kind.container, node)
                     followers[pod_uid].start()
@@ -190,7 +190,7 @@ class ClusterLauncher:
                 if waits and said.get(pod_uid) != waits:
                     say(f"[{node}] waits: {waits}")
                 said[pod_uid] = waits
-            if not pods and time.monotonic() - started > EVENTS_SECONDS:
+            if len(pods) < num_nodes and time.monotonic() - started > EVENTS_SECONDS:
                 waits = self._why_no_pods(name)
                 if waits and said.get("") != waits:
                     say(f"waits for pods: {waits}")

@@ -39,7 +39,7 @@ class JobKind:
     build: "Callable[[Training, ClusterConfig, V1OwnerReference | None], dict[str, Any]]"
     """Builds the manifest, as the API takes it."""
 
-    node_rank: Callable[[Mapping[str, str], ClusterConfig], int]
+    node_rank: Callable[[Mapping[str, str]], int]
     """Returns the number of a pod in its job, from its labels."""
 
 

@@ -52,13 +52,16 @@ def step_owner(namespace: str) -> "V1OwnerReference | None":
     return None
 
 
-def command_of(job: Training, config: ClusterConfig) -> list[str]:
-    """Returns what a pod runs: torchrun, which finds the other pods by the variables that a controller set."""
-    command = ["python", "-m", "kws.launch.node", f"--run={job.folder}", f"--lease={config.lease_seconds}", "--",
-               f"--nproc-per-node={job.processes_per_node}"]  # fmt: skip
-    if not config.elastic:
-        command.append(f"--rdzv-conf=timeout={config.rendezvous_seconds}")
-    return [*command, "-m", TRAINER]
+def command_of(job: Training, config: ClusterConfig, *flags: str) -> list[str]:
+    """Returns what a pod runs: torchrun, which finds the other pods by the variables that a controller set.
+
+    Args:
+        job: what to train.
+        config: where and how.
+        flags: more flags of torchrun.
+    """
+    return ["python", "-m", "kws.launch.node", f"--run={job.folder}", f"--lease={config.lease_seconds}", "--",
+            f"--nproc-per-node={job.processes_per_node}", *flags, "-m", TRAINER]  # fmt: skip
 
 
 def environment_of(job: Training, config: ClusterConfig) -> dict[str, str]:

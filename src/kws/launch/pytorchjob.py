@@ -1,6 +1,5 @@
 """A PyTorchJob, for the training operator (Kubeflow Trainer v1)."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kws.config import require
@@ -25,13 +24,12 @@ def build_job(
 
     What the operator does with it, and why it looks so:
 
-    * The operator tells torchrun through PET_* variables how many nodes there are and where they meet. For an elastic
-      job that is the c10d store in `<job>-worker-0:23456`; for a fixed one the master. Only for a fixed job does it
-      pass on nprocPerNode, so the command names the number as well. Left out, nprocPerNode becomes "auto", one process
-      for every core, while WORLD_SIZE counts one.
-    * Workers of a fixed job get an init container from the operator, which waits for the master. It has no security
-      context: where the namespace enforces the restricted pod security standard, give the operator a template with
-      one (its option --pytorch-init-container-template-file). Elastic jobs have none; their pods wait in torchrun.
+    * The operator tells torchrun through PET_* variables how many nodes there are and where they meet: the c10d store
+      in `<job>-worker-0:23456`. It does not pass on nprocPerNode, so the command names the number as well. Left out,
+      nprocPerNode becomes "auto", one process for every core, while WORLD_SIZE counts one.
+    * There are workers only. To the workers of a job that has a master, the operator adds an init container without a
+      security context, which a namespace with the restricted pod security standard refuses. A job that is not elastic
+      is one whose fewest nodes are all of them.
     * restartPolicy is OnFailure. A training process that gets SIGTERM exits with 143, but torchrun stands above it and
       exits with 1, which the policy ExitCode takes for an error that will not mend: a drained machine would fail the
       job. OnFailure restarts whatever the status was, and replaces a pod that was evicted. The price is that a real
@@ -54,29 +52,22 @@ def build_job(
     require(config.gpus_per_node == 0 or job.processes_per_node <= config.gpus_per_node, "processes_per_node",
             f"be at most gpus_per_node ({config.gpus_per_node}), a GPU for each", job.processes_per_node)  # fmt: skip
 
-    def replicas(number: int) -> Any:
-        return training.KubeflowOrgV1ReplicaSpec(
-            replicas=number, restart_policy="OnFailure", template=pod_template(job, config, CONTAINER)
-        )
-
-    if config.elastic:
-        specs = {"Worker": replicas(nodes)}
-        wait = str(config.rendezvous_seconds)
-        elastic_policy = training.KubeflowOrgV1ElasticPolicy(
-            min_replicas=config.min_nodes, max_replicas=nodes, max_restarts=config.max_restarts,
-            rdzv_backend="c10d", rdzv_host=f"{job.name}-worker-0", rdzv_port=PORT, rdzv_id=job.name,
-            # By default a pod gives up after 60 s without the first one, and after 600 s with too few.
-            rdzv_conf=[training.KubeflowOrgV1RDZVConf(key=key, value=wait) for key in ("read_timeout", "join_timeout")],
-        )  # fmt: skip
-    else:
-        # A webhook refuses workers that number 0.
-        specs = {"Master": replicas(1)} | ({"Worker": replicas(nodes - 1)} if nodes > 1 else {})
-        elastic_policy = None
+    wait = str(config.rendezvous_seconds)
+    elastic_policy = training.KubeflowOrgV1ElasticPolicy(
+        min_replicas=config.min_nodes if config.elastic else nodes, max_replicas=nodes,
+        max_restarts=config.max_restarts,
+        rdzv_backend="c10d", rdzv_host=f"{job.name}-worker-0", rdzv_port=PORT, rdzv_id=job.name,
+        # By default a pod gives up after 60 s without the first one, and after 600 s with too few.
+        rdzv_conf=[training.KubeflowOrgV1RDZVConf(key=key, value=wait) for key in ("read_timeout", "join_timeout")],
+    )  # fmt: skip
+    workers = training.KubeflowOrgV1ReplicaSpec(
+        replicas=nodes, restart_policy="OnFailure", template=pod_template(job, config, CONTAINER)
+    )
 
     spec = training.KubeflowOrgV1PyTorchJobSpec(
         elastic_policy=elastic_policy,
         nproc_per_node=str(job.processes_per_node),
-        pytorch_replica_specs=specs,
+        pytorch_replica_specs={"Worker": workers},
         run_policy=training.KubeflowOrgV1RunPolicy(
             active_deadline_seconds=config.active_deadline_seconds,
             # The job fails as soon as the restarts of all pods, counted together, reach this number.
@@ -99,13 +90,6 @@ def build_job(
     )
 
 
-def node_rank(labels: Mapping[str, str], has_master: bool) -> int:
-    """Returns the number of a pod in its job, from the operator's labels. The master comes first."""
-    if labels["training.kubeflow.org/replica-type"] == "master":
-        return 0
-    return int(labels["training.kubeflow.org/replica-index"]) + has_master
-
-
 def _manifest(job: Training, config: ClusterConfig, owner: "V1OwnerReference | None") -> dict[str, Any]:
     return dict(to_manifest(build_job(job, config, owner)))
 
@@ -120,5 +104,5 @@ PYTORCH_JOB = JobKind(
     name_label="training.kubeflow.org/job-name",
     pods_made_by=lambda name: name,
     build=_manifest,
-    node_rank=lambda labels, config: node_rank(labels, has_master=not config.elastic),
+    node_rank=lambda labels: int(labels["training.kubeflow.org/replica-index"]),
 )

@@ -54,8 +54,8 @@ class ClusterConfig:
     """Size of /dev/shm, through which the processes of a pod exchange gradients. A container's default is 64 MB."""
 
     elastic: bool = True
-    """Whether training continues with fewer pods while one is away. Elastic pods are all workers and meet at the first
-    one; without it there are a master and workers, and training waits until all are there."""
+    """Whether training goes on with fewer pods while one is away; without it, training waits until all are there. A
+    TrainJob always waits."""
 
     min_nodes: int = 1
     """Fewest pods that an elastic job trains with."""
@@ -77,6 +77,12 @@ class ClusterConfig:
 
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables for the training processes; they win over those set here."""
+
+    runtime: str = "kws-torch"
+    """Of a TrainJob: the runtime that has its pods, that of manifests/trainer-v2."""
+
+    runtime_kind: Literal["ClusterTrainingRuntime", "TrainingRuntime"] = "ClusterTrainingRuntime"
+    """Of a TrainJob: whether the runtime is the cluster's, or one of the namespace."""
 
     service_account: str = ""
     """Service account of the pods, whose token they do not get; empty: the namespace's default."""
@@ -127,6 +133,9 @@ class ClusterConfig:
         for toleration in self.tolerations:
             require(isinstance(toleration, Mapping) and set(toleration) <= known, "tolerations",
                     f"have fields among {', '.join(sorted(known))}", toleration)  # fmt: skip
+        kinds = ("ClusterTrainingRuntime", "TrainingRuntime")
+        require(self.runtime_kind in kinds, "runtime_kind", f"be {' or '.join(kinds)}", self.runtime_kind)
+        require(self.runtime != "", "runtime", "name a runtime of Kubeflow Trainer", self.runtime)
         require(self.clean_pod_policy in ("Running", "All", "None"), "clean_pod_policy", "be Running, All or None",
                 self.clean_pod_policy)  # fmt: skip
 

@@ -250,13 +250,13 @@ def test_inside_a_cluster_a_step_without_settings_is_told_which_to_give(monkeypa
 
 def test_an_unknown_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KWS_LAUNCHER", "slurm")
-    with pytest.raises(ValueError, match="KWS_LAUNCHER must be torchrun or pytorchjob, got 'slurm'"):
+    with pytest.raises(ValueError, match="KWS_LAUNCHER must be torchrun, pytorchjob or trainjob, got 'slurm'"):
         launcher()
 
 
 def test_importing_the_launcher_needs_neither_torch_nor_kubernetes() -> None:
     program = (
-        "import sys, kws.launch.launch, kws.launch.cluster, kws.launch.pytorchjob;"
-        "print(*{'torch', 'kubernetes', 'kubeflow'} & set(sys.modules))"
+        "import sys, kws.launch.launch, kws.launch.cluster, kws.launch.pytorchjob, kws.launch.trainjob;"
+        "print(*{'torch', 'kubernetes', 'kubeflow', 'kubeflow_trainer_api'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"

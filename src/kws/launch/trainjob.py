@@ -1,0 +1,98 @@
+"""A TrainJob, for Kubeflow Trainer v2, over the runtime of manifests/trainer-v2."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from kws.config import require
+from kws.launch.job import Training
+from kws.launch.jobs import JobKind
+from kws.launch.pods import FINGERPRINT, LABELS, command_of, environment_of, fingerprint, resources_of, to_manifest
+from kws.launch.settings import ClusterConfig, own_namespace
+
+if TYPE_CHECKING:
+    from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
+    from kubernetes.client import V1OwnerReference
+
+GROUP, VERSION = "trainer.kubeflow.org", "v1alpha1"
+CONTAINER = "node"
+"""Trainer replaces image, command and environment of the container of this name, in the job of this name."""
+
+OF_THE_RUNTIME = ("shm_size", "node_selector", "tolerations", "service_account")
+"""Settings that a PyTorchJob carries itself. A TrainJob has a field to override them, but not the same one in any two
+releases of Trainer, so they stay in the runtime, which the operator of the cluster writes."""
+
+
+def build_job(
+    job: Training, config: ClusterConfig, owner: "V1OwnerReference | None" = None
+) -> "TrainerV1alpha1TrainJob":
+    """Builds the TrainJob that trains.
+
+    The runtime has the pod: volume, shared memory, security, how often it is restarted. Trainer tells torchrun in PET_*
+    variables how many nodes there are and that they meet at the first; it knows no elastic jobs, so a pod that is lost
+    stops the others until it is back.
+
+    Args:
+        job: what to train.
+        config: where and how.
+        owner: the pod whose end ends the job.
+
+    Raises:
+        ValueError: a setting belongs into the runtime, or there are fewer GPUs than processes.
+    """
+    from kubeflow_trainer_api import models
+
+    for field in dataclasses.fields(ClusterConfig):
+        if field.name in OF_THE_RUNTIME:
+            default = field.default if field.default is not dataclasses.MISSING else {}
+            value = getattr(config, field.name)
+            where = f"the {config.runtime_kind} {config.runtime}"
+            require(value == default, field.name, f"be set in {where} where Kubeflow Trainer v2 launches", value)
+    require(config.gpus_per_node == 0 or job.processes_per_node <= config.gpus_per_node, "processes_per_node",
+            f"be at most gpus_per_node ({config.gpus_per_node}), a GPU for each", job.processes_per_node)  # fmt: skip
+
+    resources = {name: models.IoK8sApimachineryPkgApiResourceQuantity(value)
+                 for name, value in resources_of(config).items()}  # fmt: skip
+    spec = models.TrainerV1alpha1TrainJobSpec(
+        runtimeRef=models.TrainerV1alpha1RuntimeRef(apiGroup=GROUP, kind=config.runtime_kind, name=config.runtime),
+        trainer=models.TrainerV1alpha1Trainer(
+            image=config.image,
+            command=command_of(job, config, f"--rdzv-conf=timeout={config.rendezvous_seconds}"),
+            args=list(job.arguments),
+            env=[models.IoK8sApiCoreV1EnvVar(name=name, value=value)
+                 for name, value in environment_of(job, config).items()],
+            numNodes=job.num_nodes,
+            numProcPerNode=job.processes_per_node,
+            resourcesPerNode=models.IoK8sApiCoreV1ResourceRequirements(requests=resources, limits=resources),
+        ),
+    )  # fmt: skip
+    owners = [models.IoK8sApimachineryPkgApisMetaV1OwnerReference.from_dict(to_manifest(owner))] if owner else None
+    return models.TrainerV1alpha1TrainJob(
+        apiVersion=f"{GROUP}/{VERSION}",
+        kind="TrainJob",
+        metadata=models.IoK8sApimachineryPkgApisMetaV1ObjectMeta(
+            name=job.name,
+            namespace=config.namespace or own_namespace(),
+            labels=LABELS,
+            annotations={FINGERPRINT: fingerprint(spec.to_dict())},
+            ownerReferences=owners,
+        ),
+        spec=spec,
+    )
+
+
+def _manifest(job: Training, config: ClusterConfig, owner: "V1OwnerReference | None") -> dict[str, Any]:
+    return dict(build_job(job, config, owner).to_dict())
+
+
+TRAIN_JOB = JobKind(
+    kind="TrainJob",
+    group=GROUP,
+    version=VERSION,
+    plural="trainjobs",
+    operator="Kubeflow Trainer v2 and JobSet",
+    container=CONTAINER,
+    name_label="jobset.sigs.k8s.io/jobset-name",
+    pods_made_by=lambda name: f"{name}-{CONTAINER}-0",
+    build=_manifest,
+    node_rank=lambda labels: int(labels["batch.kubernetes.io/job-completion-index"]),
+)

@@ -1,0 +1,128 @@
+"""The TrainJob of Kubeflow Trainer v2."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from kubernetes.client import V1OwnerReference
+
+from kws.launch import jobs
+from kws.launch.job import LaunchError, Training
+from kws.launch.settings import ClusterConfig
+from kws.launch.trainjob import TRAIN_JOB
+
+MODULES = Path(os.environ.get("GOMODCACHE") or Path.home() / "go" / "pkg" / "mod")
+CRD = MODULES / "github.com/kubeflow/trainer/v2@v2.0.0/manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml"
+RUNTIME = Path(__file__).resolve().parents[3] / "manifests" / "trainer-v2" / "runtime.yaml"
+RUN = Path("/data/runs/20240501-100000-1f3c")
+JOB = Training(name="kws-1f3c", folder=RUN, arguments=("--run-folder", str(RUN)), num_nodes=2, processes_per_node=1)
+CONFIG = ClusterConfig(image="kws-runtime:0.1.0", namespace="kubeflow")
+OWNER = V1OwnerReference(api_version="v1", kind="Pod", name="step-pod", uid="6a1f")
+
+
+def built(config: ClusterConfig = CONFIG, job: Training = JOB) -> dict[str, Any]:
+    return TRAIN_JOB.build(job, config, OWNER)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [CONFIG, ClusterConfig(image="kws-runtime:1", namespace="team", gpus_per_node=2, cpu="7500m", runtime="own",
+                           runtime_kind="TrainingRuntime", env={"NCCL_DEBUG": "WARN"})],
+    ids=["on CPUs", "on GPUs, with a runtime of the namespace"],
+)  # fmt: skip
+def test_the_schema_of_trainer_accepts_every_field_of_the_job(config: ClusterConfig) -> None:
+    from test_pytorchjob import unknown_fields
+
+    if not CRD.exists():
+        pytest.skip("needs the module: go mod download github.com/kubeflow/trainer/v2@v2.0.0")
+    (version,) = yaml.safe_load(CRD.read_text())["spec"]["versions"]
+    schema = version["schema"]["openAPIV3Schema"]
+    manifest = built(config)
+    jsonschema.validate(manifest, schema, jsonschema.Draft202012Validator)
+    assert list(unknown_fields(manifest, schema)) == []
+    manifest["spec"]["trainer"]["comand"] = ["python"]
+    assert list(unknown_fields(manifest, schema)) == [".spec.trainer.comand"]
+
+
+def test_the_job_trains_over_our_runtime_with_what_the_settings_say() -> None:
+    manifest = built(dataclasses.replace(CONFIG, env={"NCCL_DEBUG": "WARN"}, memory="6Gi"))
+    runtime = yaml.safe_load(RUNTIME.read_text())
+    assert manifest["spec"]["runtimeRef"] == {
+        "apiGroup": "trainer.kubeflow.org",
+        "kind": runtime["kind"],
+        "name": runtime["metadata"]["name"],
+    }
+    (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    (container,) = replicated["template"]["spec"]["template"]["spec"]["containers"]
+    assert TRAIN_JOB.container == replicated["name"] == container["name"]
+    trainer = manifest["spec"]["trainer"]
+    assert (trainer["image"], trainer["numNodes"], trainer["numProcPerNode"]) == ("kws-runtime:0.1.0", 2, 1)
+    assert trainer["command"][:6] == ["python", "-m", "kws.launch.node", f"--run={RUN}", "--lease=900", "--"]
+    assert trainer["command"][-2:] == ["-m", "kws.train.trainer"]
+    assert trainer["args"] == ["--run-folder", str(RUN)]
+    assert {"name": "NCCL_DEBUG", "value": "WARN"} in trainer["env"]
+    assert trainer["resourcesPerNode"]["limits"] == {"cpu": "2", "memory": "6Gi"}
+    assert not any(variable["name"].startswith("PET_") for variable in trainer["env"])  # the webhook refuses them
+
+
+def test_torchrun_understands_the_command_and_what_trainer_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.run import config_from_args, parse_args
+
+    for variable, value in {"NNODES": "2", "NPROC_PER_NODE": "1", "NODE_RANK": "1", "MASTER_PORT": "29400",
+                            "MASTER_ADDR": "kws-1f3c-node-0-0.kws-1f3c"}.items():  # fmt: skip
+        monkeypatch.setenv(f"PET_{variable}", value)
+    trainer = built()["spec"]["trainer"]
+    config, _, arguments = config_from_args(parse_args([*trainer["command"][6:], *trainer["args"]]))
+    assert (config.min_nodes, config.max_nodes, config.nproc_per_node) == (2, 2, 1)
+    assert config.rdzv_endpoint == "kws-1f3c-node-0-0.kws-1f3c:29400"
+    assert {"timeout": "1800", "rank": 1}.items() <= config.rdzv_configs.items()
+    assert arguments[-3:] == ["kws.train.trainer", "--run-folder", str(RUN)]
+
+
+def test_the_job_ends_with_the_pod_that_made_it() -> None:
+    assert built()["metadata"]["ownerReferences"] == [
+        {"apiVersion": "v1", "kind": "Pod", "name": "step-pod", "uid": "6a1f"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("shm_size", "8Gi"), ("node_selector", {"a": "b"}), ("tolerations", [{"operator": "Exists"}]),
+     ("service_account", "trainer")],
+)  # fmt: skip
+def test_a_setting_that_belongs_into_the_runtime_is_refused_and_not_lost(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{field} must be set in the ClusterTrainingRuntime kws-torch"):
+        built(dataclasses.replace(CONFIG, **{field: value}))
+
+
+def test_nodes_are_counted_as_the_indexed_job_counts_them() -> None:
+    assert TRAIN_JOB.node_rank({"batch.kubernetes.io/job-completion-index": "1"}) == 1
+
+
+def with_conditions(**conditions: str) -> dict[str, Any]:
+    job = built()
+    job["metadata"] |= {"uid": "1"}
+    job["status"] = {"conditions": [{"type": kind, "status": "True", "reason": "JobsFailed", "message": message}
+                                    for kind, message in conditions.items()]}  # fmt: skip
+    return job
+
+
+def test_a_job_has_ended_when_trainer_says_so_and_only_then() -> None:
+    assert jobs.verdict(built()) is None
+    assert jobs.verdict(with_conditions(Suspended="")) is None
+    assert jobs.verdict(with_conditions(Complete="jobset completed successfully")) == "Succeeded"
+    assert jobs.verdict(with_conditions(Failed="jobset failed due to one or more job failures")) == "Failed"
+
+
+def test_a_job_of_an_earlier_attempt_is_adopted_and_one_that_does_something_else_is_not() -> None:
+    assert jobs.on_conflict(with_conditions(Complete=""), built()) == "adopt"
+    assert jobs.on_conflict(with_conditions(Failed=""), built()) == "replace"
+    other = built(job=dataclasses.replace(JOB, arguments=("--run-folder", "/data/runs/other")))
+    with pytest.raises(
+        LaunchError, match=r"TrainJob kws-1f3c must have the settings .* kubectl -n kubeflow delete trainj"
+    ):
+        jobs.on_conflict(with_conditions(), other)
