@@ -482,6 +482,12 @@ class ServeConfig:
     max_seconds: float = 30.0
     """Duration of one audio file at most, in seconds."""
 
+    max_streams: int = 64
+    """Pages that may listen at a time."""
+
+    collect: str = ""
+    """Folder that keeps the recordings that people make on the page; empty: none are kept, and the page offers none."""
+
     poll_seconds: float = 1.0
     """How often champion.json is read, in seconds."""
 
@@ -489,7 +495,8 @@ class ServeConfig:
     """How long a server that was told to stop still answers, so that nobody is sent to it any more, in seconds."""
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "max_clips", "max_waiting", "max_request_mib", "max_seconds", "poll_seconds"):
+        for name in ("max_batch", "max_clips", "max_waiting", "max_request_mib", "max_seconds", "max_streams",
+                     "poll_seconds"):  # fmt: skip
             require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
         for name in ("num_threads", "drain_seconds", "port"):
             require(getattr(self, name) >= 0, name, "be at least 0", getattr(self, name))

@@ -49,8 +49,15 @@ TOLERANCE = 0.25
 NUM_SENTENCES = 120
 """Renditions of sentences, each by another voice."""
 
-LEVELS = np.concatenate((np.linspace(-4, 4, 33), np.linspace(4.5, 12, 16)))
-"""Thresholds that are tried, as logarithms of odds: 0.018 to 0.999994."""
+NUM_LEVELS = 60
+"""Thresholds that are tried for every word."""
+
+LOWEST_LEVEL = 0.2
+"""Below it no threshold is tried."""
+
+MOVES = np.concatenate((np.linspace(-6, -1, 20, endpoint=False), np.linspace(-1, 1, 81), np.linspace(1.25, 4, 12)))
+"""By how much of log-odds all thresholds are moved for a curve. Finest around 0: what a model is surest of lies in a
+narrow range, as training with smoothed labels lets no probability near 1."""
 
 NEVER = 1.5
 """The threshold of a word that cannot be reported without too many false alarms."""
@@ -452,6 +459,17 @@ def _total(scored: Sequence[Scored], words: list[str], thresholds: Thresholds) -
     return sum(outcomes[1:], outcomes[0])
 
 
+def _levels(scored: Sequence[Scored], words: list[str]) -> list[float]:
+    """Returns the thresholds to try: probabilities that windows had, many of the highest and few of the lower."""
+    targets = [words.index(word) for word in reported(words)]
+    scores = np.concatenate([one.probabilities[:, targets].max(axis=1) for one in scored])
+    scores = np.sort(scores[scores >= LOWEST_LEVEL])[::-1]
+    if not scores.size:
+        return [LOWEST_LEVEL]
+    ranks = np.unique(np.geomspace(1, scores.size, NUM_LEVELS).astype(int)) - 1
+    return [float(level) for level in np.unique(scores[ranks])]
+
+
 def choose_thresholds(
     scored: Sequence[Scored], words: list[str], thresholds: Thresholds, false_alarms_per_hour: float
 ) -> Thresholds:
@@ -472,7 +490,7 @@ def choose_thresholds(
     """
     require(false_alarms_per_hour > 0, "false_alarms_per_hour", "be positive", false_alarms_per_hour)
     targets = reported(words)
-    levels = [_probability(level) for level in LEVELS]
+    levels = _levels(scored, words)
     tried = [_total(scored, words, _with(thresholds, dict.fromkeys(targets, level))) for level in levels]
     budget = false_alarms_per_hour * tried[0].hours
     chosen = dict.fromkeys(targets, len(levels))  # the index of a level; past the last one: never
@@ -497,10 +515,10 @@ def choose_thresholds(
     values = {word: levels[index] if index < len(levels) else NEVER for word, index in chosen.items()}
     result = _with(thresholds, values)
     for step in itertools.count():
-        outcome = _total(scored, words, _moved(result, 0.1 * step))
+        outcome = _total(scored, words, _moved(result, 0.02 * step))
         if outcome.per_hour <= false_alarms_per_hour or step == 200:
             break
-    result = _moved(result, 0.1 * step)
+    result = _moved(result, 0.02 * step)
     never = [word for word, value in result.thresholds.items() if value > 1]
     if never:
         log.warning("never reported, as they cannot be told from other sounds: %s", ", ".join(never))
@@ -559,7 +577,7 @@ def evaluate_streams(
     for snr in snrs_db:
         one = _score(recognizer, base, script, snr)
         found = detect(one, words, base)
-        curve = [_total([one], words, _moved(base, by)) for by in np.linspace(-8, 8, 65)]
+        curve = [_total([one], words, _moved(base, by)) for by in MOVES.tolist()]
         reports.append(StreamReport(
             snr_db=snr, outcome=judge(found, one.spoken, one.hours), spoken=one.spoken,
             curve=[(outcome.per_hour, outcome.missed) for outcome in curve],

@@ -40,7 +40,7 @@ Floats = npt.NDArray[np.float32]
 class Thresholds:
     """When a smoothed probability is a detection."""
 
-    smoothing_seconds: float = 0.3
+    smoothing_seconds: float = 0.5
     """The probabilities of the windows of so long are averaged."""
 
     hop_seconds: float = 0.1
@@ -255,10 +255,16 @@ class Detector:
         # A detection that waited is still to be seen whole.
         self._frames = self._mel.silence(config.num_frames + (num_windows + LONGEST_RISE + 1) * self.hop_frames)
         self._num_frames = 0
+        self.thresholds = dict(thresholds.thresholds)
         self._decider = Decider(self.words, thresholds)
+        self.hop_samples = self.hop_frames * config.hop_length
+        self.samples = 0
+        """How many came."""
+        self.is_log = config.log
 
     def set_thresholds(self, thresholds: Mapping[str, float]) -> None:
         """Changes the thresholds while it listens."""
+        self.thresholds = dict(thresholds)
         self._decider.set_thresholds([thresholds[word] for word in reported(self.words)])
 
     def feed(self, samples: Waveform) -> list[Heard]:
@@ -266,6 +272,7 @@ class Detector:
 
         The first window is heard after half a second, with silence before it.
         """
+        self.samples += samples.size
         found = []
         for block in self._mel.feed(samples):
             self._frames = np.concatenate((self._frames[len(block) :], block))
@@ -306,14 +313,14 @@ class Detector:
         return Detection(time=round(time, 3), word=self.words[index], probability=probability, begin=begin, end=end)
 
     def _extent(self, time: float) -> tuple[float, float]:
-        """Finds where a word begins and ends: around its loudest frame, those nearer to that than to the rest."""
+        """Finds where a word begins and ends: the frames around its loudest that are well above the rest."""
         per_second = self._config.sample_rate / self._config.hop_length
         middle = len(self._frames) - 1 - round((self.seconds - time) * per_second)
         reach = self._config.num_frames // 2
         first, last = max(0, middle - reach), min(len(self._frames), middle + reach)
         loudness = self._frames[first:last].mean(axis=1)
         floor, top = np.quantile(loudness, 0.1), int(loudness.argmax())
-        loud = loudness > (floor + loudness[top]) / 2
+        loud = loudness > floor + 0.35 * (loudness[top] - floor)
         pause = round(0.12 * per_second)  # the closure within a word, as in "stop" and "eight"
         edges = [top, top]
         for side, step in ((0, -1), (1, 1)):

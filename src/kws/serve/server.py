@@ -5,6 +5,7 @@ GET  /v2, /v2/models/kws                    what is served
 POST /v2/models/kws/infer                   the Open Inference Protocol: see protocol.py
 GET  /metrics                               Prometheus
 GET  /docs                                  all of this, to try
+GET  /                                      the page; its WebSocket is /listen, its recordings are /collection
 """
 
 import asyncio
@@ -32,6 +33,7 @@ from kws.config import ServeConfig
 from kws.promote import bundle
 from kws.serve import grpc, models, protocol
 from kws.serve.models import Models
+from kws.serve.page.router import router
 from kws.serve.protocol import Refused
 from kws.serve.service import Service
 
@@ -207,6 +209,8 @@ def create_app(service: Service) -> FastAPI:
     async def metrics() -> Response:
         return Response(service.metrics(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
+    collect = Path(config.collect) if config.collect else None
+    app.include_router(router(lambda: service.models.current, collect, config.max_streams))
     return app
 
 

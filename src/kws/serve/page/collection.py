@@ -1,0 +1,133 @@
+"""Recordings that people make on the page, where the server was told to keep them.
+
+<folder>/<word>/<speaker>_nohash_<n>.wav, of the model's rate and length, mono, 16 bit: what `--source` of a run takes.
+"""
+
+import io
+import os
+import re
+import wave
+from pathlib import Path
+from typing import Any
+
+from kws.config import FeatureConfig, require
+
+MOST_CLIPS = 20_000
+"""Recordings that a folder may hold: 640 MB."""
+
+WORD = re.compile(r"[a-z][a-z0-9'-]{0,29}")
+NAME = re.compile(r"[0-9a-f]{8}_nohash_[0-9]{1,5}\.wav")
+SPEAKER = re.compile(r"[0-9a-f]{8}")
+
+
+class Collection:
+    """A folder of recordings."""
+
+    def __init__(self, folder: Path) -> None:
+        """Makes the folder.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, word: str, speaker: str, content: bytes, features: FeatureConfig) -> str:
+        """Keeps a recording, and returns its clip id.
+
+        Args:
+            word: what is said.
+            speaker: eight hexadecimal digits.
+            content: a WAV file.
+            features: give rate and length.
+
+        Raises:
+            ValueError: a name is none, the recording is of another kind, or the folder is full.
+        """
+        _check(WORD, word, "word", "be a word in small letters, of 30 at most")
+        _check(SPEAKER, speaker, "speaker", "be 8 hexadecimal digits")
+        form = _form(content)
+        wanted = (1, 2, features.sample_rate, features.num_samples)
+        rule = f"be WAV, with channels, bytes of a sample, rate and samples {wanted}"
+        require(form == wanted, "the recording", rule, form)
+        require(sum(self.counts().values()) < MOST_CLIPS, "the folder", "hold fewer recordings", MOST_CLIPS)
+        place = self.folder / word
+        place.mkdir(exist_ok=True)
+        partial = place / f".{speaker}.{os.getpid()}.{os.urandom(4).hex()}.partial"
+        partial.write_bytes(content)
+        try:
+            for number in range(MOST_CLIPS):
+                path = place / f"{speaker}_nohash_{number}.wav"
+                try:
+                    os.link(partial, path)  # fails where the name is taken, and is whole at once
+                except FileExistsError:
+                    continue
+                return f"{word}/{path.name}"
+        finally:
+            partial.unlink()
+        raise ValueError(f"speaker must have fewer recordings of {word}, got {MOST_CLIPS}")
+
+    def path(self, word: str, name: str) -> Path:
+        """Returns where a recording lies.
+
+        Raises:
+            ValueError: the name is none of a recording.
+            FileNotFoundError: there is no such recording.
+        """
+        _check(WORD, word, "word", "be a word in small letters, of 30 at most")
+        _check(NAME, name, "name", "be <speaker>_nohash_<n>.wav")
+        path = self.folder / word / name
+        if not path.is_file():
+            raise FileNotFoundError(f"the recording must be kept here, got {word}/{name}, which is not")
+        return path
+
+    def delete(self, word: str, name: str) -> None:
+        """Deletes a recording; its folder too, when it was the last.
+
+        Raises:
+            ValueError: the name is none of a recording.
+            FileNotFoundError: there is no such recording.
+        """
+        path = self.path(word, name)
+        path.unlink()
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
+
+    def counts(self) -> dict[str, int]:
+        """Returns how many recordings there are of each word."""
+        return {word: len(names) for word, names in self._list().items()}
+
+    def summary(self) -> dict[str, Any]:
+        """Returns what the page shows: the folder, the recordings by word, the newest last."""
+        return {"folder": str(self.folder.resolve()), "words": self._list()}
+
+    def _list(self) -> dict[str, list[str]]:
+        found = {}
+        for place in sorted(self.folder.iterdir()):
+            if place.is_dir() and WORD.fullmatch(place.name):
+                names = [path for path in place.iterdir() if NAME.fullmatch(path.name)]
+                if names:
+                    found[place.name] = [
+                        path.name for path in sorted(names, key=lambda path: (_changed(path), path.name))
+                    ]
+        return found
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # deleted by someone else meanwhile
+        return 0.0
+
+
+def _check(pattern: re.Pattern[str], value: str, name: str, rule: str) -> None:
+    require(pattern.fullmatch(value) is not None, name, rule, value[:80])
+
+
+def _form(content: bytes) -> tuple[int, int, int, int] | str:
+    try:
+        with wave.open(io.BytesIO(content)) as file:
+            num_samples = len(file.readframes(file.getnframes())) // max(file.getsampwidth() * file.getnchannels(), 1)
+            return file.getnchannels(), file.getsampwidth(), file.getframerate(), num_samples
+    except (wave.Error, EOFError) as error:
+        return f"no WAV file ({error})"

@@ -1,0 +1,123 @@
+"""Everything of the page under one application: static files, the WebSocket, recordings."""
+
+import importlib.resources
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+
+from kws.serve.page.collection import Collection
+from kws.serve.page.socket import Listener, Model
+
+MOST_BYTES = 1 << 20
+"""Size of a recording that is sent; a second of sound has 32 kB."""
+
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+SECURITY = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "media-src 'self' blob:; connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "permissions-policy": "microphone=(self)",
+    "cache-control": "no-cache",
+}
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def router(current: Callable[[], Model | None], collect: Path | None = None, most_streams: int = 64) -> APIRouter:
+    """Returns the routes of the page: /, /page/…, /listen, /card, /collection/….
+
+    Args:
+        current: returns the model at work, or None while there is none.
+        collect: the folder that recordings are kept in; none are kept without it.
+        most_streams: connections that may listen at a time.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    collection = Collection(collect) if collect is not None else None
+    folder = importlib.resources.files("kws.serve.page") / "static"
+    static = {entry.name: entry.read_bytes() for entry in folder.iterdir()
+              if Path(entry.name).suffix in KINDS}  # fmt: skip
+
+    def send(name: str) -> Response:
+        return Response(static[name], media_type=KINDS[Path(name).suffix], headers=SECURITY)
+
+    async def index(request: Request) -> Response:
+        return send("index.html")
+
+    async def file(request: Request) -> Response:
+        name = request.path_params["name"]
+        return send(name) if name in static else _error(404, f"the page has no file {name[:80]!r}")
+
+    async def card(request: Request) -> Response:
+        model = current()
+        if model is None:
+            return _error(503, "the server must have a model, got none yet")
+        return JSONResponse({"version": model.version, "card": model.card,
+                             "words": list(model.recognizer.words), "parameters": model.recognizer.num_parameters,
+                             "about": {name: value for name, value in model.recognizer.about.items()
+                                       if isinstance(value, str | int | float | bool)}})  # fmt: skip
+
+    def collecting(handler: Callable[[Request, Collection], Awaitable[Response]]) -> Handler:
+        async def handle(request: Request) -> Response:
+            if collection is None:
+                return _error(404, "recordings are kept only by a server that was started with --collect DIR")
+            try:
+                return await handler(request, collection)
+            except FileNotFoundError as error:
+                return _error(404, str(error))
+            except ValueError as error:
+                return _error(400, str(error))
+            except OSError as error:
+                return _error(507, f"the recording could not be kept: {error.strerror}")
+
+        return handle
+
+    async def listing(request: Request, kept: Collection) -> Response:
+        return JSONResponse(kept.summary())
+
+    async def add(request: Request, kept: Collection) -> Response:
+        # Of this kind a page elsewhere may send nothing without asking first, and it is told no.
+        if request.headers.get("content-type") != "audio/wav":
+            return _error(415, "the recording must come with content-type audio/wav")
+        content = b""
+        async for part in request.stream():
+            content += part
+            if len(content) > MOST_BYTES:
+                return _error(413, f"the recording must have at most {MOST_BYTES} bytes, got more")
+        model = current()
+        if model is None:
+            return _error(503, "the server must have a model, got none yet")
+        clip = kept.add(request.path_params["word"], request.query_params.get("speaker", ""), content,
+                        model.recognizer.features)  # fmt: skip
+        return JSONResponse({"clip": clip}, 201)
+
+    async def play(request: Request, kept: Collection) -> Response:
+        path = kept.path(request.path_params["word"], request.path_params["name"])
+        return Response(path.read_bytes(), media_type="audio/wav", headers={"cache-control": "no-store"})
+
+    async def delete(request: Request, kept: Collection) -> Response:
+        kept.delete(request.path_params["word"], request.path_params["name"])
+        return Response(status_code=204)
+
+    recording = "/collection/{word}/{name}"
+    return APIRouter(routes=[
+        Route("/", index, include_in_schema=False),
+        Route("/page/{name}", file, include_in_schema=False),
+        Route("/card", card, include_in_schema=False),
+        Route("/collection", collecting(listing), include_in_schema=False),
+        Route("/collection/{word}", collecting(add), methods=["POST"], include_in_schema=False),
+        Route(recording, collecting(play), methods=["GET"], include_in_schema=False),
+        Route(recording, collecting(delete), methods=["DELETE"], include_in_schema=False),
+        WebSocketRoute("/listen", Listener(current, most_streams).__call__),
+    ])  # fmt: skip
+
+
+def _error(status: int, sentence: str) -> Response:
+    return JSONResponse({"error": sentence}, status)

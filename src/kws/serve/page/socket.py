@@ -1,0 +1,205 @@
+"""The WebSocket of the page: samples in, probabilities and detections out.
+
+The client begins with {"rate": 16000} and gets hello: version, words, thresholds. Then it sends samples, 16-bit
+little-endian mono, in binary messages of any length, and gets {"type": "heard"} ten times a second, and
+{"type": "detection"}. It may send {"thresholds": {word: probability}} at any time, and {"finish": true}, after which
+{"type": "finished"} comes and the stream begins anew. When another model becomes champion, hello comes again.
+
+Messages are worked off one after the other: a client that sends faster than the model hears is slowed down by TCP.
+"""
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from kws.model.detector import Detector, Heard, Thresholds, reported
+from kws.model.predict import AnyRecognizer
+
+MOST_BYTES = 1 << 18
+"""Size of a message: 8 s of sound."""
+
+PATIENCE_SECONDS = 60.0
+"""After so long without a message the connection is closed."""
+
+UNSUPPORTED, TRY_AGAIN = 1003, 1013
+"""Codes of closing: what was sent cannot be understood; there are too many streams, or no model yet."""
+
+
+class Model(Protocol):
+    """What a server has at work: see `kws.serve.models.Served`."""
+
+    @property
+    def recognizer(self) -> AnyRecognizer:
+        """The model."""
+
+    @property
+    def version(self) -> str:
+        """Its name."""
+
+    @property
+    def thresholds(self) -> Any:
+        """The content of thresholds.json."""
+
+    @property
+    def card(self) -> str:
+        """MODEL_CARD.md, or nothing."""
+
+
+class Listener:
+    """Answers one connection after the other, a bounded number of them at a time."""
+
+    def __init__(self, current: Callable[[], Model | None], most_streams: int) -> None:
+        self.current = current
+        self.most_streams = most_streams
+        self.num_streams = 0
+
+    async def __call__(self, socket: WebSocket) -> None:
+        """Handles a connection."""
+        await socket.accept()
+        if self.num_streams >= self.most_streams:
+            await _refuse(socket, TRY_AGAIN, f"the server must have fewer than {self.most_streams} streams; try later")
+            return
+        self.num_streams += 1
+        try:
+            await self._talk(socket)
+        except WebSocketDisconnect:
+            pass
+        except ValueError as error:
+            await _refuse(socket, UNSUPPORTED, str(error))
+        except TimeoutError:
+            await _refuse(socket, TRY_AGAIN, f"the stream must go on, got nothing for {PATIENCE_SECONDS:g} s")
+        finally:
+            self.num_streams -= 1
+
+    async def _talk(self, socket: WebSocket) -> None:
+        model = self.current()
+        if model is None:
+            await _refuse(socket, TRY_AGAIN, "the server must have a model, got none yet; try later")
+            return
+        rate = model.recognizer.features.sample_rate
+        hello = await _receive(socket)
+        if not isinstance(hello, dict) or hello.get("rate") != rate:
+            got = hello.get("rate") if isinstance(hello, dict) else type(hello).__name__
+            raise ValueError(f"rate must be {rate}, said in a first message {{'rate': {rate}}}, got {got!r}")
+        detector, offset, odd = _begin(model), 0.0, b""
+        await socket.send_json(_hello(model))
+        while True:
+            message = await _receive(socket)
+            now = self.current()
+            if now is not None and now is not model:  # another champion: it goes on with the same clock
+                offset += detector.samples / rate
+                model, detector = now, _begin(now)
+                await socket.send_json(_hello(model))
+            if isinstance(message, bytes):
+                data = odd + message
+                odd = data[len(data) // 2 * 2 :]
+                samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2") / np.float32(32768)
+                for heard, frames in await asyncio.to_thread(_feed, detector, samples):
+                    await _tell(socket, heard, offset, frames)
+            elif "thresholds" in message:
+                _change(detector, model, message["thresholds"])
+            elif message.get("finish"):
+                for heard in await asyncio.to_thread(detector.finish):
+                    await _tell(socket, heard, offset, None)
+                await socket.send_json({"type": "finished"})
+                thresholds = detector.thresholds
+                detector, offset, odd = _begin(model), 0.0, b""
+                detector.set_thresholds(thresholds)
+            else:
+                raise ValueError(f"a message must have thresholds or finish, got {', '.join(message) or 'nothing'}")
+
+
+def _begin(model: Model) -> Detector:
+    return Detector(model.recognizer, Thresholds.from_json(model.thresholds, model.recognizer.words))
+
+
+def _hello(model: Model) -> dict[str, Any]:
+    return {
+        "type": "hello",
+        "version": model.version,
+        "words": list(model.recognizer.words),
+        "reported": reported(model.recognizer.words),
+        "thresholds": dict(model.thresholds["thresholds"]),
+        "false_alarms_per_hour": model.thresholds.get("false_alarms_per_hour"),
+        "num_mels": model.recognizer.features.num_mels,
+    }
+
+
+def _change(detector: Detector, model: Model, values: Any) -> None:
+    words = reported(model.recognizer.words)
+    if not isinstance(values, dict) or set(values) != set(words):
+        raise ValueError(f"thresholds must be of {', '.join(words)}, got {str(values)[:80]}")
+    detector.set_thresholds(Thresholds(thresholds={word: float(value) for word, value in values.items()}).thresholds)
+
+
+def _feed(detector: Detector, samples: Any) -> list[tuple[Heard, bytes]]:
+    """Feeds a hop at a time, so that each window comes with its frames."""
+    found, hop = [], detector.hop_samples
+    for first in range(0, samples.size, hop):
+        for heard in detector.feed(samples[first : first + hop]):
+            found.append((heard, _picture(detector)))
+    return found
+
+
+def _picture(detector: Detector) -> bytes:
+    """Returns the newest frames as bytes, [frames, num_mels]: 0 is 1e-6 of mel power, 255 a thousand."""
+    frames = detector.newest_frames
+    frames = frames / np.float32(np.log(10)) if detector.is_log else np.log10(frames + np.float32(1e-6))
+    return ((frames + 6) * (255 / 9)).clip(0, 255).astype(np.uint8).tobytes()
+
+
+async def _tell(socket: WebSocket, heard: Heard, offset: float, frames: bytes | None) -> None:
+    message: dict[str, Any] = {
+        "type": "heard",
+        "time": round(heard.time + offset, 3),
+        "probabilities": [round(float(value), 4) for value in heard.probabilities],
+    }
+    if frames is not None:
+        message["frames"] = base64.b64encode(frames).decode()
+    await socket.send_json(message)
+    if heard.detection is not None:
+        one = heard.detection
+        await socket.send_json({"type": "detection", "time": round(one.time + offset, 3), "word": one.word,
+                                "probability": round(one.probability, 4), "begin": round(one.begin + offset, 3),
+                                "end": round(one.end + offset, 3)})  # fmt: skip
+
+
+async def _receive(socket: WebSocket) -> bytes | dict[str, Any]:
+    """Returns the next message.
+
+    Raises:
+        ValueError: it is too long, or neither bytes nor JSON.
+        TimeoutError: none came for too long.
+        WebSocketDisconnect: the client went away.
+    """
+    message = await asyncio.wait_for(socket.receive(), PATIENCE_SECONDS)
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1000))
+    content = message.get("bytes")
+    if content is None:
+        content = message.get("text") or ""
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"a message must have at most {MOST_BYTES} bytes, got {len(content)}")
+    if isinstance(content, bytes):
+        return content
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ValueError(f"a message must be JSON or samples, got {content[:40]!r}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"a message must be a JSON object, got {content[:40]!r}")
+    return found
+
+
+async def _refuse(socket: WebSocket, code: int, reason: str) -> None:
+    """Says why, and closes; a client that is gone already does not matter."""
+    try:
+        await socket.send_json({"type": "error", "error": reason})
+        await socket.close(code)
+    except (WebSocketDisconnect, RuntimeError):
+        pass

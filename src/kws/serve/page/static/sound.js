@@ -1,0 +1,102 @@
+// What is computed with samples: no page, no server.
+
+export const RATE = 16000; // of the model
+
+// A stream of samples to another rate: a windowed sinc whose cutoff lies below both Nyquist frequencies, so that what
+// the lower rate cannot hold does not come back as another tone.
+
+const ZERO_CROSSINGS = 24;
+const STEPS = 512; // of the table, from one zero crossing to the next
+const ROLLOFF = 0.92; // cutoff, as a share of the lower Nyquist frequency
+
+export class Resampler {
+  constructor(from, to) {
+    this.step = from / to;
+    this.scale = ROLLOFF * Math.min(1, to / from); // cutoff, as a share of the Nyquist frequency of the input
+    this.reach = Math.ceil(ZERO_CROSSINGS / this.scale); // input samples on either side
+    this.table = new Float32Array(ZERO_CROSSINGS * STEPS + 2);
+    for (let i = 0; i <= ZERO_CROSSINGS * STEPS; i++) {
+      const x = i / STEPS;
+      const sinc = i === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x);
+      this.table[i] = sinc * (0.5 + 0.5 * Math.cos((Math.PI * x) / ZERO_CROSSINGS));
+    }
+    this.kept = new Float32Array(this.reach); // silence before the first sample
+    this.position = this.reach; // of the next output sample, in kept
+  }
+
+  // Takes samples and returns those that they complete, delayed by `reach` input samples.
+  process(samples) {
+    const input = new Float32Array(this.kept.length + samples.length);
+    input.set(this.kept);
+    input.set(samples, this.kept.length);
+    const output = [];
+    while (this.position + this.reach < input.length) {
+      const first = Math.ceil(this.position - this.reach);
+      let sum = 0;
+      for (let i = Math.max(0, first); i <= this.position + this.reach && i < input.length; i++) {
+        const place = Math.abs(i - this.position) * this.scale * STEPS;
+        const whole = Math.floor(place);
+        if (whole >= ZERO_CROSSINGS * STEPS) continue;
+        const part = place - whole;
+        sum += input[i] * (this.table[whole] * (1 - part) + this.table[whole + 1] * part);
+      }
+      output.push(sum * this.scale);
+      this.position += this.step;
+    }
+    const drop = Math.max(0, Math.floor(this.position) - this.reach - 1);
+    this.kept = input.slice(drop);
+    this.position -= drop;
+    return Float32Array.from(output);
+  }
+}
+
+// Floats beyond ±1 are cut, not wrapped.
+export function toPcm(samples) {
+  const pcm = new Int16Array(samples.length);
+  for (let i = 0; i < samples.length; i++) pcm[i] = Math.max(-32768, Math.min(32767, Math.round(samples[i] * 32768)));
+  return pcm;
+}
+
+// A WAV file of a recording.
+export function wav(samples) {
+  const pcm = toPcm(samples);
+  const view = new DataView(new ArrayBuffer(44 + 2 * pcm.length));
+  const text = (at, value) => [...value].forEach((letter, i) => view.setUint8(at + i, letter.charCodeAt(0)));
+  text(0, "RIFF");
+  view.setUint32(4, 36 + 2 * pcm.length, true);
+  text(8, "WAVEfmt ");
+  view.setUint32(16, 16, true);
+  view.setUint16(20, 1, true);
+  view.setUint16(22, 1, true);
+  view.setUint32(24, RATE, true);
+  view.setUint32(28, 2 * RATE, true);
+  view.setUint16(32, 2, true);
+  view.setUint16(34, 16, true);
+  text(36, "data");
+  view.setUint32(40, 2 * pcm.length, true);
+  pcm.forEach((value, i) => view.setInt16(44 + 2 * i, value, true));
+  return view.buffer;
+}
+
+// The second with the most energy, moved so that its middle of energy is the middle of the clip.
+export function cut(samples) {
+  let energy = 0;
+  let best = -1;
+  let start = 0;
+  for (let i = 0; i < samples.length; i++) {
+    energy += samples[i] ** 2 - (i >= RATE ? samples[i - RATE] ** 2 : 0);
+    if (i >= RATE - 1 && energy > best) {
+      best = energy;
+      start = i - RATE + 1;
+    }
+  }
+  let sum = 0;
+  let weighted = 0;
+  for (let i = start; i < start + RATE; i++) {
+    sum += samples[i] ** 2;
+    weighted += (i - start) * samples[i] ** 2;
+  }
+  const shift = Math.round(weighted / Math.max(sum, 1e-9) - RATE / 2);
+  start = Math.max(0, Math.min(samples.length - RATE, start + shift));
+  return samples.slice(start, start + RATE);
+}

@@ -1,0 +1,171 @@
+"""The page in a real Chromium, with a WAV as its microphone."""
+
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from test_page import Page
+
+from kws.model import onnx
+from kws.model.bundle import Recognizer
+from kws.model.detector import Thresholds
+from kws.preprocess.audio import read_waveform
+from kws.serve.models import Served
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def sound(tone_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A word of 0.5 s every 2.5 s, at the rate of a sound card."""
+    clip = read_waveform(min((tone_corpus / "yes").iterdir()), RATE)[:8000]
+    once = np.concatenate([np.zeros(RATE), clip, np.zeros(RATE)])
+    path = tmp_path_factory.mktemp("sound") / "yes.wav"
+    soundfile.write(path, np.tile(np.interp(np.arange(0, once.size, 1 / 3), np.arange(once.size), once), 8), 48_000)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(expert: Recognizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    path = tmp_path_factory.mktemp("browser") / "model.onnx"
+    onnx.export(expert, path)
+    thresholds = Thresholds(thresholds={"no": 0.6, "stop": 0.6, "yes": 0.6}).as_json()
+    served = Served(recognizer=onnx.load(path, 1), version="v1", thresholds=thresholds, card="# The card")
+    running = Page(served, tmp_path_factory.mktemp("collected"))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def chromium(sound: Path) -> Iterator["playwright.Browser"]:
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=[
+            "--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+            f"--use-file-for-fake-audio-capture={sound}",
+        ])  # fmt: skip
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(chromium: "playwright.Browser", server: Page) -> Iterator["playwright.Page"]:
+    opened = chromium.new_page()
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.goto(server.url)
+    playwright.expect(opened.locator("#start")).to_be_enabled(timeout=30_000)
+    yield opened
+    opened.close()
+    assert errors == []
+
+
+def test_microphone_is_heard_and_the_words_are_logged(tab: "playwright.Page") -> None:
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")  # the skip link comes first, then the microphone
+    playwright.expect(tab.locator("#log td", has_text="yes").first).to_be_visible(timeout=30_000)
+    playwright.expect(tab.locator("#latest")).to_contain_text("at")
+    playwright.expect(tab.locator("#status")).to_contain_text("Listening")
+    tab.locator("#start").click()
+    playwright.expect(tab.locator("#status")).to_have_text("The microphone is off.")
+
+
+def test_file_is_heard_and_a_word_that_is_never_to_count_does_not(tab: "playwright.Page", sound: Path) -> None:
+    for word in ("no", "stop", "yes"):
+        tab.locator(f"#threshold-{word}").focus()
+        tab.keyboard.press("End")
+        playwright.expect(tab.locator(f"#threshold-{word}")).to_have_attribute("aria-valuetext", "never")
+    tab.set_input_files("#file", sound)
+    playwright.expect(tab.locator("#status")).to_contain_text("0 words heard", timeout=30_000)
+    tab.get_by_role("button", name="Restore the thresholds").click()
+    tab.set_input_files("#file", sound)
+    playwright.expect(tab.locator("#status")).to_contain_text("yes.wav: 20.0 s", timeout=30_000)
+    assert tab.locator("#log td:nth-child(2)", has_text="yes").count() == 8
+    tab.set_input_files("#file", {"name": "text.wav", "mimeType": "audio/wav", "buffer": b"hello"})
+    playwright.expect(tab.locator("#problem")).to_contain_text("text.wav could not be read as a recording")
+
+
+def test_taught_word_is_kept_and_can_be_deleted(tab: "playwright.Page", server: Page) -> None:
+    tab.get_by_label("Word", exact=True).fill("hello")
+    tab.get_by_label("Times").fill("1")
+    tab.get_by_role("button", name="Record", exact=True).click()
+    playwright.expect(tab.get_by_role("button", name="Delete recording 1")).to_be_visible(timeout=30_000)
+    listed = server.request("GET", "/collection")[1]
+    (path,) = (Path(listed["folder"]) / "hello").iterdir()
+    samples, rate = soundfile.read(path)
+    assert (samples.size, rate) == (RATE, RATE)
+    assert np.abs(samples).max() > 0.1
+    tab.get_by_role("button", name="Delete recording 1").click()
+    playwright.expect(tab.get_by_role("button", name="Delete recording 1")).to_be_hidden()
+    assert server.request("GET", "/collection")[1]["words"] == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [("NotAllowedError", "was denied"), ("NotFoundError", "There is no microphone"), ("NotReadableError", "is busy"),
+     ("", "only to pages at https:// or at localhost")],
+)  # fmt: skip
+def test_each_reason_for_no_microphone_has_a_sentence_of_its_own(
+    chromium: "playwright.Browser", server: Page, error: str, said: str
+) -> None:
+    tab = chromium.new_page()
+    devices = f"{{getUserMedia: () => Promise.reject(new DOMException('', '{error}'))}}" if error else "undefined"
+    tab.add_init_script(f"Object.defineProperty(navigator, 'mediaDevices', {{value: {devices}}})")
+    tab.goto(server.url)
+    playwright.expect(tab.locator("#start")).to_be_enabled(timeout=30_000)
+    tab.locator("#start").click()
+    playwright.expect(tab.locator("#problem")).to_contain_text(said)
+    playwright.expect(tab.locator("#start")).to_be_enabled()
+    tab.close()
+
+
+def test_page_fits_a_phone_and_every_control_has_a_name(tab: "playwright.Page") -> None:
+    tab.set_viewport_size({"width": 360, "height": 740})
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+    for control in tab.locator("button:visible, input:visible, summary").all():
+        name = control.evaluate("e => e.getAttribute('aria-label') || e.labels?.[0]?.textContent || e.textContent")
+        assert name.strip()
+
+
+def test_recording_is_cut_around_the_word_wherever_it_was_said(tab: "playwright.Page") -> None:
+    for begin in (9_000, 20_000, 28_000):
+        middle = tab.evaluate(
+            """async (begin) => {
+                const { cut } = await import("/page/sound.js");
+                const word = (_, i) => (i >= begin && i < begin + 6000 ? Math.sin(i / 5) : 0.001 * Math.sin(i));
+                const clip = cut(Float32Array.from({ length: 40000 }, word));
+                const loud = [...clip.keys()].filter((i) => Math.abs(clip[i]) > 0.1);
+                return [clip.length, (loud[0] + loud[loud.length - 1]) / 2];
+            }""",
+            begin,
+        )
+        assert middle == [RATE, pytest.approx(RATE / 2, abs=50)]
+
+
+@pytest.mark.parametrize("rate", [44_100, 48_000, 96_000, 8_000])
+def test_resampler_keeps_a_low_tone_and_no_high_one_comes_back(tab: "playwright.Page", rate: int) -> None:
+    level = """async ([rate, hertz]) => {
+        const { Resampler } = await import("/page/sound.js");
+        const resampler = new Resampler(rate, 16000);
+        const output = [];
+        for (let first = 0; first < rate; first += 128) {
+            const tone = (_, i) => Math.sin(2 * Math.PI * hertz * (first + i) / rate);
+            output.push(...resampler.process(Float32Array.from({ length: 128 }, tone)));
+        }
+        const inner = output.slice(2000, -2000);
+        return [output.length, Math.sqrt(inner.reduce((sum, value) => sum + value * value, 0) / inner.length)];
+    }"""
+    length, low = tab.evaluate(level, [rate, 1000])
+    assert length == pytest.approx(16_000, abs=200)
+    assert low == pytest.approx(math.sqrt(0.5), rel=0.01)
+    if rate > 24_000:
+        _, high = tab.evaluate(level, [rate, 12_000])  # would sound as 4 kHz
+        assert high < 1e-3

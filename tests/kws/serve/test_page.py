@@ -1,0 +1,291 @@
+"""The page's own server: files, the WebSocket, recordings; on a real socket, with a client that is not ours."""
+
+import asyncio
+import dataclasses
+import io
+import json
+import socket as sockets
+import threading
+import time
+import urllib.error
+import urllib.request
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from websockets.sync.client import ClientConnection, connect
+
+from kws.model import onnx
+from kws.model.bundle import Recognizer
+from kws.model.detector import Detector, Thresholds
+from kws.preprocess.audio import read_waveform
+from kws.serve.models import Served
+from kws.serve.page.collection import Collection
+from kws.serve.page.router import router
+
+RATE = 16_000
+
+
+class Page:
+    """A running server of the page, whose model can be changed."""
+
+    def __init__(self, model: Served | None, collect: Path | None = None, most_streams: int = 64) -> None:
+        self.model = model
+        app = FastAPI()
+        app.include_router(router(lambda: self.model, collect, most_streams))
+        listening = sockets.create_server(("127.0.0.1", 0))
+        self.port = listening.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        self.thread = threading.Thread(target=lambda: asyncio.run(self.server.serve([listening])))
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        self.server.should_exit = True
+        self.thread.join()
+
+    def listen(self, **hello: Any) -> ClientConnection:
+        client = connect(f"ws://127.0.0.1:{self.port}/listen")
+        client.send(json.dumps(hello or {"rate": RATE}))
+        return client
+
+    def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
+        asked = urllib.request.Request(self.url + path, body, headers, method=method)
+        try:
+            with urllib.request.urlopen(asked) as answer:
+                status, kind, content = answer.status, answer.headers.get_content_type(), answer.read()
+        except urllib.error.HTTPError as error:
+            status, kind, content = error.code, error.headers.get_content_type(), error.read()
+        return status, json.loads(content) if kind == "application/json" else content
+
+
+@pytest.fixture(scope="module")
+def served(expert: Recognizer, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    path = tmp_path_factory.mktemp("page") / "model.onnx"
+    onnx.export(expert, path)
+    thresholds = Thresholds(thresholds={"no": 0.6, "stop": 0.6, "yes": 0.6}).as_json()
+    return Served(recognizer=onnx.load(path, 1), version="v1", thresholds=thresholds, card="# The card")
+
+
+@pytest.fixture(scope="module")
+def page(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    running = Page(served, tmp_path_factory.mktemp("collected"))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def tone(tone_corpus: Path) -> np.ndarray:
+    clip = read_waveform(min((tone_corpus / "yes").iterdir()), RATE)[:8000]
+    stream = np.concatenate([np.zeros(RATE), clip, np.zeros(RATE)])
+    return (stream * 32767).astype("<i2")
+
+
+def until(client: ClientConnection, kind: str) -> list[dict[str, Any]]:
+    found = []
+    while not found or found[-1]["type"] != kind:
+        found.append(json.loads(client.recv(timeout=60)))
+    return found
+
+
+def wav(samples: np.ndarray, rate: int = RATE, channels: int = 1) -> bytes:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.astype("<i2").tobytes())
+    return buffer.getvalue()
+
+
+CLIP = wav(np.arange(RATE))
+
+
+def test_page_is_whole_and_needs_nothing_from_elsewhere(page: Page) -> None:
+    status, index = page.request("GET", "/")
+    assert status == 200
+    names = [part.split('"')[0] for part in index.decode().split('"page/')[1:]]
+    assert names
+    for name in [*names, "worklet.js", "sound.js"]:
+        status, content = page.request("GET", f"/page/{name}")
+        assert status == 200
+        assert b"http://" not in content.replace(b"http://www.w3.org/2000/svg", b"").replace(b"http://localhost", b"")
+        assert b"https://" not in content.replace(b"pages at https:// or", b"")
+    with urllib.request.urlopen(page.url) as answer:
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+    for name in ("..%2Frouter.py", "absent.js"):
+        assert page.request("GET", f"/page/{name}")[0] == 404
+
+
+def test_stream_gives_what_the_detector_gives_whatever_the_messages(
+    page: Page, served: Served, tone: np.ndarray
+) -> None:
+    detector = Detector(served.recognizer, Thresholds.from_json(served.thresholds, served.recognizer.words))
+    heard = detector.feed(tone / np.float32(32768)) + detector.finish()
+    expected = [one.detection for one in heard if one.detection]
+    assert [one.word for one in expected].count("yes") == 1
+    content = tone.tobytes()
+    for size in (3201, 9000):  # odd: a sample may be torn
+        with page.listen() as client:
+            hello = json.loads(client.recv())
+            assert (hello["version"], hello["words"]) == ("v1", ["no", "stop", "yes"])
+            for first in range(0, len(content), size):
+                client.send(content[first : first + size])
+            client.send('{"finish": true}')
+            messages = until(client, "finished")
+            found = [one for one in messages if one["type"] == "detection"]
+            assert [(one["word"], one["time"]) for one in found] == [(one.word, one.time) for one in expected]
+            windows = [one for one in messages if one["type"] == "heard"]
+            assert len(windows) == len(heard)
+            assert len(windows[0]["probabilities"]) == 3
+
+
+def test_thresholds_of_a_page_are_its_own_and_last_beyond_the_end_of_a_file(page: Page, tone: np.ndarray) -> None:
+    with page.listen() as client, page.listen() as other:
+        client.send('{"thresholds": {"no": 1.5, "stop": 1.5, "yes": 1.5}}')
+        for _ in range(2):
+            client.send(tone.tobytes())
+            client.send('{"finish": true}')
+            assert not [one for one in until(client, "finished") if one["type"] == "detection"]
+        other.send(tone.tobytes())
+        other.send('{"finish": true}')
+        assert [one for one in until(other, "finished") if one["type"] == "detection"]
+
+
+def test_another_champion_takes_over_in_the_middle_of_a_stream(page: Page, served: Served, tone: np.ndarray) -> None:
+    with page.listen() as client:
+        before = json.loads(client.recv())
+        client.send(tone.tobytes())
+        while json.loads(client.recv()).get("time", 0) < 2.3:
+            pass
+        page.model = dataclasses.replace(served, version="v2")
+        try:
+            client.send(tone.tobytes())
+            again = until(client, "hello")[-1]
+            client.send('{"finish": true}')
+            times = [one["time"] for one in until(client, "finished") if one["type"] == "heard"]
+        finally:
+            page.model = served
+    assert (before["version"], again["version"]) == ("v1", "v2")
+    assert times == sorted(times)
+    assert times[0] > tone.size / RATE
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        (['{"rate": 44100}'], "rate must be 16000"),
+        (["[1]"], "a message must be a JSON object"),
+        (["{"], "a message must be JSON or samples"),
+        ([b"\0\0"], "rate must be 16000"),
+        (['{"rate": 16000}', '{"thresholds": {"no": 1}}'], "thresholds must be of no, stop, yes"),
+        (['{"rate": 16000}', '{"thresholds": {"no": "x", "stop": 1, "yes": 1}}'], "could not convert"),
+        (['{"rate": 16000}', '{"thresholds": {"no": -1, "stop": 1, "yes": 1}}'], "threshold of no must lie above 0"),
+        (['{"rate": 16000}', '{"sing": true}'], "a message must have thresholds or finish, got sing"),
+        (['{"rate": 16000}', b"\0" * 300_000], "a message must have at most 262144 bytes"),
+    ],
+)
+def test_message_that_is_not_understood_ends_with_a_sentence(page: Page, messages: list[Any], said: str) -> None:
+    with connect(f"ws://127.0.0.1:{page.port}/listen") as client:
+        for message in messages:
+            client.send(message)
+        error = until(client, "error")[-1]["error"]
+        assert said in error
+
+
+def test_more_streams_than_allowed_are_told_to_try_later(served: Served) -> None:
+    page = Page(served, most_streams=1)
+    try:
+        with page.listen() as first:
+            json.loads(first.recv())
+            with connect(f"ws://127.0.0.1:{page.port}/listen") as second:
+                assert "fewer than 1 streams" in json.loads(second.recv())["error"]
+        page.model = None
+        time.sleep(0.2)
+        with connect(f"ws://127.0.0.1:{page.port}/listen") as third:
+            assert "must have a model, got none yet" in json.loads(third.recv())["error"]
+        assert page.request("GET", "/card")[0] == 503
+    finally:
+        page.close()
+
+
+def test_card_is_the_one_of_the_model(page: Page) -> None:
+    status, about = page.request("GET", "/card")
+    assert status == 200
+    assert (about["version"], about["card"]) == ("v1", "# The card")
+    assert about["about"]["run"] == "expert"
+
+
+def test_recordings_are_kept_listed_played_and_deleted(page: Page) -> None:
+    for number in range(2):
+        status, said = page.request("POST", "/collection/hello?speaker=0123abcd", CLIP, **{"content-type": "audio/wav"})
+        assert (status, said) == (201, {"clip": f"hello/0123abcd_nohash_{number}.wav"})
+    status, listed = page.request("GET", "/collection")
+    assert listed["words"] == {"hello": ["0123abcd_nohash_0.wav", "0123abcd_nohash_1.wav"]}
+    assert page.request("GET", "/collection/hello/0123abcd_nohash_1.wav") == (200, CLIP)
+    assert page.request("DELETE", "/collection/hello/0123abcd_nohash_0.wav")[0] == 204
+    assert page.request("DELETE", "/collection/hello/0123abcd_nohash_0.wav")[0] == 404
+    assert page.request("DELETE", "/collection/hello/0123abcd_nohash_1.wav")[0] == 204
+    assert page.request("GET", "/collection")[1]["words"] == {}
+    assert list(Path(listed["folder"]).iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind", "status", "said"),
+    [
+        ("/collection/..%2Fetc?speaker=0123abcd", CLIP, "audio/wav", 405, "Method Not Allowed"),
+        ("/collection/_noise_?speaker=0123abcd", CLIP, "audio/wav", 400, "word must be a word in small letters"),
+        ("/collection/Yes?speaker=0123abcd", CLIP, "audio/wav", 400, "word must be a word in small letters"),
+        ("/collection/yes?speaker=me", CLIP, "audio/wav", 400, "speaker must be 8 hexadecimal digits"),
+        ("/collection/yes", CLIP, "audio/wav", 400, "speaker must be 8 hexadecimal digits"),
+        ("/collection/yes?speaker=0123abcd", CLIP, "text/plain", 415, "content-type audio/wav"),
+        ("/collection/yes?speaker=0123abcd", b"hello", "audio/wav", 400, "got 'no WAV file"),
+        ("/collection/yes?speaker=0123abcd", wav(np.arange(900)), "audio/wav", 400, "(1, 2, 16000, 900)"),
+        ("/collection/yes?speaker=0123abcd", wav(np.arange(RATE), 8000), "audio/wav", 400, "(1, 2, 8000, 16000)"),
+        ("/collection/yes?speaker=0123abcd", CLIP[:-2000], "audio/wav", 400, "(1, 2, 16000, 15000)"),
+        ("/collection/yes?speaker=0123abcd", b"\0" * (1 << 21), "audio/wav", 413, "at most 1048576 bytes"),
+    ],
+)
+def test_recording_that_is_none_is_refused(
+    page: Page, path: str, body: bytes, kind: str, status: int, said: str
+) -> None:
+    found, answer = page.request("POST", path, body, **{"content-type": kind})
+    assert found == status
+    assert said in json.dumps(answer, ensure_ascii=False)
+    assert page.request("GET", "/collection")[1]["words"] == {}
+
+
+def test_nothing_is_kept_unless_the_server_was_told_where(served: Served) -> None:
+    page = Page(served)
+    try:
+        for method, path in (("GET", "/collection"), ("POST", "/collection/yes?speaker=0123abcd"),
+                             ("GET", "/collection/yes/0123abcd_nohash_0.wav")):  # fmt: skip
+            status, said = page.request(method, path, CLIP if method == "POST" else None)
+            assert status == 404
+            assert "--collect DIR" in said["error"]
+    finally:
+        page.close()
+
+
+def test_recordings_made_at_once_get_names_of_their_own(served: Served, tmp_path: Path) -> None:
+    collection = Collection(tmp_path / "new" / "words")
+    names: list[str] = []
+    threads = [
+        threading.Thread(
+            target=lambda: names.append(collection.add("yes", "0123abcd", CLIP, served.recognizer.features))
+        )
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(names) == sorted(f"yes/0123abcd_nohash_{number}.wav" for number in range(8))
+    assert not list(collection.folder.glob("yes/.*"))
