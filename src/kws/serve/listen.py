@@ -12,7 +12,7 @@ import numpy as np
 
 from kws.model.detector import Detection, Detector, Thresholds
 from kws.model.predict import AnyRecognizer
-from kws.preprocess.audio import Waveform, read_waveform
+from kws.preprocess.audio import Waveform, read_waveform, require_sound
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,9 @@ def open_file(path: Path, sample_rate: int) -> Iterator[Waveform]:
             yield from pieces(read_waveform(path, sample_rate))
             return
         for block in soundfile.blocks(path, PIECE, dtype="float32", always_2d=True):
-            yield _checked(block.mean(axis=1))
+            waveform = block.mean(axis=1)
+            require_sound(waveform)
+            yield waveform
     except soundfile.LibsndfileError as error:
         raise ValueError(f"the recording must be a WAV file, got {error.error_string} in {path}") from error
 
@@ -109,12 +111,6 @@ def _read_wav_header(file: BinaryIO, sample_rate: int) -> int:
             f"{rate} Hz and {bits} bit; a file of any kind is read by its name"
         )
     return channels
-
-
-def _checked(samples: Waveform) -> Waveform:
-    if not np.isfinite(samples).all():
-        raise ValueError("the recording must have finite samples, got NaN or infinity")
-    return samples
 
 
 def microphone(sample_rate: int) -> Iterator[Waveform]:

@@ -22,7 +22,7 @@ import orjson
 import soundfile
 
 from kws.config import ServeConfig
-from kws.preprocess.audio import Waveform, fit_length, resample
+from kws.preprocess.audio import LOUDEST, Waveform, fit_length, require_sound, resample
 from kws.serve.models import Served
 
 INPUT = "waveforms"
@@ -30,9 +30,6 @@ PROBABILITIES = "probabilities"
 WORDS = "words"
 EXTENSIONS = ("binary_tensor_data", "classification")
 HEADER_LENGTH = "inference-header-content-length"
-LOUDEST = 32.0
-"""Samples beyond this are no floats of -1 to 1, but integers that nobody scaled."""
-
 Array = npt.NDArray[Any]
 
 
@@ -265,8 +262,7 @@ def _read_audio(data: bytes, number: int, served: Served, config: ServeConfig) -
         if len(samples) > most:
             raise ValueError(f"it must last {config.max_seconds:g} s at most (the server's --max-seconds), got more")
         waveform: Waveform = samples.mean(axis=1)
-        if waveform.size == 0 or not np.isfinite(waveform).all():
-            raise ValueError("it must have samples that are numbers, got none, NaN or infinity")
+        require_sound(waveform)
         waveform = waveform if rate == features.sample_rate else resample(waveform, rate, features.sample_rate)
     except soundfile.LibsndfileError as error:
         raise Refused(f"audio file {number} must be one that libsndfile reads (WAV, FLAC, OGG, MP3, …), got "

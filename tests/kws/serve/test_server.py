@@ -235,6 +235,14 @@ def test_raw_tensors_are_checked_against_their_shape(server: Server) -> None:
     assert (status, "each behind its length" in answer["error"]) == (400, True)
 
 
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_samples_far_beyond_full_scale_are_refused_in_audio_files_as_in_tensors(server: Server, rate: int) -> None:
+    samples = np.zeros(rate)
+    samples[7] = 1e25
+    status, answer = server.infer(audio(wav(samples, rate, subtype="FLOAT")))
+    assert (status, "at most 16 times full scale, got 1e+25" in answer["error"]) == (400, True), answer
+
+
 def test_samples_that_are_no_numbers_are_refused_over_grpc_too(server: Server, clips: np.ndarray) -> None:
     with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
         for waveforms, said in ((np.full((1, 16000), np.nan, np.float32), "finite"),
