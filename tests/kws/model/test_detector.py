@@ -192,9 +192,9 @@ def test_older_file_says_that_it_is_to_be_exported_again(heard_file: Path, tmp_p
     import onnx as onnx_format
 
     older = onnx_format.load(heard_file)
-    kept = [one for one in older.graph.initializer if one.name != "features"]
-    del older.graph.initializer[:]
-    older.graph.initializer.extend(kept)
+    kept = [one for one in older.graph.input if one.name != "features"]
+    del older.graph.input[:]
+    older.graph.input.extend(kept)
     onnx_format.save(older, tmp_path / "older.onnx")
     recognizer = onnx.load(tmp_path / "older.onnx")
     with pytest.raises(ValueError, match="takes features, got an older one; export it again"):
