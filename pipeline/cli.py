@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kws import files
 from kws.config import PipelineConfig
-from kws.processes import num_cores
+from kws.processes import as_command, num_cores
 from pipeline.flags import add_parameters, read_parameters
 
 DEMO = Path("var/demo")
@@ -22,6 +22,11 @@ EPILOG = """examples:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and runs a command; errors of the user end with one line and status 2."""
+    with as_command():
+        _call(argv)
+
+
+def _call(argv: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -43,24 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_cluster_commands(commands)
 
     options = parser.parse_args(argv)
-    try:
-        options.call(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except _failures() as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to resume", file=sys.stderr)
-        sys.exit(130)
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    from pipeline.local import PipelineFailed
-    from pipeline.shell import ClusterError
-
-    return PipelineFailed, ClusterError
+    options.call(options)
 
 
 def _run(options: argparse.Namespace) -> None:

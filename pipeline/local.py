@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import re
+import secrets
 import sys
 import tempfile
 import time
@@ -17,6 +18,7 @@ from typing import Any, TextIO
 
 from kws import files
 from kws.config import PipelineConfig, require
+from kws.processes import CommandFailed
 from kws.train.runs import find_run
 from pipeline.package import compile_to
 from pipeline.placement import Placement
@@ -25,7 +27,7 @@ OUTPUTS = "artifacts"
 """The folder under the data root that takes the artifacts which a cluster keeps in its object store."""
 
 
-class PipelineFailed(Exception):
+class PipelineFailed(CommandFailed):
     """A step failed; the message names it."""
 
 
@@ -124,13 +126,13 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
 
     times = _StepTimes()
     logging.getLogger().addFilter(times)
-    before = set(outputs.iterdir())
+    mine = outputs / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"  # others may run on this data root
     try:
         # kfp.local leaves a folder of every task among the temporary files, which goes with this one.
         with tempfile.TemporaryDirectory(prefix="kws-pipeline-") as scratch, _temporary_files_in(scratch):
             compiled = compile_to(Path(scratch) / "speech-commands.yaml", placement)
             _adapt(compiled)
-            local.init(runner=chosen, pipeline_root=str(outputs), raise_on_error=True)
+            local.init(runner=chosen, pipeline_root=str(mine), raise_on_error=True)
             # That placement is for a cluster needs no warning here.
             with warnings.catch_warnings(), contextlib.redirect_stdout(_WithoutExecutorInput(sys.stdout)):
                 warnings.simplefilter("ignore")
@@ -140,7 +142,7 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
         raise PipelineFailed(f"{failed[0]} failed; its log is above") from error
     finally:
         logging.getLogger().removeFilter(times)
-    (run_outputs,) = set(outputs.iterdir()) - before
+    (run_outputs,) = mine.iterdir()
     return _summarize(run_outputs, data_root, times.steps)
 
 

@@ -4,11 +4,13 @@ import os
 import subprocess
 from pathlib import Path
 
+from kws.processes import CommandFailed
+
 ROOT = Path(__file__).resolve().parent.parent
 """The root of the repository."""
 
 
-class ClusterError(Exception):
+class ClusterError(CommandFailed):
     """Something outside this program is not as it must be; the message says what, and the remedy."""
 
 

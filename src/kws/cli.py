@@ -21,16 +21,22 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from kws.config import PipelineConfig, ServeConfig, SynthesizeConfig, field_docs, require
 from kws.flags import add_flag
+from kws.processes import as_command
 
 Add = Callable[..., argparse.ArgumentParser]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and runs a subcommand; errors of the user end with one line and status 2."""
+    with as_command():
+        _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> NoReturn:
     parser = argparse.ArgumentParser(
         prog="kws", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,14 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files that are no UTF-8 are printed as they are
         sys.stdout.reconfigure(errors="surrogateescape")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        sys.exit(options.call(options))
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to resume", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(options.call(options))
 
 
 def _add_synthesize(add: Add) -> None:

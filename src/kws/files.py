@@ -5,18 +5,27 @@ name, its manifest.json last, and renamed: a folder with a manifest.json is comp
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
+import secrets
 import shutil
-import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+log = logging.getLogger(__name__)
+
 MANIFEST = "manifest.json"
+
+BEAT_SECONDS = 10.0
+"""How often a process that holds a lock by name says that it lives."""
 
 
 @contextlib.contextmanager
@@ -27,17 +36,20 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         OSError: the disk is full or the folder cannot be written; what stood at `path` stays whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
-        with os.fdopen(descriptor, mode) as file:
+        # Not by mkstemp: the file is for all whom umask and folder let read it, as groups of OpenShift are.
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+    except BaseException as error:
+        with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)) and error.errno is not None:
+            raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
     sync_folder(path.parent)
 
@@ -63,7 +75,7 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: the file is not JSON; the message names it.
     """
-    return parse_json(path.read_bytes(), str(path))
+    return parse_json(_read_bytes(path), str(path))
 
 
 def parse_json(text: bytes, name: str) -> Any:
@@ -84,7 +96,18 @@ def parse_json(text: bytes, name: str) -> Any:
 
 def read_object(path: Path, /, **fields: type) -> dict[str, Any]:
     """Reads a JSON object that must have some fields; see `parse_object`."""
-    return parse_object(path.read_bytes(), str(path), **fields)
+    return parse_object(_read_bytes(path), str(path), **fields)
+
+
+def _read_bytes(path: Path) -> bytes:
+    """Reads a small file, again where another machine replaced it meanwhile, which NFS calls a stale handle."""
+    for _ in range(2):
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return path.read_bytes()
 
 
 def parse_object(text: bytes, name: str, /, **fields: type) -> dict[str, Any]:
@@ -116,13 +139,23 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # mounts of object stores know no such thing
+            raise
     finally:
         os.close(descriptor)
 
 
 def is_complete(folder: Path) -> bool:
-    """Tells whether a folder holds its manifest.json, which is written last."""
-    return (folder / MANIFEST).is_file()
+    """Tells whether a folder holds its manifest.json, which is written last.
+
+    The folder is listed, as an NFS client may remember for a minute that a file it asked for by name was not there.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return any(entry.name == MANIFEST and entry.is_file() for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def build_folder(folder: Path, build: Callable[[Path], None]) -> bool:
@@ -145,12 +178,12 @@ def build_folder(folder: Path, build: Callable[[Path], None]) -> bool:
             shutil.rmtree(left)
         if folder.exists():
             shutil.rmtree(folder)
-        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
+        staging = folder.parent / f".{folder.name}.partial-{secrets.token_hex(4)}"
+        staging.mkdir()
         try:
             build(staging)
             assert is_complete(staging), f"{staging} has no {MANIFEST}"
             os.sync()  # all files at once: an fsync for each of 4,000 recordings took 4 s, this 0.1 s
-            os.chmod(staging, 0o755)
             os.rename(staging, folder)
             sync_folder(folder.parent)
         finally:
@@ -158,16 +191,121 @@ def build_folder(folder: Path, build: Callable[[Path], None]) -> bool:
     return True
 
 
+class Busy(ValueError):
+    """Another process holds the lock."""
+
+
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Waits until no other process holds the lock `.<name>.lock` beside a path, and holds it for the block.
-
-    The kernel frees the lock of a process that died.
-    """
+    """Waits until no other process holds the lock `.<name>.lock` beside a path, and holds it for the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / f".{path.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with hold(path.parent / f".{path.name}.lock", math.inf):
         yield
+
+
+@contextlib.contextmanager
+def hold(path: Path, seconds: float) -> Iterator[None]:
+    """Holds a lock file for the block. The kernel frees the lock of a process that died.
+
+    On a volume that has no locks (some mounts of NFS and of object stores) a second file beside it is the lock.
+
+    Args:
+        path: the lock file, which stays.
+        seconds: how long to wait for a process that holds it; a line says so.
+
+    Raises:
+        Busy: the other process still held it after that.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # another user of the group made it: a lock needs no more than this
+        descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            _wait(lambda: _flock(descriptor), path, seconds)
+            by_name: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                raise
+            by_name = _hold_by_name(path.with_name(f"{path.name}-held"), seconds)
+        with by_name:
+            yield
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _wait(take: Callable[[], bool], path: Path, seconds: float) -> None:
+    """Tries to take a lock until it is there.
+
+    Raises:
+        Busy: it was not in so many seconds.
+    """
+    end = time.monotonic() + seconds
+    pause, said = 0.01, False
+    while not take():
+        if time.monotonic() >= end:
+            raise Busy(f"{path} must be held by one process, got a second; wait for the first")
+        if pause >= 0.5 and not said:
+            log.info("waiting for another process, which holds %s", path)
+            said = True
+        time.sleep(pause)
+        pause = min(2 * pause, 0.5)
+
+
+@contextlib.contextmanager
+def _hold_by_name(path: Path, seconds: float) -> Iterator[None]:
+    """Holds a lock by a file that only one process can create, and writes to it as long as this one lives.
+
+    Whether its process lives is told by whether its content changes, not by clocks, which differ between machines.
+    """
+    me = f"{os.uname().nodename} {os.getpid()} {secrets.token_hex(4)}"
+    seen, since = "", time.monotonic()
+
+    def take() -> bool:
+        nonlocal seen, since
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            return True
+        with contextlib.suppress(FileNotFoundError):
+            content = path.read_text()
+            if content != seen:
+                seen, since = content, time.monotonic()
+            elif time.monotonic() - since > 3 * BEAT_SECONDS:
+                gone = path.with_name(f"{path.name}-{secrets.token_hex(4)}")
+                os.rename(path, gone)  # of several that wait, one
+                if gone.read_text() != seen:  # another was faster, and this is its lock already
+                    os.link(gone, path)
+                gone.unlink()
+        return False
+
+    _wait(take, path, seconds)
+    done = threading.Event()
+
+    def beat() -> None:
+        beats = 0
+        while True:
+            with contextlib.suppress(OSError):
+                path.write_text(f"{me} {beats}")
+            beats += 1
+            if done.wait(BEAT_SECONDS):
+                return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

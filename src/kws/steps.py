@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from kws import files
+from kws.processes import settle_user
 
 
 def start() -> None:
     """Makes messages of `kws` appear in the log of the step."""
+    settle_user()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
 
 

@@ -1,5 +1,8 @@
 import hashlib
 import os
+import resource
+import select
+import signal
 import subprocess
 import sys
 import textwrap
@@ -176,6 +179,65 @@ def test_lock_of_a_process_that_died_is_free(tmp_path: Path) -> None:
     assert time.monotonic() - start < 10
     waiting.kill()
     waiting.communicate()
+
+
+WITHOUT_FLOCK = """
+    import errno, fcntl, os, sys, time
+    from pathlib import Path
+    from kws import files
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    fcntl.flock = flock  # as a mount without locks does
+    files.BEAT_SECONDS = 0.2
+    with files.lock(Path(sys.argv[1])):
+        print("locked", flush=True)
+        time.sleep(float(sys.argv[2]))
+    """
+
+
+def test_volume_without_locks_has_one_holder_at_a_time_and_that_of_a_dead_process_is_free(tmp_path: Path) -> None:
+    first = spawn(WITHOUT_FLOCK, tmp_path / "thing", 60)
+    wait_for_line(first, "locked")
+    others = [spawn(WITHOUT_FLOCK, tmp_path / "thing", 0.5) for _ in range(2)]
+    time.sleep(2)  # longer than three beats: the first one lives, and says so
+    assert [process.poll() for process in others] == [None, None]
+    assert not select.select([process.stdout for process in others], [], [], 0)[0]
+    first.kill()
+    first.communicate()
+    for process in others:
+        assert process.communicate(timeout=60)[0] == "locked\n"
+    assert [path.name for path in tmp_path.iterdir()] == [".thing.lock"]
+
+
+def test_lock_that_stays_taken_is_refused_after_a_while(tmp_path: Path) -> None:
+    refused = pytest.raises(files.Busy, match="lock must be held by one process, got a second")
+    with files.hold(tmp_path / "lock", 0), refused, files.hold(tmp_path / "lock", 0.1):
+        pass
+    with files.hold(tmp_path / "lock", 0):
+        pass
+
+
+def test_files_and_folders_are_for_whom_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o002)  # as groups of OpenShift share volumes
+    try:
+        files.build_folder(tmp_path / "folder", lambda staging: files.write_json(staging / files.MANIFEST, {}))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o775
+    assert (tmp_path / "folder" / files.MANIFEST).stat().st_mode & 0o777 == 0o664
+
+
+def test_full_disk_names_the_file(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*value.json'"):
+            files.write_json(tmp_path / "value.json", "x" * 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sha256_is_that_of_the_content(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ versions, in types that `torch.load(weights_only=True)` reads: nothing in it is 
 """
 
 import dataclasses
+import io
 import math
 import platform
 import warnings
@@ -78,8 +79,18 @@ def save(path: Path, recognizer: Recognizer) -> None:
         "metrics": recognizer.metrics,
         "about": {"versions": versions()} | recognizer.about,
     }
+    write(path, content)
+
+
+def write(path: Path, content: object) -> None:
+    """Writes what `torch.save` makes of a value, atomically.
+
+    By way of memory: where the disk is full, torch speaks of an unexpected position instead.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     with files.atomic_write(path) as file:
-        torch.save(content, file)
+        file.write(buffer.getbuffer())
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Recognizer:

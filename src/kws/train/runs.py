@@ -12,7 +12,6 @@ runs/<timestamp>-<run id>/
 import argparse
 import contextlib
 import dataclasses
-import fcntl
 import logging
 import re
 import time
@@ -30,6 +29,8 @@ log = logging.getLogger(__name__)
 CONFIG = "config.json"
 BEST = "best.pth"
 METRICS = "metrics.jsonl"
+STARTER = ".starter"
+"""The lock of the process that started a run, which may be on another machine than those that train."""
 
 LEAVING_SECONDS = 40
 """How long the processes of a run that was stopped may take to end; torchrun gives them 30 s."""
@@ -68,7 +69,7 @@ def config_of(options: argparse.Namespace) -> TrainConfig:
 
 def describe(tensors: Path, preset: str, train: TrainConfig) -> dict[str, Any]:
     """Returns all that decides the result of a run, as JSON."""
-    manifest = files.read_json(tensors / files.MANIFEST)
+    manifest = files.read_object(tensors / files.MANIFEST, fingerprint=str)
     return {
         "preset": preset,
         "tensors": {"path": str(tensors), "fingerprint": manifest["fingerprint"]},
@@ -84,8 +85,10 @@ def read_config(folder: Path) -> tuple[Path, str, TrainConfig]:
         ValueError: the folder is no run.
     """
     require((folder / CONFIG).is_file(), "run_folder", f"be the folder of a run, with its {CONFIG}", str(folder))
-    config = files.read_json(folder / CONFIG)
-    return Path(config["tensors"]["path"]), str(config["preset"]), from_dict(TrainConfig, config["train"])
+    config = files.read_object(folder / CONFIG, tensors=dict, preset=str, train=dict)
+    require(isinstance(config["tensors"].get("path"), str), f"tensors in {folder / CONFIG}", "have a path",
+            config["tensors"])  # fmt: skip
+    return Path(config["tensors"]["path"]), config["preset"], from_dict(TrainConfig, config["train"])
 
 
 def differences(config: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
@@ -113,29 +116,43 @@ def find_unfinished(runs: Path, config: dict[str, Any]) -> Path | None:
     """Returns the latest run of the same settings that was stopped and that no process is at, or None."""
     for folder in sorted(runs.glob("*-*"), reverse=True):
         if (folder / CONFIG).is_file() and not files.is_complete(folder):
-            same = not differences(files.read_json(folder / CONFIG), config)
-            if same:
-                with contextlib.suppress(ValueError), owned(folder):
+            try:
+                other = files.read_object(folder / CONFIG)
+            except ValueError as error:
+                log.warning("not gone on with: %s", error)
+                continue
+            if not differences(other, config):
+                with contextlib.suppress(ValueError), files.hold(folder / STARTER, 0), owned(folder):
                     return folder
     return None
 
 
-def open_run(runs: Path, run_id: str, config: dict[str, Any]) -> Path:
-    """Finds the folder of a run, or makes it.
+def open_run(runs: Path, run_id: str, config: dict[str, Any], stack: contextlib.ExitStack | None = None) -> Path:
+    """Finds the folder of a run, or makes it: one, however many start it at once.
 
     Args:
         runs: the folder of all runs.
         run_id: names the run; empty resumes an unfinished one with the same settings, or makes up a name.
         config: what `describe` gave.
+        stack: keeps others from starting the run, until it is closed.
 
     Raises:
-        ValueError: the id cannot be part of a name, or the run exists with other settings; the message names them.
+        ValueError: the id cannot be part of a name, the run exists with other settings, or another process started it
+            and is still at it.
     """
     require(re.fullmatch(r"[\w.-]*", run_id) is not None, "run_id", "have letters, digits, _, . and - only", run_id)
-    folder = find_run(runs, run_id) if run_id else find_unfinished(runs, config)
-    if folder is None:
-        folder = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{run_id or uuid.uuid4().hex[:8]}"
-    claim(folder, config)
+    with files.lock(runs / "runs"):
+        folder = find_run(runs, run_id) if run_id else find_unfinished(runs, config)
+        if folder is None:
+            folder = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{run_id or uuid.uuid4().hex[:8]}"
+        claim(folder, config)
+        if stack is not None and not files.is_complete(folder):
+            try:
+                stack.enter_context(files.hold(folder / STARTER, LEAVING_SECONDS))
+            except files.Busy as error:
+                raise ValueError(
+                    f"{folder} must be started by one process, got a second; wait for the first"
+                ) from error
     return folder
 
 
@@ -147,7 +164,7 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
     """
     if not (folder / CONFIG).exists():  # new, or killed while it was made
         files.write_json(folder / CONFIG, config)
-    different = differences(files.read_json(folder / CONFIG), config)
+    different = differences(files.read_object(folder / CONFIG), config)
     if different:
         raise ValueError(
             f"the settings must equal those of the run {folder.name}, got others for {', '.join(different)}; "
@@ -164,16 +181,8 @@ def owned(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another process is at it, and stays.
     """
-    with (folder / ".owner").open("w") as file:
-        end = time.monotonic() + LEAVING_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > end:
-                    raise ValueError(
-                        f"{folder} must be trained by one process, got a second; wait for the first"
-                    ) from error
-                time.sleep(0.5)
-        yield
+    try:
+        with files.hold(folder / ".owner", LEAVING_SECONDS):
+            yield
+    except files.Busy as error:
+        raise ValueError(f"{folder} must be trained by one process, got a second; wait for the first") from error

@@ -1,5 +1,6 @@
 """The step: opens the folder of a run and lets a launcher train in it. Needs no torch."""
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -44,18 +45,19 @@ def train(
         kws.launch.job.LaunchError: training failed; the message is the trainer's own.
     """
     require(files.is_complete(tensors), "tensors", "be a folder that kws preprocess completed", str(tensors))
-    folder = open_run(runs, run_id, describe(tensors, preset, config))
-    if files.is_complete(folder):
-        log.info("%s is complete: nothing to do", folder)
-        return folder
-    job = Training(
-        name=job_name(folder.name),
-        folder=folder,
-        arguments=("--run-folder", str(folder)),
-        num_nodes=num_nodes,
-        processes_per_node=processes_per_node,
-    )
-    launcher().run(job, job_manifest)
+    with contextlib.ExitStack() as stack:
+        folder = open_run(runs, run_id, describe(tensors, preset, config), stack)
+        if files.is_complete(folder):
+            log.info("%s is complete: nothing to do", folder)
+            return folder
+        job = Training(
+            name=job_name(folder.name),
+            folder=folder,
+            arguments=("--run-folder", str(folder)),
+            num_nodes=num_nodes,
+            processes_per_node=processes_per_node,
+        )
+        launcher().run(job, job_manifest)
     if not files.is_complete(folder):
         raise AssertionError(f"training ended well but left no {files.MANIFEST} in {folder}")
     return folder

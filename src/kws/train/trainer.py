@@ -27,7 +27,7 @@ from kws.model import bundle
 from kws.model.calibration import fit_temperature
 from kws.model.network import AudioTransformer
 from kws.preprocess.tensors import Tensors
-from kws.processes import die_with_parent, handle_signals, keep_freed_memory
+from kws.processes import Unfailing, die_with_parent, handle_signals, keep_freed_memory, settle_user
 from kws.train import checkpoint, runs
 from kws.train.journal import open_journal
 from kws.train.loop import Trainer
@@ -64,7 +64,7 @@ def train(tensors_folder: Path, preset: str, config: TrainConfig, *, runs_folder
         StopTraining: SIGTERM arrived; the checkpoint is written.
         FloatingPointError: the loss is not a number.
     """
-    with join_world() as world:
+    with join_world() as world, contextlib.ExitStack() as stack:
         tensors = Tensors(tensors_folder, world.device)
         if tensors.features != PRESETS[preset].features:
             raise ValueError(
@@ -75,7 +75,7 @@ def train(tensors_folder: Path, preset: str, config: TrainConfig, *, runs_folder
             description = runs.describe(tensors_folder, preset, config)
             if run is None:
                 assert runs_folder is not None
-                run = runs.open_run(runs_folder, run_id, description)
+                run = runs.open_run(runs_folder, run_id, description, stack)
             else:
                 runs.claim(run, description)
         folder, is_complete = world.tell((run, run is not None and files.is_complete(run)))
@@ -174,6 +174,8 @@ def _stop_in_order(trainer: Trainer) -> Iterator[None]:
 @record
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs training from the command line, and exits with 143 where a signal stopped it."""
+    settle_user()
+    sys.stderr = Unfailing(sys.stderr)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()  # or a killed torchrun would leave its processes training
     parser = argparse.ArgumentParser(prog="kws.train.trainer", description=__doc__,

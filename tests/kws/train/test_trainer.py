@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -203,6 +204,23 @@ def test_the_id_of_a_run_is_the_whole_of_what_follows_the_time(tmp_path: Path) -
     for wrong in ("../b", "*", "a b"):
         with pytest.raises(ValueError, match="run_id must have letters"):
             runs.open_run(tmp_path, wrong, {})
+
+
+@pytest.mark.usefixtures("small")
+def test_damaged_checkpoint_is_said_to_be_so_and_the_one_before_is_taken(
+    tensors: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for name in ("whole", "damaged"):
+        trainer.train(tensors, "default", settings(), run=tmp_path / name)
+    damaged = tmp_path / "damaged"
+    (damaged / files.MANIFEST).unlink()
+    last = checkpoint.checkpoints_of(damaged)[-1]
+    last.write_bytes(last.read_bytes()[:-2000])
+    trainer.train(tensors, "default", settings(), run=damaged)
+    assert f"{last} is damaged, and the one before it is taken" in caplog.text
+    assert "going on at step" in caplog.text
+    assert_same_model(damaged, tmp_path / "whole")
 
 
 @pytest.mark.usefixtures("small")

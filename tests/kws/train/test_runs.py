@@ -1,0 +1,88 @@
+"""Folders of runs, and who may start one."""
+
+import contextlib
+import logging
+import select
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from kws import files
+from kws.train import runs
+
+START = """
+    import contextlib, sys, time
+    from pathlib import Path
+    from kws.train import runs
+    runs.LEAVING_SECONDS = 1
+    with contextlib.ExitStack() as stack:
+        print(runs.open_run(Path(sys.argv[1]), sys.argv[2], {"seed": 1}, stack), flush=True)
+        sys.stdin.read()
+    """
+
+
+def start(folder: Path, run_id: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", textwrap.dedent(START), str(folder), run_id]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+
+
+def test_two_starts_of_one_id_make_one_folder_and_the_second_is_told_to_wait(tmp_path: Path) -> None:
+    both = [start(tmp_path, "a") for _ in range(2)]
+    (said_first,), _, _ = select.select([process.stderr for process in both], [], [], 60)
+    (loser,) = (process for process in both if process.stderr is said_first)
+    said = loser.communicate()[1]
+    assert "must be started by one process, got a second; wait for the first" in said
+    (winner,) = (process for process in both if process is not loser)
+    assert Path(winner.communicate()[0].strip()) in list(tmp_path.glob("*-a"))
+    assert len(list(tmp_path.glob("*-a"))) == 1
+
+
+def test_two_starts_without_an_id_train_apart(tmp_path: Path) -> None:
+    both = [start(tmp_path, "") for _ in range(2)]
+    first, second = (process.stdout.readline() for process in both if process.stdout)
+    assert first != second
+    for process in both:
+        process.communicate()
+    with contextlib.ExitStack() as stack:  # both are unfinished: the latest goes on
+        assert runs.open_run(tmp_path, "", {"seed": 1}, stack) == max(Path(first.strip()), Path(second.strip()))
+
+
+def test_run_that_was_killed_goes_on_whatever_the_clock_says_now(tmp_path: Path) -> None:
+    (tmp_path / "20990101-000000-later").mkdir()
+    files.write_json(tmp_path / "20990101-000000-later" / runs.CONFIG, {"seed": 1})
+    assert runs.open_run(tmp_path, "", {"seed": 1}).name == "20990101-000000-later"
+    assert runs.open_run(tmp_path, "later", {"seed": 1}).name == "20990101-000000-later"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_damaged_settings_of_another_run_hinder_no_new_one(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    damaged = tmp_path / "20260101-000000-damaged"
+    damaged.mkdir()
+    (damaged / runs.CONFIG).write_text(content)
+    folder = runs.open_run(tmp_path, "", {"seed": 1})
+    assert folder != damaged
+    assert str(damaged / runs.CONFIG) in caplog.text
+    with pytest.raises(ValueError, match=r"config\.json must be a JSON"):
+        runs.open_run(tmp_path, "damaged", {"seed": 1})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"preset": "default", "train": {}}, r"must have tensors \(dict\), got none"),
+        ({"tensors": {}, "preset": "default", "train": {}}, "must have a path"),
+        ({"tensors": {"path": "x"}, "preset": "default", "train": {"epochs": "many"}}, "epochs must be of"),
+    ],
+)
+def test_damaged_settings_are_refused_by_who_trains(tmp_path: Path, content: object, message: str) -> None:
+    files.write_json(tmp_path / runs.CONFIG, content)
+    with pytest.raises(ValueError, match=message):
+        runs.read_config(tmp_path)
