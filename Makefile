@@ -156,7 +156,9 @@ e2e-docker: images ## the whole pipeline in containers against the same in proce
 	$(E2E) tests/e2e/test_docker.py
 
 test-cluster: $(READY) ## what a Kubernetes with the training operator shows without our images, in minutes: KUBECONFIG=FILE
+	@test -n "$${KUBECONFIG:-}" || { echo "these tests need a cluster with the training operator: make test-cluster KUBECONFIG=FILE"; exit 2; }
 	$(E2E) tests/e2e/test_cluster_without_pipelines.py
 
-e2e-cluster: $(READY) ## everything on a real cluster: KUBECONFIG=FILE (an hour; makes runs and jobs there)
+e2e-cluster: $(READY) ## everything on a real cluster: KUBECONFIG=FILE (half an hour; makes runs and jobs there)
+	@test -n "$${KUBECONFIG:-}" || { echo "these tests need a cluster with Kubeflow Pipelines: make e2e-cluster KUBECONFIG=FILE (docs/cluster.md)"; exit 2; }
 	$(E2E) tests/e2e/test_live_cluster.py
