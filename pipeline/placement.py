@@ -5,6 +5,7 @@ A `Placement` is a value that is passed to compiling, so that one process compil
 
     KWS_PVC             the claim that is mounted (kws-data)
     KWS_GPUS_PER_NODE   GPUs of a training pod (0; 1 where training is to run on CUDA)
+    KWS_LAUNCHER        pytorchjob or trainjob: what the train step launches (pytorchjob)
     KWS_PYTORCHJOB      JSON with further fields of `kws.launch.settings.ClusterConfig`
 
 No step has a retry policy of Kubeflow Pipelines: see docs/cluster.md, "What is tried again".
@@ -20,6 +21,8 @@ from kws.launch.settings import SETTINGS, ClusterConfig, read_settings
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
+
+JOBS = ("pytorchjob", "trainjob")
 
 PVC = "kws-data"
 """The claim of manifests/base, with data sets, tensors, runs and models."""
@@ -57,10 +60,14 @@ class Placement:
     pvc: str = PVC
     """PersistentVolumeClaim that every step and training pod mounts."""
 
+    launches: str = "pytorchjob"
+    """What the train step launches: pytorchjob (training operator) or trainjob (Kubeflow Trainer v2)."""
+
     training: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `ClusterConfig` that are not as they are by default: cpu, memory, gpus_per_node, node_selector, …"""
 
     def __post_init__(self) -> None:
+        require(self.launches in JOBS, "KWS_LAUNCHER", f"be {' or '.join(JOBS)} on a cluster", self.launches)
         assert self.training_pods is not None  # a wrong field or value is an error here, not in the middle of compiling
 
     @property
@@ -85,10 +92,17 @@ class Placement:
             kubernetes.mount_pvc(task, pvc_name=self.pvc, mount_path=PipelineConfig().data_root)
         for variable, value in self.training_pods.to_environment().items():
             tasks["train"].set_env_variable(variable, value)
+        if self.launches != JOBS[0]:  # which is what the step does on a cluster by itself
+            tasks["train"].set_env_variable("KWS_LAUNCHER", self.launches)
 
 
 def read_placement(
-    environment: Mapping[str, str], names: Mapping[str, str], *, device: str = "cpu", **training: str
+    environment: Mapping[str, str],
+    names: Mapping[str, str],
+    *,
+    device: str = "cpu",
+    launches: str = "",
+    **training: str,
 ) -> Placement:
     """Returns where steps run, by what a caller chose and what the environment says.
 
@@ -96,6 +110,7 @@ def read_placement(
         environment: such as `os.environ`.
         names: the images by role, runtime and launcher.
         device: what training runs on, cpu or cuda.
+        launches: what the train step launches; empty: as KWS_LAUNCHER says.
         training: fields of `ClusterConfig`, which win over KWS_PYTORCHJOB; an empty one leaves the field as it is.
 
     Raises:
@@ -108,5 +123,6 @@ def read_placement(
         runtime=names["runtime"],
         launcher=names["launcher"],
         pvc=environment.get("KWS_PVC") or PVC,
+        launches=launches or environment.get("KWS_LAUNCHER") or JOBS[0],
         training=fields | {name: value for name, value in training.items() if value},
     )

@@ -42,7 +42,8 @@ def placement_of(options: argparse.Namespace, num_nodes: int = 0) -> Placement:
     pods = {"cpu": options.cpu, "memory": options.memory}
     if num_nodes and not options.host and not options.context and kind.host_data_root() and SETTINGS not in os.environ:
         pods = kind.training_pods(num_nodes) | {name: value for name, value in pods.items() if value}
-    return read_placement(os.environ, names, device=options.device, **pods)
+    launches = {"": "", "v1": "pytorchjob", "v2": "trainjob"}[options.trainer]
+    return read_placement(os.environ, names, device=options.device, launches=launches, **pods)
 
 
 def _status(command: Callable[[argparse.Namespace], int | None]) -> Callable[[argparse.Namespace], None]:
@@ -195,6 +196,9 @@ def _pods() -> argparse.ArgumentParser:
     for name in ("cpu", "memory"):
         default = next(field.default for field in dataclasses.fields(ClusterConfig) if field.name == name)
         group.add_argument(f"--{name}", default="", metavar=name.upper(), help=f"{docs[name]} (default: {default})")
+    group.add_argument("--trainer", choices=("v1", "v2"), default="", help="who runs the training job: the training "
+                       "operator (v1, a PyTorchJob) or Kubeflow Trainer v2 (a TrainJob; kubectl apply -k "
+                       "manifests/trainer-v2 first; default: v1)")  # fmt: skip
     return parser
 
 

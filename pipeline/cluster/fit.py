@@ -197,8 +197,8 @@ def _forbidden(quota: Mapping[str, Any], asks: Sequence[Ask]) -> str:
         for kind, amounts in (("requests.", ask.requests), ("limits.", ask.limits), ("", ask.requests)):
             for resource, amount in amounts.items():
                 needed[kind + resource] = needed.get(kind + resource, Decimal(0)) + amount
-    if len(asks) > 1:
-        needed["count/pytorchjobs.kubeflow.org"] = Decimal(1)
+    if len(asks) > 1:  # the job of one kind or the other
+        needed |= {"count/pytorchjobs.kubeflow.org": Decimal(1), "count/trainjobs.trainer.kubeflow.org": Decimal(1)}
     status = quota.get("status", {})
     hard, used = (_amounts(**status.get(part, {})) for part in ("hard", "used"))
     for resource in hard.keys() & needed.keys():

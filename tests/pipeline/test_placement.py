@@ -18,7 +18,7 @@ SOURCES = [path for folder in ("src/kws", "components", "pipeline") for path in 
 
 HERE = Placement(runtime="here/kws-runtime:1", launcher="here/kws-launcher:1")
 THERE = Placement(runtime="there/kws-runtime:2", launcher="there/kws-launcher:2", pvc="other",
-                  training={"gpus_per_node": 2, "cpu": "7"})  # fmt: skip
+                  launches="trainjob", training={"gpus_per_node": 2, "cpu": "7"})  # fmt: skip
 
 COMPILE_AFTER_IMPORTS = """
 import importlib, json, sys
@@ -50,6 +50,8 @@ def test_one_process_compiles_for_two_registries_and_devices(tmp_path: Path) -> 
     assert '"gpus_per_node": 0' in here.read_text()
     assert '"gpus_per_node": 2' in there.read_text()
     assert "constant: other" in there.read_text()
+    assert "KWS_LAUNCHER" not in here.read_text()
+    assert "value: trainjob" in there.read_text()
     assert compile_to(tmp_path / "again.yaml", HERE).read_bytes() == here.read_bytes()
 
 
@@ -60,7 +62,8 @@ def test_no_order_of_imports_and_no_environment_changes_what_is_compiled(tmp_pat
              and ("kws" not in path.parts or path.parent.name in ("kws", "launch"))]  # fmt: skip
     count = len(names)
     orders = [list(range(count)), list(range(count))[::-1], [(7 * i + 3) % count for i in range(count)]]
-    placements = {name: {"runtime": p.runtime, "launcher": p.launcher, "pvc": p.pvc, "training": p.training}
+    placements = {name: {"runtime": p.runtime, "launcher": p.launcher, "pvc": p.pvc, "training": p.training,
+                         "launches": p.launches}
                   for name, p in (("here", HERE), ("there", THERE))}  # fmt: skip
     misleading = {"KWS_RUNTIME_IMAGE": "wrong/kws-runtime:0", "KWS_LAUNCHER_IMAGE": "wrong/kws-launcher:0",
                   "KWS_PVC": "wrong", "KWS_GPUS_PER_NODE": "9", "KWS_PYTORCHJOB": "{"}  # fmt: skip
@@ -88,6 +91,11 @@ def test_importing_a_module_reads_nothing_from_the_environment(path: Path) -> No
             found.append(node.lineno)
         todo += at_import(node)
     assert not found, f"line {found}: pass it as a value"
+
+
+def test_a_launcher_that_no_cluster_has_is_refused() -> None:
+    with pytest.raises(ValueError, match="KWS_LAUNCHER must be pytorchjob or trainjob on a cluster, got 'torchrun'"):
+        Placement(launches="torchrun")
 
 
 def test_a_field_of_the_training_pods_that_there_is_not_is_refused_before_compiling() -> None:
