@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +68,37 @@ def detection(curves: Mapping[str, Sequence[tuple[float, float]]], points: Mappi
     axes.set_ylabel("words missed, %")
     axes.grid(alpha=0.3)
     axes.legend(title="dots: the thresholds chosen")
+    return figure
+
+
+def conditions(accuracy: Mapping[str, float]) -> Figure:
+    """Draws the accuracy under each condition, by name, 0 to 1, as bars from the best to the worst."""
+    figure = Figure(figsize=(6, 0.32 * len(accuracy) + 1), layout="constrained")
+    axes = figure.add_subplot()
+    rows = sorted(accuracy.items(), key=lambda row: row[1])
+    bars = axes.barh([name for name, _ in rows], [100 * value for _, value in rows], color="#3778bf")
+    axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    axes.set_xlim(0, 108)
+    axes.set_xlabel("accuracy, %")
+    return figure
+
+
+def training(epochs: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draws the course of a training.
+
+    Args:
+        epochs: for each, train_loss, validation_loss, train_accuracy and validation_accuracy.
+    """
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    numbers = [1 + int(epoch["epoch"]) for epoch in epochs]
+    for axes, what, factor in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
+        for split in ("train", "validation"):
+            axes.plot(numbers, [factor * epoch[f"{split}_{what}"] for epoch in epochs], label=split)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(what if factor == 1 else f"{what}, %")
+        axes.grid(alpha=0.3)
+    loss.legend()
     return figure
 
 

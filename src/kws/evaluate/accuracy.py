@@ -4,8 +4,8 @@ import csv
 import dataclasses
 import io
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ class Evaluation:
     calibration_error: float
     mistakes: list[Mistake]
     """The most confident ones first."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """What the step finds besides: robustness, streams, thresholds, all as JSON."""
 
     @property
     def num_clips(self) -> int:
@@ -98,6 +100,7 @@ class Evaluation:
             "num_clips": self.num_clips,
             "words": [dataclasses.asdict(score) for score in self.word_scores],
             "mistakes": [dataclasses.asdict(mistake) for mistake in self.mistakes],
+            **self.more,
         }
 
     def csv(self) -> str:

@@ -3,10 +3,13 @@
 import importlib.resources
 import io
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import soundfile
+from matplotlib.figure import Figure
 
 from kws import files, plots
 from kws.evaluate.accuracy import Evaluation
@@ -16,7 +19,10 @@ from kws.preprocess.audio import Waveform
 from kws.preprocess.features import mel_spectrogram
 
 
-def write_report(path: Path, recognizer: AnyRecognizer, evaluation: Evaluation, title: str, recordings: Path) -> None:
+def write_report(
+    path: Path, recognizer: AnyRecognizer, evaluation: Evaluation, title: str, recordings: Path,
+    training: Sequence[Mapping[str, Any]] = (),
+) -> None:  # fmt: skip
     """Writes the page, atomically.
 
     Args:
@@ -25,6 +31,7 @@ def write_report(path: Path, recognizer: AnyRecognizer, evaluation: Evaluation, 
         evaluation: what was found.
         title: names the clips it heard, as in "test split".
         recordings: the folder of clip ids; where a mistaken clip is still there, the page shows and plays it.
+        training: the lines of metrics.jsonl, one for every epoch; empty: the page is without curves.
     """
     template = importlib.resources.files("kws.evaluate").joinpath("report.html.jinja").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -38,12 +45,33 @@ def write_report(path: Path, recognizer: AnyRecognizer, evaluation: Evaluation, 
         margin=margin,
         confusion=plots.data_uri(plots.png(plots.confusion(evaluation.matrix, evaluation.words)), "image/png"),
         mistakes=mistakes,
+        pictures=_pictures(evaluation, training),
         num_mistakes=evaluation.num_clips - int(evaluation.matrix.trace()),
         num_parameters=recognizer.num_parameters,
         recognizer=recognizer,
     )
     with files.atomic_write(path, "w") as file:
         file.write(page)
+
+
+def _pictures(evaluation: Evaluation, training: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Returns the curves, as far as there are figures for them: a title, what it shows, and the picture."""
+    found: list[tuple[str, str, Figure]] = []
+    if robustness := evaluation.more.get("robustness"):
+        number = evaluation.more["num_robustness_clips"]
+        found.append(("In noise, and otherwise worse", f"Accuracy on {number} clips of the test split, changed",
+                      plots.conditions(robustness)))  # fmt: skip
+    if rows := evaluation.more.get("streams"):
+        curves = {f"{row['snr_db']:g} dB": row["curve"] for row in rows}
+        points = {f"{row['snr_db']:g} dB": (row["false_alarms_per_hour"], row["missed"]) for row in rows}
+        hours = ", ".join(f"{row['hours']:.2f} h with {row['spoken']} words" for row in rows)
+        found.append(("In a stream", f"Words missed against false alarms, in {hours}", plots.detection(curves, points)))
+    if training:
+        found.append(("Training", "Loss and accuracy after every epoch", plots.training(training)))
+    return [
+        {"title": title, "text": text, "picture": plots.data_uri(plots.png(figure), "image/png")}
+        for title, text, figure in found
+    ]
 
 
 def _show(recognizer: AnyRecognizer, recordings: Path, clip: str) -> dict[str, str]:

@@ -1,20 +1,40 @@
-"""The step: evaluates a `.pth` on the test split and writes the report."""
+"""The step: evaluates a `.pth` on the test split, in noise and in streams, and writes the report."""
 
+import dataclasses
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from kws.evaluate import robustness, streams
 from kws.evaluate.accuracy import Evaluation, evaluate_tensors
 from kws.evaluate.report import write_report
 from kws.model import bundle
+from kws.model.bundle import Recognizer
 from kws.preprocess.tensors import Tensors
+from kws.train.runs import METRICS
 
 log = logging.getLogger(__name__)
+
+ROBUSTNESS_CLIPS = 400
+"""Test clips that are heard under every condition, at most: enough for 2 points either way."""
+
+STREAM_CLIPS = 200
+"""With fewer test clips than this a stream says nothing, and is left out."""
+
+CLIPS_PER_HOUR = 2000
+"""Test clips for which a stream is an hour long; it is never longer."""
+
+STREAM_SNR_DB = 10.0
+"""Signal-to-noise ratio of the streams of this step; `kws evaluate --stream` has others."""
 
 
 def evaluate(model: Path, tensors: Path, report: Path) -> Evaluation:
     """Evaluates a `.pth` on the test split and writes the report, an HTML page that stands alone.
+
+    Robustness, and thresholds for streams, need the recordings: where they are no longer there, both are left out.
 
     Args:
         model: a file of `kws.model.bundle`.
@@ -24,7 +44,51 @@ def evaluate(model: Path, tensors: Path, report: Path) -> Evaluation:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     recognizer = bundle.load(model, device)
     opened = Tensors(tensors)
+    recordings = Path(opened.manifest["recordings"]["path"])
     evaluation = evaluate_tensors(recognizer, opened)
-    write_report(report, recognizer, evaluation, "test split", Path(opened.manifest["recordings"]["path"]))
+    clips = opened.split("test").clips
+    more = _in_noise(recognizer, recordings, clips) | _in_streams(recognizer, recordings, len(clips))
+    evaluation = dataclasses.replace(evaluation, more=more)
+    write_report(report, recognizer, evaluation, "test split", recordings,
+                 training=_training(tensors, str(recognizer.about.get("run", ""))))  # fmt: skip
     log.info("accuracy %.2f %% on %d test clips", 100 * evaluation.accuracy, evaluation.num_clips)
     return evaluation
+
+
+def _in_noise(recognizer: Recognizer, recordings: Path, clips: list[str]) -> dict[str, Any]:
+    """Measures robustness on clips from all over the test split."""
+    some = clips[:: -(-len(clips) // ROBUSTNESS_CLIPS)]
+    try:
+        found = robustness.measure(recognizer, recordings, some)
+    except (OSError, ValueError) as error:
+        log.warning("robustness is not measured: %s", error)
+        return {}
+    return {"robustness": dict(found), "num_robustness_clips": len(some)}
+
+
+def _in_streams(recognizer: Recognizer, recordings: Path, num_clips: int) -> dict[str, Any]:
+    """Chooses thresholds on a stream of the validation split, and counts mistakes on one of the test split."""
+    if num_clips < STREAM_CLIPS:
+        return {}
+    try:
+        thresholds, reports = streams.evaluate_streams(
+            recognizer, recordings, hours=min(1.0, num_clips / CLIPS_PER_HOUR), snrs_db=[STREAM_SNR_DB]
+        )
+    except (OSError, ValueError) as error:
+        log.warning("streams are not measured: %s", error)
+        return {}
+    left_out = ("detections", "truth")  # long, and of use only beside the streams themselves
+    rows = [{name: value for name, value in report.summary().items() if name not in left_out} for report in reports]
+    return {"thresholds": thresholds.as_json(), "streams": rows}
+
+
+def _training(tensors: Path, run: str) -> list[dict[str, Any]]:
+    """Reads the epochs of the run that made a model, where runs/ is beside tensors/ as on the volume."""
+    path = tensors.parent.parent / "runs" / run / METRICS
+    if not run or not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        log.warning("the report is without the course of the training: %s: %s", path, error)
+        return []

@@ -13,19 +13,19 @@ import getpass
 import itertools
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from kws import files
-from kws.config import SILENCE, UNKNOWN, require
+from kws.config import require
+from kws.model.detector import THRESHOLDS
 
 MODELS = "models"
 CHAMPION = "champion.json"
 MODEL = "model.pth"
 ONNX = "model.onnx"
 INT8 = "model.int8.onnx"
-THRESHOLDS = "thresholds.json"
 REFERENCE = "reference.wav"
 EVALUATION = "evaluation.json"
 REPORT = "report.html"
@@ -155,22 +155,6 @@ def verify(folder: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
         if (found := files.sha256_of(path)) != expected:
             raise ValueError(f"{path} must have the SHA-256 {expected[:12]}…, got {found[:12]}…: it is damaged")
     return manifest
-
-
-def default_thresholds(words: Sequence[str]) -> dict[str, Any]:
-    """Returns the thresholds of a model for which none were measured: the format of thresholds.json.
-
-    Args:
-        words: the words of the model. Unknown words and silence get none.
-    """
-    return {
-        "smoothing_seconds": 0.3,
-        "hop_seconds": 0.1,
-        "refractory_seconds": 1.0,
-        "thresholds": {word: 0.8 for word in words if word not in (UNKNOWN, SILENCE)},
-        "false_alarms_per_hour": None,
-        "measured_on": {},
-    }
 
 
 def appoint(data_root: Path, version: str, accuracy: float | None, *, by: str, reason: str) -> None:

@@ -1,19 +1,16 @@
-"""Publishing models, and deciding which one is in use."""
+"""Publishing models, and deciding which one is in use: bundle.py says what is written where."""
 
 import logging
-import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kws import files
 from kws.config import require
 from kws.evaluate.accuracy import evaluate_tensors
-from kws.model import bundle
+from kws.model import bundle as pth
 from kws.preprocess.tensors import Tensors
-from kws.promote import bundle as published
-from kws.promote.bundle import CHAMPION, MODEL
+from kws.promote import bundle
+from kws.promote.publish import Version, fill
 
 log = logging.getLogger(__name__)
 
@@ -49,37 +46,24 @@ def promote(
         The decision with its reason; a model that does not become champion is no error.
     """
     require(0 <= min_accuracy <= 1, "min_accuracy", "lie in 0 to 1", min_accuracy)
-    recognizer = bundle.load(model)
+    recognizer = pth.load(model)
     accuracy: float = files.read_object(evaluation, accuracy=float)["accuracy"]
-    version = _free_name(model, recognizer, data_root / "models")
-    folder = data_root / "models" / version
-
-    def build(staging: Path) -> None:
-        for source, name in ((model, MODEL), (evaluation, "evaluation.json"), (report, "report.html")):
-            shutil.copyfile(source, staging / name)
-        manifest: dict[str, Any] = {
-            "schema": 1,
-            "version": version,
-            "words": recognizer.words,
-            "accuracy": accuracy,
-            "about": recognizer.about,
-            "files": {path.name: files.sha256_of(path) for path in sorted(staging.iterdir())},
-        }
-        files.write_json(staging / files.MANIFEST, manifest)
-
-    files.build_folder(folder, build)
-    champion_file = data_root / "models" / CHAMPION
-    with files.lock(champion_file):
+    version = _free_name(model, recognizer, data_root / bundle.MODELS)
+    folder = bundle.version_folder(data_root, version)
+    made = Version(
+        name=version, recognizer=recognizer, model=model, evaluation=evaluation, report=report, tensors=tensors
+    )
+    files.build_folder(folder, lambda staging: fill(staging, made))
+    with files.lock(data_root / bundle.MODELS / bundle.CHAMPION):
         champion, without = None, "there was none before"
         try:
-            champion = published.champion(data_root)
+            champion = bundle.champion(data_root)
         except ValueError as error:
             without = f"the one before is not known: {error}"
             log.warning("%s", error)
         is_champion, reason, other = _decide(version, accuracy, min_accuracy, champion, without, data_root, tensors)
         if is_champion and champion != version:
-            when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            files.write_json(champion_file, {"version": version, "accuracy": accuracy, "since": when})
+            bundle.appoint(data_root, version, accuracy, by=bundle.STEP, reason=reason)
     decision = Decision(
         version=version, path=str(folder), is_champion=is_champion, reason=reason, accuracy=accuracy,
         champion_accuracy=other,
@@ -88,7 +72,7 @@ def promote(
     return decision
 
 
-def _free_name(model: Path, recognizer: bundle.Recognizer, models: Path) -> str:
+def _free_name(model: Path, recognizer: pth.Recognizer, models: Path) -> str:
     """Returns the name of the training run, or the digest of the model where it has none that can be a folder's.
 
     A folder of that name that holds another model is left alone: then the name gets the digest too. One that is
@@ -96,18 +80,18 @@ def _free_name(model: Path, recognizer: bundle.Recognizer, models: Path) -> str:
     """
     digest = files.sha256_of(model)
     run = recognizer.about.get("run")
-    name = str(run) if run and published.is_name(run) else digest[:12]
+    name = str(run) if run and bundle.is_name(run) else digest[:12]
     for version in (name, f"{name}-{digest[:8]}"):
         folder = models / version
         if not files.is_complete(folder):
             return version
         try:
-            manifest = published.verify(folder)
+            manifest = bundle.verify(folder)
         except (ValueError, OSError) as error:
             log.warning("%s is published anew, as it is damaged: %s", version, error)
             (folder / files.MANIFEST).unlink()  # so that it counts as half made
             return version
-        if manifest["files"].get(MODEL) == digest:
+        if manifest["files"].get(bundle.MODEL) == digest:
             return version
     return version
 
@@ -131,14 +115,17 @@ def _decide(
         return True, "it was before", None
     if accuracy < min_accuracy:
         return False, f"accuracy {accuracy:.2%} is below min_accuracy {min_accuracy:.2%}", None
+    if (record := bundle.was_rolled_back(data_root, version)) is not None:
+        return False, (f"{record['by']} took it out of use on {record['since']} ({record['reason']}); "
+                       f"kws rollback --version {version} brings it back"), None  # fmt: skip
     if champion is None:
         return True, f"accuracy {accuracy:.2%}, and {without}", None
-    folder = data_root / "models" / champion
-    if not (folder / MODEL).is_file():
+    folder = data_root / bundle.MODELS / champion
+    if not (folder / bundle.MODEL).is_file():
         return True, f"accuracy {accuracy:.2%}, and {champion} is no longer there", None
     try:
-        rival = bundle.load(folder / MODEL)
-        published.verify(folder)
+        rival = pth.load(folder / bundle.MODEL)
+        bundle.verify(folder)
     except (ValueError, OSError) as error:  # of an older version of the project, or damaged: then none can use it
         log.warning("the champion %s cannot be read: %s", champion, error)
         return True, f"accuracy {accuracy:.2%}, and {champion} cannot be read: {error}", None

@@ -7,15 +7,15 @@ holds it, so that a swap neither waits for requests nor breaks them.
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from kws import files
 from kws.model import onnx
+from kws.model.detector import Thresholds
 from kws.model.onnx import OnnxRecognizer
 from kws.preprocess.audio import Waveform, read_clip
 from kws.promote import bundle
@@ -32,8 +32,7 @@ class Served:
 
     recognizer: OnnxRecognizer
     version: str
-    thresholds: Mapping[str, Any]
-    """See `kws.promote.bundle.default_thresholds`."""
+    thresholds: Thresholds
     card: str
     """MODEL_CARD.md; empty where there is none."""
 
@@ -51,7 +50,7 @@ def load_file(path: Path) -> Served:
     _prove(recognizer, None, None, path)
     return Served(
         recognizer=recognizer, version=files.sha256_of(path)[:12],
-        thresholds=bundle.default_thresholds(recognizer.words), card="",
+        thresholds=Thresholds.beside(path, recognizer.words), card="",
     )  # fmt: skip
 
 
@@ -74,13 +73,11 @@ def load_version(folder: Path, name: str = bundle.ONNX) -> Served:
     expected = manifest.get("reference", {}).get(name)
     reference = folder / bundle.REFERENCE
     _prove(recognizer, reference if expected else None, expected, folder / name)
-    thresholds, card = folder / bundle.THRESHOLDS, folder / bundle.CARD
+    card = folder / bundle.CARD
     return Served(
-        recognizer=recognizer,
-        version=manifest["version"],
-        thresholds=files.read_json(thresholds) if thresholds.is_file() else bundle.default_thresholds(recognizer.words),
-        card=card.read_text() if card.is_file() else "",
-    )
+        recognizer=recognizer, version=manifest["version"],
+        thresholds=Thresholds.beside(folder / name, recognizer.words), card=card.read_text() if card.is_file() else "",
+    )  # fmt: skip
 
 
 def _prove(recognizer: OnnxRecognizer, reference: Path | None, expected: list[float] | None, path: Path) -> None:

@@ -1,0 +1,111 @@
+"""The model card: what a reader should know before using a model, in the format of Hugging Face's cards."""
+
+import importlib.resources
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from kws import files
+from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL, UNKNOWN
+from kws.model.bundle import Recognizer
+from kws.model.detector import Thresholds
+
+SPEECH_COMMANDS = {
+    "name": "Speech Commands v0.02",
+    "hub": "google/speech_commands",
+    "licence_id": "cc-by-4.0",
+    "language": "en",
+    "text": "Recordings of [Speech Commands v0.02](https://arxiv.org/abs/1804.03209) by Pete Warden, Google, under "
+    "[CC BY 4.0](https://creativecommons.org/licenses/by/4.0/): one-second clips by 2,618 volunteers, over the "
+    "microphones of their own devices. Whoever passes this model on names the source.",
+}  # fmt: skip
+
+
+def wilson(accuracy: float, num_clips: int) -> tuple[float, float]:
+    """Returns the 95 % interval of a share by Wilson's score, which holds near 0 and 1 too.
+
+    Args:
+        accuracy: the share that was found, 0 to 1.
+        num_clips: of how many.
+    """
+    z = 1.959964
+    middle = (accuracy + z * z / (2 * num_clips)) / (1 + z * z / num_clips)
+    half = z / (1 + z * z / num_clips) * math.sqrt(accuracy * (1 - accuracy) / num_clips + (z / (2 * num_clips)) ** 2)
+    return middle - half, middle + half
+
+
+def write_card(
+    path: Path, recognizer: Recognizer, *, version: str, evaluation: Mapping[str, Any], tensors: Mapping[str, Any],
+    thresholds: Thresholds, int8: str,
+) -> None:  # fmt: skip
+    """Writes MODEL_CARD.md, atomically.
+
+    Args:
+        path: the file.
+        recognizer: the model.
+        version: its name.
+        evaluation: evaluation.json.
+        tensors: manifest.json of the tensors.
+        thresholds: those of the bundle.
+        int8: what became of model.int8.onnx.
+    """
+    template = importlib.resources.files("kws.promote").joinpath("card.md.jinja").read_text()
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    about = recognizer.about
+    measured = not math.isnan(thresholds.false_alarms_per_hour)
+    page = environment.from_string(template).render(
+        version=version,
+        words=recognizer.words,
+        features=recognizer.features,
+        num_parameters=recognizer.num_parameters,
+        about=about,
+        versions=", ".join(f"{name} {value}" for name, value in about.get("versions", {}).items()) or "unknown",
+        evaluation=evaluation,
+        interval=wilson(evaluation["accuracy"], evaluation["num_clips"]),
+        robustness=evaluation.get("robustness", {}),
+        num_robustness_clips=evaluation.get("num_robustness_clips", 0),
+        streams=evaluation.get("streams", []),
+        hardest=sorted(evaluation["words"], key=lambda score: score["f1"])[:5],
+        unknown=UNKNOWN if UNKNOWN in recognizer.words else "",
+        counts=tensors["counts"],
+        data=_describe(tensors),
+        thresholds=f"chosen for at most {thresholds.false_alarms_per_hour:g} false alarms an hour."
+        if measured
+        else "0.8 for every word, as none were measured.",
+        int8=int8,
+        percent=lambda share: f"{100 * share:.1f} %",
+    )
+    with files.atomic_write(path, "w") as file:
+        file.write(page)
+
+
+def _describe(tensors: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what is known of the recordings: name, licence, language, words for the reader."""
+    folder = Path(tensors["recordings"]["path"])
+    try:
+        manifest = files.read_json(folder / files.MANIFEST)
+    except (OSError, ValueError):
+        manifest = {}
+    source, digest = manifest.get("source", ""), manifest.get("sha256", "")
+    speakers = {
+        "speaker": "A speaker is in one split only, so the figures are for voices that training never heard.",
+        "random": "The split is random: voices of the test split were heard in training, and the figures are too good "
+        "for new ones.",
+    }[tensors.get("split", "speaker")]  # fmt: skip
+    if source == SPEECH_COMMANDS_URL or digest == SPEECH_COMMANDS_SHA256:
+        return SPEECH_COMMANDS | {"speakers": speakers}
+    return {
+        "name": manifest.get("name", folder.name),
+        "hub": "",
+        "licence_id": "other",
+        "language": "und",
+        "text": f"Recordings of the folder `{folder.name}` (fingerprint "
+        f"`{tensors['recordings']['fingerprint'][:12]}`). Their licence, and whether the speakers agreed, is known to "
+        "whoever recorded them: say so here before the model is passed on.",
+        "speakers": speakers,
+    }  # fmt: skip

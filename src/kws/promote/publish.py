@@ -1,0 +1,147 @@
+"""Filling the folder of a version: the files that are deployed, and what is known of them."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from kws import files
+from kws.evaluate.accuracy import Evaluation, compare, hear
+from kws.model import onnx
+from kws.model.bundle import Recognizer
+from kws.model.detector import THRESHOLDS, Thresholds
+from kws.model.onnx import OnnxRecognizer
+from kws.preprocess import clips as ids
+from kws.preprocess.audio import Waveform, read_clip
+from kws.preprocess.tensors import Tensors
+from kws.promote import bundle
+from kws.promote.card import write_card
+
+log = logging.getLogger(__name__)
+
+INT8_LOSS = 0.005
+"""Accuracy that 8 bits may cost, as a share, for the smaller model to be published."""
+
+ONNX_GAP = 2e-3
+"""How far a probability of model.onnx may be from that of model.pth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """What a version is made of."""
+
+    name: str
+    recognizer: Recognizer
+    model: Path
+    evaluation: Path
+    report: Path
+    tensors: Path
+    """The folder, whose test split is what 8 bits are judged by."""
+
+
+def fill(staging: Path, version: Version) -> None:
+    """Writes all files of a version, its manifest last.
+
+    Raises:
+        ValueError: model.onnx does not hear what model.pth hears.
+    """
+    for source, name in ((version.model, bundle.MODEL), (version.evaluation, bundle.EVALUATION),
+                         (version.report, bundle.REPORT)):  # fmt: skip
+        shutil.copyfile(source, staging / name)
+    recognizer = version.recognizer
+    evaluation = files.read_json(version.evaluation)
+    tensors = Tensors(version.tensors)
+    reference = _reference(recognizer, tensors)
+    soundfile.write(staging / bundle.REFERENCE, reference, recognizer.features.sample_rate, subtype="PCM_16")
+    reference = read_clip(staging / bundle.REFERENCE, recognizer.features)  # as whoever checks reads it
+    onnx.export(recognizer, staging / bundle.ONNX)
+    exported = onnx.load(staging / bundle.ONNX)
+    _compare(recognizer, exported, reference)
+    int8 = _publish_int8(staging, recognizer, exported, tensors)
+    thresholds = _thresholds(evaluation, recognizer.words)
+    files.write_json(staging / THRESHOLDS, thresholds.as_json())
+    write_card(staging / bundle.CARD, recognizer, version=version.name, evaluation=evaluation,
+               tensors=tensors.manifest, thresholds=thresholds, int8=int8)  # fmt: skip
+    heard = {
+        name: onnx.load(staging / name, num_threads=1).hear(reference[None])[0].astype(float).round(6).tolist()
+        for name in (bundle.ONNX, bundle.INT8)
+        if (staging / name).is_file()
+    }
+    manifest: dict[str, Any] = {
+        "schema": 2,
+        "version": version.name,
+        "words": recognizer.words,
+        "accuracy": float(evaluation["accuracy"]),
+        "about": recognizer.about,
+        "int8": int8,
+        "reference": heard,
+        "files": {path.name: files.sha256_of(path) for path in sorted(staging.iterdir())},
+    }
+    files.write_json(staging / files.MANIFEST, manifest)
+
+
+def _thresholds(evaluation: Mapping[str, Any], words: list[str]) -> Thresholds:
+    """Returns those that the evaluation chose, or else the same for every word."""
+    found = evaluation.get("thresholds")
+    return Thresholds.from_json(found, words) if found else Thresholds.unmeasured(words)
+
+
+def _reference(recognizer: Recognizer, tensors: Tensors) -> Waveform:
+    """Returns a clip to check the model by: the first readable one of the test split, or else a rising tone."""
+    recordings = Path(tensors.manifest["recordings"]["path"])
+    for clip in tensors.split("test").clips[:20]:
+        try:
+            return ids.read(recordings, clip, recognizer.features)
+        except (OSError, ValueError):
+            continue
+    time = np.arange(recognizer.features.num_samples) / recognizer.features.sample_rate
+    return (0.3 * np.sin(2 * np.pi * (100 * time + 1500 * time**2))).astype(np.float32)
+
+
+def _compare(recognizer: Recognizer, exported: OnnxRecognizer, reference: Waveform) -> None:
+    """Checks that the exported model hears what the trained one hears: a clip, the same softly, and silence."""
+    waveforms = np.stack([reference, reference / 10, np.zeros_like(reference)])
+    gap = float(np.abs(exported.hear(waveforms) - recognizer.hear(waveforms)).max())
+    if gap > ONNX_GAP:
+        raise ValueError(f"{bundle.ONNX} must give the probabilities of {bundle.MODEL} to {ONNX_GAP:g}, got {gap:.4f} "
+                         "between them; is it another version of onnxruntime than uv.lock's?")  # fmt: skip
+
+
+def _publish_int8(staging: Path, recognizer: Recognizer, exported: OnnxRecognizer, tensors: Tensors) -> str:
+    """Writes the model in 8 bits if it is as good, and returns what came of it, in a sentence."""
+    recordings = Path(tensors.manifest["recordings"]["path"])
+    path = staging / bundle.INT8
+    onnx.export(recognizer, path, int8=True)
+    try:
+        whole, small = (_evaluate(each, tensors, recordings) for each in (exported, onnx.load(path)))
+    except (OSError, ValueError) as error:
+        path.unlink()
+        return f"not published, as it could not be evaluated: {error}"
+    figures = f"accuracy {small.accuracy:.2%} on the test split, model.onnx {whole.accuracy:.2%}"
+    if small.accuracy < whole.accuracy - INT8_LOSS:
+        path.unlink()
+        return f"not published: {figures}, more than half a point apart"
+    return f"published: {figures}"
+
+
+def _evaluate(recognizer: OnnxRecognizer, tensors: Tensors, recordings: Path) -> Evaluation:
+    """Evaluates an exported model on the recordings of the test split.
+
+    Raises:
+        ValueError: the recordings are no longer there, or cannot be read.
+    """
+    part = tensors.split("test")
+    unreadable: dict[str, str] = {}
+    probabilities = hear(recognizer, recordings, part.clips, unreadable)
+    if unreadable:
+        clip, reason = next(iter(unreadable.items()))
+        raise ValueError(f"{len(unreadable)} recordings cannot be read, the first {recordings / clip}: {reason}")
+    truth = [tensors.words[label] for label in part.labels.tolist()]
+    assert isinstance(probabilities, torch.Tensor)
+    return compare(recognizer.words, probabilities, truth, part.clips)
