@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 ROBUSTNESS_CLIPS = 400
 """Test clips that are heard under every condition, at most: enough for 2 points either way."""
 
-STREAM_CLIPS = 200
+STREAM_CLIPS = 1000
 """With fewer test clips than this a stream says nothing, and is left out."""
 
 CLIPS_PER_HOUR = 2000
