@@ -253,7 +253,8 @@ def bad_report(make_recognizer: MakeRecognizer, tone_tensors: Path, tmp_path: Pa
 def test_report_stands_alone(bad_report: tuple[Evaluation, Path]) -> None:
     evaluation, report = bad_report
     page = parse(report)
-    assert len(page.references) == 1 + 2 * len(evaluation.mistakes)  # the matrix; picture and sound of every mistake
+    # The matrix and the accuracy in noise; picture and sound of every mistake.
+    assert len(page.references) == 2 + 2 * len(evaluation.mistakes)
     assert all(reference.startswith("data:") for reference in page.references)
     assert {reference[:15] for reference in page.references} == {"data:image/png;", "data:audio/wav;"}
     own = re.sub(r'"data:[^"]*"', "", report.read_text())

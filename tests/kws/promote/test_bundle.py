@@ -1,0 +1,196 @@
+"""What is published: the files of a version, the record of champions, and going back."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from kws import files
+from kws.cli import main
+from kws.evaluate.accuracy import evaluate_tensors
+from kws.evaluate.step import evaluate
+from kws.model import bundle as pth
+from kws.model import onnx
+from kws.model.bundle import Recognizer
+from kws.model.detector import Thresholds
+from kws.preprocess.audio import read_clip
+from kws.preprocess.tensors import Tensors
+from kws.promote import bundle
+from kws.promote.card import wilson
+from kws.promote.publish import Version, fill
+from kws.promote.step import promote
+
+
+@pytest.fixture(scope="module")
+def published(expert: Recognizer, tone_tensors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with one version, the champion, of a whole evaluation. Read only."""
+    folder = tmp_path_factory.mktemp("published")
+    pth.save(folder / "model.pth", expert)
+    found = evaluate(folder / "model.pth", tone_tensors, folder / "report.html")
+    files.write_json(folder / "evaluation.json", found.summary())
+    promote(folder / "model.pth", tone_tensors, folder / "evaluation.json", folder / "report.html", folder, 0.5)
+    return folder
+
+
+@pytest.fixture
+def data_root(published: Path, tmp_path: Path) -> Path:
+    """Three versions, of which the last is champion."""
+    for name in ("one", "two", "three"):
+        shutil.copytree(published / "models" / "expert", tmp_path / "models" / name)
+        bundle.appoint(tmp_path, name, 1.0, by=bundle.STEP, reason="better")
+    return tmp_path
+
+
+def version_files(published: Path) -> tuple[Path, Any]:
+    folder = published / "models" / "expert"
+    return folder, bundle.verify(folder)
+
+
+def test_exported_models_hear_what_the_trained_one_hears(published: Path, expert: Recognizer) -> None:
+    folder, manifest = version_files(published)
+    clip = read_clip(folder / bundle.REFERENCE, expert.features)[None]
+    expected = expert.hear(clip)[0]
+    for name in (bundle.ONNX, bundle.INT8):
+        heard = onnx.load(folder / name).hear(clip)[0]
+        np.testing.assert_allclose(heard, manifest["reference"][name], atol=1e-4)
+        assert heard.argmax() == expected.argmax()
+    np.testing.assert_allclose(manifest["reference"][bundle.ONNX], expected, atol=1e-3)
+    assert manifest["int8"] == "published: accuracy 100.00% on the test split, model.onnx 100.00%"
+
+
+def test_eight_bits_that_cannot_be_evaluated_are_not_published_and_the_manifest_says_why(
+    published: Path, expert: Recognizer, tone_tensors: Path, tmp_path: Path
+) -> None:
+    tensors = tmp_path / "tensors"
+    shutil.copytree(tone_tensors, tensors)
+    manifest = files.read_json(tensors / files.MANIFEST)
+    manifest["recordings"]["path"] = str(tmp_path / "gone")
+    files.write_json(tensors / files.MANIFEST, manifest)
+    (tmp_path / "staging").mkdir()
+    fill(tmp_path / "staging", Version(
+        name="v", recognizer=expert, model=published / "model.pth", evaluation=published / "evaluation.json",
+        report=published / "report.html", tensors=tensors,
+    ))  # fmt: skip
+    found = bundle.verify(tmp_path / "staging")
+    assert found["int8"].startswith("not published, as it could not be evaluated: 12 recordings cannot be read")
+    assert bundle.INT8 not in found["files"]
+    assert list(found["reference"]) == [bundle.ONNX]
+
+
+def test_thresholds_are_those_of_the_evaluation_or_else_unmeasured(
+    published: Path, expert: Recognizer, tone_tensors: Path, tmp_path: Path
+) -> None:
+    folder, _ = version_files(published)
+    assert Thresholds.beside(folder / bundle.ONNX, expert.words) == Thresholds.unmeasured(expert.words)
+    chosen = dataclasses.replace(Thresholds.unmeasured(expert.words), false_alarms_per_hour=1.0)
+    summary = evaluate_tensors(expert, Tensors(tone_tensors)).summary() | {"thresholds": chosen.as_json()}
+    files.write_json(tmp_path / "evaluation.json", summary)
+    (tmp_path / "staging").mkdir()
+    fill(tmp_path / "staging", Version(
+        name="v", recognizer=expert, model=published / "model.pth", evaluation=tmp_path / "evaluation.json",
+        report=published / "report.html", tensors=tone_tensors,
+    ))  # fmt: skip
+    assert Thresholds.beside(tmp_path / "staging" / bundle.ONNX, expert.words) == chosen
+    assert "at most 1 false alarms an hour" in (tmp_path / "staging" / bundle.CARD).read_text()
+
+
+def test_model_card_has_a_head_that_hubs_read_and_the_figures_of_the_evaluation(published: Path) -> None:
+    folder, _ = version_files(published)
+    empty, head, text = (folder / bundle.CARD).read_text().split("---\n", 2)
+    card = yaml.safe_load(head)
+    assert empty == ""
+    assert card["pipeline_tag"] == "audio-classification"
+    assert (card["license"], card["license_name"]) == ("other", "that-of-the-recordings")
+    (result,) = card["model-index"][0]["results"]
+    assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"accuracy": 1.0, "f1": 1.0}
+    low = wilson(1.0, 12)[0]
+    assert f"**100.0 %** (95 % interval {100 * low:.1f} % to 100.0 %, 12 clips)" in text
+    for part in ("## Data", "| train | 96 |", "| noise at 10 dB |", "## Limits", "no, stop, yes", "Not meant for"):
+        assert part in text
+    assert "{{" not in text
+
+
+def test_report_shows_robustness_and_the_course_of_the_training(
+    expert: Recognizer, tone_tensors: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tone_tensors, tmp_path / "tensors" / "t")
+    (tmp_path / "runs" / "expert").mkdir(parents=True)
+    lines = [{"epoch": epoch, "train_loss": 1.0, "validation_loss": 1.1, "train_accuracy": 0.5,
+              "validation_accuracy": 0.4} for epoch in range(3)]  # fmt: skip
+    (tmp_path / "runs" / "expert" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pth.save(tmp_path / "model.pth", expert)
+    evaluation = evaluate(tmp_path / "model.pth", tmp_path / "tensors" / "t", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>In noise, and otherwise worse</h2>" in page
+    assert "<h2>Training</h2>" in page
+    assert evaluation.summary()["robustness"]["clean"] == evaluation.accuracy
+
+
+def test_intervals_hold_at_the_ends() -> None:
+    assert wilson(1.0, 100) == pytest.approx((0.963, 1.0), abs=1e-3)
+    assert wilson(0.5, 400) == pytest.approx((0.451, 0.549), abs=1e-3)
+
+
+# Going back
+
+
+def test_rollback_makes_the_champion_before_champion_and_records_who_and_why(data_root: Path) -> None:
+    assert bundle.rollback(data_root, by="ann", reason="it mishears stop") == ("three", "two")
+    record = bundle.champion_record(data_root)
+    assert record is not None
+    assert (record["version"], record["by"], record["reason"]) == ("two", "ann", "it mishears stop")
+    assert [entry["version"] for entry in record["history"]] == ["one", "two", "three"]
+    assert bundle.rollback(data_root, "one")[1] == "one"
+
+
+def test_a_version_that_was_taken_out_of_use_does_not_come_back_by_a_step_that_is_tried_again(
+    published: Path, tone_tensors: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(published, tmp_path / "data")
+    root = tmp_path / "data"
+    shutil.copytree(root / "models" / "expert", root / "models" / "older")
+    bundle.rollback(root, "older", by="ann", reason="it mishears stop")
+    again = promote(root / "model.pth", tone_tensors, root / "evaluation.json", root / "report.html", root, 0.5)
+    assert not again.is_champion
+    assert "ann took it out of use on" in again.reason
+    assert "it mishears stop" in again.reason
+    bundle.rollback(root, "expert", by="ben")
+    assert bundle.was_rolled_back(root, "expert") is None
+
+
+def test_rollback_to_what_is_not_there_or_damaged_leaves_the_champion(data_root: Path) -> None:
+    with pytest.raises(ValueError, match="version must be one of one, three, two, got 'four'"):
+        bundle.rollback(data_root, "four")
+    with pytest.raises(ValueError, match="version must be the name of a folder of models/"):
+        bundle.rollback(data_root, "../models/one")
+    (data_root / "models" / "two" / bundle.ONNX).write_bytes(b"cut")
+    with pytest.raises(ValueError, match="must have the SHA-256"):
+        bundle.rollback(data_root)
+    assert bundle.champion(data_root) == "three"
+
+
+def test_rollback_without_a_champion_before_says_what_there_is(published: Path) -> None:
+    with pytest.raises(ValueError, match=r"there must have been a champion before expert .*name a version of expert"):
+        bundle.rollback(published)
+
+
+def test_command_goes_back_and_says_what_it_did(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for expected in ("champion two, before three\n", "champion two, as before\n"):
+        with pytest.raises(SystemExit) as caught:
+            main(["rollback", "--data-root", str(data_root), "--version", "two", "--reason", "a test"])
+        assert (caught.value.code, capsys.readouterr().out) == (0, expected)
+
+
+def test_listing_tells_versions_figures_and_champion_and_what_is_damaged(data_root: Path) -> None:
+    (data_root / "models" / "one" / files.MANIFEST).write_text("{")
+    rows = {row["version"]: row for row in bundle.listing(data_root)}
+    assert list(rows) == ["two", "three", "one"]
+    assert rows["three"]["champion"]
+    assert (rows["three"]["accuracy"], rows["three"]["words"], rows["three"]["by"]) == (1.0, 3, bundle.STEP)
+    assert not rows["two"]["champion"]
+    assert "must be a JSON file" in rows["one"]["problem"]
