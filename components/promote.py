@@ -26,14 +26,16 @@ def promote(
         data_root: the mounted volume.
         decision: the version, whether it is champion, and why.
     """
+    import os
     from dataclasses import asdict
     from pathlib import Path
 
     from kws import files, steps
+    from kws.promote import registry
     from kws.promote.step import promote
 
     steps.start()
     decided = promote(Path(model.path), steps.receive(tensors.path), Path(evaluation.path), Path(report.path),
-                      Path(data_root), min_accuracy)  # fmt: skip
+                      Path(data_root), min_accuracy, os.environ.get(registry.ADDRESS, ""))  # fmt: skip
     files.write_json(Path(decision.path), asdict(decided))
     decision.metadata.update({name: value for name, value in asdict(decided).items() if value is not None})

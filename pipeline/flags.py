@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Sequence
 
 from kws.config import PipelineConfig, from_dict
 from kws.flags import add_flag
+from kws.promote.registry import ADDRESS
 
 
 def add_parameters(parser: argparse.ArgumentParser, required: Sequence[str] = ()) -> None:
@@ -13,6 +15,11 @@ def add_parameters(parser: argparse.ArgumentParser, required: Sequence[str] = ()
     group = parser.add_argument_group("parameters of the pipeline")
     for field in dataclasses.fields(PipelineConfig):
         add_flag(group, PipelineConfig, field.name, required=field.name in required)
+    group.add_argument(
+        "--model-registry", default="", metavar="ADDRESS",
+        help="a Kubeflow Model Registry that is told of every version, such as http://model-registry-service:8080 "
+        f"(default: {ADDRESS} of the environment, or none)",
+    )  # fmt: skip
 
 
 def read_parameters(options: argparse.Namespace) -> PipelineConfig:
@@ -21,5 +28,7 @@ def read_parameters(options: argparse.Namespace) -> PipelineConfig:
     Raises:
         ValueError: a value is out of range.
     """
+    if options.model_registry:  # no parameter of the pipeline, but a place: the steps find it in their environment
+        os.environ[ADDRESS] = options.model_registry
     names = [field.name for field in dataclasses.fields(PipelineConfig)]
     return from_dict(PipelineConfig, {name: getattr(options, name) for name in names})

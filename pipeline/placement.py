@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from components import images
 from kws.config import PipelineConfig, from_dict, require
 from kws.launch.settings import SETTINGS, ClusterConfig, read_settings
+from kws.promote.registry import ADDRESS as MODEL_REGISTRY
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
@@ -63,6 +64,9 @@ class Placement:
     launches: str = "pytorchjob"
     """What the train step launches: pytorchjob (training operator) or trainjob (Kubeflow Trainer v2)."""
 
+    model_registry: str = ""
+    """Address of a Kubeflow Model Registry that the promote step tells of versions; empty: none."""
+
     training: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `ClusterConfig` that are not as they are by default: cpu, memory, gpus_per_node, node_selector, …"""
 
@@ -94,6 +98,8 @@ class Placement:
             tasks["train"].set_env_variable(variable, value)
         if self.launches != JOBS[0]:  # which is what the step does on a cluster by itself
             tasks["train"].set_env_variable("KWS_LAUNCHER", self.launches)
+        if self.model_registry:
+            tasks["promote"].set_env_variable(MODEL_REGISTRY, self.model_registry)
 
 
 def read_placement(
@@ -124,5 +130,6 @@ def read_placement(
         launcher=names["launcher"],
         pvc=environment.get("KWS_PVC") or PVC,
         launches=launches or environment.get("KWS_LAUNCHER") or JOBS[0],
+        model_registry=environment.get(MODEL_REGISTRY, ""),
         training=fields | {name: value for name, value in training.items() if value},
     )

@@ -228,6 +228,8 @@ def was_rolled_back(data_root: Path, version: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     entries = [*record.get("history", []), record] if record else []
+    if not entries or entries[-1]["version"] == version:
+        return None
     found = None
     for entry, following in itertools.pairwise(entries):
         if entry["version"] == version:

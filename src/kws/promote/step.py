@@ -9,7 +9,7 @@ from kws.config import require
 from kws.evaluate.accuracy import evaluate_tensors
 from kws.model import bundle as pth
 from kws.preprocess.tensors import Tensors
-from kws.promote import bundle
+from kws.promote import bundle, registry
 from kws.promote.publish import Version, fill
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,13 @@ class Decision:
 
 
 def promote(
-    model: Path, tensors: Path, evaluation: Path, report: Path, data_root: Path, min_accuracy: float
+    model: Path,
+    tensors: Path,
+    evaluation: Path,
+    report: Path,
+    data_root: Path,
+    min_accuracy: float,
+    model_registry: str = "",
 ) -> Decision:
     """Publishes a model as a version, and makes it champion if it is better than the champion there is.
 
@@ -41,6 +47,7 @@ def promote(
         report: the HTML page.
         data_root: gets `models/<version>/`; the version is the name of the training run.
         min_accuracy: what a champion must reach, 0 to 1.
+        model_registry: address of a Kubeflow Model Registry that is told; empty: none.
 
     Returns:
         The decision with its reason; a model that does not become champion is no error.
@@ -69,6 +76,7 @@ def promote(
         champion_accuracy=other,
     )  # fmt: skip
     log.info("%s is %schampion: %s", version, "" if is_champion else "not ", reason)
+    registry.tell(model_registry, data_root, version)
     return decision
 
 
