@@ -38,5 +38,6 @@ def preprocess(
                         unknown_words=unknown_words, preset=preset, split=split,
                         max_bad_fraction=max_bad_fraction)  # fmt: skip
     manifest = files.read_json(folder / files.MANIFEST)
-    figures = {"counts": manifest["counts"], "words": manifest["words"], "left_out": len(manifest["left_out"])}
+    figures = {"counts": manifest["counts"], "words": manifest["words"], "left_out": len(manifest["left_out"]),
+               "not_read": manifest["not_read"]["num_files"]}  # fmt: skip
     tensors.metadata.update(steps.hand_over(folder, tensors.path, figures))

@@ -81,12 +81,17 @@ def _from_url(url: str, sha256: str, data_root: Path) -> Path:
         complete = _present(name, sha256, data_root) if sha256 else _fetched_before(url, data_root)
         if complete is not None:
             return complete
+        was_there = part.exists()
         remote = fetch(url, part)
         archive, digest = decoded(part, remote, sha256)
-        if sha256 and digest != sha256:
+        if sha256 and digest != sha256 and was_there:  # the transfer may have been at fault
+            log.info("sha256 of what was fetched of %s before is %s: fetching it anew", url, digest)
             discard(part)
-            raise ValueError(f"sha256 of {url} must be {sha256}, got {digest}: the file was deleted; start again if "
-                             "the transfer may be at fault, or correct sha256 if the archive is a new one")  # fmt: skip
+            remote = fetch(url, part)
+            archive, digest = decoded(part, remote, sha256)
+        if sha256 and digest != sha256:
+            raise ValueError(f"sha256 of {url} must be {sha256}, got {digest}: correct sha256 if the archive is a new "
+                             f"one; else start again, and it is fetched anew. What came is kept, {part}")  # fmt: skip
         try:
             folder = _extract(archive, url, name, digest, data_root, {"remote": dataclasses.asdict(remote)})
         except ArchiveError:

@@ -160,10 +160,16 @@ def decoded(part: Path, remote: Remote, sha256: str) -> tuple[Path, str]:
             while chunk and target.tell() < most:
                 target.write(chunk)
                 chunk = data.read(CHUNK)
+        found = files.sha256_of(plain)
+        if not sha256 or found == sha256:
+            return plain, found
     except (EOFError, zlib.error, gzip.BadGzipFile):
+        pass
+    except OSError:
         plain.unlink(missing_ok=True)
-        return part, digest
-    return plain, files.sha256_of(plain)
+        raise
+    plain.unlink(missing_ok=True)
+    return part, digest
 
 
 class _Transfer:

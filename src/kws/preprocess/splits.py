@@ -25,8 +25,15 @@ def speaker_of(clip: str) -> str:
         clip: a clip id, `<word>/<speaker>_nohash_<n>.wav`. Of a copy in another format (.flac) the same one speaks.
     """
     name = clip.rsplit("/", 1)[-1]
+    if "_nohash_" not in name and "_nohash_" in name.lower():
+        name = name.lower()  # as old file systems shout: 0A7C2A8D_NOHASH_0.WAV
     speaker, found, _ = name.partition("_nohash_")
     return speaker if found else PurePosixPath(name).with_suffix(".wav").name
+
+
+def names_speaker(clip: str) -> bool:
+    """Tells whether the name of a clip says who speaks."""
+    return "_nohash_" in clip.lower()
 
 
 def split_of_speaker(speaker: str, validation_percent: float = 10, test_percent: float = 10) -> str:
@@ -141,9 +148,9 @@ def speakers_in_two_splits(divided: Mapping[str, Sequence[str]]) -> dict[str, in
 
     Only names with `_nohash_` tell the speaker.
     """
-    train = {speaker_of(clip) for clip in divided["train"] if "_nohash_" in clip}
-    leaks = [clip for split in SPLITS if split != "train" for clip in divided[split]
-             if "_nohash_" in clip and speaker_of(clip) in train]  # fmt: skip
+    train = {speaker_of(clip) for clip in divided["train"] if names_speaker(clip)}
+    others = [clip for split in SPLITS if split != "train" for clip in divided[split] if names_speaker(clip)]
+    leaks = [clip for clip in others if speaker_of(clip) in train]
     return {"speakers": len({speaker_of(clip) for clip in leaks}), "clips": len(leaks)}
 
 

@@ -261,11 +261,16 @@ def test_two_processes_at_once_fetch_the_recordings_once(
 # What is refused.
 
 
-def test_wrong_digest_is_refused_with_both_digests_and_the_file_deleted(
+def test_wrong_digest_is_refused_with_both_and_what_came_is_kept_for_the_right_one(
     file_server: FileServer, archive: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=f"must be {'0' * 64}, got {files.sha256_of(archive)}"):
-        download(file_server.url(NAME), "0" * 64, tmp_path)
+    right, wrong = files.sha256_of(archive), "0" * 64
+    for asked in (1, 2):  # the second start asks anew: the transfer may have been at fault
+        with pytest.raises(ValueError, match=f"must be {wrong}, got {right}: correct sha256"):
+            download(file_server.url(NAME), wrong, tmp_path)
+        assert file_server.gets() == [None] * asked
+    assert files.is_complete(download(file_server.url(NAME), right, tmp_path))
+    assert file_server.gets() == [None] * 2
     assert left_over(tmp_path) == []
 
 

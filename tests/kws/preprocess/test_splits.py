@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kws.config import SPLITS
 from kws.download.recordings import list_recordings
@@ -55,6 +57,8 @@ def test_lists_of_the_real_archive_are_what_the_hash_gives(real_corpus: Path) ->
 def test_speaker_of_a_clip_is_what_stands_before_nohash() -> None:
     assert splits.speaker_of("yes/0a7c2a8d_nohash_12.wav") == "0a7c2a8d"
     assert splits.speaker_of("yes/my_own_voice.wav") == "my_own_voice.wav"
+    assert splits.speaker_of("YES/0A7C2A8D_NOHASH_12.WAV") == "0a7c2a8d"
+    assert splits.speaker_of("yes/Anna_nohash_1.wav") == "Anna"
     assert splits.speaker_of("yes/my_own_voice.flac") == "my_own_voice.wav"  # a copy in another format
 
 
@@ -80,6 +84,19 @@ def test_lists_decide_where_there_are_any(tmp_path: Path) -> None:
         "validation": ["yes/a_nohash_0.wav"],
         "test": ["yes/b_nohash_0.wav"],
     }
+
+
+@settings(max_examples=100, deadline=None, database=None, derandomize=True)
+@given(st.binary(max_size=300) | st.text(max_size=100).map(lambda text: text.encode("utf-16", "surrogatepass")))
+def test_any_bytes_are_a_list_with_lines_that_can_be_named(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "testing_list.txt"
+    path.write_bytes(data)
+    numbers = [number for number, _ in splits.read_list(path)]
+    assert numbers == sorted(set(numbers))
+    figures = read_lists({"test": path}, CLIPS).figures["testing_list.txt"]
+    assert figures["entries"] == len(numbers)
 
 
 @pytest.mark.parametrize(
