@@ -60,6 +60,12 @@ def nodes() -> list[str]:
     return run("kind", "get", "nodes", "--name", CLUSTER).split()
 
 
+def workers() -> list[str]:
+    """Returns the nodes that run our pods and need our images: not the control plane, which its taint keeps free."""
+    listed = nodes()
+    return [node for node in listed if not node.endswith("-control-plane")] or listed
+
+
 def up(names: Mapping[str, str]) -> None:
     """Makes the cluster with all that the pipeline needs.
 
@@ -70,9 +76,11 @@ def up(names: Mapping[str, str]) -> None:
         ClusterError: the machine lacks something, or a part did not come up; the message says which.
     """
     preflight.require_all(preflight.tool(name) for name in (docker(), "kind", "kubectl"))
-    images.inspect(list(names.values()))
     present = exists()
-    preflight.require_all(preflight.checks(new_cluster=not present))
+    # The runtime is gigabytes: what the nodes have already needs no room.
+    lacking = [image for image in images.inspect(list(names.values())) if not present or _lacking(image)]
+    size = sum(image["Size"] for image in lacking)
+    preflight.require_all(preflight.checks(new_cluster=not present, image_bytes=size))
     _make_data_root()
     if not present:
         console.print(f"[bold]cluster {CLUSTER}[/]")
@@ -117,20 +125,19 @@ def overlay(names: Mapping[str, str]) -> str:
 
 
 def load(names: Mapping[str, str]) -> None:
-    """Copies images into the nodes that lack them."""
+    """Copies images into the workers that lack them."""
     for image in images.inspect(list(names.values())):
         tag = next(tag for tag in image["RepoTags"] if tag in names.values())
-        if lacking := [node for node in nodes() if not _has_image(node, image["Id"])]:
+        if lacking := _lacking(image):
             console.print(f"[bold]image {tag}[/] ({images.size(image)}) to {', '.join(lacking)}")
             stream("kind", "load", "docker-image", tag, "--name", CLUSTER, "--nodes", ",".join(lacking))
 
 
 def require_images(names: Mapping[str, str]) -> None:
-    """Raises ClusterError unless every node has the images."""
+    """Raises ClusterError unless every worker has the images."""
     for image in images.inspect(list(names.values())):
-        for node in nodes():
-            if not _has_image(node, image["Id"]):
-                raise ClusterError(f"node {node} must have the image {image['RepoTags'][0]}, got none; make kind-load")
+        for node in _lacking(image):
+            raise ClusterError(f"node {node} must have the image {image['RepoTags'][0]}, got none; make kind-load")
 
 
 def training_pods(num_nodes: int) -> dict[str, str]:
@@ -138,8 +145,7 @@ def training_pods(num_nodes: int) -> dict[str, str]:
 
     Every node of kind believes that it has all cores of the machine for itself.
     """
-    engine = json.loads(run(docker(), "info", "--format", "{{json .}}", timeout=20))
-    cores = max(1, (int(engine["NCPU"]) - 1) // num_nodes)  # one is for Kubeflow
+    cores = max(1, (int(preflight.engine_info()["NCPU"]) - 1) // num_nodes)  # one is for Kubeflow
     return {"cpu": str(min(cores, 4)), "memory": "2Gi"}
 
 
@@ -194,7 +200,9 @@ def reach(address: str) -> str:
 def _make_data_root() -> None:
     """Makes the folder of the volume, and lets user 1000, as whom all containers run, write to it."""
     DATA_ROOT.mkdir(parents=True, exist_ok=True)
-    if os.geteuid() == 0:
+    if preflight.rootless(preflight.engine_info()):
+        DATA_ROOT.chmod(0o777)  # user 1000 of the containers is some other user here
+    elif os.geteuid() == 0:
         os.chown(DATA_ROOT, 1000, 1000)
     elif os.geteuid() != 1000:
         DATA_ROOT.chmod(0o777)
@@ -217,6 +225,11 @@ def _wait_for_api() -> bool:
             return False
         time.sleep(3)
     return True
+
+
+def _lacking(image: Mapping[str, Any]) -> list[str]:
+    """Returns the workers that do not have an image."""
+    return [node for node in workers() if not _has_image(node, image["Id"])]
 
 
 def _has_image(node: str, image_id: str) -> bool:

@@ -1,13 +1,15 @@
 """What a machine must have before a cluster can be made on it, checked in a second."""
 
+import contextlib
 import errno
 import json
 import platform
 import shutil
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kws.files import free_bytes, human_bytes
 from pipeline.shell import ROOT, ClusterError, docker, run
@@ -15,8 +17,11 @@ from pipeline.shell import ROOT, ClusterError, docker, run
 MIN_MEMORY = 7_000_000_000
 """Bytes that Docker must have: Kubeflow Pipelines takes 4 GB, training the rest."""
 
-MIN_DISK = 15_000_000_000
-"""Free bytes: the images of Kubeflow and ours, once in the engine and once in every node."""
+MIN_DISK = 12_000_000_000
+"""Free bytes beside our images: those of kind and Kubeflow, in every node that runs them, and a little volume."""
+
+NUM_COPIES = 3
+"""Of our images: kind writes an archive to carry them, and each of the two workers keeps one."""
 
 INOTIFY = {"max_user_watches": 524_288, "max_user_instances": 512}
 """What three nodes full of pods use up; with less, pods fail with "too many open files"."""
@@ -54,19 +59,40 @@ def tool(name: str) -> Check:
 def docker_engine() -> Check:
     """Asks the Docker engine what it is and how much memory it has."""
     name = "docker engine"
-    remedy = "start Docker Desktop, or systemctl start docker and join the group docker"
+    remedy = "start Docker Desktop"
+    if platform.system() == "Linux":
+        remedy += ", or systemctl start docker and join the group docker (rootless: systemctl --user start docker)"
     try:
-        found = json.loads(run(docker(), "info", "--format", "{{json .}}", remedy=remedy, timeout=20))
+        found = engine_info(remedy=remedy)
     except ClusterError as error:
         return Check(name=name, problem=str(error))
     if found.get("ServerErrors"):  # some clients report them with status 0
         said = " ".join(found["ServerErrors"])
         return Check(name=name, problem=f"the Docker engine must be running, got: {said}; {remedy}")
+    if rootless(found) and str(found.get("CgroupVersion")) != "2":
+        return Check(name=name, problem="rootless Docker must have control groups of version 2 for kind, got version "
+                     f"{found.get('CgroupVersion')}; see https://kind.sigs.k8s.io/docs/user/rootless")  # fmt: skip
     memory = found["MemTotal"]
     if memory < MIN_MEMORY:
         problem = f"Docker must have {human_bytes(MIN_MEMORY)} of memory, got {human_bytes(memory)}; "
         return Check(name=name, problem=problem + "give it more in Docker Desktop's settings, or use a larger machine")
-    return Check(name=name, detail=f"{found['ServerVersion']}, {found['NCPU']} CPUs, {human_bytes(memory)}")
+    kind_of = ", rootless" if rootless(found) else ""
+    return Check(name=name, detail=f"{found['ServerVersion']}, {found['NCPU']} CPUs, {human_bytes(memory)}{kind_of}")
+
+
+def engine_info(remedy: str = "") -> dict[str, Any]:
+    """Returns what the Docker engine says of itself.
+
+    Raises:
+        ClusterError: it does not answer.
+    """
+    found: dict[str, Any] = json.loads(run(docker(), "info", "--format", "{{json .}}", remedy=remedy, timeout=20))
+    return found
+
+
+def rootless(info: Mapping[str, Any]) -> bool:
+    """Tells whether the Docker engine runs without root: users in containers are then others on this machine."""
+    return any("rootless" in option for option in info.get("SecurityOptions") or ())
 
 
 def inotify(folder: Path = Path("/proc/sys/fs/inotify")) -> Check:
@@ -92,34 +118,47 @@ def port(number: int, purpose: str) -> Check:
             listener.bind(("127.0.0.1", number))
         except OSError as error:
             said = "in use" if error.errno == errno.EADDRINUSE else str(error)
-            problem = f"port {number} must be free for {purpose}, got {said}; stop what listens there "
-            problem += f"(ss -ltnp 'sport = :{number}'), or change hostPort in kind-config.yaml"
+            who = f"ss -ltnp 'sport = :{number}'" if platform.system() == "Linux" else f"lsof -nP -iTCP:{number}"
+            problem = f"port {number} must be free for {purpose}, got {said}; stop what listens there ({who}), or "
+            problem += "change hostPort in kind-config.yaml"
             return Check(name=name, problem=problem)
     return Check(name=name, detail=f"free for {purpose}")
 
 
-def disk(folder: Path = ROOT) -> Check:
-    """Measures the free space beside the repository."""
-    free = free_bytes(folder)
-    if free < MIN_DISK:
-        return Check(name="disk", problem=f"the disk must have {human_bytes(MIN_DISK)} free, got {human_bytes(free)}; "
-                     "docker system prune frees what Docker no longer needs")  # fmt: skip
-    return Check(name="disk", detail=f"{human_bytes(free)} free")
+def disk(folder: Path | None = None, image_bytes: int = 0) -> Check:
+    """Measures the free space where Docker keeps images.
+
+    Args:
+        folder: where that is; None: where Docker says, or beside the repository if it says nothing.
+        image_bytes: size of the images that the nodes lack.
+    """
+    if folder is None:
+        if platform.system() != "Linux":
+            return Check(name="disk", detail="Docker Desktop's own: Settings, Resources, Disk; at least 40 GB")
+        with contextlib.suppress(ClusterError, KeyError):
+            folder = Path(engine_info()["DockerRootDir"])
+        folder = folder if folder and folder.is_dir() else ROOT
+    free, need = free_bytes(folder), MIN_DISK + NUM_COPIES * image_bytes
+    if free < need:
+        ours = f", {NUM_COPIES} times {human_bytes(image_bytes)} of it for our images" if image_bytes else ""
+        return Check(name="disk", problem=f"the disk of {folder} must have {human_bytes(need)} free{ours}, got "
+                     f"{human_bytes(free)}; docker system prune frees what Docker no longer needs")  # fmt: skip
+    return Check(name="disk", detail=f"{human_bytes(free)} free in {folder}")
 
 
-def checks(*, new_cluster: bool = True) -> Iterable[Check]:
+def checks(*, new_cluster: bool = True, image_bytes: int = 0) -> Iterable[Check]:
     """Makes every check; those that need a tool which is missing are left out.
 
     Args:
         new_cluster: the ports must be free, which they are not where the cluster runs.
+        image_bytes: size of the images that the nodes lack.
     """
     tools = [tool(docker()), tool("kind"), tool("kubectl")]
     yield from tools
     if not tools[0].problem:
         yield docker_engine()
-    rest: list[Callable[[], Check]] = [inotify, disk]
-    for check in rest:
-        yield check()
+    yield inotify()
+    yield disk(image_bytes=image_bytes)
     if new_cluster:
         for number, purpose in PORTS.items():
             yield port(number, purpose)

@@ -1,3 +1,4 @@
+import json
 import os
 import platform
 import shutil
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.kind import preflight
+from pipeline.kind import cluster, preflight
 from pipeline.shell import ClusterError
 
 TOOLS = ("docker", "kind", "kubectl")
@@ -99,9 +100,61 @@ def test_low_inotify_limits_come_with_the_command_that_raises_them(tmp_path: Pat
 
 def test_too_small_a_disk_is_told_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "MIN_DISK", 1 << 60)
-    assert preflight.disk(tmp_path).problem.startswith("the disk must have 1.15e+06 TB free, got ")
+    assert preflight.disk(tmp_path).problem.startswith(f"the disk of {tmp_path} must have 1.15e+06 TB free, got ")
     monkeypatch.setattr(preflight, "MIN_DISK", 1)
     assert not preflight.disk(tmp_path).problem
+
+
+def test_the_disk_must_hold_what_is_carried_to_the_nodes_as_often_as_it_is_kept(tmp_path: Path) -> None:
+    problem = preflight.disk(tmp_path, image_bytes=1 << 59).problem
+    assert ", 3 times 5.76e+05 TB of it for our images, got " in problem
+
+
+def client(folder: Path, **info: object) -> None:
+    """Puts a Docker client on PATH whose engine says this of itself."""
+    (folder / "docker").write_text(f"#!/bin/sh\necho '{json.dumps(info)}'\n")
+    (folder / "docker").chmod(0o755)
+
+
+def test_the_disk_is_that_on_which_docker_keeps_images(bin_folder: Path) -> None:
+    client(bin_folder, DockerRootDir=str(bin_folder))
+    found = preflight.disk()
+    assert str(bin_folder) in (found.detail or found.problem)
+
+
+ROOTLESS = {"SecurityOptions": ["name=seccomp,profile=builtin", "name=rootless", "name=cgroupns"],
+            "MemTotal": 1 << 34, "NCPU": 4, "ServerVersion": "28.2.2"}  # fmt: skip
+
+
+def test_rootless_docker_is_told_what_kind_needs_of_it(bin_folder: Path) -> None:
+    client(bin_folder, **ROOTLESS, CgroupVersion="1")
+    problem = preflight.docker_engine().problem
+    assert problem.startswith(
+        "rootless Docker must have control groups of version 2 for kind, got version 1; see https"
+    )
+    client(bin_folder, **ROOTLESS, CgroupVersion="2")
+    assert preflight.docker_engine().detail == "28.2.2, 4 CPUs, 17.2 GB, rootless"
+
+
+def test_with_rootless_docker_the_volume_is_open_to_the_user_of_the_containers(
+    bin_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client(bin_folder, **ROOTLESS)
+    monkeypatch.setattr(cluster, "DATA_ROOT", bin_folder / "volume")
+    cluster._make_data_root()
+    assert (bin_folder / "volume").stat().st_mode & 0o777 == 0o777
+
+
+def test_on_macos_the_messages_are_those_of_macos(bin_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    assert "Docker Desktop" in preflight.disk().detail
+    assert preflight.inotify().detail == "Docker Desktop sets it"
+    assert "systemctl" not in preflight.docker_engine().problem
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        number = listener.getsockname()[1]
+        assert f"lsof -nP -iTCP:{number}" in preflight.port(number, "the UI").problem
 
 
 def test_where_the_cluster_runs_its_ports_may_be_in_use(bin_folder: Path) -> None:
