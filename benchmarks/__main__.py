@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import latency, measure, memory, preprocessing, training
+from benchmarks import latency, measure, memory, preprocessing, streams, training
 from benchmarks.measure import Effort, Row
 from kws import files
 
@@ -26,6 +26,7 @@ ROWS: dict[str, Callable[[Effort], Row]] = {
     "ddp_two_vs_one": training.two_processes_versus_one,
     "latency_vs_eager": latency.as_file,
     "latency_in_torch_vs_eager": latency.in_torch,
+    "streams_per_core": streams.per_core,
     "memory_growth": memory.growth,
 }
 RESULT = Path("var/bench.json")

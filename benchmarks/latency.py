@@ -22,17 +22,17 @@ def as_file(effort: Effort) -> Row:
     """An exported file (`kws export --int8`) against torchaudio and `nn.TransformerEncoder` in torch."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        onnx.export(_recognizer(), path, int8=True)
+        onnx.export(untrained(), path, int8=True)
         recognizer = onnx.load(path, num_threads=1)
     return _against_eager("latency_vs_eager", 3, recognizer, effort)
 
 
 def in_torch(effort: Effort) -> Row:
     """The `.pth` against the same."""
-    return _against_eager("latency_in_torch_vs_eager", 1, _recognizer(), effort)
+    return _against_eager("latency_in_torch_vs_eager", 1, untrained(), effort)
 
 
-def _recognizer() -> Recognizer:
+def untrained() -> Recognizer:
     words = list(SPEECH_COMMANDS_WORDS)
     model = AudioTransformer(PRESETS["default"].model, FEATURES, len(words)).eval()
     return Recognizer(model=model, words=words, features=FEATURES)

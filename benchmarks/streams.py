@@ -1,0 +1,47 @@
+"""Streams that one core hears in real time."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import latency, measure
+from benchmarks.measure import Effort, Row
+from kws.model import onnx
+from kws.model.detector import Detector, Thresholds
+
+WANTED = 50
+"""Streams that a core is to hear."""
+
+
+def per_core(effort: Effort) -> Row:
+    """Detectors of one model on one thread, fed a tenth of a second each in turn, against the streams that are wanted.
+
+    Ten windows a second each: frames once, then the network, then the decision. All runs in this thread, whose time of
+    a core is counted, so that other work beside it does not.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.export(latency.untrained(), path)
+        recognizer = onnx.load(path, num_threads=1)
+    thresholds = Thresholds.unmeasured(recognizer.words)
+    detectors = [Detector(recognizer, thresholds) for _ in range(WANTED)]
+    rate = recognizer.features.sample_rate
+    random = np.random.default_rng(0)
+    pieces = [0.1 * random.standard_normal(rate // 10).astype(np.float32) for _ in range(10)]
+    for piece in pieces:  # half a second passes before the first window
+        for detector in detectors:
+            detector.feed(piece)
+
+    def streams() -> float:
+        started = time.thread_time()
+        for piece in pieces[: 2 * effort.steps]:
+            for detector in detectors:
+                detector.feed(piece)
+        heard = 0.1 * len(pieces[: 2 * effort.steps]) * len(detectors)
+        return heard / (time.thread_time() - started)
+
+    with measure.threads(1):
+        rates = measure.in_turns(streams, lambda: float(WANTED), effort.repeats)
+    return Row(row="streams_per_core", goal=1, unit="streams", **rates)
