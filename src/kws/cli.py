@@ -171,7 +171,7 @@ def _add_evaluate(add: Add) -> None:
 
 
 def _evaluate_streams(options: argparse.Namespace) -> int:
-    from kws import files, plots
+    from kws.evaluate.report import write_stream_report
     from kws.evaluate.streams import evaluate_streams
     from kws.model.detector import THRESHOLDS, Thresholds
     from kws.model.predict import load
@@ -182,18 +182,9 @@ def _evaluate_streams(options: argparse.Namespace) -> int:
         recognizer, options.recordings, hours=options.hours, false_alarms_per_hour=options.false_alarms_per_hour,
         thresholds=given, room=options.room,
     )  # fmt: skip
-    rows = [report.summary() for report in reports]
-    summary = {"thresholds": thresholds.as_json(), "streams": rows}
-    files.write_json(options.output / THRESHOLDS, thresholds.as_json())
-    files.write_json(options.output / "streams.json", summary)
-    figure = plots.detection(
-        {f"{report.snr_db:g} dB": report.curve for report in reports},
-        {f"{report.snr_db:g} dB": (report.outcome.per_hour, report.outcome.missed) for report in reports},
-    )
-    with files.atomic_write(options.output / "detection.png") as file:
-        file.write(plots.png(figure))
+    rows = write_stream_report(options.output, recognizer, thresholds, reports, f"recordings in {options.recordings}")
     if options.json:
-        print(json.dumps(summary, indent=2))
+        print(json.dumps({"thresholds": thresholds.as_json(), "streams": rows}, indent=2))
         return 0
 
     from rich.console import Console
@@ -210,7 +201,7 @@ def _evaluate_streams(options: argparse.Namespace) -> int:
                       f"{row['missed_at_one_an_hour']:.1%}", causes)  # fmt: skip
     console = Console()
     console.print(table)
-    console.print(f"{options.output}/{THRESHOLDS} (for kws listen and the server), streams.json, detection.png",
+    console.print(f"report {options.output}/streams.html; {THRESHOLDS} there is for kws listen and the server",
                   highlight=False)  # fmt: skip
     return 0
 

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 
 from kws import files, plots
 from kws.evaluate.accuracy import Evaluation
+from kws.evaluate.streams import StreamReport
+from kws.model.detector import THRESHOLDS, Thresholds
 from kws.model.predict import AnyRecognizer
 from kws.preprocess import clips as ids
 from kws.preprocess.audio import Waveform
@@ -72,6 +74,37 @@ def _pictures(evaluation: Evaluation, training: Sequence[Mapping[str, Any]]) -> 
         {"title": title, "text": text, "picture": plots.data_uri(plots.png(figure), "image/png")}
         for title, text, figure in found
     ]
+
+
+def write_stream_report(
+    folder: Path, recognizer: AnyRecognizer, thresholds: Thresholds, reports: Sequence[StreamReport], title: str
+) -> list[dict[str, Any]]:
+    """Writes streams.html, detection.png, streams.json and thresholds.json into a folder, and returns the figures.
+
+    Args:
+        folder: gets the files, each atomically.
+        recognizer: the model that listened.
+        thresholds: those that were measured.
+        reports: what was found, a condition each.
+        title: names the recordings.
+    """
+    rows = [report.summary() for report in reports]
+    curves = {f"{report.snr_db:g} dB": report.curve for report in reports}
+    points = {f"{report.snr_db:g} dB": (report.outcome.per_hour, report.outcome.missed) for report in reports}
+    picture = plots.png(plots.detection(curves, points))
+    template = importlib.resources.files("kws.evaluate").joinpath("streams.html.jinja").read_text()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(template).render(
+        recognizer=recognizer, rows=rows, thresholds=thresholds, title=title,
+        picture=plots.data_uri(picture, "image/png"),
+    )  # fmt: skip
+    files.write_json(folder / THRESHOLDS, thresholds.as_json())
+    files.write_json(folder / "streams.json", {"thresholds": thresholds.as_json(), "streams": rows})
+    with files.atomic_write(folder / "detection.png") as file:
+        file.write(picture)
+    with files.atomic_write(folder / "streams.html", "w") as file:
+        file.write(page)
+    return rows
 
 
 def _show(recognizer: AnyRecognizer, recordings: Path, clip: str) -> dict[str, str]:

@@ -162,6 +162,9 @@ def test_command_writes_thresholds_and_figures_that_follow_from_its_events(
     shown = capsys.readouterr().out
     assert "missed" in shown
     assert (output / "detection.png").read_bytes().startswith(b"\x89PNG")
+    report = (output / "streams.html").read_text()
+    assert "run expert" in report
+    assert report.count("<img") == 1
     thresholds = Thresholds.read(output / "thresholds.json", expert.words)
     assert thresholds.measured_on["limit"] == 200
     written = json.loads((output / "streams.json").read_text())
