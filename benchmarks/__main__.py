@@ -24,6 +24,7 @@ ROWS: dict[str, Callable[[Effort], Row]] = {
     "train_vs_plain": training.versus_plain,
     "train_flops_vs_peak": training.flops_versus_peak,
     "ddp_two_vs_one": training.two_processes_versus_one,
+    "train_beside_busy_vs_one_thread": training.beside_a_busy_process,
     "latency_vs_eager": latency.as_file,
     "latency_in_torch_vs_eager": latency.in_torch,
     "streams_per_core": streams.per_core,

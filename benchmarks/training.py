@@ -4,6 +4,8 @@ import dataclasses
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -19,7 +21,7 @@ from benchmarks import measure, plain
 from benchmarks.measure import Effort, Row
 from kws.config import PRESETS
 from kws.preprocess.tensors import Tensors
-from kws.processes import keep_freed_memory, num_cores
+from kws.processes import keep_freed_memory, num_cores, yield_to_neighbours
 from kws.train.loop import Trainer
 from kws.train.world import World, join_world
 
@@ -122,6 +124,16 @@ def two_processes_versus_one(effort: Effort) -> Row:
     return Row(row="ddp_two_vs_one", goal=1.05, unit="clips/s", **rates)
 
 
+def beside_a_busy_process(effort: Effort) -> Row:
+    """Training as it is started by default, beside a process that keeps one core busy, against one thread there."""
+    busy = [sys.executable, "-c", "while True: pass"]
+    with _Group(1, num_cores()) as default, _Group(1, 1) as single, subprocess.Popen(busy) as neighbour:
+        steps = 8 * effort.steps  # the first second goes into noticing
+        rates = measure.in_turns(lambda: default.rate(steps), lambda: single.rate(steps), effort.repeats)
+        neighbour.kill()
+    return Row(row="train_beside_busy_vs_one_thread", goal=0.85, unit="clips/s", **rates)
+
+
 def make_trainer(world: World = ALONE, tensors: Path | None = None) -> Trainer:
     """Makes what trains the default model, in a process that keeps freed memory as training does."""
     keep_freed_memory()
@@ -189,7 +201,7 @@ class _Group:
 def _train_when_told(pipe: Connection, environment: dict[str, Any]) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()})
     torch.set_num_threads(environment["OMP_NUM_THREADS"])
-    with join_world() as world:
+    with join_world() as world, yield_to_neighbours():
         loop = _steps(make_trainer(world))
         while steps := pipe.recv():
             started = time.perf_counter()

@@ -27,7 +27,14 @@ from kws.model import bundle
 from kws.model.calibration import fit_temperature
 from kws.model.network import AudioTransformer
 from kws.preprocess.tensors import Tensors
-from kws.processes import Unfailing, die_with_parent, handle_signals, keep_freed_memory, settle_user
+from kws.processes import (
+    Unfailing,
+    die_with_parent,
+    handle_signals,
+    keep_freed_memory,
+    settle_user,
+    yield_to_neighbours,
+)
 from kws.train import checkpoint, runs
 from kws.train.journal import open_journal
 from kws.train.loop import Trainer
@@ -85,7 +92,7 @@ def train(tensors_folder: Path, preset: str, config: TrainConfig, *, runs_folder
         with runs.owned(folder) if world.leads else contextlib.nullcontext():
             keep_freed_memory()
             trainer = Trainer(tensors, preset, config, world)
-            with _stop_in_order(trainer):
+            with _stop_in_order(trainer), yield_to_neighbours():
                 _train_to_the_end(folder, trainer)
         if world.size > 1:
             dist.barrier()
