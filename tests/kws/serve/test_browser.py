@@ -37,7 +37,7 @@ def sound(tone_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(expert: Recognizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     path = tmp_path_factory.mktemp("browser") / "model.onnx"
     onnx.export(expert, path)
-    thresholds = Thresholds(thresholds={"no": 0.6, "stop": 0.6, "yes": 0.6}).as_json()
+    thresholds = Thresholds(thresholds={"no": 0.6, "stop": 0.6, "yes": 0.6})
     served = Served(recognizer=onnx.load(path, 1), version="v1", thresholds=thresholds, card="# The card")
     running = Page(served, tmp_path_factory.mktemp("collected"))
     yield running

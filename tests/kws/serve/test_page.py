@@ -70,7 +70,7 @@ class Page:
 def served(expert: Recognizer, tmp_path_factory: pytest.TempPathFactory) -> Served:
     path = tmp_path_factory.mktemp("page") / "model.onnx"
     onnx.export(expert, path)
-    thresholds = Thresholds(thresholds={"no": 0.6, "stop": 0.6, "yes": 0.6}).as_json()
+    thresholds = Thresholds(thresholds={"no": 0.6, "stop": 0.6, "yes": 0.6})
     return Served(recognizer=onnx.load(path, 1), version="v1", thresholds=thresholds, card="# The card")
 
 
@@ -127,7 +127,7 @@ def test_page_is_whole_and_needs_nothing_from_elsewhere(page: Page) -> None:
 def test_stream_gives_what_the_detector_gives_whatever_the_messages(
     page: Page, served: Served, tone: np.ndarray
 ) -> None:
-    detector = Detector(served.recognizer, Thresholds.from_json(served.thresholds, served.recognizer.words))
+    detector = Detector(served.recognizer, served.thresholds)
     heard = detector.feed(tone / np.float32(32768)) + detector.finish()
     expected = [one.detection for one in heard if one.detection]
     assert [one.word for one in expected].count("yes") == 1

@@ -42,8 +42,8 @@ class Model(Protocol):
         """Its name."""
 
     @property
-    def thresholds(self) -> Any:
-        """The content of thresholds.json."""
+    def thresholds(self) -> Thresholds:
+        """When a word counts."""
 
     @property
     def card(self) -> str:
@@ -115,7 +115,7 @@ class Listener:
 
 
 def _begin(model: Model) -> Detector:
-    return Detector(model.recognizer, Thresholds.from_json(model.thresholds, model.recognizer.words))
+    return Detector(model.recognizer, model.thresholds)
 
 
 def _hello(model: Model) -> dict[str, Any]:
@@ -124,8 +124,8 @@ def _hello(model: Model) -> dict[str, Any]:
         "version": model.version,
         "words": list(model.recognizer.words),
         "reported": reported(model.recognizer.words),
-        "thresholds": dict(model.thresholds["thresholds"]),
-        "false_alarms_per_hour": model.thresholds.get("false_alarms_per_hour"),
+        "thresholds": dict(model.thresholds.thresholds),
+        "false_alarms_per_hour": model.thresholds.as_json()["false_alarms_per_hour"],
         "num_mels": model.recognizer.features.num_mels,
     }
 
