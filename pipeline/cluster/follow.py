@@ -307,8 +307,8 @@ def step_table(steps: Iterable[Step], logs: Mapping[str, str], pods: Pods | None
         pods: tell why attempts ended; None leaves it out.
     """
     table = Table(box=None, pad_edge=False)
-    for name in ("step", "state", "time"):
-        table.add_column(name, no_wrap=True)
+    for name, width in (("step", 10), ("state", 9), ("time", 12)):  # a long line of a log must not squeeze them
+        table.add_column(name, no_wrap=True, min_width=width)
     table.add_column("", no_wrap=pods is None, overflow="ellipsis" if pods is None else "fold", ratio=1)
     for step in steps:
         text = step.error or logs.get(step.name, "")

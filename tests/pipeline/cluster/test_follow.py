@@ -380,6 +380,15 @@ def test_quiet_prints_changes_of_state_only_and_many_lines_are_thinned(stand_in:
     assert re.search(r"train +running\n", text)
 
 
+def test_a_long_line_of_a_log_squeezes_no_other_column_of_the_table() -> None:
+    found = steps.steps_of(as_run(recorded("succeeded")), STEPS)
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(follow.step_table(found, {"train": "epoch " * 100}))
+    lines = console.export_text().splitlines()
+    assert len(lines) == 6
+    assert re.match(r"train +succeeded +58 s +epoch epoch ", lines[3])
+
+
 # Lists
 
 
