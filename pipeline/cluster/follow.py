@@ -190,7 +190,7 @@ class Following:
                               soft_wrap=True)  # fmt: skip
             why = step.error or (self.pods.endings(step) or [""])[-1]
             if why or lines:
-                reasons.append(f"{step.name}: {why or lines[-1]}")
+                reasons.append(f"{step.name}{f': {why}' if why else ', in its own words above'}")
         said = details.error.message if details.error and details.error.message else ""
         if not reasons and not failed:
             reasons = [message for message in self.pods.messages().values() if message][:1]

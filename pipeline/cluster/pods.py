@@ -133,7 +133,8 @@ class Pods:
         said = {}
         if any(_ending(pods.get(node)) is None for node in step.attempts):
             said = {node_id(name): message for name, message in self.messages().items()}
-        gone = "" if self.cluster.core is None or self.problem else "its pod vanished"
+        # An hour after its end no pod of a run is left, which says nothing of how it ended.
+        gone = "its pod vanished" if self.of_steps else ""
         return [_ending(pods.get(node)) or said.get(node) or ("" if node in pods else gone) for node in step.attempts]
 
     def pod_of(self, node: str) -> str:

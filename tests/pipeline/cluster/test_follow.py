@@ -277,10 +277,20 @@ def test_a_failed_step_shows_its_own_last_lines_and_the_run_its_reason(stand_in:
 def test_a_failed_run_never_ends_without_a_reason(stand_in: StandIn, said: Any, kubernetes: bool) -> None:
     stand_in.runs = [recorded("failed")]
     stand_in.forbidden = not kubernetes
+    stand_in.pods = [pod("other", "speech-commands-m9msh(0).root(0).download-driver(0)", phase="Succeeded")]
     status, text = said()
     assert status == 1
     expected = "download: its pod vanished" if kubernetes else "neither the API nor a pod says why (download failed"
     assert expected in " ".join(text.split())
+
+
+def test_when_no_pod_is_left_the_log_that_was_kept_gives_the_reason(stand_in: StandIn, said: Any) -> None:
+    stand_in.runs = [recorded("failed")]
+    stand_in.kept["speech-commands-m9msh-2843168928"] = log("failed")
+    text = said()[1]
+    assert text.count("ValueError: source must be an http(s) address") == 1
+    assert "the run failed at download, in its own words above" in text
+    assert "vanished" not in text
 
 
 def test_a_step_that_was_killed_for_want_of_memory_says_so(stand_in: StandIn, said: Any) -> None:
