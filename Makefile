@@ -57,6 +57,11 @@ bench: $(READY) ## speed beside the alternatives, in 3 minutes: table and var/be
 e2e: $(READY) ## training and whole runs that are killed, stopped, shrunk and grown, in 10 minutes
 	$(E2E) tests/e2e/test_survival.py tests/e2e/test_killed_pipeline.py
 
+DATA_ROOT = var/demo/data
+.PHONY: serve
+serve: $(READY) ## answer by the champion of DATA_ROOT (default: that of make demo), at http://127.0.0.1:8080
+	@$(BIN)/kws serve --data-root '$(DATA_ROOT)' $(ARGS)
+
 .PHONY: clean
 clean: ## delete what the targets made, but for .venv, pulled models and the volume of the local cluster
 	rm -rf var/demo var/bench var/bench.json var/pipeline.yaml var/study var/notebook .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
@@ -81,6 +86,7 @@ RUN =
 CRON =
 TZ =
 VERSION = champion
+REASON =
 TO = var/models
 ARGS =
 # $(call flag,--name,VALUE): the flag, unless the value is empty.
@@ -147,6 +153,17 @@ tensorboard: $(READY) ## open TensorBoard over all runs of the cluster
 
 pull-model: $(READY) ## bring a model here, verified: VERSION=champion TO=var/models
 	$(COMMAND) pull --version '$(VERSION)' --to '$(TO)' $(WHERE) $(call flag,--registry,$(REGISTRY))
+
+.PHONY: deploy models rollback
+deploy: $(READY) ## serve the champion on the cluster, after make images
+	$(COMMAND) deploy $(WHERE) $(IMAGES) $(ARGS)
+
+models: $(READY) ## list versions, figures and champion: ARGS="--data-root var/demo/data" for those of this machine
+	$(COMMAND) models $(WHERE) $(call flag,--registry,$(REGISTRY)) $(ARGS)
+
+rollback: $(READY) ## make an earlier version champion: VERSION= REASON= ARGS="--data-root …"
+	$(COMMAND) rollback $(call flag,--version,$(filter-out champion,$(VERSION))) $(call flag,--reason,$(REASON)) $(WHERE) \
+	  $(call flag,--registry,$(REGISTRY)) $(ARGS)
 
 graph: $(READY) ## draw the compiled pipeline and the rooms of the code for the documentation
 	$(COMMAND) graph

@@ -139,6 +139,25 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
         "--image", default="", help="image of the pod that reads (default: the runtime of this revision)"
     )
     parser.add_argument("--registry", default="", help="where the runtime is pulled from")
+    parser = add("deploy", _deploy, "serve the champion on the cluster: two pods that follow it",
+                 "Applied again after a change of the image, pods are replaced one by one, without a lost request.",
+                 (where, built))  # fmt: skip
+    parser.add_argument("--image", default="", help="of the server (default: that of this revision)")
+    on_volume = argparse.ArgumentParser(add_help=False)
+    on_volume.add_argument("--data-root", type=Path, metavar="DIR", help="the volume, where it is mounted here")
+    on_volume.add_argument("--image", default="", help="image of the pod that looks at the volume (default: the server "
+                           "of this revision)")  # fmt: skip
+    on_volume.add_argument("--registry", default="", help="where that image is pulled from")
+    add(
+        "models",
+        _models,
+        "list the published versions, their figures, and which is champion",
+        parents=(on_volume, where),
+    )
+    parser = add("rollback", _rollback, "make an earlier version champion", "Who and why is recorded in champion.json; "
+                 "servers follow within seconds.", (on_volume, where))  # fmt: skip
+    parser.add_argument("--version", default="", help="a folder of models/ (default: the champion before this one)")
+    parser.add_argument("--reason", default="", help="why, for the record")
     add("ui", lambda o: _open(o, "ml-pipeline-ui", 8080, kind.NAMESPACE), "open the UI of Kubeflow Pipelines",
         parents=(where,))  # fmt: skip
     add("tensorboard", lambda o: _open(o, "kws-tensorboard", 6006, o.namespace), "open TensorBoard with all runs",
@@ -283,6 +302,53 @@ def _pull(options: argparse.Namespace) -> None:
         with reader_pod(cluster.kubectl, claim=os.environ.get("KWS_PVC") or PVC, image=image) as volume:
             folder = fetch(volume, options.to, options.version)
     out.print(f"{folder}\nnext: kws predict --model {folder / 'model.pth'} FILE.wav", soft_wrap=True)
+
+
+def _deploy(options: argparse.Namespace) -> None:
+    from pipeline.cluster import serving
+
+    cluster = cluster_of(options)
+    image = options.image or images.image_names(registry=options.registry)["serving"]
+    serving.deploy(cluster.kubectl, namespace=cluster.namespace, image=image, claim=serving.claim_name())
+
+
+def _local_root(options: argparse.Namespace) -> Path | None:
+    """Returns the volume as a folder of this machine, where it is one.
+
+    Raises:
+        ValueError: the folder that was named is none.
+    """
+    if options.data_root:
+        if not options.data_root.is_dir():
+            raise ValueError(f"data_root must be a folder, got {str(options.data_root)!r}, which is none")
+        return Path(options.data_root)
+    return kind.host_data_root() if not options.host and not options.context else None
+
+
+def _models(options: argparse.Namespace) -> None:
+    from pipeline.cluster import serving
+    from pipeline.cluster.pull import HostVolume, reader_pod
+
+    if root := _local_root(options):
+        table = serving.table_of_models(HostVolume(root))
+    else:
+        image = options.image or images.image_names(registry=options.registry)["serving"]
+        with reader_pod(cluster_of(options).kubectl, claim=serving.claim_name(), image=image) as volume:
+            table = serving.table_of_models(volume)
+    out.print(table if table.row_count else "no versions yet; make demo or make pipeline publishes one")
+
+
+def _rollback(options: argparse.Namespace) -> None:
+    from kws.promote import bundle
+    from pipeline.cluster import serving
+
+    if root := _local_root(options):
+        before, now = bundle.rollback(root, options.version, reason=options.reason)
+        out.print(f"champion {now}, before {before or 'none'}")
+        return
+    image = options.image or images.image_names(registry=options.registry)["serving"]
+    out.print(serving.rollback(cluster_of(options).kubectl, image=image, claim=serving.claim_name(),
+                               version=options.version, reason=options.reason, by=bundle.who()))  # fmt: skip
 
 
 def _open(options: argparse.Namespace, service: str, port: int, namespace: str) -> int:

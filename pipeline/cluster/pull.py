@@ -84,17 +84,20 @@ class PodVolume:
 
 
 @contextlib.contextmanager
-def reader_pod(kubectl: list[str], *, claim: str, image: str, mount_path: str = "/data") -> Iterator[PodVolume]:
-    """Runs a pod that does nothing but mount the volume read-only, and deletes it at the end.
+def reader_pod(
+    kubectl: list[str], *, claim: str, image: str, mount_path: str = "/data", read_only: bool = True
+) -> Iterator[PodVolume]:
+    """Runs a pod that does nothing but mount the volume, and deletes it at the end.
 
     Args:
         kubectl: the command with its flags for cluster and namespace.
         claim: the PersistentVolumeClaim.
         image: any image with sh, cat and sleep that the nodes have.
         mount_path: where the pod has the volume.
+        read_only: whether nothing can be written there.
     """
     name = f"kws-reader-{uuid.uuid4().hex[:8]}"
-    pod = reader_manifest(name, claim=claim, image=image, mount_path=mount_path)
+    pod = reader_manifest(name, claim=claim, image=image, mount_path=mount_path, read_only=read_only)
     run(*kubectl, "apply", "-f", "-", stdin=json.dumps(pod))
     try:
         run(*kubectl, "wait", "--for=condition=Ready", f"pod/{name}", "--timeout=300s",
@@ -104,7 +107,7 @@ def reader_pod(kubectl: list[str], *, claim: str, image: str, mount_path: str = 
         run(*kubectl, "delete", "pod", name, "--wait=false", "--ignore-not-found")
 
 
-def reader_manifest(name: str, *, claim: str, image: str, mount_path: str) -> dict[str, Any]:
+def reader_manifest(name: str, *, claim: str, image: str, mount_path: str, read_only: bool = True) -> dict[str, Any]:
     """Returns the reader pod, fit for a namespace with the restricted pod security standard."""
     return {
         "apiVersion": "v1",
@@ -139,10 +142,10 @@ def reader_manifest(name: str, *, claim: str, image: str, mount_path: str) -> di
                         "readOnlyRootFilesystem": True,
                         "capabilities": {"drop": ["ALL"]},
                     },
-                    "volumeMounts": [{"name": "data", "mountPath": mount_path, "readOnly": True}],
+                    "volumeMounts": [{"name": "data", "mountPath": mount_path, "readOnly": read_only}],
                 }
             ],
-            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}],
+            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": claim, "readOnly": read_only}}],
         },
     }
 

@@ -1,4 +1,4 @@
-"""The two container images: their names, their tags, and how they are built."""
+"""The container images: their names, their tags, and how they are built."""
 
 import hashlib
 import json
@@ -31,9 +31,9 @@ def revision() -> str:
 
 
 def image_names(*, registry: str = "", device: str = "cpu") -> dict[str, str]:
-    """Returns the images of this revision by role, runtime and launcher.
+    """Returns the images of this revision by role: runtime, launcher and serving.
 
-    The environment variables KWS_RUNTIME_IMAGE and KWS_LAUNCHER_IMAGE name others.
+    The environment variables KWS_RUNTIME_IMAGE, KWS_LAUNCHER_IMAGE and KWS_SERVING_IMAGE name others.
 
     Args:
         registry: where they are pushed to, such as ghcr.io/me; empty: nowhere.
@@ -41,7 +41,7 @@ def image_names(*, registry: str = "", device: str = "cpu") -> dict[str, str]:
     """
     prefix = f"{registry.rstrip('/')}/" if registry else ""
     names = {}
-    for role, suffix in (("runtime", "-cuda" if device == "cuda" else ""), ("launcher", "")):
+    for role, suffix in (("runtime", "-cuda" if device == "cuda" else ""), ("launcher", ""), ("serving", "")):
         given = os.environ.get(f"KWS_{role.upper()}_IMAGE")
         names[role] = given or f"{prefix}kws-{role}:{revision()}{suffix}"
         if names[role].endswith(":latest") or ":" not in names[role].rpartition("/")[2]:
@@ -65,6 +65,7 @@ def build(names: dict[str, str], *, device: str, torch: str = "", base_image: st
             "BASE_IMAGE": base_image or (CUDA_BASE if device == "cuda" else ""),
         },
         "launcher": {},
+        "serving": {},
     }
     labels = {"VERSION": version("kws"), "REVISION": revision()}
     for role, name in names.items():

@@ -249,34 +249,6 @@ def versions(data_root: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if files.is_complete(path))
 
 
-def listing(data_root: Path) -> list[dict[str, Any]]:
-    """Describes all complete versions, the latest first.
-
-    Returns:
-        For each its version, accuracy, words, preset, files, whether it is champion, since when, by whom and why. One
-        whose manifest is damaged has `problem` instead of figures.
-    """
-    record = champion_record(data_root)
-    found = []
-    for version in reversed(versions(data_root)):
-        row: dict[str, Any] = {"version": version, "champion": bool(record and record["version"] == version)}
-        try:
-            manifest = read_manifest(data_root / MODELS / version)
-            row |= {
-                "accuracy": manifest.get("accuracy"),
-                "words": len(manifest.get("words", [])),
-                "preset": manifest.get("about", {}).get("preset", ""),
-                "files": sorted(manifest["files"]),
-                "int8": manifest.get("int8", ""),
-            }
-        except (ValueError, OSError) as error:
-            row["problem"] = str(error)
-        if row["champion"] and record:
-            row |= {name: record.get(name, "") for name in ("since", "by", "reason")}
-        found.append(row)
-    return found
-
-
 def who() -> str:
     """Names the user and the machine."""
     try:

@@ -184,13 +184,3 @@ def test_command_goes_back_and_says_what_it_did(data_root: Path, capsys: pytest.
         with pytest.raises(SystemExit) as caught:
             main(["rollback", "--data-root", str(data_root), "--version", "two", "--reason", "a test"])
         assert (caught.value.code, capsys.readouterr().out) == (0, expected)
-
-
-def test_listing_tells_versions_figures_and_champion_and_what_is_damaged(data_root: Path) -> None:
-    (data_root / "models" / "one" / files.MANIFEST).write_text("{")
-    rows = {row["version"]: row for row in bundle.listing(data_root)}
-    assert list(rows) == ["two", "three", "one"]
-    assert rows["three"]["champion"]
-    assert (rows["three"]["accuracy"], rows["three"]["words"], rows["three"]["by"]) == (1.0, 3, bundle.STEP)
-    assert not rows["two"]["champion"]
-    assert "must be a JSON file" in rows["one"]["problem"]

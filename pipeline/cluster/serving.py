@@ -1,0 +1,115 @@
+"""The champion at work on a cluster: deployed, listed beside the other versions, taken back."""
+
+import os
+from collections.abc import Sequence
+
+import yaml
+from rich.table import Table
+
+from kws import files
+from kws.promote import bundle
+from pipeline.cluster.follow import out
+from pipeline.cluster.pull import Volume, reader_pod
+from pipeline.shell import run
+
+DEPLOYMENT = "kws-serving"
+MANIFESTS = "manifests/serving"
+READY_SECONDS = 300
+
+
+def deploy(kubectl: Sequence[str], *, namespace: str, image: str, claim: str) -> None:
+    """Applies manifests/serving with an image, and waits until its pods are ready.
+
+    Args:
+        kubectl: the command with its flags for the cluster.
+        namespace: gets the server; the claim must be there.
+        image: of the server.
+        claim: the PersistentVolumeClaim with models/.
+
+    Raises:
+        ClusterError: the cluster refuses, or the pods do not become ready; the message says why.
+    """
+    run(*kubectl, "get", "persistentvolumeclaim", claim, "--namespace", namespace,
+        remedy="the volume is that of the pipeline: docs/cluster.md tells how to make it")  # fmt: skip
+    text = rendered(run("kubectl", "kustomize", MANIFESTS), namespace=namespace, image=image, claim=claim)
+    run(*kubectl, "apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
+    out.print(f"waiting for {DEPLOYMENT} in {namespace}, {image}: up to {READY_SECONDS} s")
+    run(*kubectl, "rollout", "status", f"deployment/{DEPLOYMENT}", "--namespace", namespace,
+        f"--timeout={READY_SECONDS}s", timeout=READY_SECONDS + 30,
+        remedy=f"kubectl -n {namespace} describe pods -l app.kubernetes.io/name={DEPLOYMENT} tells why; a server "
+        "without a champion is not ready until there is one")  # fmt: skip
+    out.print(
+        f"next: kubectl -n {namespace} port-forward service/{DEPLOYMENT} 8080:80, then http://localhost:8080",
+        soft_wrap=True,
+    )
+
+
+def rendered(text: str, *, namespace: str, image: str, claim: str) -> str:
+    """Puts namespace, image and claim into what kustomize rendered."""
+    objects = list(yaml.safe_load_all(text))
+    for thing in objects:
+        thing["metadata"]["namespace"] = namespace
+        if thing["kind"] == "Deployment":
+            spec = thing["spec"]["template"]["spec"]
+            spec["containers"][0]["image"] = image
+            spec["volumes"][0]["persistentVolumeClaim"]["claimName"] = claim
+    return yaml.safe_dump_all(objects)
+
+
+def table_of_models(volume: Volume) -> Table:
+    """Lists the versions on a volume, the latest first, with their figures and which is champion."""
+    record: dict[str, object] = {}
+    try:
+        with volume.open(f"{bundle.MODELS}/{bundle.CHAMPION}") as file:
+            record = bundle.parse_champion(file.read(), bundle.CHAMPION)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        out.print(f"[red]{error}[/]")
+    table = Table("", "version", "accuracy", "words", "preset", "files", box=None)
+    for version in sorted(volume.names(bundle.MODELS), reverse=True):
+        try:
+            with volume.open(f"{bundle.MODELS}/{version}/{files.MANIFEST}") as file:
+                manifest = bundle.parse_manifest(file.read(), version)
+        except (FileNotFoundError, NotADirectoryError):  # champion.json, or what is being made
+            continue
+        except ValueError as error:
+            table.add_row("[red]✗[/]", version, str(error))
+            continue
+        is_champion = record.get("version") == version
+        accuracy = manifest.get("accuracy")
+        if is_champion:
+            table.caption = f"champion since {record.get('since')}, by {record.get('by')}: {record.get('reason')}"
+            table.caption_justify = "left"
+        table.add_row(
+            "[green]champion[/]" if is_champion else "", version, f"{accuracy:.2%}" if accuracy is not None else "",
+            str(len(manifest.get("words", []))), str(manifest.get("about", {}).get("preset", "")),
+            ", ".join(name.removeprefix("model.") for name in manifest["files"] if name.startswith("model.")),
+        )  # fmt: skip
+    return table
+
+
+def rollback(kubectl: list[str], *, image: str, claim: str, version: str, reason: str, by: str) -> str:
+    """Makes an earlier version champion on the volume of a cluster, by a pod that is deleted at the end.
+
+    Args:
+        kubectl: the command with its flags for cluster and namespace.
+        image: one with the command kws, that the nodes have.
+        claim: the PersistentVolumeClaim.
+        version: empty: the champion before this one.
+        reason: why.
+        by: who decides.
+
+    Returns:
+        What became of it.
+    """
+    with reader_pod(kubectl, claim=claim, image=image, read_only=False) as volume:
+        arguments = [f"--version={version}", f"--reason={reason}", f"--by={by}"]
+        return run(*volume.exec, "kws", "rollback", f"--data-root={volume.mount_path}", *arguments).strip()
+
+
+def claim_name() -> str:
+    """Returns the claim that the environment names, or the usual one."""
+    from pipeline.placement import PVC
+
+    return os.environ.get("KWS_PVC") or PVC
