@@ -142,10 +142,16 @@ def reader_manifest(name: str, *, claim: str, image: str, mount_path: str, read_
                         "readOnlyRootFilesystem": True,
                         "capabilities": {"drop": ["ALL"]},
                     },
-                    "volumeMounts": [{"name": "data", "mountPath": mount_path, "readOnly": read_only}],
+                    "volumeMounts": [
+                        {"name": "data", "mountPath": mount_path, "readOnly": read_only},
+                        {"name": "tmp", "mountPath": "/tmp"},
+                    ],
                 }
             ],
-            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": claim, "readOnly": read_only}}],
+            "volumes": [
+                {"name": "data", "persistentVolumeClaim": {"claimName": claim, "readOnly": read_only}},
+                {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
+            ],
         },
     }
 

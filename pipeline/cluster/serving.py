@@ -68,10 +68,12 @@ def table_of_models(volume: Volume) -> Table:
         out.print(f"[red]{error}[/]")
     table = Table("", "version", "accuracy", "words", "preset", "files", box=None)
     for version in sorted(volume.names(bundle.MODELS), reverse=True):
+        if version.startswith(".") or version == bundle.CHAMPION:
+            continue
         try:
             with volume.open(f"{bundle.MODELS}/{version}/{files.MANIFEST}") as file:
                 manifest = bundle.parse_manifest(file.read(), version)
-        except (FileNotFoundError, NotADirectoryError):  # champion.json, or what is being made
+        except FileNotFoundError:  # what is being made
             continue
         except ValueError as error:
             table.add_row("[red]✗[/]", version, str(error))

@@ -20,6 +20,9 @@ from typing import TextIO
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 """Within a container: microseconds of all cores, or max, and of how many."""
 
+CPU_LIMITS_1 = (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
+"""The same in control groups of the first version, where -1 stands for max."""
+
 
 _LIBC = ctypes.CDLL(None)  # opened here, as that takes a lock which a forked child might find taken for ever
 _PR_SET_PDEATHSIG = 1
@@ -154,11 +157,13 @@ def num_cores() -> int:
     if sys.platform != "linux":
         return os.cpu_count() or 1
     bound = len(os.sched_getaffinity(0))
-    try:
-        quota, period = CPU_LIMIT.read_text().split()
-        return bound if quota == "max" else min(bound, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # no control group of the second version
-        return bound
+    for limits in ((CPU_LIMIT,), CPU_LIMITS_1):
+        try:
+            quota, period = " ".join(file.read_text() for file in limits).split()
+            return bound if quota in ("max", "-1") else min(bound, math.ceil(int(quota) / int(period)))
+        except (OSError, ValueError):  # no control group of this version
+            continue
+    return bound
 
 
 def end_with_parent() -> None:

@@ -14,12 +14,14 @@ import pytest
 import yaml
 
 from kws import launch
+from kws.config import ServeConfig, field_docs
 from kws.launch.job import Training
 from kws.launch.pods import PORT, to_manifest
 from kws.launch.pytorchjob import PYTORCH_JOB, build_job
 from kws.launch.settings import ClusterConfig
 from kws.launch.trainjob import TRAIN_JOB
 from kws.train import runs
+from pipeline.cluster import serving
 from pipeline.cluster.pull import reader_manifest
 from pipeline.kind import cluster as kind
 from pipeline.kind import preflight
@@ -27,7 +29,7 @@ from pipeline.placement import PVC
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "manifests"
-LOCAL = ("overlays/kind", "overlays/storage-class", "overlays/profile", "trainer-v2")
+LOCAL = ("overlays/kind", "overlays/storage-class", "overlays/profile", "trainer-v2", "serving", "kserve")
 REMOTE = ("kubeflow-pipelines/cluster-scoped", "kubeflow-pipelines", "training-operator")
 KUBERNETES = "1.34"
 
@@ -62,9 +64,12 @@ def pod_specs(value: Any) -> Iterator[dict[str, Any]]:
 @each_overlay
 def test_every_object_of_an_overlay_is_valid_kubernetes(overlay: str) -> None:
     for thing in rendered(overlay):
-        if not thing["apiVersion"].startswith("trainer.kubeflow.org/"):  # not a kind of Kubernetes itself
+        if not thing["apiVersion"].startswith(("trainer.kubeflow.org/", "serving.kserve.io/")):  # kinds of others
             kubernetes_validate.validate(thing, KUBERNETES, strict=True)
         for spec in pod_specs(thing):
+            if thing["kind"] == "InferenceService":  # a pod spec, and what KServe makes of it
+                spec = {name: value for name, value in spec.items()
+                        if name not in ("minReplicas", "maxReplicas", "timeout")}  # fmt: skip
             pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "lifted"}, "spec": spec}
             kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
@@ -268,3 +273,35 @@ def test_manifests_are_canonical_yaml_without_duplicate_keys() -> None:
 
     for path in [*MANIFESTS.rglob("*.yaml"), ROOT / "kind-config.yaml"]:
         list(yaml.load_all(path.read_text(), Loader))
+
+
+def test_the_server_is_called_on_its_two_ports_by_pods_and_calls_nobody() -> None:
+    (policy,) = of_kind("serving", "NetworkPolicy").values()
+    labels = of_kind("serving", "Deployment")["kws-serving"]["spec"]["template"]["metadata"]["labels"]
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    assert policy["spec"]["egress"] == []
+    (rule,) = policy["spec"]["ingress"]
+    (container,) = next(pod_specs(of_kind("serving", "Deployment")))["containers"]
+    assert [port["port"] for port in rule["ports"]] == [port["containerPort"] for port in container["ports"]]
+
+
+def test_the_server_is_started_with_flags_that_it_has_and_stops_before_its_pod_is_killed() -> None:
+    for overlay in ("serving", "kserve"):
+        for spec in (spec for thing in rendered(overlay) for spec in pod_specs(thing)):
+            (container,) = spec["containers"]
+            flags = container["args"][::2]
+            assert {flag[2:].replace("-", "_") for flag in flags} - {"data_root"} <= set(field_docs(ServeConfig))
+            drain = float(container["args"][container["args"].index("--drain-seconds") + 1])
+            assert drain + 30 <= spec["terminationGracePeriodSeconds"]
+            assert all(mount.get("readOnly") for mount in container["volumeMounts"] if mount["name"] == "data")
+
+
+def test_deploying_puts_namespace_image_and_claim_into_the_manifests() -> None:
+    rendered("serving")  # skips where there is no kubectl
+    text = yaml.safe_dump_all(rendered("serving"))
+    objects = list(yaml.safe_load_all(serving.rendered(text, namespace="me", image="kws-serving:abc", claim="data")))
+    assert {thing["metadata"]["namespace"] for thing in objects} == {"me"}
+    (deployment,) = [thing for thing in objects if thing["kind"] == "Deployment"]
+    (spec,) = pod_specs(deployment)
+    assert spec["containers"][0]["image"] == "kws-serving:abc"
+    assert spec["volumes"][0]["persistentVolumeClaim"]["claimName"] == "data"
