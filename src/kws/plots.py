@@ -62,7 +62,7 @@ def detection(curves: Mapping[str, Sequence[tuple[float, float]]], points: Mappi
             axes.plot(max(points[name][0], least), 100 * points[name][1], "o", color=line.get_color())
     axes.set_xscale("log")
     axes.set_xlim(least, 300)
-    axes.set_ylim(0, 60)
+    axes.set_ylim(0, 100)
     axes.axvline(1, color="grey", linewidth=0.8, linestyle=":")
     axes.set_xlabel("false alarms an hour (0.1: that or fewer)")
     axes.set_ylabel("words missed, %")
