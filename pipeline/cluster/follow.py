@@ -62,6 +62,7 @@ class Following:
     tails: dict[str, Tail] = field(default_factory=dict)
     last_line: dict[str, str] = field(default_factory=dict)
     waiting_since: dict[str, float] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.short_id = self.short_id or self.run_id[:8]
@@ -129,18 +130,21 @@ class Following:
     def _print_lines(self, step: str, lines: Sequence[str]) -> None:
         if console.is_terminal or self.quiet:
             return
+        self.told.update(line.partition("waits: ")[2] for line in lines)  # the training step says it too
         if len(lines) > MAX_NEW_LINES:
             console.print(f"{step:<10} │ … {len(lines) - MAX_NEW_LINES} lines")
         for line in lines[-MAX_NEW_LINES:]:
             console.print(f"{step:<10} │ {line}", markup=False, soft_wrap=True)
 
-    def _print(self, steps: Iterable[Step], waits: Iterable[Wait]) -> None:
+    def _print(self, steps: Iterable[Step], waits: Iterable[Wait], over: bool = False) -> None:
         for step in steps:
-            if step.state not in ("PENDING", "SKIPPED"):
+            # While a run goes on, a step that failed is one of before it was retried, or will be tried again.
+            if step.state in ("RUNNING", "SUCCEEDED") or (over and step.state in ("FAILED", "CANCELED")):
                 spent = f", {duration(step.start, step.end)}" if step.end else ""
                 self._once(f"{step.name:<10} {_word(step.state)}{spent}", key=f"{step.name} {step.state}")
         for wait in waits:
-            self._once(f"{wait.step:<10} {escape(str(wait))}")
+            if not (wait.training and wait.reason in self.told):
+                self._once(f"{wait.step:<10} {escape(str(wait))}")
 
     def _once(self, text: str, key: str = "") -> None:
         if (key or text) not in self.printed:
@@ -162,7 +166,7 @@ class Following:
             details = next(watch(self.cluster, self.run_id))
             steps = self._look(details)
         if not console.is_terminal:
-            self._print(steps, [])
+            self._print(steps, [], over=True)
         out.print(step_table(steps, {}, self.pods))
         state = outcome(details)
         if state == "SUCCEEDED":
