@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import latency, measure, memory, preprocessing, streams, training
+from benchmarks import latency, measure, memory, preprocessing, serving, streams, training
 from benchmarks.measure import Effort, Row
 from kws import files
 
@@ -28,6 +28,8 @@ ROWS: dict[str, Callable[[Effort], Row]] = {
     "latency_vs_eager": latency.as_file,
     "latency_in_torch_vs_eager": latency.in_torch,
     "streams_per_core": streams.per_core,
+    "serving_vs_bare": serving.throughput,
+    "serving_p99_vs_bare": serving.tail,
     "memory_growth": memory.growth,
 }
 RESULT = Path("var/bench.json")
