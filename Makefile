@@ -62,9 +62,13 @@ DATA_ROOT = var/demo/data
 serve: $(READY) ## answer by the champion of DATA_ROOT (default: that of make demo), at http://127.0.0.1:8080
 	@$(BIN)/kws serve --data-root '$(DATA_ROOT)' $(ARGS)
 
+.PHONY: torture
+torture: $(READY) ## kills, full disks, runs in a row and fuzzers, in minutes to an hour; goes on where it was: ARGS=
+	@$(BIN)/python -m benchmarks.torture $(ARGS)
+
 .PHONY: clean
 clean: ## delete what the targets made, but for .venv, pulled models and the volume of the local cluster
-	rm -rf var/demo var/bench var/bench.json var/pipeline.yaml var/study var/notebook .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf var/demo var/bench var/bench.json var/pipeline.yaml var/study var/torture var/notebook .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 ##@ Cluster (all need Docker; kind-… need kind and kubectl too)
 # Settings of the targets below, as in: make pipeline EPOCHS=5 WORKERS=3 ARGS="--batch-size 64"

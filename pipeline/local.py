@@ -65,12 +65,22 @@ class _StepTimes(logging.Filter):
         return record.levelno >= logging.ERROR and "finished with status" not in message
 
 
+PLAIN_ERRORS = ("ValueError", "LaunchError", "FloatingPointError", "MemoryError", "OSError", "ConnectionError",
+                "FileNotFoundError", "PermissionError", "TimeoutError", "Busy")  # fmt: skip
+"""Exceptions whose message is for people, without the traceback that the KFP executor prints."""
+
+
 class _WithoutExecutorInput(io.TextIOBase):
-    """Standard output without what the KFP executor prints of itself, a page for every step."""
+    """Standard output without what the KFP executor prints of itself, a page for every step.
+
+    Of the traceback of an error that is for people, its last line is left.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.in_dump = False
+        self.traceback: list[str] = []
+        self.error: list[str] = []
 
     def write(self, text: str) -> int:
         line = text.strip("\n")
@@ -78,8 +88,22 @@ class _WithoutExecutorInput(io.TextIOBase):
             self.in_dump = line.endswith("Got executor_input:")
         elif self.in_dump:
             self.in_dump = line != "}"
+        elif line.startswith("Traceback (most recent call last)"):
+            self.traceback = [line]
+        elif self.traceback:
+            self.traceback += [line] * bool(line)
+            if line and not line.startswith(" "):
+                name, _, message = line.partition(": ")
+                kind = name.rpartition(".")[2]
+                stopped = ["stopped"] if kind in ("KeyboardInterrupt", "SystemExit") else []
+                self.error = stopped or ([f"error: {message}"] if kind in PLAIN_ERRORS else self.traceback)
+                self.traceback = []
+        elif line.startswith(("The above exception was", "During handling of the above")):
+            self.error = []
         elif line.strip("- ") and "Wrote executor output file to" not in line:
-            self.stream.write(f"{line}\n")
+            for shown in (*self.error, line):
+                self.stream.write(f"{shown}\n")
+            self.error = []
             self.stream.flush()
         return len(text)
 

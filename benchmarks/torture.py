@@ -1,0 +1,425 @@
+"""What becomes of the local pipeline when it is killed, when its disk fills up, when it runs on and on: `make torture`.
+
+Every trial starts a step of the pipeline in a process of its own on a copy of what the steps before it left, does
+something to it, and starts it again, undisturbed. A trial has survived when that second start leaves what a step to
+which nothing happened leaves, nothing half made beside it, and no traceback was printed. Prints a table of trials,
+survived and lost, and writes var/torture/result.json; started again, it goes on with the trials that are missing
+(--fresh starts anew).
+
+  kill      SIGKILL at moments spread over the time of each step
+  renames   SIGKILL just before each rename of each step
+  disk      a disk that is full after so many bytes of each step
+  repeat    all steps again and again in one process: memory, open files, threads, processes, temporary files
+  fuzz      each reader of files, and of HTTP answers, with damaged input, for some seconds
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import torture_fuzz
+from kws import files
+from kws.config import PRESETS, train_config
+from kws.download.step import download
+from kws.download.synthesize import synthesize
+from kws.evaluate.step import evaluate
+from kws.model import bundle
+from kws.preprocess.step import preprocess
+from kws.processes import as_command
+from kws.promote import bundle as published
+from kws.promote.step import promote
+from kws.train import runs, trainer
+
+PARTS = ("kill", "renames", "disk", "repeat", "fuzz")
+WORDS = ["yes", "no", "stop"]
+SETTINGS = {"epochs": 3, "batch_size": 8}
+PAGE = 4096
+
+
+# The steps, on a data root that has what the steps before left.
+
+
+def _download(root: Path, corpus: Path) -> None:
+    download(str(corpus), "", root)
+
+
+def _preprocess(root: Path, corpus: Path) -> None:
+    preprocess(_only(root / "datasets"), root, words="auto", num_processes=1)
+
+
+def _train(root: Path, corpus: Path) -> None:
+    config = train_config(preset="default", **SETTINGS)
+    trainer.train(_only(root / "tensors"), "default", config, runs_folder=root / "runs", run_id="torture")
+
+
+def _evaluate(root: Path, corpus: Path) -> None:
+    output = root / "artifacts"
+    found = evaluate(_only(root / "runs") / runs.BEST, _only(root / "tensors"), output / "report.html")
+    files.write_json(output / "evaluation.json", found.summary())
+
+
+def _promote(root: Path, corpus: Path) -> None:
+    output = root / "artifacts"
+    promote(_only(root / "runs") / runs.BEST, _only(root / "tensors"), output / "evaluation.json",
+            output / "report.html", root, 0.0)  # fmt: skip
+
+
+STEPS: dict[str, Callable[[Path, Path], None]] = {
+    "download": _download, "preprocess": _preprocess, "train": _train, "evaluate": _evaluate, "promote": _promote,
+}  # fmt: skip
+
+
+def _only(folder: Path) -> Path:
+    (found,) = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return found
+
+
+def _outcome(root: Path) -> dict[str, str]:
+    """Returns a digest of everything that a data root has to have, by name, whatever names its runs have."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        name = "/".join(part for part in path.relative_to(root).parts if not part.endswith("-torture"))
+        if path.is_dir() or path.name.endswith(".lock") or path.name in (".owner", runs.STARTER):
+            continue
+        if path.suffix == ".npy" or path.name.endswith(".wav") or path.name.endswith("clips.json"):
+            found[name] = files.sha256_of(path)
+        elif path.name in (runs.BEST, published.MODEL):
+            weights = bundle.load(path).model.state_dict()
+            content = b"".join(value.numpy().tobytes() for value in weights.values())
+            found[name] = hashlib.sha256(content).hexdigest()
+        elif path.name == "evaluation.json":
+            found[name] = str(files.read_json(path)["accuracy"])
+        elif path.name.startswith(".") or ".partial-" in str(path):
+            found[name] = "half made"
+        elif path.suffix == ".json":
+            files.read_json(path)
+            found[name] = "there"
+        elif path.parent.name != "checkpoints" and not path.name.startswith("events"):
+            found[name] = "there"
+    return found
+
+
+# One start of a step, in a process of its own.
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """How a start ended."""
+
+    status: int
+    """Exit status, or minus the signal."""
+    seconds: float
+    num_renames: int
+    said: str
+
+
+def _start(step: str, root: Path, corpus: Path, seconds: float = 0.0, rename: int = 0) -> End:
+    """Starts a step, and kills it after some seconds, or before its n-th rename, where that is asked for."""
+    with tempfile.TemporaryDirectory(prefix="kws-torture-") as folder:
+        log, count = Path(folder) / "log", Path(folder) / "renames"
+        started = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            _be(step, root, corpus, log, count, rename)
+        timer = threading.Timer(seconds, os.killpg, (child, signal.SIGKILL)) if seconds else None
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.setpgid(child, child)
+        if timer:
+            timer.start()
+        _, status = os.waitpid(child, 0)
+        if timer:
+            timer.cancel()
+            timer.join()
+        took = time.monotonic() - started
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        renames = len(count.read_text()) if count.exists() else 0
+        said = log.read_text(errors="replace") if log.exists() else ""
+        return End(status=os.waitstatus_to_exitcode(status), seconds=took, num_renames=renames, said=said)
+
+
+def _be(step: str, root: Path, corpus: Path, log: Path, count: Path, rename: int) -> None:
+    """Is the process of a start; does not return."""
+    status = 70
+    try:
+        with contextlib.suppress(PermissionError):
+            os.setpgid(0, 0)
+        for number in (1, 2):
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), number)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+        counter = os.open(count, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        seen = 0
+
+        def hook(event: str, arguments: object) -> None:
+            nonlocal seen
+            if event == "os.rename":
+                seen += 1
+                os.write(counter, b".")
+                if seen == rename:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        with as_command():
+            STEPS[step](root, corpus)
+            status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        os._exit(status)
+
+
+# The trials.
+
+
+class Torture:
+    """The trials of a folder: what they start from, and how they went."""
+
+    def __init__(self, folder: Path, steps: Sequence[str]) -> None:
+        self.folder = folder
+        self.steps = steps
+        self.corpus = folder / "corpus"
+        self.result = folder / "result.json"
+        self.trials: dict[str, str] = files.read_json(self.result) if self.result.exists() else {}
+        self.before: dict[str, Path] = {}
+        self.expected: dict[str, dict[str, str]] = {}
+        self.seconds: dict[str, float] = {}
+        self.renames: dict[str, int] = {}
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Runs all steps once, and keeps what each starts from and leaves."""
+        synthesize(self.corpus, words=WORDS, clips_per_word=12)
+        root = self.folder / "whole"
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir(parents=True)
+        for step in STEPS:
+            self.before[step] = self.folder / f"before-{step}"
+            shutil.rmtree(self.before[step], ignore_errors=True)
+            shutil.copytree(root, self.before[step])
+            end = _start(step, root, self.corpus)
+            if end.status != 0:
+                raise RuntimeError(f"{step} must end well where nothing befalls it, got {end.status}: {end.said}")
+            self.seconds[step], self.renames[step] = end.seconds, end.num_renames
+            self.expected[step] = _outcome(root)
+
+    def try_(self, name: str, trial: Callable[..., str], *arguments: object) -> None:
+        """Makes a trial unless it was made before, and notes why it was lost, or nothing."""
+        if name in self.trials:
+            return
+        try:
+            self.trials[name] = trial(*arguments)
+        except Exception as error:
+            self.trials[name] = f"{type(error).__name__}: {error}"
+        files.write_json(self.result, self.trials)
+        if self.trials[name]:
+            print(f"lost: {name}: {self.trials[name]}", file=sys.stderr, flush=True)
+
+    def judge(self, step: str, root: Path, ends: Sequence[End]) -> str:
+        """Starts a step again after what befell it, and returns what is wrong with what it leaves, or nothing."""
+        again = _start(step, root, self.corpus)
+        if again.status != 0:
+            return f"the second start ended with {again.status}: {again.said[-800:]}"
+        for end in (*ends, again):
+            if "Traceback" in end.said:
+                return f"a traceback: {end.said[-800:]}"
+        found, expected = _outcome(root), self.expected[step]
+        if found != expected:
+            odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+            return f"left others than an undisturbed run: {', '.join(odd[:5])}"
+        return ""
+
+    def kill(self, step: str, seconds: float = 0.0, rename: int = 0) -> str:
+        """Kills a step, and starts it again."""
+        root = self.folder / "trial"
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(self.before[step], root)
+        return self.judge(step, root, [_start(step, root, self.corpus, seconds, rename)])
+
+    def fill(self, step: str, share: float) -> str:
+        """Lets a step write to a disk that has room for a share of what it writes, and starts it again with more."""
+        root = self.folder / "disk"
+        root.mkdir(exist_ok=True)
+        used, needed = (_used(path) for path in (self.before[step], self._after(step)))
+        room = used + int(share * (needed - used)) // PAGE * PAGE + PAGE
+        _mount("-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(root))
+        try:
+            shutil.copytree(self.before[step], root, dirs_exist_ok=True)
+            end = _start(step, root, self.corpus)
+            _mount("-o", "remount,size=2g", str(root))
+            if end.status not in (0, 1, 2):
+                return f"a full disk ended it with {end.status}: {end.said[-800:]}"
+            return self.judge(step, root, [end])
+        finally:
+            subprocess.run(["umount", str(root)], check=True)
+
+    def _after(self, step: str) -> Path:
+        names = list(STEPS)
+        following = names[names.index(step) + 1 :]
+        return self.before[following[0]] if following else self.folder / "whole"
+
+    def repeat(self, times: int) -> str:
+        """Runs all steps again and again in one process, and returns what it leaked, or nothing."""
+        root = self.folder / "trial"
+        report = self.folder / "repeat.json"
+        child = os.fork()
+        if child == 0:
+            try:
+                logging.disable(logging.CRITICAL)
+                sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
+                report.write_text(json.dumps(list(self._repeated(root, times))))
+                os._exit(0)
+            except BaseException as error:
+                report.write_text(json.dumps(repr(error)))
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        rows = json.loads(report.read_text())
+        if status:
+            return str(rows)
+        first, last = rows[len(rows) // 3], rows[-1]
+        leaks = [f"{name} {first[name]} → {last[name]}" for name in ("files", "threads", "processes", "temporary")
+                 if last[name] > first[name]]  # fmt: skip
+        if last["megabytes"] > first["megabytes"] * 1.1 + 20:
+            leaks.append(f"memory {first['megabytes']} → {last['megabytes']} MB")
+        memory = f"memory {first['megabytes']} MB after a third and {last['megabytes']} MB at the end"
+        print(f"repeat: {times} runs, {memory}, {last['files']} open files, {last['threads']} threads", flush=True)
+        return "; ".join(leaks)
+
+    def _repeated(self, root: Path, times: int) -> Iterator[dict[str, int]]:
+        for _ in range(times):
+            shutil.rmtree(root, ignore_errors=True)
+            root.mkdir()
+            for step in self.steps:
+                if step != self.steps[0] or step == "download":
+                    STEPS[step](root, self.corpus)
+            status = Path("/proc/self/status").read_text()
+            yield {
+                "files": len(os.listdir("/proc/self/fd")),
+                "threads": int(status.split("Threads:")[1].split()[0]),
+                "processes": len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()),
+                "temporary": sum(entry.startswith(("kws", "tmp")) for entry in os.listdir(tempfile.gettempdir())),
+                "megabytes": int(status.split("VmRSS:")[1].split()[0]) // 1000,
+            }
+
+
+def _used(folder: Path) -> int:
+    """Returns the bytes that a folder takes of a tmpfs."""
+    return sum(PAGE if path.is_dir() else -(-path.stat().st_size // PAGE) * PAGE for path in folder.rglob("*"))
+
+
+def _mount(*arguments: str) -> None:
+    subprocess.run(["mount", *arguments], check=True, capture_output=True)
+
+
+def _can_mount() -> bool:
+    with tempfile.TemporaryDirectory(prefix="kws-torture-") as folder:
+        if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True).returncode:
+            return False
+        subprocess.run(["umount", folder], check=True)
+    return True
+
+
+def _warm_up() -> None:
+    """Imports and compiles here what the processes of the trials would each take seconds for."""
+    import matplotlib.pyplot
+    import torch.utils.tensorboard
+
+    from kws import plots
+    from kws.preprocess.kernel import feature_kernel
+
+    features = PRESETS["default"].features
+    values = np.empty((1, features.num_mels, features.num_frames), features.dtype)
+    feature_kernel(features)(np.zeros((1, features.num_samples), np.float32), values, np.ones(1, bool),
+                             np.zeros((2, features.num_mels)))  # fmt: skip
+    plots.png(plots.confusion(np.eye(2), ["no", "yes"]))
+    matplotlib.pyplot.close("all")
+    assert torch.utils.tensorboard is not None
+    torch.nn.Linear(1, 1)(torch.zeros(1)).backward()
+    torch.optim.AdamW([torch.zeros(1)])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.torture", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="(default: all)")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help="(default: all)")
+    parser.add_argument("--moments", type=int, default=20, help="of a kill, and sizes of a disk (default: 20)")
+    parser.add_argument("--runs", type=int, default=200, help="in a row (default: 200)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of fuzzing for each reader (default: 60)")
+    parser.add_argument("--folder", type=Path, default=Path("var/torture"), help="(default: var/torture)")
+    parser.add_argument("--fresh", action="store_true", help="forget the trials that were made")
+    options = parser.parse_args(argv)
+    if "disk" in options.only and not _can_mount() and "KWS_TORTURE" not in os.environ:
+        # In a user namespace of its own anyone may mount a tmpfs.
+        os.environ["KWS_TORTURE"] = "again"
+        arguments = sys.argv[1:] if argv is None else list(argv)
+        os.execvp("unshare", ["unshare", "-rm", sys.executable, "-m", "benchmarks.torture", *arguments])
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # so that this process has no threads when it forks
+    logging.basicConfig(level=logging.WARNING)
+    _warm_up()
+    if options.fresh:
+        shutil.rmtree(options.folder, ignore_errors=True)
+    torture = Torture(options.folder.resolve(), options.steps)
+    for step in options.steps:
+        for moment in range(options.moments if "kill" in options.only else 0):
+            seconds = torture.seconds[step] * (moment + 0.5) / options.moments
+            torture.try_(f"kill/{step}/{moment + 1} of {options.moments}", torture.kill, step, seconds)
+        for rename in range(torture.renames[step] if "renames" in options.only else 0):
+            torture.try_(f"renames/{step}/{rename + 1}", torture.kill, step, 0.0, rename + 1)
+        for size in range(options.moments if "disk" in options.only else 0):
+            torture.try_(f"disk/{step}/{size} of {options.moments}", torture.fill, step, size / options.moments)
+    if "repeat" in options.only:
+        torture.try_(f"repeat/all/{options.runs} runs", torture.repeat, options.runs)
+    if "fuzz" in options.only:
+        for name in torture_fuzz.READERS:
+            torture.try_(f"fuzz/{name}/{options.seconds:g} s", torture_fuzz.run, name, options.seconds, torture.folder)
+    lost = show(torture.trials)
+    sys.exit(1 if lost else 0)
+
+
+def show(trials: dict[str, str]) -> int:
+    """Prints the table, and returns how many trials were lost."""
+    table = Table(title="torture")
+    for title in ("what", "where", "tried", "survived", "lost"):
+        table.add_column(title, justify="left" if title[0] == "w" else "right")
+    counts: dict[tuple[str, str], list[int]] = {}
+    for name, wrong in trials.items():
+        part, where, _ = name.split("/", 2)
+        count = counts.setdefault((part, where), [0, 0])
+        count[bool(wrong)] += 1
+    for (part, where), (survived, lost) in counts.items():
+        table.add_row(part, where, str(survived + lost), str(survived), str(lost))
+    total = sum(map(bool, trials.values()))
+    table.add_section()
+    table.add_row("all", "", str(len(trials)), str(len(trials) - total), str(total))
+    Console().print(table)
+    return total
+
+
+if __name__ == "__main__":
+    main()

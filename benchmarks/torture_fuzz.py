@@ -1,0 +1,209 @@
+"""The fuzzers of `benchmarks.torture`: a reader gets damaged input, and may read it or refuse it with a message."""
+
+import contextlib
+import io
+import json
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kws.config import PRESETS, FeatureConfig, ModelConfig
+from kws.download import transfer
+from kws.download.step import download
+from kws.model import bundle, onnx
+from kws.model.network import AudioTransformer
+from kws.preprocess import splits
+from kws.preprocess.audio import read_clip
+from kws.promote import bundle as published
+
+MEANT = (ValueError, OSError)
+"""What a reader raises with a message for people."""
+
+Read = Callable[[bytes], object]
+
+
+@contextlib.contextmanager
+def _wav(folder: Path) -> Iterator[tuple[bytes, Read]]:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(400), 16_000, format="WAV")
+
+    def read(content: bytes) -> None:
+        (folder / "a.wav").write_bytes(content)
+        heard = read_clip(folder / "a.wav", PRESETS["default"].features)
+        assert np.isfinite(heard).all()
+        assert heard.shape == (16_000,)
+
+    yield buffer.getvalue(), read
+
+
+@contextlib.contextmanager
+def _lists(folder: Path) -> Iterator[tuple[bytes, Read]]:
+    clips = [f"{word}/{number:08x}_nohash_0.wav" for word in ("yes", "no") for number in range(5)]
+
+    def read(content: bytes) -> None:
+        (folder / "testing_list.txt").write_bytes(content)
+        lists = splits.read_lists({"test": folder / "testing_list.txt"}, clips)
+        divided = splits.by_speaker(clips, lists)
+        assert sorted(clip for part in divided.values() for clip in part) == sorted(clips)
+
+    yield "\n".join(clips[:3]).encode(), read
+
+
+@contextlib.contextmanager
+def _manifests(folder: Path) -> Iterator[tuple[bytes, Read]]:
+    def read(content: bytes) -> None:
+        wrong = []
+        for parse in (published.parse_champion, published.parse_manifest):
+            try:
+                parse(content, "x.json")
+            except MEANT as error:
+                wrong.append(error)
+        if wrong:
+            raise wrong[0]
+
+    manifest = {"version": "1", "words": ["yes", "no"], "files": {"model.pth": "0" * 64}, "history": []}
+    yield json.dumps(manifest).encode(), read
+
+
+@contextlib.contextmanager
+def _pth(folder: Path) -> Iterator[tuple[bytes, Read]]:
+    path = folder / "model.pth"
+    bundle.save(path, _recognizer())
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        heard = bundle.load(path).hear(np.zeros((1, 16_000), np.float32))
+        assert heard.shape == (1, 2)
+
+    yield path.read_bytes(), read
+
+
+@contextlib.contextmanager
+def _onnx(folder: Path) -> Iterator[tuple[bytes, Read]]:
+    path = folder / "model.onnx"
+    onnx.export(_recognizer(), path)
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        heard = onnx.load(path, num_threads=1).hear(np.zeros((1, 16_000), np.float32))
+        assert heard.shape == (1, 2)
+
+    yield path.read_bytes(), read
+
+
+@contextlib.contextmanager
+def _http(folder: Path) -> Iterator[tuple[bytes, Read]]:
+    answers = [b""]
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                connection.settimeout(1)
+                connection.recv(65_536)
+                connection.sendall(answers[0])
+
+    threading.Thread(target=serve, daemon=True).start()
+    os.environ["no_proxy"] = "127.0.0.1"
+    transfer.BACKOFF, transfer.TIMEOUT, transfer.ANSWER_TIMEOUT = 0.001, 1.0, 2.0  # it tries again and again
+
+    def read(content: bytes) -> None:
+        answers[0] = content
+        with tempfile.TemporaryDirectory(dir=folder) as root:
+            download(f"http://127.0.0.1:{server.getsockname()[1]}/words.tar.gz", "", Path(root))
+
+    body = b"\x1f\x8b" + b"\0" * 100
+    yield (b"HTTP/1.1 200 OK\r\nContent-Length: 102\r\nETag: \"a\"\r\nAccept-Ranges: bytes\r\n"
+           b"Content-Range: bytes 0-101/102\r\nConnection: close\r\n\r\n" + body), read  # fmt: skip
+    server.close()
+
+
+READERS = {"wav": _wav, "lists": _lists, "manifests": _manifests, "pth": _pth, "onnx": _onnx, "http": _http}
+
+
+def _recognizer() -> bundle.Recognizer:
+    torch.manual_seed(0)
+    config = ModelConfig(num_layers=1, num_heads=1, width=8, feedforward=8, frames_per_token=8, stem="linear")
+    model = AudioTransformer(config, FeatureConfig(), 2).eval()
+    return bundle.Recognizer(model=model, words=["no", "yes"], features=FeatureConfig(), about={"run": "fuzz"})
+
+
+def damaged(whole: bytes) -> st.SearchStrategy[bytes]:
+    """Makes a file of another one: bytes changed, put in, left out, cut off, or all of it made up."""
+    # The ends have the headers and the directory of a zip; the middle is mostly weights.
+    place = st.one_of(st.integers(0, min(len(whole), 300)), st.integers(0, len(whole)),
+                      st.integers(max(0, len(whole) - 3000), len(whole)))  # fmt: skip
+    odd = st.sampled_from([b"\0", b"\xff", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\x80", b"NaN", b"-1", b"[",
+                           b"null", b"1e999", b"../", b"\xfe\xff", b"\r\n"])  # fmt: skip
+    edit = st.tuples(place, st.integers(0, 8), st.one_of(odd, st.binary(max_size=8)))
+
+    def apply(edits: list[tuple[int, int, bytes]]) -> bytes:
+        content = whole
+        for start, length, new in edits:
+            content = content[:start] + new + content[start + length :]
+        return content
+
+    edited = st.lists(edit, min_size=1, max_size=4).map(apply)
+    return st.one_of(edited, edited, place.map(lambda end: whole[:end]), st.binary(max_size=200))
+
+
+def run(name: str, seconds: float, folder: Path) -> str:
+    """Fuzzes a reader for some seconds in a process of its own, and returns what was wrong, or nothing."""
+    last, report = folder / f"fuzz-{name}.input", folder / f"fuzz-{name}.txt"
+    child = os.fork()
+    if child == 0:
+        try:
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
+            report.write_text(_fuzz(name, seconds, last))
+        except BaseException as error:
+            report.write_text(f"0 inputs\n{type(error).__name__}: {error}; the input is {last}")
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if status:
+        return f"the process died with {os.waitstatus_to_exitcode(status)}; the input is {last}"
+    inputs, _, wrong = report.read_text().partition("\n")
+    print(f"fuzz {name}: {inputs}", flush=True)
+    return wrong
+
+
+def _fuzz(name: str, seconds: float, last: Path) -> str:
+    num, refused, end = 0, 0, time.monotonic() + seconds
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory(prefix="kws-torture-") as folder, READERS[name](Path(folder)) as (whole, read):
+        with contextlib.suppress(*MEANT):
+            read(whole)
+
+        @settings(max_examples=100_000_000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(damaged(whole))
+        def trial(content: bytes) -> None:
+            nonlocal num, refused
+            if time.monotonic() > end:
+                raise TimeoutError("enough")
+            last.write_bytes(content)
+            num += 1
+            try:
+                read(content)
+            except MEANT as error:
+                refused += 1
+                if not str(error):
+                    raise AssertionError("refused without a message") from error
+
+        with contextlib.suppress(TimeoutError):
+            trial()
+    return f"{num} inputs, {refused} of them refused\n"

@@ -1,0 +1,44 @@
+"""What a run on this machine shows of its steps."""
+
+import io
+
+import pytest
+
+from pipeline.local import _WithoutExecutorInput
+
+TRACEBACK = """Traceback (most recent call last):
+  File "executor.py", line 1, in <module>
+    call()
+{}
+"""
+
+
+def show(text: str) -> list[str]:
+    out = io.StringIO()
+    stream = _WithoutExecutorInput(out)
+    for line in text.splitlines(keepends=True):
+        stream.write(line)
+    return out.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("last", "shown"),
+    [
+        ("ValueError: words must be folders, got none", ["error: words must be folders, got none"]),
+        ("kws.launch.job.LaunchError: training failed: killed", ["error: training failed: killed"]),
+        ("KeyboardInterrupt", ["stopped"]),
+    ],
+)
+def test_error_of_a_step_is_shown_without_its_traceback(last: str, shown: list[str]) -> None:
+    assert show(f"before\n{TRACEBACK.format(last)}after\n") == ["before", *shown, "after"]
+
+
+def test_of_a_chain_of_errors_the_last_is_shown() -> None:
+    chain = TRACEBACK.format("OSError: [Errno 28]") + "\nThe above exception was the direct cause of the following:\n\n"
+    assert show(f"{chain}{TRACEBACK.format('ValueError: no room')}end\n") == ["error: no room", "end"]
+
+
+def test_error_that_nobody_foresaw_keeps_its_traceback() -> None:
+    shown = show(f"{TRACEBACK.format('KeyError: 1')}end\n")
+    assert shown[0].startswith("Traceback")
+    assert shown[-2:] == ["KeyError: 1", "end"]
