@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import os
 import socket
 import sys
@@ -170,6 +171,7 @@ def run(name: str, seconds: float, folder: Path) -> str:
     if child == 0:
         try:
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
+            logging.disable(logging.CRITICAL)
             report.write_text(_fuzz(name, seconds, last))
         except BaseException as error:
             report.write_text(f"0 inputs\n{type(error).__name__}: {error}; the input is {last}")
