@@ -82,6 +82,7 @@ def as_command() -> Iterator[None]:
         SystemExit: always where the block does not end by itself.
     """
     settle_user()
+    quiet_threads()
     before = sys.stdout, sys.stderr
     sys.stderr = Unfailing(sys.stderr)
     sys.stdout = sys.stdout or io.StringIO()  # closed by who started this
@@ -134,6 +135,21 @@ def _forget_unwritten(stream: TextIO) -> None:
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def quiet_threads() -> None:
+    """Lets a thread that a full disk or a closed pipe ended say so in a line.
+
+    TensorBoard writes in a thread, and raises in the main one as well when that writes next.
+    """
+
+    def say(what: threading.ExceptHookArgs) -> None:
+        if isinstance(what.exc_value, OSError):
+            print(f"error: {what.exc_value}", file=sys.stderr)
+        else:
+            threading.__excepthook__(what)
+
+    threading.excepthook = say
 
 
 def settle_user() -> None:

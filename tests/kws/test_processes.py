@@ -109,6 +109,20 @@ def test_output_that_takes_nothing_is_no_traceback(redirect: str, status: int, s
     assert (done.returncode, done.stderr) == (status, said)
 
 
+def test_thread_that_a_full_disk_ended_says_so_in_a_line() -> None:
+    code = """
+import threading
+def write():
+    with open("/dev/full", "w") as file:
+        file.write("x")
+thread = threading.Thread(target=write)
+thread.start()
+thread.join()
+"""
+    done = command(code)
+    assert (done.returncode, done.stderr) == (0, "remark\nerror: [Errno 28] No space left on device\n")
+
+
 def test_output_that_nobody_reads_any_more_ends_the_command_without_a_word() -> None:
     done = command("while True: print('more', flush=True)", "| head -1; exit ${PIPESTATUS[0]}")
     assert (done.returncode, done.stdout, done.stderr) == (processes.CLOSED_PIPE, "result\n", "remark\n")

@@ -32,6 +32,7 @@ from kws.processes import (
     die_with_parent,
     handle_signals,
     keep_freed_memory,
+    quiet_threads,
     settle_user,
     yield_to_neighbours,
 )
@@ -182,6 +183,7 @@ def _stop_in_order(trainer: Trainer) -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs training from the command line, and exits with 143 where a signal stopped it."""
     settle_user()
+    quiet_threads()
     sys.stderr = Unfailing(sys.stderr)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()  # or a killed torchrun would leave its processes training
