@@ -191,12 +191,10 @@ def _fuzz(name: str, seconds: float, last: Path) -> str:
         with contextlib.suppress(*MEANT):
             read(whole)
 
-        @settings(max_examples=100_000_000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(damaged(whole))
         def trial(content: bytes) -> None:
             nonlocal num, refused
-            if time.monotonic() > end:
-                raise TimeoutError("enough")
             last.write_bytes(content)
             num += 1
             try:
@@ -206,6 +204,6 @@ def _fuzz(name: str, seconds: float, last: Path) -> str:
                 if not str(error):
                     raise AssertionError("refused without a message") from error
 
-        with contextlib.suppress(TimeoutError):
+        while time.monotonic() < end:
             trial()
     return f"{num} inputs, {refused} of them refused\n"

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import re
 import secrets
 import shutil
 import threading
@@ -58,8 +59,8 @@ def delete_unfinished(*folders: Path) -> None:
     """Deletes what `atomic_write` left in folders when its process was killed. Nobody may be writing there."""
     for folder in folders:
         for path in folder.glob(".*.*"):
-            if path.is_file():
-                path.unlink()
+            if re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name) and path.is_file():
+                path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:

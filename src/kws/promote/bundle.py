@@ -172,6 +172,7 @@ def appoint(data_root: Path, version: str, accuracy: float | None, *, by: str, r
     except ValueError:
         before = None
     history = [*before.pop("history", []), before] if before else []
+    files.delete_unfinished(data_root / MODELS)
     record = {"version": version, "accuracy": accuracy, "since": _now(), "by": by, "reason": reason}
     files.write_json(data_root / MODELS / CHAMPION, record | {"history": history[-KEPT:]})
 

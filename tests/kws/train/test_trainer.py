@@ -225,7 +225,7 @@ def test_damaged_checkpoint_is_said_to_be_so_and_the_one_before_is_taken(
 
 @pytest.mark.usefixtures("small")
 def test_what_a_killed_process_left_half_written_is_deleted(tensors: Path, tmp_path: Path) -> None:
-    left = [tmp_path / "mine" / "checkpoints" / ".step-00000002.pth.abc", tmp_path / "mine" / ".best.pth.abc"]
+    left = [tmp_path / "mine" / "checkpoints" / ".step-00000002.pth.0123abcd", tmp_path / "mine" / ".best.pth.0123abcd"]
     left[0].parent.mkdir(parents=True)
     for path in left:
         path.write_bytes(b"half")
