@@ -220,6 +220,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     for clip, reason in unreadable.items():
         print(f"left out {clip}: {reason}", file=sys.stderr)
     summary = evaluation.summary() | {"unreadable": unreadable}
+    files.delete_unfinished(options.output)
     save_confusion(evaluation, options.output)
     files.write_json(options.output / "evaluation.json", summary)
     report = options.output / "report.html"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from kws import files
 from kws.evaluate import robustness, streams
 from kws.evaluate.accuracy import Evaluation, evaluate_tensors
 from kws.evaluate.report import write_report
@@ -41,6 +42,7 @@ def evaluate(model: Path, tensors: Path, report: Path) -> Evaluation:
         tensors: a folder of `kws.preprocess.step`.
         report: the page to write.
     """
+    files.delete_unfinished(report.parent)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     recognizer = bundle.load(model, device)
     opened = Tensors(tensors)
