@@ -14,7 +14,9 @@ LOGS = "logs"
 """Folder of a run: what each of its pods printed."""
 
 # Lines of the libraries, which begin with a level, a date and a process, or the place in their sources.
-_LIBRARY = re.compile(r"\[?[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+|\[?/\S+\.(cc|cpp|h|py):\d+|frame #\d+")
+_LIBRARY = re.compile(
+    r"\[?[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+|\[?/\S+\.(cc|cpp|h|py):\d+|frame #\d+|Exception raised from "
+)
 _RANK = re.compile(r"\[rank\d+\]: ?")
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\)|(During handling of|The above exception)")
 _DIED = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")

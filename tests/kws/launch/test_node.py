@@ -159,6 +159,7 @@ def test_of_what_libraries_say_people_see_nothing_and_the_file_has_all(tmp_path:
         "W1125 19:38:25.964000 1049 torch/distributed/elastic/multiprocessing/api.py:1012] closing signal SIGTERM",
         "[/pytorch/third_party/gloo/gloo/transport/tcp/debug_logger.cc:9] ERROR failed to connect, willRetry=1",
         "[E1125 19:38:47.503025956 ProcessGroupGloo.cpp:67] Gloo connectFullMesh failed",
+        "Exception raised from recvBytes at /pytorch/torch/csrc/distributed/c10d/Utils.hpp:682 (latest call first):",
         "[rank1]: Traceback (most recent call last):",
         "Traceback (most recent call last):",
         '  File "trainer.py", line 613, in <module>',
@@ -175,5 +176,5 @@ def test_of_what_libraries_say_people_see_nothing_and_the_file_has_all(tmp_path:
     for line in lines:
         sorted_out.write(line)
     sorted_out.close()
-    assert shown == [lines[0], lines[9]]
+    assert shown == [lines[0], lines[10]]
     assert (tmp_path / "logs" / "worker-0.log").read_text().splitlines() == lines

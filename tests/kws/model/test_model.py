@@ -186,7 +186,7 @@ def test_frames_as_tokens_need_as_many_mel_bins_as_channels() -> None:
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
-def test_a_convolution_of_one_thread_has_the_gradients_of_the_usual_one(autocast: bool) -> None:
+def test_a_convolution_in_parts_has_the_gradients_of_the_usual_one(autocast: bool) -> None:
     before = torch.get_num_threads()
     torch.manual_seed(0)
     ours = Conv2d(3, 8, 3, stride=(2, 1), padding=1)
@@ -203,6 +203,8 @@ def test_a_convolution_of_one_thread_has_the_gradients_of_the_usual_one(autocast
     try:
         torch.set_num_threads(2)
         several = gradients(ours)
+        ours.zero_grad()
+        assert all(map(torch.equal, several, gradients(ours)))  # the same again
         assert torch.get_num_threads() == 2
         ours.zero_grad()
         torch.set_num_threads(1)
@@ -212,4 +214,4 @@ def test_a_convolution_of_one_thread_has_the_gradients_of_the_usual_one(autocast
     assert all(map(torch.equal, one, plain))  # with one thread nothing is different
     for mine, theirs in zip(several, plain, strict=True):
         assert mine.dtype == theirs.dtype
-        torch.testing.assert_close(mine, theirs, rtol=1e-2 if autocast else 1e-5, atol=1e-1 if autocast else 1e-4)
+        assert float((mine - theirs).abs().max()) < (1e-2 if autocast else 1e-5) * float(theirs.abs().max())
