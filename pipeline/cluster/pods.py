@@ -107,7 +107,7 @@ class Pods:
                                             pod["status"].get("initContainerStatuses") or ()):  # fmt: skip
             return ""
         warnings = [event for event in self._warnings() if event["involvedObject"].get("uid") == pod["metadata"]["uid"]]
-        return _event(warnings[-1]) if warnings else reason
+        return _event(warnings[-1]) if warnings else "" if reason == "PodInitializing" else reason
 
     def _warnings(self) -> list[Any]:
         listed = self._list("list_namespaced_event", field_selector="type=Warning", limit=500)
