@@ -58,7 +58,9 @@ def open_file(path: Path, sample_rate: int) -> Iterator[Waveform]:
             require_sound(waveform)
             yield waveform
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"the recording must be a WAV file, got {error.error_string} in {path}") from error
+        raise ValueError(
+            f"the recording must be a WAV, FLAC, OGG, Opus or MP3 file, got {error.error_string} in {path}"
+        ) from error
 
 
 def pieces(waveform: Waveform) -> Iterator[Waveform]:

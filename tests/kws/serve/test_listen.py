@@ -106,7 +106,7 @@ def test_file_that_is_no_recording_ends_with_a_sentence(
     (tmp_path / "text.wav").write_text("hello")
     status, _, err = run(capsys, "--model", model, tmp_path / "text.wav")
     assert status == 2
-    assert "the recording must be a WAV file, got" in err
+    assert "the recording must be a WAV, FLAC, OGG, Opus or MP3 file, got" in err
 
 
 def test_pipe_of_another_rate_is_refused(stream: Path) -> None:
