@@ -36,7 +36,7 @@ def inside(image: str, *command: str) -> str:
                           "--security-opt", "no-new-privileges", "--network", "none", image, *command)  # fmt: skip
 
 
-@pytest.mark.parametrize("role", ["runtime", "launcher"])
+@pytest.mark.parametrize("role", ["runtime", "launcher", "serving"])
 def test_an_image_runs_as_a_numeric_user_and_brings_no_compiler_installer_or_cache(
     images: dict[str, str], role: str
 ) -> None:
@@ -48,13 +48,23 @@ def test_an_image_runs_as_a_numeric_user_and_brings_no_compiler_installer_or_cac
     assert "not writable" in inside(images[role], "sh", "-c", "test -w /opt/venv || echo not writable")
 
 
-@pytest.mark.parametrize("role", ["runtime", "launcher"])
+@pytest.mark.parametrize("role", ["runtime", "launcher", "serving"])
 def test_an_image_carries_revision_version_and_licence(images: dict[str, str], role: str) -> None:
     (described,) = inspect([images[role]])
     labels = {name.rpartition(".")[2]: value for name, value in described["Config"]["Labels"].items()}
     assert labels["revision"] == revision()
     assert labels["version"] == "0.1.0"
     assert labels["licenses"] == "Apache-2.0"
+
+
+def test_the_server_runs_on_a_read_only_root_without_torch_and_lives_without_a_model(images: dict[str, str]) -> None:
+    code = (
+        "import importlib.util as u, subprocess, time, urllib.request;"
+        "assert u.find_spec('torch') is None;"
+        "p = subprocess.Popen(['kws', 'serve', '--data-root', '/tmp', '--port', '8080']); time.sleep(20);"
+        "print(urllib.request.urlopen('http://127.0.0.1:8080/v2/health/live').read().decode()); p.terminate()"
+    )
+    assert inside(images["serving"], "python3", "-c", code).strip().endswith('{"live":true}')
 
 
 def test_the_launcher_imports_all_that_it_needs_and_has_no_torch(images: dict[str, str]) -> None:
