@@ -150,9 +150,9 @@ def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
 def _left_over(
     asks: Iterable[Ask], nodes: Iterable[Mapping[str, Any]], pods: Sequence[Mapping[str, Any]]
 ) -> Ask | None:
-    """Returns a pod that fits nowhere once those that ask for more have their places; None if all fit."""
+    """Returns a pod that fits nowhere once those before it have their places, the step's first; None if all fit."""
     places = [(node, _free(node, pods)) for node in nodes]
-    for ask in sorted(asks, key=lambda ask: ask.requests["cpu"], reverse=True):
+    for ask in asks:
         fitting = [free for node, free in places if _admits(node, ask)
                    and all(free.get(name, Decimal(0)) >= amount for name, amount in ask.requests.items())]  # fmt: skip
         if not fitting:

@@ -239,9 +239,12 @@ def test_a_worker_that_is_killed_comes_back_and_training_succeeds(source: str) -
 
 def test_a_step_whose_pod_vanishes_is_tried_again_and_says_so(source: str) -> None:
     words = ["--words", "auto"] if source.startswith("/data/") else ["--words", "yes,no,stop"]
-    run = run_id(pipeline("submit", "--no-follow", "--source", source, *words, "--epochs", "30",
+    run = run_id(pipeline("submit", "--no-follow", "--source", source, *words, "--epochs", "300",
                           "--min-accuracy", "0"))  # fmt: skip
     wait_for("the training job", lambda: job_of(run), 1200, run=run)
+    time.sleep(
+        30
+    )  # a pod that Argo has not yet seen running it makes anew, under the same name and as the same attempt
     (pod,) = (pod["metadata"]["name"] for pod in get("pods", "-l", f"pipeline/runid={run}")["items"]
               if pod["status"]["phase"] == "Running")  # fmt: skip
     kubectl("delete", "pod", pod, "--grace-period=0", "--force")
