@@ -214,7 +214,8 @@ class Torture:
 
     def __init__(self, folder: Path, steps: Sequence[str]) -> None:
         self.folder = folder
-        self.steps = steps
+        last = max(list(STEPS).index(step) for step in steps)
+        self.steps = list(STEPS)[: last + 1]
         self.corpus = folder / "corpus"
         self.result = folder / "result.json"
         self.trials: dict[str, str] = files.read_json(self.result) if self.result.exists() else {}
@@ -225,12 +226,12 @@ class Torture:
         self._prepare()
 
     def _prepare(self) -> None:
-        """Runs all steps once, and keeps what each starts from and leaves."""
+        """Runs the steps once, up to the last that is asked for, and keeps what each starts from and leaves."""
         _make_corpus(self.corpus)
         root = self.folder / "whole"
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
-        for step in STEPS:
+        for step in self.steps:
             self.before[step] = self.folder / f"before-{step}"
             shutil.rmtree(self.before[step], ignore_errors=True)
             shutil.copytree(root, self.before[step])
@@ -291,8 +292,7 @@ class Torture:
             subprocess.run(["umount", str(root)], check=True)
 
     def _after(self, step: str) -> Path:
-        names = list(STEPS)
-        following = names[names.index(step) + 1 :]
+        following = self.steps[self.steps.index(step) + 1 :]
         return self.before[following[0]] if following else self.folder / "whole"
 
     def repeat(self, times: int) -> str:
@@ -327,8 +327,7 @@ class Torture:
             shutil.rmtree(root, ignore_errors=True)
             root.mkdir()
             for step in self.steps:
-                if step != self.steps[0] or step == "download":
-                    STEPS[step](root, self.corpus)
+                STEPS[step](root, self.corpus)
             status = Path("/proc/self/status").read_text()
             yield {
                 "files": len(os.listdir("/proc/self/fd")),
