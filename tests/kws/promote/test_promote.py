@@ -2,10 +2,10 @@
 
 import dataclasses
 import logging
+import multiprocessing
 import re
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +183,12 @@ def test_model_without_a_run_is_named_by_its_digest(publish: Publish, expert: Re
 def test_two_that_are_promoted_at_once_leave_the_better_one_as_champion(
     publish: Publish, weak: Recognizer, expert: Recognizer, data_root: Path
 ) -> None:
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(publish, [weak, expert]))
+    processes = [multiprocessing.get_context("fork").Process(target=publish, args=(each,)) for each in (weak, expert)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
     assert champion(data_root)["version"] == "expert"
 
 

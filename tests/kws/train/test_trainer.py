@@ -141,7 +141,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_exactly(
         trainer.train(tensors, "default", config, runs_folder=tmp_path / "cut")
     monkeypatch.setattr(Trainer, "step", step)
     resumed = trainer.train(tensors, "default", config, runs_folder=tmp_path / "cut")
-    assert len(list((tmp_path / "cut").iterdir())) == 1, "the unfinished run goes on"
+    assert len(list((tmp_path / "cut").glob("*-*"))) == 1, "the unfinished run is resumed"
     assert_same_model(straight, resumed)
 
     def metrics(run: Path) -> list[dict[str, float]]:
@@ -219,7 +219,7 @@ def test_damaged_checkpoint_is_said_to_be_so_and_the_one_before_is_taken(
     last.write_bytes(last.read_bytes()[:-2000])
     trainer.train(tensors, "default", settings(), run=damaged)
     assert f"{last} is damaged, and the one before it is taken" in caplog.text
-    assert "going on at step" in caplog.text
+    assert "resuming at step" in caplog.text
     assert_same_model(damaged, tmp_path / "whole")
 
 
@@ -383,10 +383,10 @@ def test_a_process_killed_at_any_moment_goes_on_and_ends_with_the_same_model(ten
     wait_for(lambda: list((tmp_path / "killed").glob("*/checkpoints/step-*.pth")))
     process.kill()
     process.wait()
-    (killed,) = (tmp_path / "killed").iterdir()
+    (killed,) = (tmp_path / "killed").glob("*-*")
     assert not files.is_complete(killed)
     subprocess.run(command(tensors, "--runs", tmp_path / "killed", *more), check=True, capture_output=True)
-    (straight,) = (tmp_path / "straight").iterdir()
+    (straight,) = (tmp_path / "straight").glob("*-*")
     assert_same_model(straight, killed)
 
 
@@ -399,7 +399,7 @@ def test_a_signal_writes_a_checkpoint_and_exits_with_a_status_that_restarts(
     )
     try:
         wait_for(lambda: list(tmp_path.glob("*/checkpoints/step-*.pth")))
-        (run,) = tmp_path.iterdir()
+        (run,) = tmp_path.glob("*-*")
         process.send_signal(signum)
         assert process.wait(timeout=120) == trainer.STOPPED
     finally:
