@@ -171,7 +171,7 @@ rollback: $(READY) ## make an earlier version champion: VERSION= REASON= ARGS="-
 
 graph: $(READY) ## draw the compiled pipeline and the rooms of the code for the documentation
 	$(COMMAND) graph
-	@$(BIN)/python docs/draw_rooms.py
+	@$(BIN)/python docs/draw_architecture.py
 
 e2e-docker: images ## the whole pipeline in containers against the same in processes (needs ../shared/data)
 	$(E2E) tests/e2e/test_docker.py

@@ -44,7 +44,7 @@ from kws.evaluate.step import evaluate
 from kws.model import bundle
 from kws.preprocess.step import preprocess
 from kws.processes import as_command
-from kws.promote import bundle as published
+from kws.promote import versions as published
 from kws.promote.step import promote
 from kws.train import runs, trainer
 
@@ -361,7 +361,7 @@ def _warm_up() -> None:
     import torch.utils.tensorboard
 
     from kws import plots
-    from kws.preprocess.kernel import feature_kernel
+    from kws.preprocess.feature_kernel import feature_kernel
 
     features = PRESETS["default"].features
     values = np.empty((1, features.num_mels, features.num_frames), features.dtype)

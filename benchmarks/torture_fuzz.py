@@ -27,7 +27,7 @@ from kws.model import bundle, onnx
 from kws.model.network import AudioTransformer
 from kws.preprocess import splits
 from kws.preprocess.audio import read_clip
-from kws.promote import bundle as published
+from kws.promote import versions as published
 
 MEANT = (ValueError, OSError)
 """What a reader raises with a message for people."""

@@ -22,8 +22,8 @@ from benchmarks.measure import Effort, Row
 from kws.config import PRESETS
 from kws.preprocess.tensors import Tensors
 from kws.processes import keep_freed_memory, num_cores, yield_to_neighbours
+from kws.train.distributed import World, join_world
 from kws.train.loop import Trainer
-from kws.train.world import World, join_world
 
 PRESET = "default"
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))

@@ -20,7 +20,7 @@ from kws import files
 from kws.config import PipelineConfig, require
 from kws.processes import CommandFailed
 from kws.train.runs import find_run
-from pipeline.package import compile_to
+from pipeline.compiling import compile_to
 from pipeline.placement import Placement
 
 OUTPUTS = "artifacts"

@@ -18,10 +18,10 @@ from pipeline.cluster import runs
 from pipeline.cluster.connection import Cluster, refused, said_by
 from pipeline.cluster.fit import require_fit
 from pipeline.cluster.follow import PATIENCE_MINUTES, Following, out
+from pipeline.compiling import compile_to, steps_of_package
 from pipeline.flags import add_parameters, read_parameters
-from pipeline.kind import cluster as kind
 from pipeline.kind import images, preflight
-from pipeline.package import compile_to, steps_of_package
+from pipeline.kind import local_cluster as kind
 from pipeline.placement import PVC, Placement, read_placement
 from pipeline.shell import ROOT, ClusterError, docker
 
@@ -339,16 +339,16 @@ def _models(options: argparse.Namespace) -> None:
 
 
 def _rollback(options: argparse.Namespace) -> None:
-    from kws.promote import bundle
+    from kws.promote import versions
     from pipeline.cluster import serving
 
     if root := _local_root(options):
-        before, now = bundle.rollback(root, options.version, reason=options.reason)
+        before, now = versions.rollback(root, options.version, reason=options.reason)
         out.print(f"champion {now}, before {before or 'none'}")
         return
     image = options.image or images.image_names(registry=options.registry)["serving"]
     out.print(serving.rollback(cluster_of(options).kubectl, image=image, claim=serving.claim_name(),
-                               version=options.version, reason=options.reason, by=bundle.who()))  # fmt: skip
+                               version=options.version, reason=options.reason, by=versions.who()))  # fmt: skip
 
 
 def _open(options: argparse.Namespace, service: str, port: int, namespace: str) -> int:
@@ -415,7 +415,7 @@ def _preflight(options: argparse.Namespace) -> int:
 
 
 def _graph(options: argparse.Namespace) -> None:
-    from pipeline.graph import draw
+    from pipeline.picture import draw
 
     draw(options.output)
     out.print(str(options.output))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.kind import cluster as kind
+from pipeline.kind import local_cluster as kind
 from pipeline.shell import ClusterError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from rich.text import Text
 from pipeline.cluster.connection import Cluster, said_by
 from pipeline.cluster.pods import Pods, Tail, Wait
 from pipeline.cluster.steps import FINISHED, Step, duration, nth, outcome, steps_of
-from pipeline.kind import cluster as kind
+from pipeline.kind import local_cluster as kind
 from pipeline.logs import OwnLines, artifacts_of
 
 if TYPE_CHECKING:

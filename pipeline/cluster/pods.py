@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from kws.launch.jobs import waiting_reason
+from kws.launch.job_status import waiting_reason
 from kws.launch.logs import split_timestamp
 from pipeline.cluster.connection import Cluster, said_by
 from pipeline.cluster.steps import Step, node_id, pod_node, step_of_node

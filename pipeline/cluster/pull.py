@@ -12,7 +12,7 @@ from typing import IO, Any, Protocol
 from rich.console import Console
 
 from kws import files
-from kws.promote import bundle
+from kws.promote import versions
 from pipeline.shell import ClusterError, run
 
 console = Console(stderr=True, highlight=False)
@@ -175,17 +175,17 @@ def pull(volume: Volume, to: Path, version: str = CHAMPION) -> Path:
         ClusterError: a file is damaged or cannot be read.
     """
     if version == CHAMPION:
-        champion = _read(volume, f"models/{bundle.CHAMPION}")
+        champion = _read(volume, f"models/{versions.CHAMPION}")
         if champion is None:
             raise ValueError(f"{_there_are(volume)}: there must be a champion, got none; make pipeline trains one, and "
                              "min_accuracy is what it must reach")  # fmt: skip
-        version = str(bundle.parse_champion(champion, f"models/{bundle.CHAMPION} on the volume")["version"])
-    if not bundle.is_name(version):
+        version = str(versions.parse_champion(champion, f"models/{versions.CHAMPION} on the volume")["version"])
+    if not versions.is_name(version):
         raise ValueError(f"version must be the name of a folder of models/, got {version!r}")
     text = _read(volume, f"models/{version}/{files.MANIFEST}")
     if text is None:
         raise ValueError(f"version must be one of those on the volume ({_there_are(volume)}), got {version!r}")
-    manifest = bundle.parse_manifest(text, f"{files.MANIFEST} of {version}")
+    manifest = versions.parse_manifest(text, f"{files.MANIFEST} of {version}")
     digests: dict[str, str] = manifest["files"]
 
     def build(staging: Path) -> None:
@@ -214,7 +214,7 @@ def _read(volume: Volume, path: str) -> bytes | None:
 
 
 def _there_are(volume: Volume) -> str:
-    found = [name for name in volume.names("models") if not name.startswith(".") and name != bundle.CHAMPION]
+    found = [name for name in volume.names("models") if not name.startswith(".") and name != versions.CHAMPION]
     return f"versions: {', '.join(found)}" if found else "no version was published yet"
 
 

@@ -15,8 +15,8 @@ from kws.config import PipelineConfig
 from pipeline.cluster.connection import Cluster
 from pipeline.cluster.follow import COLORS, WORDS, console, out
 from pipeline.cluster.steps import FINISHED, duration, outcome, short_ids, time_of
-from pipeline.kind import cluster as kind
-from pipeline.package import PACKAGE, compile_to, package_spec, steps_of_spec, version_name
+from pipeline.compiling import PACKAGE, compile_to, package_spec, steps_of_spec, version_name
+from pipeline.kind import local_cluster as kind
 from pipeline.placement import Placement
 from pipeline.shell import ClusterError
 

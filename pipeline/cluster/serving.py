@@ -7,7 +7,7 @@ import yaml
 from rich.table import Table
 
 from kws import files
-from kws.promote import bundle
+from kws.promote import versions
 from pipeline.cluster.follow import out
 from pipeline.cluster.pull import Volume, reader_pod
 from pipeline.shell import run
@@ -60,19 +60,19 @@ def table_of_models(volume: Volume) -> Table:
     """Lists the versions on a volume, the latest first, with their figures and which is champion."""
     record: dict[str, object] = {}
     try:
-        with volume.open(f"{bundle.MODELS}/{bundle.CHAMPION}") as file:
-            record = bundle.parse_champion(file.read(), bundle.CHAMPION)
+        with volume.open(f"{versions.MODELS}/{versions.CHAMPION}") as file:
+            record = versions.parse_champion(file.read(), versions.CHAMPION)
     except FileNotFoundError:
         pass
     except ValueError as error:
         out.print(f"[red]{error}[/]")
     table = Table("", "version", "accuracy", "words", "preset", "files", box=None)
-    for version in sorted(volume.names(bundle.MODELS), reverse=True):
-        if version.startswith(".") or version == bundle.CHAMPION:
+    for version in sorted(volume.names(versions.MODELS), reverse=True):
+        if version.startswith(".") or version == versions.CHAMPION:
             continue
         try:
-            with volume.open(f"{bundle.MODELS}/{version}/{files.MANIFEST}") as file:
-                manifest = bundle.parse_manifest(file.read(), version)
+            with volume.open(f"{versions.MODELS}/{version}/{files.MANIFEST}") as file:
+                manifest = versions.parse_manifest(file.read(), version)
         except FileNotFoundError:  # what is being made
             continue
         except ValueError as error:

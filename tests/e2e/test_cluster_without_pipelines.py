@@ -17,7 +17,7 @@ import yaml
 
 from kws import files
 from kws.launch.job import Training
-from kws.launch.pods import to_manifest
+from kws.launch.pod_template import to_manifest
 from kws.launch.pytorchjob import build_job
 from kws.launch.settings import ClusterConfig
 from pipeline import shell
@@ -26,7 +26,7 @@ from pipeline.cluster.fit import require_fit
 from pipeline.cluster.pods import Pods
 from pipeline.cluster.pull import pull, reader_pod
 from pipeline.cluster.steps import Step
-from pipeline.kind import cluster as kind
+from pipeline.kind import local_cluster as kind
 from pipeline.placement import Placement
 from pipeline.shell import ClusterError
 

@@ -69,7 +69,7 @@ def test_the_server_runs_on_a_read_only_root_without_torch_and_lives_without_a_m
 
 def test_the_launcher_imports_all_that_it_needs_and_has_no_torch(images: dict[str, str]) -> None:
     code = (
-        "import importlib.util as u; import kfp, kws.train.step, kws.launch.cluster, kws.launch.pytorchjob, kubernetes;"
+        "import importlib.util as u; import kfp, kws.train.step, kws.launch.submit, kws.launch.pytorchjob, kubernetes;"
         "print(u.find_spec('torch'))"
     )
     assert inside(images["launcher"], "python", "-c", code).strip() == "None"

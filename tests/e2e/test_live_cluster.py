@@ -31,8 +31,8 @@ from kws.model import bundle
 from pipeline import shell
 from pipeline.cluster import runs, steps
 from pipeline.cluster.connection import Cluster
-from pipeline.kind import cluster as kind
 from pipeline.kind import images
+from pipeline.kind import local_cluster as kind
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = os.environ.get("KWS_E2E_NAMESPACE", "kubeflow")

@@ -16,14 +16,14 @@ import yaml
 from kws import launch
 from kws.config import ServeConfig, field_docs
 from kws.launch.job import Training
-from kws.launch.pods import PORT, to_manifest
+from kws.launch.pod_template import PORT, to_manifest
 from kws.launch.pytorchjob import PYTORCH_JOB, build_job
 from kws.launch.settings import ClusterConfig
 from kws.launch.trainjob import TRAIN_JOB
 from kws.train import runs
 from pipeline.cluster import serving
 from pipeline.cluster.pull import reader_manifest
-from pipeline.kind import cluster as kind
+from pipeline.kind import local_cluster as kind
 from pipeline.kind import preflight
 from pipeline.placement import PVC
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.package import compile_to
+from pipeline.compiling import compile_to
 from pipeline.placement import Placement
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +30,7 @@ for number, order in enumerate(orders):
         del sys.modules[name]
     for index in order:
         importlib.import_module(names[index])
-    from pipeline.package import compile_to
+    from pipeline.compiling import compile_to
     from pipeline.placement import Placement
     for name, fields in json.loads(sys.argv[4]).items():
         compile_to(folder / f"{name}-{number}.yaml", Placement(**fields))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from kws.launch.api import is_transient, retry
+from kws.launch.kubernetes_api import is_transient, retry
 
 NUM_LAST_LINES = 10
 """Lines of a failed pod's log that the error quotes; the last is the trainer's own error."""

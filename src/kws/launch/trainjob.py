@@ -5,8 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 from kws.config import require
 from kws.launch.job import Training
-from kws.launch.jobs import JobKind
-from kws.launch.pods import FINGERPRINT, LABELS, command_of, environment_of, fingerprint, resources_of, to_manifest
+from kws.launch.job_status import JobKind
+from kws.launch.pod_template import (
+    FINGERPRINT,
+    LABELS,
+    command_of,
+    environment_of,
+    fingerprint,
+    resources_of,
+    to_manifest,
+)
 from kws.launch.settings import ClusterConfig, own_namespace
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 CLIPS_PER_TASK = 256
 
-PRELOAD = ["kws.preprocess.kernel", "kws.preprocess.step"]
+PRELOAD = ["kws.preprocess.feature_kernel", "kws.preprocess.step"]
 """Modules that workers find loaded."""
 
 
@@ -312,8 +312,8 @@ def _create(path: Path, num_rows: int, features: FeatureConfig) -> None:
 def workers(num_processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
     """Gives a `map` that runs in processes of one thread each, or in this process where that is enough.
 
-    With them, this process does without the compiler of `kws.preprocess.kernel`, which takes seconds to start and
-    compile.
+    With them, this process does without the compiler of `kws.preprocess.feature_kernel`, which takes seconds to
+    start and compile.
     """
     if num_processes == 1:
         yield map
@@ -335,7 +335,7 @@ def _start_worker() -> None:
 
 def _fill(task: _Task) -> _Done:
     """Computes the features of some clips into their rows, a few clips at a time so that they stay in the cache."""
-    from kws.preprocess.kernel import feature_kernel
+    from kws.preprocess.feature_kernel import feature_kernel
 
     kernel = feature_kernel(task.features)
     array = np.load(task.array, mmap_mode="r")
@@ -373,7 +373,7 @@ def _save_noise(listing: Listing, folder: Path, features: FeatureConfig) -> tupl
     Returns:
         How many pieces there are, and the recordings that cannot be read with the reasons.
     """
-    from kws.preprocess.kernel import feature_kernel
+    from kws.preprocess.feature_kernel import feature_kernel
 
     pieces: list[npt.NDArray[np.float32]] = []
     reasons: dict[str, str] = {}

@@ -20,7 +20,7 @@ from kws.model.onnx import OnnxRecognizer
 from kws.preprocess import clips as ids
 from kws.preprocess.audio import Waveform, read_clip
 from kws.preprocess.tensors import Tensors
-from kws.promote import bundle
+from kws.promote import versions
 from kws.promote.card import write_card
 
 log = logging.getLogger(__name__)
@@ -51,26 +51,26 @@ def fill(staging: Path, version: Version) -> None:
     Raises:
         ValueError: model.onnx does not hear what model.pth hears.
     """
-    for source, name in ((version.model, bundle.MODEL), (version.evaluation, bundle.EVALUATION),
-                         (version.report, bundle.REPORT)):  # fmt: skip
+    for source, name in ((version.model, versions.MODEL), (version.evaluation, versions.EVALUATION),
+                         (version.report, versions.REPORT)):  # fmt: skip
         shutil.copyfile(source, staging / name)
     recognizer = version.recognizer
     evaluation = files.read_json(version.evaluation)
     tensors = Tensors(version.tensors)
     reference = _reference(recognizer, tensors)
-    soundfile.write(staging / bundle.REFERENCE, reference, recognizer.features.sample_rate, subtype="PCM_16")
-    reference = read_clip(staging / bundle.REFERENCE, recognizer.features)  # as whoever checks reads it
-    onnx.export(recognizer, staging / bundle.ONNX)
-    exported = onnx.load(staging / bundle.ONNX)
+    soundfile.write(staging / versions.REFERENCE, reference, recognizer.features.sample_rate, subtype="PCM_16")
+    reference = read_clip(staging / versions.REFERENCE, recognizer.features)  # as whoever checks reads it
+    onnx.export(recognizer, staging / versions.ONNX)
+    exported = onnx.load(staging / versions.ONNX)
     _compare(recognizer, exported, reference)
     int8 = _publish_int8(staging, recognizer, exported, tensors)
     thresholds = _thresholds(evaluation, recognizer.words)
     files.write_json(staging / THRESHOLDS, thresholds.as_json())
-    write_card(staging / bundle.CARD, recognizer, version=version.name, evaluation=evaluation,
+    write_card(staging / versions.CARD, recognizer, version=version.name, evaluation=evaluation,
                tensors=tensors.manifest, thresholds=thresholds, int8=int8)  # fmt: skip
     heard = {
         name: onnx.load(staging / name, num_threads=1).hear(reference[None])[0].astype(float).round(6).tolist()
-        for name in (bundle.ONNX, bundle.INT8)
+        for name in (versions.ONNX, versions.INT8)
         if (staging / name).is_file()
     }
     manifest: dict[str, Any] = {
@@ -109,14 +109,14 @@ def _compare(recognizer: Recognizer, exported: OnnxRecognizer, reference: Wavefo
     waveforms = np.stack([reference, reference / 10, np.zeros_like(reference)])
     gap = float(np.abs(exported.hear(waveforms) - recognizer.hear(waveforms)).max())
     if gap > ONNX_GAP:
-        raise ValueError(f"{bundle.ONNX} must give the probabilities of {bundle.MODEL} to {ONNX_GAP:g}, got {gap:.4f} "
-                         "between them; is it another version of onnxruntime than uv.lock's?")  # fmt: skip
+        raise ValueError(f"{versions.ONNX} must give the probabilities of {versions.MODEL} to {ONNX_GAP:g}, got "
+                         f"{gap:.4f} between them; is it another version of onnxruntime than uv.lock's?")  # fmt: skip
 
 
 def _publish_int8(staging: Path, recognizer: Recognizer, exported: OnnxRecognizer, tensors: Tensors) -> str:
     """Writes the model in 8 bits if it is as good, and returns what came of it, in a sentence."""
     recordings = Path(tensors.manifest["recordings"]["path"])
-    path = staging / bundle.INT8
+    path = staging / versions.INT8
     onnx.export(recognizer, path, int8=True)
     try:
         whole, small = (_evaluate(each, tensors, recordings) for each in (exported, onnx.load(path)))

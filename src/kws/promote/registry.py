@@ -15,7 +15,7 @@ from typing import Any
 
 from kws import files
 from kws.config import PipelineConfig
-from kws.promote import bundle
+from kws.promote import versions
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +62,9 @@ def register(address: str, data_root: Path, version: str) -> None:
     Raises:
         ValueError: the address is none, the registry does not answer in time, or it refuses.
     """
-    folder = bundle.version_folder(data_root, version)
-    manifest = bundle.read_manifest(folder)
-    champion = bundle.champion(data_root)
+    folder = versions.version_folder(data_root, version)
+    manifest = versions.read_manifest(folder)
+    champion = versions.champion(data_root)
     parsed = urllib.parse.urlsplit(address)
     if parsed.scheme not in ("http", "https") or not parsed.hostname:
         raise ValueError(f"model_registry must be an address such as http://model-registry-service.kubeflow:8080, got "
@@ -96,19 +96,19 @@ async def _register(
     model = await client.get_registered_model_by_params(MODEL_NAME)
     if model is None:
         model = await client.upsert_registered_model(
-            RegisteredModel(name=MODEL_NAME, owner=bundle.STEP, description="Spoken command words")
+            RegisteredModel(name=MODEL_NAME, owner=versions.STEP, description="Spoken command words")
         )
     known = await client.get_model_version_by_params(model.id, version)
     properties = _properties(folder, manifest) | {"champion": version == champion}
     if known is None:
         known = await client.upsert_model_version(
-            ModelVersion(name=version, author=bundle.STEP, custom_properties=properties), model.id
+            ModelVersion(name=version, author=versions.STEP, custom_properties=properties), model.id
         )
     elif (known.custom_properties or {}) != properties:
         known.custom_properties = properties
         known = await client.upsert_model_version(known, model.id)
     listed = await client.get_model_version_artifacts(known.id)
-    name = bundle.ONNX
+    name = versions.ONNX
     if not any(artifact.name == name for artifact in listed):
         artifact = ModelArtifact(
             name=name, uri=uri_of(data_root, version), model_format_name="onnx", model_format_version="1",
@@ -124,7 +124,7 @@ async def _register(
 
 def uri_of(data_root: Path, version: str) -> str:
     """Returns where a version lies: on the claim of a cluster, or in a folder of this machine."""
-    path = f"{bundle.MODELS}/{version}"
+    path = f"{versions.MODELS}/{version}"
     if data_root == Path(PipelineConfig().data_root):
         return f"pvc://{CLAIM}/{path}"
     return (data_root / path).resolve().as_uri()
@@ -141,7 +141,7 @@ def _properties(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "int8": str(manifest.get("int8", "")),
     }
     with contextlib.suppress(OSError, ValueError):
-        evaluation = files.read_json(folder / bundle.EVALUATION)
+        evaluation = files.read_json(folder / versions.EVALUATION)
         for name in ("macro_f1", "calibration_error", "num_clips"):
             found[name] = float(evaluation[name])
     return found

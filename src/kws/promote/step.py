@@ -1,4 +1,4 @@
-"""Publishing models, and deciding which one is in use: bundle.py says what is written where."""
+"""Publishing models, and deciding which one is in use: versions.py says what is written where."""
 
 import logging
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from kws.config import require
 from kws.evaluate.accuracy import evaluate_tensors
 from kws.model import bundle as pth
 from kws.preprocess.tensors import Tensors
-from kws.promote import bundle, registry
+from kws.promote import registry, versions
 from kws.promote.publish import Version, fill
 
 log = logging.getLogger(__name__)
@@ -55,22 +55,22 @@ def promote(
     require(0 <= min_accuracy <= 1, "min_accuracy", "lie in 0 to 1", min_accuracy)
     recognizer = pth.load(model)
     accuracy: float = files.read_object(evaluation, accuracy=float)["accuracy"]
-    version = _free_name(model, recognizer, data_root / bundle.MODELS)
-    folder = bundle.version_folder(data_root, version)
+    version = _free_name(model, recognizer, data_root / versions.MODELS)
+    folder = versions.version_folder(data_root, version)
     made = Version(
         name=version, recognizer=recognizer, model=model, evaluation=evaluation, report=report, tensors=tensors
     )
     files.build_folder(folder, lambda staging: fill(staging, made))
-    with files.lock(data_root / bundle.MODELS / bundle.CHAMPION):
+    with files.lock(data_root / versions.MODELS / versions.CHAMPION):
         champion, without = None, "there was none before"
         try:
-            champion = bundle.champion(data_root)
+            champion = versions.champion(data_root)
         except ValueError as error:
             without = f"the one before is not known: {error}"
             log.warning("%s", error)
         is_champion, reason, other = _decide(version, accuracy, min_accuracy, champion, without, data_root, tensors)
         if is_champion and champion != version:
-            bundle.appoint(data_root, version, accuracy, by=bundle.STEP, reason=reason)
+            versions.appoint(data_root, version, accuracy, by=versions.STEP, reason=reason)
     decision = Decision(
         version=version, path=str(folder), is_champion=is_champion, reason=reason, accuracy=accuracy,
         champion_accuracy=other,
@@ -88,18 +88,18 @@ def _free_name(model: Path, recognizer: pth.Recognizer, models: Path) -> str:
     """
     digest = files.sha256_of(model)
     run = recognizer.about.get("run")
-    name = str(run) if run and bundle.is_name(run) else digest[:12]
+    name = str(run) if run and versions.is_name(run) else digest[:12]
     for version in (name, f"{name}-{digest[:8]}"):
         folder = models / version
         if not files.is_complete(folder):
             return version
         try:
-            manifest = bundle.verify(folder)
+            manifest = versions.verify(folder)
         except (ValueError, OSError) as error:
             log.warning("%s is published anew, as it is damaged: %s", version, error)
             (folder / files.MANIFEST).unlink()  # so that it counts as half made
             return version
-        if manifest["files"].get(bundle.MODEL) == digest:
+        if manifest["files"].get(versions.MODEL) == digest:
             return version
     return version
 
@@ -123,17 +123,17 @@ def _decide(
         return True, "it was before", None
     if accuracy < min_accuracy:
         return False, f"accuracy {accuracy:.2%} is below min_accuracy {min_accuracy:.2%}", None
-    if (record := bundle.was_rolled_back(data_root, version)) is not None:
+    if (record := versions.was_rolled_back(data_root, version)) is not None:
         return False, (f"{record['by']} took it out of use on {record['since']} ({record['reason']}); "
                        f"kws rollback --version {version} brings it back"), None  # fmt: skip
     if champion is None:
         return True, f"accuracy {accuracy:.2%}, and {without}", None
-    folder = data_root / bundle.MODELS / champion
-    if not (folder / bundle.MODEL).is_file():
+    folder = data_root / versions.MODELS / champion
+    if not (folder / versions.MODEL).is_file():
         return True, f"accuracy {accuracy:.2%}, and {champion} is no longer there", None
     try:
-        rival = pth.load(folder / bundle.MODEL)
-        bundle.verify(folder)
+        rival = pth.load(folder / versions.MODEL)
+        versions.verify(folder)
     except (ValueError, OSError) as error:  # of an older version of the project, or damaged: then none can use it
         log.warning("the champion %s cannot be read: %s", champion, error)
         return True, f"accuracy {accuracy:.2%}, and {champion} cannot be read: {error}", None

@@ -18,7 +18,7 @@ from kws.model import onnx
 from kws.model.detector import Thresholds
 from kws.model.onnx import OnnxRecognizer
 from kws.preprocess.audio import Waveform, read_clip
-from kws.promote import bundle
+from kws.promote import versions
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def load_file(path: Path) -> Served:
         ValueError: it is no model of this project, or does not hear as it should.
         FileNotFoundError: there is no such file.
     """
-    if files.is_complete(path.parent) and path.name in bundle.read_manifest(path.parent)["files"]:
+    if files.is_complete(path.parent) and path.name in versions.read_manifest(path.parent)["files"]:
         return load_version(path.parent, path.name)
     recognizer = onnx.load(path, num_threads=1)
     _prove(recognizer, None, None, path)
@@ -54,7 +54,7 @@ def load_file(path: Path) -> Served:
     )  # fmt: skip
 
 
-def load_version(folder: Path, name: str = bundle.ONNX) -> Served:
+def load_version(folder: Path, name: str = versions.ONNX) -> Served:
     """Loads a published version, whose every file has the digest that its manifest states.
 
     Args:
@@ -66,14 +66,16 @@ def load_version(folder: Path, name: str = bundle.ONNX) -> Served:
             published.
         OSError: the volume cannot be read.
     """
-    manifest = bundle.verify(folder, [name, *(optional for optional in bundle.SERVED if (folder / optional).exists())])
+    manifest = versions.verify(
+        folder, [name, *(optional for optional in versions.SERVED if (folder / optional).exists())]
+    )
     if name not in manifest["files"]:
         raise ValueError(f"version {folder.name} must have a {name}, got none; promote it again")
     recognizer = onnx.load(folder / name, num_threads=1)
     expected = manifest.get("reference", {}).get(name)
-    reference = folder / bundle.REFERENCE
+    reference = folder / versions.REFERENCE
     _prove(recognizer, reference if expected else None, expected, folder / name)
-    card = folder / bundle.CARD
+    card = folder / versions.CARD
     return Served(
         recognizer=recognizer, version=manifest["version"],
         thresholds=Thresholds.beside(folder / name, recognizer.words), card=card.read_text() if card.is_file() else "",
@@ -98,10 +100,10 @@ def _prove(recognizer: OnnxRecognizer, reference: Path | None, expected: list[fl
         raise ValueError(f"{path} must give a probability for each of {len(recognizer.words)} words, got another model")
     if expected is not None:
         gap = float(np.abs(heard[0] - np.asarray(expected, np.float32)).max())
-        if gap > bundle.REFERENCE_TOLERANCE:
+        if gap > versions.REFERENCE_TOLERANCE:
             raise ValueError(
                 f"{path} must hear its reference clip as when it was published (within "
-                f"{bundle.REFERENCE_TOLERANCE}), got a probability that is {gap:.3f} away: this machine computes it "
+                f"{versions.REFERENCE_TOLERANCE}), got a probability that is {gap:.3f} away: this machine computes it "
                 "otherwise; serve model.onnx, or publish it from a machine like this"
             )
 
@@ -110,7 +112,7 @@ class Models:
     """Holds the model at work, and follows models/champion.json where it was given a data root."""
 
     def __init__(
-        self, *, current: Served | None = None, data_root: Path | None = None, name: str = bundle.ONNX
+        self, *, current: Served | None = None, data_root: Path | None = None, name: str = versions.ONNX
     ) -> None:
         """Takes a model that is loaded, or a data root whose champion is to be followed.
 
@@ -142,14 +144,14 @@ class Models:
         """
         assert self._data_root is not None
         try:
-            version = bundle.champion(self._data_root)
+            version = versions.champion(self._data_root)
             if version is None or (self.current is not None and version == self.current.version):
                 self.refusal = "" if version else self.refusal
                 return False
             refused, when = self._refused
             if refused == version and time.monotonic() - when < RETRY_SECONDS:
                 return False
-            served = load_version(self._data_root / bundle.MODELS / version, self._name)
+            served = load_version(self._data_root / versions.MODELS / version, self._name)
         except (ValueError, OSError) as error:
             self._refuse(error)
             return False
@@ -164,7 +166,7 @@ class Models:
         version = ""
         if self._data_root is not None:
             try:
-                version = bundle.champion(self._data_root) or ""
+                version = versions.champion(self._data_root) or ""
             except (ValueError, OSError):
                 version = ""
         self._refused = (version, time.monotonic())

@@ -30,7 +30,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kws.config import ServeConfig
-from kws.promote import bundle
+from kws.promote import versions
 from kws.serve import grpc, models, protocol
 from kws.serve.models import Models
 from kws.serve.page.router import router
@@ -311,10 +311,10 @@ def open_models(model: Path | None, data_root: Path | None, config: ServeConfig)
     assert data_root is not None
     if not data_root.is_dir():
         raise FileNotFoundError(f"data_root must be a folder, got {str(data_root)!r}, which does not exist")
-    found = Models(data_root=data_root, name=bundle.INT8 if config.int8 else bundle.ONNX)
+    found = Models(data_root=data_root, name=versions.INT8 if config.int8 else versions.ONNX)
     found.look()
     if found.current is None and not found.refusal:
-        log.info("waiting for a champion in %s", data_root / bundle.MODELS / bundle.CHAMPION)
+        log.info("waiting for a champion in %s", data_root / versions.MODELS / versions.CHAMPION)
     return found
 
 

@@ -18,8 +18,8 @@ from kws.config import PRESETS, TrainConfig, require
 from kws.model.network import AudioTransformer
 from kws.preprocess.tensors import Split, Tensors
 from kws.train.augment import Augment, mix
+from kws.train.distributed import World
 from kws.train.optimizer import make_optimizers
-from kws.train.world import World
 
 EVALUATION_BATCH = 256
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from kws import files
 from kws.config import TrainConfig, require
+from kws.launch.choose import launcher
 from kws.launch.job import Training, job_name
-from kws.launch.launch import launcher
 from kws.train.runs import describe, open_run
 
 log = logging.getLogger(__name__)

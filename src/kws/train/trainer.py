@@ -37,9 +37,9 @@ from kws.processes import (
     yield_to_neighbours,
 )
 from kws.train import checkpoint, runs
-from kws.train.journal import open_journal
+from kws.train.distributed import join_world
 from kws.train.loop import Trainer
-from kws.train.world import join_world
+from kws.train.metrics import open_journal
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from kws.launch.choose import launcher
 from kws.launch.job import MAX_NAME_LENGTH, LaunchError, Training, job_name
-from kws.launch.launch import launcher
 from kws.launch.torchrun import TorchrunLauncher, threads_per_process
 
 TRAINEE = '''
@@ -256,7 +256,7 @@ def test_an_unknown_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_importing_the_launcher_needs_neither_torch_nor_kubernetes() -> None:
     program = (
-        "import sys, kws.launch.launch, kws.launch.cluster, kws.launch.pytorchjob, kws.launch.trainjob;"
+        "import sys, kws.launch.choose, kws.launch.submit, kws.launch.pytorchjob, kws.launch.trainjob;"
         "print(*{'torch', 'kubernetes', 'kubeflow', 'kubeflow_trainer_api'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"

@@ -12,9 +12,9 @@ import yaml
 from kubernetes.client import ApiException, V1OwnerReference
 from urllib3.exceptions import MaxRetryError, ProtocolError, ReadTimeoutError
 
-from kws.launch import api, jobs, logs, pods, settings
+from kws.launch import job_status, kubernetes_api, logs, pod_template, settings
 from kws.launch.job import LaunchError, Training
-from kws.launch.pods import to_manifest
+from kws.launch.pod_template import to_manifest
 from kws.launch.pytorchjob import PYTORCH_JOB, build_job
 from kws.launch.settings import ClusterConfig
 
@@ -248,7 +248,7 @@ def test_a_job_ends_by_itself_and_with_the_pod_that_made_it() -> None:
 def test_a_job_is_built_the_same_every_time(tmp_path: Path) -> None:
     config = SETTINGS["elastic on CPUs"]
     assert built(config) == built(config)
-    pods.save_manifest(built(config), tmp_path / "manifest.yaml")
+    pod_template.save_manifest(built(config), tmp_path / "manifest.yaml")
     assert yaml.safe_load((tmp_path / "manifest.yaml").read_text()) == built(config)
 
 
@@ -322,14 +322,14 @@ def test_the_step_owns_its_job_in_its_own_namespace_only(monkeypatch: pytest.Mon
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KFP_POD_NAME", "step-of-kfp")
     monkeypatch.setenv("KFP_POD_UID", "17")
-    owner = pods.step_owner("kubeflow")
+    owner = pod_template.step_owner("kubeflow")
     assert owner is not None
     assert (owner.name, owner.uid) == ("step-of-kfp", "17")
-    assert pods.step_owner("elsewhere") is None
+    assert pod_template.step_owner("elsewhere") is None
 
     monkeypatch.setenv("KWS_POD_NAME", "step")
     monkeypatch.setenv("KWS_POD_UID", "18")
-    owner = pods.step_owner("kubeflow")
+    owner = pod_template.step_owner("kubeflow")
     assert owner is not None
     assert (owner.name, owner.uid) == ("step", "18")
 
@@ -353,13 +353,13 @@ SUCCEEDED = ("Succeeded", "PyTorchJob kubeflow/kws-1f3c successfully completed."
 
 
 def test_a_job_has_ended_only_when_a_condition_that_holds_says_so() -> None:
-    assert jobs.verdict(built(SETTINGS["elastic on CPUs"])) is None  # not seen by the operator yet
+    assert job_status.verdict(built(SETTINGS["elastic on CPUs"])) is None  # not seen by the operator yet
     running = submitted(CREATED, ("Running", "PyTorchJob kubeflow/kws-1f3c is running."))
-    assert jobs.verdict(running) is None
+    assert job_status.verdict(running) is None
     running["status"]["conditions"].append({"type": "Failed", "status": "False"})
-    assert jobs.verdict(running) is None
-    assert jobs.verdict(submitted(CREATED, SUCCEEDED)) == "Succeeded"
-    assert jobs.verdict(submitted(CREATED, FAILED)) == "Failed"
+    assert job_status.verdict(running) is None
+    assert job_status.verdict(submitted(CREATED, SUCCEEDED)) == "Succeeded"
+    assert job_status.verdict(submitted(CREATED, FAILED)) == "Failed"
 
 
 @pytest.mark.parametrize(
@@ -374,20 +374,20 @@ def test_a_job_has_ended_only_when_a_condition_that_holds_says_so() -> None:
     ids=["running", "succeeded", "failed", "running and being deleted", "failed and being deleted"],
 )
 def test_a_job_of_an_earlier_attempt_is_adopted_or_replaced(existing: dict[str, Any], expected: str) -> None:
-    assert jobs.on_conflict(existing, built(SETTINGS["elastic on CPUs"])) == expected
+    assert job_status.on_conflict(existing, built(SETTINGS["elastic on CPUs"])) == expected
 
 
 def test_a_job_of_someone_else_is_left_alone() -> None:
     with pytest.raises(LaunchError, match="got a PyTorchJob of someone else; delete it: kubectl -n kubeflow delete"):
-        jobs.on_conflict(submitted(CREATED, labels={}), built(SETTINGS["elastic on CPUs"]))
+        job_status.on_conflict(submitted(CREATED, labels={}), built(SETTINGS["elastic on CPUs"]))
 
 
 def test_a_job_that_does_something_else_is_not_adopted() -> None:
     other = dataclasses.replace(JOB, arguments=("--tensors", "/data/tensors/cd"))
     with pytest.raises(LaunchError, match="must have the settings of this run, got others; delete it"):
-        jobs.on_conflict(submitted(CREATED), built(SETTINGS["elastic on CPUs"], other))
+        job_status.on_conflict(submitted(CREATED), built(SETTINGS["elastic on CPUs"], other))
     failed = submitted(CREATED, FAILED)
-    assert jobs.on_conflict(failed, built(SETTINGS["elastic on CPUs"], other)) == "replace"
+    assert job_status.on_conflict(failed, built(SETTINGS["elastic on CPUs"], other)) == "replace"
 
 
 def pod(name: str, container_status: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
@@ -410,7 +410,7 @@ def test_a_failed_job_speaks_with_its_own_message_and_the_log_of_the_first_pod_t
         "kws-1f3c-worker-0": ["RuntimeError: Connection reset by peer"],
         "kws-1f3c-worker-1": ["epoch 3", "ValueError: loss must be finite, got nan"],
     }
-    message = jobs.failure_message(submitted(CREATED, FAILED), seen, ends, "pytorch")
+    message = job_status.failure_message(submitted(CREATED, FAILED), seen, ends, "pytorch")
     assert message.splitlines() == [
         "PyTorchJob kubeflow/kws-1f3c failed: PyTorchJobFailed: Job kws-1f3c has failed because it has reached the "
         "specified backoff limit; kws-1f3c-worker-1 ended with status 1:",
@@ -421,7 +421,7 @@ def test_a_failed_job_speaks_with_its_own_message_and_the_log_of_the_first_pod_t
 
 def test_a_failed_pod_whose_log_was_lost_speaks_through_its_status() -> None:
     seen = [pod("kws-1f3c-worker-0", {"state": ended(137, "05", reason="OOMKilled", message="epoch 1\nepoch 2")})]
-    message = jobs.failure_message(submitted(CREATED, FAILED), seen, {}, "pytorch")
+    message = job_status.failure_message(submitted(CREATED, FAILED), seen, {}, "pytorch")
     assert message.endswith(
         "kws-1f3c-worker-0 ended with status 137, OOMKilled; its memory was too small: raise memory in KWS_PYTORCHJOB:"
         "\n  epoch 1\n  epoch 2"
@@ -430,7 +430,7 @@ def test_a_failed_pod_whose_log_was_lost_speaks_through_its_status() -> None:
 
 def test_a_job_that_failed_without_ever_running_says_what_it_waited_for() -> None:
     unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes fit"}
-    message = jobs.failure_message(
+    message = job_status.failure_message(
         submitted(CREATED, ("Failed", "active longer than specified deadline")),
         [pod("kws-1f3c-worker-0", phase="Pending", conditions=[unschedulable])],
         {},
@@ -441,13 +441,13 @@ def test_a_job_that_failed_without_ever_running_says_what_it_waited_for() -> Non
 
 def test_a_pod_says_why_it_waits_and_nothing_while_it_runs() -> None:
     image = {"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "kws-runtime:0.1.0"'}}
-    assert jobs.waiting_reason(pod("a", {"state": image})) == (
+    assert job_status.waiting_reason(pod("a", {"state": image})) == (
         'ImagePullBackOff: Back-off pulling image "kws-runtime:0.1.0"'
     )
     init = [{"name": "init-pytorch", "state": {"waiting": {"reason": "ErrImagePull"}}}]
-    assert jobs.waiting_reason(pod("a", initContainerStatuses=init)) == "ErrImagePull"
-    assert jobs.waiting_reason(pod("a", {"state": {"running": {"startedAt": "2024-05-01T10:00:00Z"}}})) == ""
-    assert jobs.waiting_reason({"metadata": {"name": "a"}}) == ""
+    assert job_status.waiting_reason(pod("a", initContainerStatuses=init)) == "ErrImagePull"
+    assert job_status.waiting_reason(pod("a", {"state": {"running": {"startedAt": "2024-05-01T10:00:00Z"}}})) == ""
+    assert job_status.waiting_reason({"metadata": {"name": "a"}}) == ""
 
 
 def test_nodes_are_counted_as_the_operator_counts_them() -> None:
@@ -476,7 +476,7 @@ def test_nodes_are_counted_as_the_operator_counts_them() -> None:
     ids=repr,
 )
 def test_only_an_api_that_is_away_for_a_while_is_asked_again(error: Exception, expected: bool) -> None:
-    assert api.is_transient(error) is expected
+    assert kubernetes_api.is_transient(error) is expected
 
 
 REFUSALS = {
@@ -502,7 +502,7 @@ REFUSALS = {
 def test_a_refusal_is_told_in_the_words_of_the_api_with_its_remedy(status: int, said: str, remedy: str) -> None:
     error = ApiException(status=status, reason="Refused")
     error.body = json.dumps({"message": said})
-    told = str(api.explain(error, PYTORCH_JOB, "kubeflow"))
+    told = str(kubernetes_api.explain(error, PYTORCH_JOB, "kubeflow"))
     before, _, after = told.partition(said)
     assert before == "the Kubernetes API must accept the PyTorchJob, got: "
     assert after.startswith(f"; {remedy}") if remedy else after == ""
@@ -511,13 +511,15 @@ def test_a_refusal_is_told_in_the_words_of_the_api_with_its_remedy(status: int, 
 def test_a_refusal_without_words_is_told_by_its_reason() -> None:
     missing = ApiException(status=404, reason="Not Found")
     missing.body = "404 page not found\n"
-    told = str(api.explain(missing, PYTORCH_JOB, "kubeflow"))
+    told = str(kubernetes_api.explain(missing, PYTORCH_JOB, "kubeflow"))
     assert "got: Not Found; install what makes pytorchjobs.kubeflow.org work: the training operator" in told
 
 
 def test_a_job_that_may_mend_is_told_from_one_that_cannot() -> None:
     def mends(job: dict[str, Any], status: int, **more: str) -> bool:
-        return jobs.may_mend(job, [pod("kws-1f3c-worker-0", {"lastState": ended(status, "05", **more)})], "pytorch")
+        return job_status.may_mend(
+            job, [pod("kws-1f3c-worker-0", {"lastState": ended(status, "05", **more)})], "pytorch"
+        )
 
     failed = submitted(CREATED, FAILED)
     assert mends(failed, 1)
@@ -526,15 +528,15 @@ def test_a_job_that_may_mend_is_told_from_one_that_cannot() -> None:
     assert not mends(failed, 65)
     assert not mends(failed, 75)
     assert not mends(submitted(CREATED, ("Failed", "active longer than specified deadline")), 1)
-    assert not jobs.may_mend(failed, [pod("kws-1f3c-worker-0", phase="Pending")], "pytorch")
+    assert not job_status.may_mend(failed, [pod("kws-1f3c-worker-0", phase="Pending")], "pytorch")
 
 
 def test_an_error_that_cannot_mend_ends_a_job_that_has_not_failed_yet() -> None:
     seen = [pod("kws-1f3c-worker-0", {"state": {"waiting": {}}, "lastState": ended(65, "05")})]
-    assert jobs.is_hopeless(seen, "pytorch")
-    assert not jobs.is_hopeless([pod("kws-1f3c-worker-0", {"lastState": ended(1, "05")})], "pytorch")
+    assert job_status.is_hopeless(seen, "pytorch")
+    assert not job_status.is_hopeless([pod("kws-1f3c-worker-0", {"lastState": ended(1, "05")})], "pytorch")
     ends = {"kws-1f3c-worker-0": ["error: ValueError: batch_size must be positive, got -1"]}
-    assert jobs.failure_message(submitted(CREATED), seen, ends, "pytorch").splitlines() == [
+    assert job_status.failure_message(submitted(CREATED), seen, ends, "pytorch").splitlines() == [
         "PyTorchJob kubeflow/kws-1f3c failed: starting it again cannot mend this; kws-1f3c-worker-0 ended with status "
         "65:",
         "  error: ValueError: batch_size must be positive, got -1",

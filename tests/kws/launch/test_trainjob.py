@@ -10,7 +10,7 @@ import pytest
 import yaml
 from kubernetes.client import V1OwnerReference
 
-from kws.launch import jobs
+from kws.launch import job_status
 from kws.launch.job import LaunchError, Training
 from kws.launch.settings import ClusterConfig
 from kws.launch.trainjob import TRAIN_JOB
@@ -112,17 +112,17 @@ def with_conditions(**conditions: str) -> dict[str, Any]:
 
 
 def test_a_job_has_ended_when_trainer_says_so_and_only_then() -> None:
-    assert jobs.verdict(built()) is None
-    assert jobs.verdict(with_conditions(Suspended="")) is None
-    assert jobs.verdict(with_conditions(Complete="jobset completed successfully")) == "Succeeded"
-    assert jobs.verdict(with_conditions(Failed="jobset failed due to one or more job failures")) == "Failed"
+    assert job_status.verdict(built()) is None
+    assert job_status.verdict(with_conditions(Suspended="")) is None
+    assert job_status.verdict(with_conditions(Complete="jobset completed successfully")) == "Succeeded"
+    assert job_status.verdict(with_conditions(Failed="jobset failed due to one or more job failures")) == "Failed"
 
 
 def test_a_job_of_an_earlier_attempt_is_adopted_and_one_that_does_something_else_is_not() -> None:
-    assert jobs.on_conflict(with_conditions(Complete=""), built()) == "adopt"
-    assert jobs.on_conflict(with_conditions(Failed=""), built()) == "replace"
+    assert job_status.on_conflict(with_conditions(Complete=""), built()) == "adopt"
+    assert job_status.on_conflict(with_conditions(Failed=""), built()) == "replace"
     other = built(job=dataclasses.replace(JOB, arguments=("--run-folder", "/data/runs/other")))
     with pytest.raises(
         LaunchError, match=r"TrainJob kws-1f3c must have the settings .* kubectl -n kubeflow delete trainj"
     ):
-        jobs.on_conflict(with_conditions(), other)
+        job_status.on_conflict(with_conditions(), other)

@@ -20,7 +20,7 @@ from kws.model.bundle import Recognizer
 from kws.model.detector import Thresholds
 from kws.preprocess.audio import read_clip
 from kws.preprocess.tensors import Tensors
-from kws.promote import bundle
+from kws.promote import versions
 from kws.promote.card import wilson
 from kws.promote.publish import Version, fill
 from kws.promote.step import promote
@@ -42,24 +42,24 @@ def data_root(published: Path, tmp_path: Path) -> Path:
     """Three versions, of which the last is champion."""
     for name in ("one", "two", "three"):
         shutil.copytree(published / "models" / "expert", tmp_path / "models" / name)
-        bundle.appoint(tmp_path, name, 1.0, by=bundle.STEP, reason="better")
+        versions.appoint(tmp_path, name, 1.0, by=versions.STEP, reason="better")
     return tmp_path
 
 
 def version_files(published: Path) -> tuple[Path, Any]:
     folder = published / "models" / "expert"
-    return folder, bundle.verify(folder)
+    return folder, versions.verify(folder)
 
 
 def test_exported_models_hear_what_the_trained_one_hears(published: Path, expert: Recognizer) -> None:
     folder, manifest = version_files(published)
-    clip = read_clip(folder / bundle.REFERENCE, expert.features)[None]
+    clip = read_clip(folder / versions.REFERENCE, expert.features)[None]
     expected = expert.hear(clip)[0]
-    for name in (bundle.ONNX, bundle.INT8):
+    for name in (versions.ONNX, versions.INT8):
         heard = onnx.load(folder / name).hear(clip)[0]
         np.testing.assert_allclose(heard, manifest["reference"][name], atol=1e-4)
         assert heard.argmax() == expected.argmax()
-    np.testing.assert_allclose(manifest["reference"][bundle.ONNX], expected, atol=1e-3)
+    np.testing.assert_allclose(manifest["reference"][versions.ONNX], expected, atol=1e-3)
     assert manifest["int8"] == "published: accuracy 100.00% on the test split, model.onnx 100.00%"
 
 
@@ -76,17 +76,17 @@ def test_eight_bits_that_cannot_be_evaluated_are_not_published_and_the_manifest_
         name="v", recognizer=expert, model=published / "model.pth", evaluation=published / "evaluation.json",
         report=published / "report.html", tensors=tensors,
     ))  # fmt: skip
-    found = bundle.verify(tmp_path / "staging")
+    found = versions.verify(tmp_path / "staging")
     assert found["int8"].startswith("not published, as it could not be evaluated: 12 recordings cannot be read")
-    assert bundle.INT8 not in found["files"]
-    assert list(found["reference"]) == [bundle.ONNX]
+    assert versions.INT8 not in found["files"]
+    assert list(found["reference"]) == [versions.ONNX]
 
 
 def test_thresholds_are_those_of_the_evaluation_or_else_unmeasured(
     published: Path, expert: Recognizer, tone_tensors: Path, tmp_path: Path
 ) -> None:
     folder, _ = version_files(published)
-    assert Thresholds.beside(folder / bundle.ONNX, expert.words) == Thresholds.unmeasured(expert.words)
+    assert Thresholds.beside(folder / versions.ONNX, expert.words) == Thresholds.unmeasured(expert.words)
     chosen = dataclasses.replace(Thresholds.unmeasured(expert.words), false_alarms_per_hour=1.0)
     summary = evaluate_tensors(expert, Tensors(tone_tensors)).summary() | {"thresholds": chosen.as_json()}
     files.write_json(tmp_path / "evaluation.json", summary)
@@ -95,13 +95,13 @@ def test_thresholds_are_those_of_the_evaluation_or_else_unmeasured(
         name="v", recognizer=expert, model=published / "model.pth", evaluation=tmp_path / "evaluation.json",
         report=published / "report.html", tensors=tone_tensors,
     ))  # fmt: skip
-    assert Thresholds.beside(tmp_path / "staging" / bundle.ONNX, expert.words) == chosen
-    assert "at most 1 false alarms an hour" in (tmp_path / "staging" / bundle.CARD).read_text()
+    assert Thresholds.beside(tmp_path / "staging" / versions.ONNX, expert.words) == chosen
+    assert "at most 1 false alarms an hour" in (tmp_path / "staging" / versions.CARD).read_text()
 
 
 def test_model_card_has_a_head_that_hubs_read_and_the_figures_of_the_evaluation(published: Path) -> None:
     folder, _ = version_files(published)
-    empty, head, text = (folder / bundle.CARD).read_text().split("---\n", 2)
+    empty, head, text = (folder / versions.CARD).read_text().split("---\n", 2)
     card = yaml.safe_load(head)
     assert empty == ""
     assert card["pipeline_tag"] == "audio-classification"
@@ -140,12 +140,12 @@ def test_intervals_hold_at_the_ends() -> None:
 
 
 def test_rollback_makes_the_champion_before_champion_and_records_who_and_why(data_root: Path) -> None:
-    assert bundle.rollback(data_root, by="ann", reason="it mishears stop") == ("three", "two")
-    record = bundle.champion_record(data_root)
+    assert versions.rollback(data_root, by="ann", reason="it mishears stop") == ("three", "two")
+    record = versions.champion_record(data_root)
     assert record is not None
     assert (record["version"], record["by"], record["reason"]) == ("two", "ann", "it mishears stop")
     assert [entry["version"] for entry in record["history"]] == ["one", "two", "three"]
-    assert bundle.rollback(data_root, "one")[1] == "one"
+    assert versions.rollback(data_root, "one")[1] == "one"
 
 
 def test_a_version_that_was_taken_out_of_use_does_not_come_back_by_a_step_that_is_tried_again(
@@ -154,29 +154,29 @@ def test_a_version_that_was_taken_out_of_use_does_not_come_back_by_a_step_that_i
     shutil.copytree(published, tmp_path / "data")
     root = tmp_path / "data"
     shutil.copytree(root / "models" / "expert", root / "models" / "older")
-    bundle.rollback(root, "older", by="ann", reason="it mishears stop")
+    versions.rollback(root, "older", by="ann", reason="it mishears stop")
     again = promote(root / "model.pth", tone_tensors, root / "evaluation.json", root / "report.html", root, 0.5)
     assert not again.is_champion
     assert "ann took it out of use on" in again.reason
     assert "it mishears stop" in again.reason
-    bundle.rollback(root, "expert", by="ben")
-    assert bundle.was_rolled_back(root, "expert") is None
+    versions.rollback(root, "expert", by="ben")
+    assert versions.was_rolled_back(root, "expert") is None
 
 
 def test_rollback_to_what_is_not_there_or_damaged_leaves_the_champion(data_root: Path) -> None:
     with pytest.raises(ValueError, match="version must be one of one, three, two, got 'four'"):
-        bundle.rollback(data_root, "four")
+        versions.rollback(data_root, "four")
     with pytest.raises(ValueError, match="version must be the name of a folder of models/"):
-        bundle.rollback(data_root, "../models/one")
-    (data_root / "models" / "two" / bundle.ONNX).write_bytes(b"cut")
+        versions.rollback(data_root, "../models/one")
+    (data_root / "models" / "two" / versions.ONNX).write_bytes(b"cut")
     with pytest.raises(ValueError, match="must have the SHA-256"):
-        bundle.rollback(data_root)
-    assert bundle.champion(data_root) == "three"
+        versions.rollback(data_root)
+    assert versions.champion(data_root) == "three"
 
 
 def test_rollback_without_a_champion_before_says_what_there_is(published: Path) -> None:
     with pytest.raises(ValueError, match=r"there must have been a champion before expert .*name a version of expert"):
-        bundle.rollback(published)
+        versions.rollback(published)
 
 
 def test_command_goes_back_and_says_what_it_did(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

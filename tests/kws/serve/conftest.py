@@ -20,7 +20,7 @@ import pytest
 from kws import files
 from kws.model import onnx
 from kws.model.bundle import Recognizer
-from kws.promote import bundle
+from kws.promote import versions
 
 
 class Server:
@@ -136,10 +136,10 @@ def publish(data_root: Path, version: str, model: Path, champion: bool = True) -
     """Publishes a file as a version by hand, as `promote` does but for all else that it writes."""
     folder = data_root / "models" / version
     folder.mkdir(parents=True)
-    (folder / bundle.ONNX).write_bytes(model.read_bytes())
+    (folder / versions.ONNX).write_bytes(model.read_bytes())
     files.write_json(folder / files.MANIFEST, {
-        "schema": 2, "version": version, "files": {bundle.ONNX: files.sha256_of(folder / bundle.ONNX)},
+        "schema": 2, "version": version, "files": {versions.ONNX: files.sha256_of(folder / versions.ONNX)},
     })  # fmt: skip
     if champion:
-        bundle.appoint(data_root, version, 1.0, by="a test", reason="")
+        versions.appoint(data_root, version, 1.0, by="a test", reason="")
     return folder

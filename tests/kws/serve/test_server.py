@@ -27,7 +27,7 @@ from kws.model import bundle as pth
 from kws.model import onnx
 from kws.model.bundle import Recognizer
 from kws.preprocess.audio import read_clip
-from kws.promote import bundle
+from kws.promote import versions
 
 WORDS = ["no", "stop", "yes"]
 
@@ -415,7 +415,7 @@ def test_champions_change_under_requests_without_one_lost_or_mixed(
     for number in range(1, 7):
         version = ("expert", "other")[number % 2]
         before = len([line for line in server.log if "answers" in line])
-        bundle.rollback(data_root, version, reason="a test")
+        versions.rollback(data_root, version, reason="a test")
         while len([line for line in server.log if "answers" in line]) == before:
             assert server.process.poll() is None
     stop.set()
@@ -442,12 +442,12 @@ def test_a_damaged_champion_is_refused_and_the_model_at_work_stays(
     publish(data_root, "good", expert_onnx)
     server = start("--data-root", data_root)
     broken = tmp_path / "broken.onnx"
-    champion = data_root / "models" / bundle.CHAMPION
+    champion = data_root / "models" / versions.CHAMPION
     for damage, said in DAMAGES.items():
         server.log.clear()
         broken.write_bytes(expert_onnx.read_bytes()[: 5000 if damage == "no model" else None])
         folder = publish(data_root, f"bad {damage}", broken, champion=False)
-        model = folder / bundle.ONNX
+        model = folder / versions.ONNX
         if damage == "cut":
             model.write_bytes(model.read_bytes()[:-1])
         elif damage == "gone":
@@ -459,7 +459,7 @@ def test_a_damaged_champion_is_refused_and_the_model_at_work_stays(
         elif damage == "path":
             champion.write_text('{"version": "../../elsewhere"}')
         else:
-            bundle.appoint(data_root, folder.name, 1.0, by="a test", reason="")
+            versions.appoint(data_root, folder.name, 1.0, by="a test", reason="")
         line = server.wait_for("the champion was refused, good stays: .*")
         assert said in line, damage
         assert version_of(server, clips) == "good"
@@ -475,10 +475,10 @@ def test_a_model_that_hears_its_reference_clip_otherwise_is_refused(
     from kws import files
 
     folder = publish(data_root, "one", expert_onnx)
-    soundfile.write(folder / bundle.REFERENCE, clips[0], 16_000)
+    soundfile.write(folder / versions.REFERENCE, clips[0], 16_000)
     manifest = files.read_json(folder / files.MANIFEST)
-    manifest["files"][bundle.REFERENCE] = files.sha256_of(folder / bundle.REFERENCE)
-    manifest["reference"] = {bundle.ONNX: [0.2, 0.6, 0.2]}
+    manifest["files"][versions.REFERENCE] = files.sha256_of(folder / versions.REFERENCE)
+    manifest["reference"] = {versions.ONNX: [0.2, 0.6, 0.2]}
     files.write_json(folder / files.MANIFEST, manifest)
     server = start("--data-root", data_root)
     server.wait_for("must hear its reference clip as when it was published")

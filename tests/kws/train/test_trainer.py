@@ -24,9 +24,9 @@ from kws.model import bundle
 from kws.preprocess.step import preprocess
 from kws.preprocess.tensors import Tensors
 from kws.train import checkpoint, loop, runs, trainer
+from kws.train.distributed import World
 from kws.train.loop import Trainer
 from kws.train.step import train
-from kws.train.world import World
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 

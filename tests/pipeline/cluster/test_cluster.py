@@ -21,8 +21,8 @@ from pipeline.cluster import runs
 from pipeline.cluster.commands import add_cluster_commands
 from pipeline.cluster.connection import Cluster
 from pipeline.cluster.pull import HostVolume, pull
-from pipeline.kind import cluster as kind
-from pipeline.package import compile_to, package_spec, steps_of_package, version_name
+from pipeline.compiling import compile_to, package_spec, steps_of_package, version_name
+from pipeline.kind import local_cluster as kind
 from pipeline.placement import Placement, read_placement
 from pipeline.shell import ClusterError
 
@@ -75,7 +75,7 @@ def test_the_job_that_the_compiled_train_step_would_launch_runs_the_runtime_on_t
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kws.launch.job import Training
-    from kws.launch.pods import to_manifest
+    from kws.launch.pod_template import to_manifest
     from kws.launch.pytorchjob import build_job
     from kws.launch.settings import SETTINGS, ClusterConfig
 
@@ -108,7 +108,7 @@ def test_a_version_is_named_by_what_was_compiled(package: Path, tmp_path: Path) 
 def test_the_picture_of_the_pipeline_in_the_docs_is_of_this_pipeline(tmp_path: Path) -> None:
     drawn = tmp_path / "pipeline.svg"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("KWS_")}
-    code = f"from pathlib import Path; from pipeline.graph import draw; draw(Path({str(drawn)!r}))"
+    code = f"from pathlib import Path; from pipeline.picture import draw; draw(Path({str(drawn)!r}))"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
     words = set(ElementTree.parse(drawn).getroot().itertext())
     kept = set(ElementTree.parse(ROOT / "docs" / "pictures" / "pipeline.svg").getroot().itertext())

@@ -7,7 +7,7 @@ from cluster_stand_in import StandIn
 
 from pipeline.cluster.connection import Cluster
 from pipeline.cluster.fit import require_fit
-from pipeline.kind import cluster as kind
+from pipeline.kind import local_cluster as kind
 from pipeline.placement import Placement
 from pipeline.shell import ClusterError
 

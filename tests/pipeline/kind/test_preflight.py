@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.kind import cluster, preflight
+from pipeline.kind import local_cluster, preflight
 from pipeline.shell import ClusterError
 
 TOOLS = ("docker", "kind", "kubectl")
@@ -140,8 +140,8 @@ def test_with_rootless_docker_the_volume_is_open_to_the_user_of_the_containers(
     bin_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client(bin_folder, **ROOTLESS)
-    monkeypatch.setattr(cluster, "DATA_ROOT", bin_folder / "volume")
-    cluster._make_data_root()
+    monkeypatch.setattr(local_cluster, "DATA_ROOT", bin_folder / "volume")
+    local_cluster._make_data_root()
     assert (bin_folder / "volume").stat().st_mode & 0o777 == 0o777
 
 

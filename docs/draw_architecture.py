@@ -1,6 +1,6 @@
 """Draws docs/pictures/rooms.svg from the code: the rooms, what is in them, and which imports from which.
 
-python docs/draw_rooms.py [OUTPUT]
+python docs/draw_architecture.py [OUTPUT]
 """
 
 import sys

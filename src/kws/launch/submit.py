@@ -17,13 +17,13 @@ from typing import Any, NoReturn
 
 from kws.files import write_json
 from kws.launch import settings
-from kws.launch.api import PATIENCE_SECONDS, explain, is_over_quota, is_transient, reason, retry, say
 from kws.launch.job import LaunchError, Training
-from kws.launch.jobs import JobKind, failure_message, is_hopeless, may_mend, on_conflict, verdict, waiting_reason
+from kws.launch.job_status import JobKind, failure_message, is_hopeless, may_mend, on_conflict, verdict, waiting_reason
+from kws.launch.kubernetes_api import PATIENCE_SECONDS, explain, is_over_quota, is_transient, reason, retry, say
 from kws.launch.lease import LeaseKeeper
 from kws.launch.logs import LogFollower
 from kws.launch.output import LOGS
-from kws.launch.pods import save_manifest, step_owner, to_manifest
+from kws.launch.pod_template import save_manifest, step_owner, to_manifest
 from kws.launch.settings import ClusterConfig
 
 POLL_SECONDS = 5.0

@@ -13,8 +13,8 @@ import torchaudio
 
 from kws.config import PRESETS, FeatureConfig
 from kws.preprocess.audio import read_clip
+from kws.preprocess.feature_kernel import FeatureKernel
 from kws.preprocess.features import MelSpectrogram
-from kws.preprocess.kernel import FeatureKernel
 
 OTHERS = [
     FeatureConfig(n_fft=400), FeatureConfig(n_fft=1024), FeatureConfig(n_fft=1024, win_length=640, hop_length=160),

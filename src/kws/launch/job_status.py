@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from kws.launch.job import HOPELESS_STATUS, ORPHANED_STATUS, LaunchError, Training
-from kws.launch.pods import FINGERPRINT, LABELS
+from kws.launch.pod_template import FINGERPRINT, LABELS
 from kws.launch.settings import ClusterConfig
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from kws.launch.job import LaunchError
-from kws.launch.jobs import JobKind
+from kws.launch.job_status import JobKind
 
 PATIENCE_SECONDS = 600.0
 """How long the Kubernetes API may be away before the step gives up."""

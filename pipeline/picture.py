@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from kws.launch.settings import SETTINGS
-from pipeline.package import compile_to, steps_of_package
+from pipeline.compiling import compile_to, steps_of_package
 
 WIDTH, HEIGHT, GAP = 2.5, 1.7, 1.1
 """Of a box, and between two boxes, in inches."""
