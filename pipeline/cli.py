@@ -76,6 +76,7 @@ def _demo(options: argparse.Namespace) -> None:
     print(f"""
 Try next:
   {Path(sys.executable).parent}/kws predict --model {summary["model"]} {corpus}/{word}/*.wav
+  make serve                                                                       # a page that listens to you
   {Path(sys.executable).parent}/tensorboard --logdir {data_root}/runs
   python -m pipeline run --source ARCHIVE_OR_FOLDER --data-root DIR --words auto   # your own recordings
   make help                                                                        # everything else""")

@@ -53,7 +53,7 @@ def test_an_image_carries_revision_version_and_licence(images: dict[str, str], r
     (described,) = inspect([images[role]])
     labels = {name.rpartition(".")[2]: value for name, value in described["Config"]["Labels"].items()}
     assert labels["revision"] == revision()
-    assert labels["version"] == "0.1.0"
+    assert labels["version"] == "0.2.0"
     assert labels["licenses"] == "Apache-2.0"
 
 

@@ -61,7 +61,7 @@ def _pictures(evaluation: Evaluation, training: Sequence[Mapping[str, Any]]) -> 
     found: list[tuple[str, str, Figure]] = []
     if robustness := evaluation.more.get("robustness"):
         number = evaluation.more["num_robustness_clips"]
-        found.append(("In noise, and otherwise worse", f"Accuracy on {number} clips of the test split, changed",
+        found.append(("Robustness", f"Accuracy on {number} clips of the test split under each condition",
                       plots.conditions(robustness)))  # fmt: skip
     if rows := evaluation.more.get("streams"):
         curves = {f"{row['snr_db']:g} dB": row["curve"] for row in rows}

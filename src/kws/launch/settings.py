@@ -166,7 +166,7 @@ def read_settings(text: str, *needed: str) -> dict[str, Any]:
     except json.JSONDecodeError:
         values = None
     require(isinstance(values, dict) and values.keys() >= set(needed), SETTINGS, "be a JSON object of the fields of "
-            'ClusterConfig, such as {"image": "kws-runtime:0.1.0"}', text)  # fmt: skip
+            'ClusterConfig, such as {"image": "kws-runtime:0.2.0"}', text)  # fmt: skip
     return dict(values)
 
 

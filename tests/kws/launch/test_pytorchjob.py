@@ -19,7 +19,7 @@ from kws.launch.pytorchjob import PYTORCH_JOB, build_job
 from kws.launch.settings import ClusterConfig
 
 SCHEMA = Path(__file__).resolve().parents[4] / "shared" / "schemas" / "kubeflow.org_pytorchjobs.yaml"
-IMAGE = "kws-runtime:0.1.0"
+IMAGE = "kws-runtime:0.2.0"
 OWNER = V1OwnerReference(api_version="v1", kind="Pod", name="step-pod", uid="6a1f")
 RUN = Path("/data/runs/20240501-100000-1f3c")
 JOB = Training(
@@ -440,9 +440,9 @@ def test_a_job_that_failed_without_ever_running_says_what_it_waited_for() -> Non
 
 
 def test_a_pod_says_why_it_waits_and_nothing_while_it_runs() -> None:
-    image = {"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "kws-runtime:0.1.0"'}}
+    image = {"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "kws-runtime:0.2.0"'}}
     assert job_status.waiting_reason(pod("a", {"state": image})) == (
-        'ImagePullBackOff: Back-off pulling image "kws-runtime:0.1.0"'
+        'ImagePullBackOff: Back-off pulling image "kws-runtime:0.2.0"'
     )
     init = [{"name": "init-pytorch", "state": {"waiting": {"reason": "ErrImagePull"}}}]
     assert job_status.waiting_reason(pod("a", initContainerStatuses=init)) == "ErrImagePull"

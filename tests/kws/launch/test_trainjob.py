@@ -20,7 +20,7 @@ CRD = MODULES / "github.com/kubeflow/trainer/v2@v2.0.0/manifests/base/crds/train
 RUNTIME = Path(__file__).resolve().parents[3] / "manifests" / "trainer-v2" / "runtime.yaml"
 RUN = Path("/data/runs/20240501-100000-1f3c")
 JOB = Training(name="kws-1f3c", folder=RUN, arguments=("--run-folder", str(RUN)), num_nodes=2, processes_per_node=1)
-CONFIG = ClusterConfig(image="kws-runtime:0.1.0", namespace="kubeflow")
+CONFIG = ClusterConfig(image="kws-runtime:0.2.0", namespace="kubeflow")
 OWNER = V1OwnerReference(api_version="v1", kind="Pod", name="step-pod", uid="6a1f")
 
 
@@ -60,7 +60,7 @@ def test_the_job_trains_over_our_runtime_with_what_the_settings_say() -> None:
     (container,) = replicated["template"]["spec"]["template"]["spec"]["containers"]
     assert TRAIN_JOB.container == replicated["name"] == container["name"]
     trainer = manifest["spec"]["trainer"]
-    assert (trainer["image"], trainer["numNodes"], trainer["numProcPerNode"]) == ("kws-runtime:0.1.0", 2, 1)
+    assert (trainer["image"], trainer["numNodes"], trainer["numProcPerNode"]) == ("kws-runtime:0.2.0", 2, 1)
     assert trainer["command"][:6] == ["python", "-m", "kws.launch.node", f"--run={RUN}", "--lease=900", "--"]
     assert trainer["command"][-2:] == ["-m", "kws.train.trainer"]
     assert trainer["args"] == ["--run-folder", str(RUN)]

@@ -126,7 +126,7 @@ def test_report_shows_robustness_and_the_course_of_the_training(
     pth.save(tmp_path / "model.pth", expert)
     evaluation = evaluate(tmp_path / "model.pth", tmp_path / "tensors" / "t", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert "<h2>In noise, and otherwise worse</h2>" in page
+    assert "<h2>Robustness</h2>" in page
     assert "<h2>Training</h2>" in page
     assert evaluation.summary()["robustness"]["clean"] == evaluation.accuracy
 
