@@ -224,7 +224,7 @@ def _file(path: Path, text: str) -> Path:
 @pytest.mark.parametrize("elastic", [True, False])
 def test_the_operator_accepts_the_job_that_the_train_step_submits(namespace: str, elastic: bool) -> None:
     config = ClusterConfig(image=IMAGE, namespace=namespace, elastic=elastic)
-    job = Training(name="kws-1", arguments=(), num_nodes=2, processes_per_node=1)
+    job = Training(name="kws-1", folder=Path("/data/runs/1"), arguments=(), num_nodes=2, processes_per_node=1)
     kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(to_manifest(build_job(job, config))))
 
 
