@@ -53,9 +53,13 @@ def reason(error: Exception) -> str:
         return str(getattr(error, "reason", None) or error)
 
 
-def is_over_quota(error: Exception) -> bool:
-    """Tells whether the API refuses an object because a quota is used up."""
-    return getattr(error, "status", 0) == 403 and "exceeded quota" in reason(error)
+def is_held_by_quota(error: Exception) -> bool:
+    """Tells whether a quota refuses an object for now: it is used up, or Kubernetes has not counted yet what uses it.
+
+    The second lasts up to five minutes where the quota is older than what defines the jobs that it counts.
+    """
+    said = reason(error)
+    return getattr(error, "status", 0) == 403 and ("exceeded quota" in said or "status unknown for quota" in said)
 
 
 def explain(error: Exception, kind: JobKind, namespace: str) -> LaunchError:
@@ -74,6 +78,8 @@ def _remedy(status: int, said: str, kind: JobKind, namespace: str) -> str:
     if status == 403 and "exceeded quota" in said:
         return (f"delete what is not needed (kubectl -n {namespace} get resourcequotas,{kind.plural}), ask for less "
                 "in KWS_PYTORCHJOB, or have the quota raised")  # fmt: skip
+    if status == 403 and "status unknown for quota" in said:
+        return f"wait until kubectl -n {namespace} get resourcequotas shows what is used, then try again"
     if "being terminated" in said:
         return f"the namespace {namespace} is being deleted: name another one"
     if "denied the request" in said or status == 422:

@@ -19,7 +19,7 @@ from kws.files import write_json
 from kws.launch import settings
 from kws.launch.job import LaunchError, Training
 from kws.launch.job_status import JobKind, failure_message, is_hopeless, may_mend, on_conflict, verdict, waiting_reason
-from kws.launch.kubernetes_api import PATIENCE_SECONDS, explain, is_over_quota, is_transient, reason, retry, say
+from kws.launch.kubernetes_api import PATIENCE_SECONDS, explain, is_held_by_quota, is_transient, reason, retry, say
 from kws.launch.lease import LeaseKeeper
 from kws.launch.logs import LogFollower
 from kws.launch.output import LOGS
@@ -135,7 +135,7 @@ class ClusterLauncher:
                 say(f"submitted {self._called(name)}")
                 return str(made["metadata"]["uid"])
             except ApiException as error:
-                if is_over_quota(error):  # others end and make room
+                if is_held_by_quota(error):  # others end and make room, or it is counted
                     refused_since = refused_since or time.monotonic()
                     if time.monotonic() - refused_since > PATIENCE_SECONDS:
                         raise

@@ -485,6 +485,8 @@ REFUSALS = {
     "quota": (403, 'pytorchjobs.kubeflow.org "kws-1" is forbidden: exceeded quota: kws, requested: '
               "count/pytorchjobs.kubeflow.org=1, used: count/pytorchjobs.kubeflow.org=8, limited: 8",
               "delete what is not needed (kubectl -n kubeflow get resourcequotas,pytorchjobs)"),
+    "new quota": (403, 'pytorchjobs.kubeflow.org "kws-1" is forbidden: status unknown for quota: kws, resources: '
+                  "count/pytorchjobs.kubeflow.org", "wait until kubectl -n kubeflow get resourcequotas shows what is"),
     "namespace": (403, 'pytorchjobs.kubeflow.org "kws-1" is forbidden: unable to create new content in namespace '
                   "kubeflow because it is being terminated", "the namespace kubeflow is being deleted"),
     "webhook": (403, 'admission webhook "v.kubeflow.org" denied the request: spec.nprocPerNode: Invalid value: "x"',
