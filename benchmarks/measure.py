@@ -13,10 +13,10 @@ import torch
 
 from kws import files
 from kws.config import SPEECH_COMMANDS_WORDS
+from kws.cores import num_cores
 from kws.download.step import download
 from kws.download.synthesize import synthesize
 from kws.preprocess.step import preprocess
-from kws.processes import num_cores
 
 FOLDER = Path("var/bench")
 REAL_ARCHIVE = Path("../shared/data/speech_commands_real16.tar.gz")

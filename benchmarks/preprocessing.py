@@ -14,10 +14,10 @@ import torch
 from benchmarks import measure, plain
 from benchmarks.measure import Effort, Row
 from kws.config import PRESETS, FeatureConfig
+from kws.cores import num_cores
 from kws.download.recordings import list_recordings
 from kws.preprocess.features import MelSpectrogram
 from kws.preprocess.step import CLIPS_PER_TASK, PRELOAD, preprocess, workers
-from kws.processes import num_cores
 
 FEATURES = PRESETS["default"].features
 

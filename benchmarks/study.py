@@ -26,7 +26,8 @@ from rich.table import Table
 
 from kws import files
 from kws.config import PRESETS, AugmentConfig, Preset
-from kws.processes import end_with_parent, num_cores
+from kws.cores import num_cores
+from kws.processes import end_with_parent
 
 DEFAULT = PRESETS["default"]
 PLAIN = dataclasses.replace(DEFAULT, train=dataclasses.replace(DEFAULT.train, augment=AugmentConfig()))

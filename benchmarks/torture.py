@@ -38,12 +38,12 @@ from rich.table import Table
 
 from benchmarks import torture_fuzz
 from kws import files
+from kws.command import as_command
 from kws.config import PRESETS, train_config
 from kws.download.step import download
 from kws.evaluate.step import evaluate
 from kws.model import bundle
 from kws.preprocess.step import preprocess
-from kws.processes import as_command
 from kws.promote import versions as published
 from kws.promote.step import promote
 from kws.train import runs, trainer

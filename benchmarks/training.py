@@ -20,8 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import measure, plain
 from benchmarks.measure import Effort, Row
 from kws.config import PRESETS
+from kws.cores import num_cores, yield_to_neighbours
 from kws.preprocess.tensors import Tensors
-from kws.processes import keep_freed_memory, num_cores, yield_to_neighbours
+from kws.processes import keep_freed_memory
 from kws.train.distributed import World, join_world
 from kws.train.loop import Trainer
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kws import files
+from kws.command import as_command
 from kws.config import PipelineConfig
-from kws.processes import as_command, num_cores
+from kws.cores import num_cores
 from pipeline.flags import add_parameters, read_parameters
 
 DEMO = Path("var/demo")

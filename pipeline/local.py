@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from kws import files
+from kws.command import CommandFailed
 from kws.config import PipelineConfig, require
-from kws.processes import CommandFailed
 from kws.train.runs import find_run
 from pipeline.compiling import compile_to
 from pipeline.placement import Placement

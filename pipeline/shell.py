@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from kws.processes import CommandFailed
+from kws.command import CommandFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 """The root of the repository."""

@@ -23,9 +23,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+from kws.command import as_command
 from kws.config import PipelineConfig, ServeConfig, SynthesizeConfig, field_docs, require
 from kws.flags import add_flag
-from kws.processes import as_command
 
 Add = Callable[..., argparse.ArgumentParser]
 

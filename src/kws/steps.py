@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kws import files
-from kws.processes import settle_user
+from kws.command import settle_user
 
 
 def start() -> None:

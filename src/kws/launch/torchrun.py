@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from kws.cores import num_cores
 from kws.files import write_json
 from kws.launch.job import FRESH_STORE, MAX_RESTARTS, TRAINER, LaunchError, Training
 from kws.launch.output import LOGS, Output
-from kws.processes import die_with_parent, handle_signals, num_cores
+from kws.processes import die_with_parent, handle_signals
 
 _GRACE_SECONDS = 40
 """torchrun gives its processes 30 s to end after a signal; then it kills them."""

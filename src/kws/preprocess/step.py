@@ -18,11 +18,12 @@ import numpy.typing as npt
 
 from kws import files
 from kws.config import BACKGROUND_NOISE, PRESETS, SILENCE, SPLITS, UNKNOWN, FeatureConfig, parse_words, require
+from kws.cores import num_cores
 from kws.download.recordings import Listing, content_digest, known_digest, list_recordings, read_manifest
 from kws.preprocess import clips as ids
 from kws.preprocess import splits
 from kws.preprocess.audio import read_waveform
-from kws.processes import end_with_parent, num_cores
+from kws.processes import end_with_parent
 from kws.progress import progress
 
 log = logging.getLogger(__name__)

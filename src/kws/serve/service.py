@@ -11,8 +11,8 @@ from typing import Any
 
 import prometheus_client
 
-from kws import processes
 from kws.config import ServeConfig
+from kws.cores import num_cores
 from kws.preprocess.audio import Waveform
 from kws.serve import protocol
 from kws.serve.batching import Batcher, Busy
@@ -33,7 +33,7 @@ class Service:
     def __init__(self, models: Models, config: ServeConfig) -> None:
         self.models = models
         self.config = config
-        self.num_threads = config.num_threads or processes.num_cores()
+        self.num_threads = config.num_threads or num_cores()
         self.batcher = Batcher(num_threads=self.num_threads, max_batch=config.max_batch, max_waiting=config.max_waiting)
         self.draining = False
         self.registry = prometheus_client.CollectorRegistry()

@@ -22,20 +22,14 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from kws import files
+from kws.command import Unfailing, quiet_threads, settle_user
 from kws.config import PRESETS, TrainConfig, require
+from kws.cores import yield_to_neighbours
 from kws.model import bundle
 from kws.model.calibration import fit_temperature
 from kws.model.network import AudioTransformer
 from kws.preprocess.tensors import Tensors
-from kws.processes import (
-    Unfailing,
-    die_with_parent,
-    handle_signals,
-    keep_freed_memory,
-    quiet_threads,
-    settle_user,
-    yield_to_neighbours,
-)
+from kws.processes import die_with_parent, handle_signals, keep_freed_memory
 from kws.train import checkpoint, runs
 from kws.train.distributed import join_world
 from kws.train.loop import Trainer
