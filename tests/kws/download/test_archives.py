@@ -110,7 +110,7 @@ def test_member_outside_its_folder_refuses_the_archive(tmp_path: Path, name: str
     else:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr(name.replace("/", "\\"), SOUND)
-    assert "members stay in its folder" in refused(path, tmp_path / "deep" if (tmp_path / "deep").mkdir() else tmp_path)
+    assert "members stay in its folder" in refused(path, tmp_path)
     assert list(tmp_path.rglob("evil.wav")) == []
 
 
@@ -224,7 +224,7 @@ def test_many_tiny_members_do_not_stay_in_memory(tmp_path: Path, monkeypatch: py
     next_ = tarfile.TarFile.next
 
     def count(self: tarfile.TarFile) -> tarfile.TarInfo | None:
-        seen.append(len(self.members))
+        seen.append(len(self.members))  # type: ignore[attr-defined]
         return next_(self)
 
     monkeypatch.setattr(tarfile.TarFile, "next", count)

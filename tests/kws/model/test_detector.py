@@ -13,7 +13,7 @@ from kws import files
 from kws.config import PRESETS, SILENCE, UNKNOWN, FeatureConfig
 from kws.model import onnx
 from kws.model.bundle import Recognizer
-from kws.model.detector import Decider, Detection, Detector, MelFrames, Thresholds
+from kws.model.detector import Decider, Detection, Detector, Floats, MelFrames, Thresholds
 from kws.preprocess.audio import read_waveform
 from kws.preprocess.features import MelSpectrogram
 
@@ -40,7 +40,8 @@ def test_frames_of_a_stream_are_those_of_training_whatever_the_pieces(preset: st
     inner = slice(2, features.num_frames - 2)  # a clip's edges are reflected, a stream has none there
     np.testing.assert_allclose(whole[: features.num_frames][inner], expected[inner], rtol=1e-4, atol=1e-5)
     for lengths in ([1, 799, 3, 4001], [16_000]):
-        stream, first, blocks = MelFrames(features, 8), 0, []
+        blocks: list[Floats] = []
+        stream, first = MelFrames(features, 8), 0
         while first < noise.size:
             length = lengths[len(blocks) % len(lengths)]
             blocks += stream.feed(noise[first : first + length])

@@ -171,7 +171,7 @@ def test_dropout_and_drop_path_act_in_training_only() -> None:
 def test_drop_path_keeps_the_mean() -> None:
     model = build(dataclasses.replace(SMALL, num_layers=1, drop_path=0.0))
     block = model.blocks[0]
-    block.drop_path = 0.5
+    block.drop_path = 0.5  # type: ignore[assignment]
     tokens = torch.randn(1, 9, 32)
     branch = nn.Linear(32, 32)
     many = tokens.expand(20_000, -1, -1)

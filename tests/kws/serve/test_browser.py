@@ -4,6 +4,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,6 +16,10 @@ from kws.model.bundle import Recognizer
 from kws.model.detector import Thresholds
 from kws.preprocess.audio import read_waveform
 from kws.serve.models import Served
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+    from playwright.sync_api import Page as Tab
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -45,7 +50,7 @@ def server(expert: Recognizer, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="module")
-def chromium(sound: Path) -> Iterator["playwright.Browser"]:
+def chromium(sound: Path) -> Iterator["Browser"]:
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=[
             "--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
@@ -56,7 +61,7 @@ def chromium(sound: Path) -> Iterator["playwright.Browser"]:
 
 
 @pytest.fixture
-def tab(chromium: "playwright.Browser", server: Page) -> Iterator["playwright.Page"]:
+def tab(chromium: "Browser", server: Page) -> Iterator["Tab"]:
     opened = chromium.new_page()
     errors: list[str] = []
     opened.on("pageerror", lambda error: errors.append(str(error)))
@@ -67,7 +72,7 @@ def tab(chromium: "playwright.Browser", server: Page) -> Iterator["playwright.Pa
     assert errors == []
 
 
-def test_microphone_is_heard_and_the_words_are_logged(tab: "playwright.Page") -> None:
+def test_microphone_is_heard_and_the_words_are_logged(tab: "Tab") -> None:
     tab.keyboard.press("Tab")
     tab.keyboard.press("Tab")
     tab.keyboard.press("Enter")  # the skip link comes first, then the microphone
@@ -78,7 +83,7 @@ def test_microphone_is_heard_and_the_words_are_logged(tab: "playwright.Page") ->
     playwright.expect(tab.locator("#status")).to_have_text("The microphone is off.")
 
 
-def test_file_is_heard_and_a_word_that_is_never_to_count_does_not(tab: "playwright.Page", sound: Path) -> None:
+def test_file_is_heard_and_a_word_that_is_never_to_count_does_not(tab: "Tab", sound: Path) -> None:
     for word in ("no", "stop", "yes"):
         tab.locator(f"#threshold-{word}").focus()
         tab.keyboard.press("End")
@@ -93,7 +98,7 @@ def test_file_is_heard_and_a_word_that_is_never_to_count_does_not(tab: "playwrig
     playwright.expect(tab.locator("#problem")).to_contain_text("text.wav could not be read as a recording")
 
 
-def test_taught_word_is_kept_and_can_be_deleted(tab: "playwright.Page", server: Page) -> None:
+def test_taught_word_is_kept_and_can_be_deleted(tab: "Tab", server: Page) -> None:
     tab.get_by_label("Word", exact=True).fill("hello")
     tab.get_by_label("Times").fill("1")
     tab.get_by_role("button", name="Record", exact=True).click()
@@ -114,7 +119,7 @@ def test_taught_word_is_kept_and_can_be_deleted(tab: "playwright.Page", server: 
      ("", "only to pages at https:// or at localhost")],
 )  # fmt: skip
 def test_each_reason_for_no_microphone_has_a_sentence_of_its_own(
-    chromium: "playwright.Browser", server: Page, error: str, said: str
+    chromium: "Browser", server: Page, error: str, said: str
 ) -> None:
     tab = chromium.new_page()
     devices = f"{{getUserMedia: () => Promise.reject(new DOMException('', '{error}'))}}" if error else "undefined"
@@ -127,7 +132,7 @@ def test_each_reason_for_no_microphone_has_a_sentence_of_its_own(
     tab.close()
 
 
-def test_page_fits_a_phone_and_every_control_has_a_name(tab: "playwright.Page") -> None:
+def test_page_fits_a_phone_and_every_control_has_a_name(tab: "Tab") -> None:
     tab.set_viewport_size({"width": 360, "height": 740})
     assert tab.evaluate("document.documentElement.scrollWidth") <= 360
     for control in tab.locator("button:visible, input:visible, summary").all():
@@ -135,7 +140,7 @@ def test_page_fits_a_phone_and_every_control_has_a_name(tab: "playwright.Page") 
         assert name.strip()
 
 
-def test_recording_is_cut_around_the_word_wherever_it_was_said(tab: "playwright.Page") -> None:
+def test_recording_is_cut_around_the_word_wherever_it_was_said(tab: "Tab") -> None:
     for begin in (9_000, 20_000, 28_000):
         middle = tab.evaluate(
             """async (begin) => {
@@ -151,7 +156,7 @@ def test_recording_is_cut_around_the_word_wherever_it_was_said(tab: "playwright.
 
 
 @pytest.mark.parametrize("rate", [44_100, 48_000, 96_000, 8_000])
-def test_resampler_keeps_a_low_tone_and_no_high_one_comes_back(tab: "playwright.Page", rate: int) -> None:
+def test_resampler_keeps_a_low_tone_and_no_high_one_comes_back(tab: "Tab", rate: int) -> None:
     level = """async ([rate, hertz]) => {
         const { Resampler } = await import("/page/sound.js");
         const resampler = new Resampler(rate, 16000);

@@ -89,7 +89,7 @@ def tone(tone_corpus: Path) -> np.ndarray:
 
 
 def until(client: ClientConnection, kind: str) -> list[dict[str, Any]]:
-    found = []
+    found: list[dict[str, Any]] = []
     while not found or found[-1]["type"] != kind:
         found.append(json.loads(client.recv(timeout=60)))
     return found

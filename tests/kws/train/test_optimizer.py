@@ -114,7 +114,7 @@ def take_steps_together(rank: int, folder: Path) -> None:
 
 
 def test_muon_shared_by_two_processes_takes_the_same_steps(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(take_steps_together, (tmp_path,), nprocs=2)
+    torch.multiprocessing.spawn(take_steps_together, (tmp_path,), nprocs=2)  # type: ignore[attr-defined]
     one, other = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
     for shapes, *both in zip(SHAPE_LISTS, one, other, strict=True):
         for ours, theirs, alone in zip(*both, some_steps(shapes), strict=True):

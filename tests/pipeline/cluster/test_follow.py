@@ -15,6 +15,7 @@ from rich.console import Console
 
 from pipeline.cluster import follow, runs, steps
 from pipeline.cluster.commands import add_cluster_commands
+from pipeline.cluster.connection import Cluster
 from pipeline.logs import OwnLines, artifacts_of
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -189,7 +190,7 @@ def said(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
         printed = Console(width=80, record=True, file=open("/dev/null", "w"), highlight=False)  # noqa: SIM115
         monkeypatch.setattr(follow, "console", printed)
         monkeypatch.setattr(follow, "out", printed)
-        cluster = follow.Cluster(host=f"http://127.0.0.1:{stand_in.server_port}")
+        cluster = Cluster(host=f"http://127.0.0.1:{stand_in.server_port}")
         status = follow.Following(cluster, recorded("succeeded")["run_id"], STEPS, patience=patience, quiet=quiet).run()
         return status, printed.export_text()
 
@@ -404,7 +405,7 @@ def test_a_long_line_of_a_log_squeezes_no_other_column_of_the_table() -> None:
 
 def test_at_80_columns_ids_and_states_of_runs_are_whole(stand_in: StandIn) -> None:
     stand_in.runs = [recorded(name) for name in ("succeeded", "failed", "cancelled")]
-    cluster = follow.Cluster(host=f"http://127.0.0.1:{stand_in.server_port}")
+    cluster = Cluster(host=f"http://127.0.0.1:{stand_in.server_port}")
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(runs.table_of_runs(cluster, 20))
     lines = console.export_text().splitlines()
