@@ -14,6 +14,9 @@ from kws.launch.kubernetes_api import is_transient, retry
 NUM_LAST_LINES = 10
 """Lines of a failed pod's log that the error quotes; the last is the trainer's own error."""
 
+AGAIN_SECONDS = 2.0
+"""Before a log that broke off is opened again."""
+
 
 def split_timestamp(line: str) -> tuple[str, str]:
     """Splits a line of a log into its time, written so that later times sort behind, and its text.
@@ -56,7 +59,7 @@ class LogFollower(threading.Thread):
             read_to_end = self._read()
             if self._ended() and read_to_end:
                 return
-            time.sleep(2)
+            time.sleep(AGAIN_SECONDS)
 
     def _read(self) -> bool:
         """Prints what is new, waiting for more until the container ends; returns whether it read to the end."""

@@ -1,0 +1,352 @@
+"""Following a job, over real HTTP: a stand-in answers as the API server, the operator and the kubelet do."""
+
+import copy
+import json
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import yaml
+from kubernetes.config import kube_config
+
+from kws.launch import logs, submit
+from kws.launch.job import LaunchError, Training
+from kws.launch.pytorchjob import PYTORCH_JOB
+from kws.launch.settings import ClusterConfig
+from kws.launch.submit import ClusterLauncher
+
+CONFIG = ClusterConfig(image="kws-runtime:0.2.0", namespace="kubeflow", attempts=2)
+NAME = "kws-1f3c"
+
+
+class Play:
+    """What becomes of a job: how often it is looked at until it ends, how, and with which pods."""
+
+    def __init__(self, end: str = "Succeeded", looks: int = 2, status: int = 0, pods: int = 2, waits: str = "",
+                 reason: str = "", vanishes: bool = False) -> None:  # fmt: skip
+        self.end, self.looks, self.status, self.pods, self.waits = end, looks, status, pods, waits
+        self.reason, self.vanishes = reason, vanishes
+
+
+def container(**state: Any) -> dict[str, Any]:
+    return {"name": "pytorch", "image": "i", "imageID": "i", "ready": False, "restartCount": 0, "state": state}
+
+
+class Kubernetes(ThreadingHTTPServer):
+    """Keeps jobs as the API server does, and lets them go as a test says."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.pods: dict[str, dict[str, Any]] = {}
+        self.plays: list[Play] = []
+        self.refusals: list[tuple[int, str]] = []
+        self.events: list[dict[str, Any]] = []
+        self.logs = {0: ["epoch 1", "epoch 2"], 1: ["ready"]}
+        self.cut_logs = 0
+        self.calls: list[str] = []
+        self.sent: list[dict[str, Any]] = []
+        self.patches: list[dict[str, Any]] = []
+        self.lock = threading.Lock()
+        super().__init__(("127.0.0.1", 0), _Answers)
+
+    def create(self, job: dict[str, Any], play: Play | None = None) -> dict[str, Any]:
+        play = play or self.plays.pop(0)
+        uid = f"uid-{len(self.calls)}"
+        job["metadata"] |= {"uid": uid, "namespace": "kubeflow"}
+        job["status"] = {"conditions": [{"type": "Created", "status": "True"}]}
+        job["play"] = play
+        self.jobs[job["metadata"]["name"]] = job
+        for rank in range(play.pods):
+            name = f"{NAME}-worker-{rank}"
+            waiting = container(waiting={"reason": "ErrImagePull", "message": play.waits})
+            self.pods[name] = {
+                "metadata": {"name": name, "namespace": "kubeflow", "uid": f"{uid}-{rank}",
+                             "labels": {"training.kubeflow.org/replica-index": str(rank)}},
+                "spec": {"containers": []},
+                "status": {"phase": "Pending" if play.waits else "Running",
+                           "containerStatuses": [waiting] if play.waits else []},
+            }  # fmt: skip
+        return job
+
+    def look(self, name: str) -> dict[str, Any] | None:
+        job = self.jobs.get(name)
+        if job is None:
+            return None
+        play: Play = job["play"]
+        play.looks -= 1
+        if play.looks < 0 and play.vanishes:
+            del self.jobs[name]
+            return None
+        if play.looks < 0 and play.end:
+            ended = {"exitCode": play.status, "finishedAt": "2026-11-25T10:00:00Z", "reason": play.reason or "Error"}
+            for pod in self.pods.values():
+                pod["status"] = {"phase": play.end, "containerStatuses": [container(terminated=ended)]}
+            job["status"]["conditions"].append({"type": play.end, "status": "True", "message": "said by the operator"})
+        return job
+
+
+class _Answers(BaseHTTPRequestHandler):
+    server: Kubernetes
+
+    def do_GET(self) -> None:
+        self.handle_call("GET")
+
+    def do_POST(self) -> None:
+        self.handle_call("POST")
+
+    def do_PATCH(self) -> None:
+        self.handle_call("PATCH")
+
+    def do_DELETE(self) -> None:
+        self.handle_call("DELETE")
+
+    def handle_call(self, method: str) -> None:
+        url = urlsplit(self.path)
+        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        with self.server.lock:
+            self.server.calls.append(f"{method} {url.path.rpartition('/namespaces/kubeflow/')[2]}")
+            status, answer = self.answer(method, url.path, parse_qs(url.query), json.loads(sent) if sent else {})
+        body = answer if isinstance(answer, bytes) else json.dumps(answer, default=lambda _: None).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain" if isinstance(answer, bytes) else "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def answer(self, method: str, path: str, query: dict[str, list[str]], sent: dict[str, Any]) -> tuple[int, Any]:
+        server = self.server
+        missing = (404, {"message": "not found"})
+        if path.endswith("/pytorchjobs"):
+            if server.refusals:
+                status, said = server.refusals.pop(0)
+                return status, {"message": said}
+            if sent["metadata"]["name"] in server.jobs:
+                return 409, {"message": "already exists"}
+            server.sent.append(copy.deepcopy(sent))
+            return 201, server.create(sent)
+        if "/pytorchjobs/" in path:
+            name = path.rpartition("/")[2]
+            if method == "DELETE":
+                server.pods.clear()
+                return (200, {}) if server.jobs.pop(name, None) else missing
+            if method == "PATCH":
+                server.patches.append(sent)
+                return 200, server.jobs[name]
+            job = server.look(name)
+            return (200, job) if job else missing
+        if path.endswith("/events"):
+            return 200, {"items": server.events}
+        if path.endswith("/pods"):
+            return 200, {"items": list(server.pods.values())}
+        if found := re.search(r"/pods/[^/]*-(\d+)/log$", path):
+            lines = server.logs[int(found[1])]
+            if server.cut_logs:  # the connection ends early, once
+                server.cut_logs -= 1
+                lines = lines[:1]
+            stamped = [f"2026-11-25T09:00:0{number}.5Z {line}\n" for number, line in enumerate(lines)]
+            return 200, "".join(stamped).encode()
+        pod = server.pods.get(path.rpartition("/")[2])
+        return (200, pod) if pod else missing
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kubernetes]:
+    server = Kubernetes()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    config = tmp_path / "kubeconfig"
+    config.write_text(yaml.safe_dump({
+        "apiVersion": "v1", "kind": "Config", "current-context": "here",
+        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
+        "clusters": [{"name": "here", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+        "users": [{"name": "me", "user": {}}],
+    }))  # fmt: skip
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(config))
+    for module, name in ((submit, "POLL_SECONDS"), (submit, "QUOTA_SECONDS"), (submit, "EVENTS_SECONDS"),
+                         (submit, "FIRST_DELAY_SECONDS"), (logs, "AGAIN_SECONDS")):  # fmt: skip
+        monkeypatch.setattr(module, name, 0.02)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def train(kubernetes: Kubernetes, tmp_path: Path) -> Callable[[], None]:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    job = Training(name=NAME, folder=folder, arguments=(), num_nodes=2, processes_per_node=1)
+    return lambda: ClusterLauncher(PYTORCH_JOB, CONFIG).run(job, folder / "job.yaml")
+
+
+def submitted(server: Kubernetes) -> int:
+    return server.calls.count("POST pytorchjobs")
+
+
+def test_job_that_succeeds_shows_its_pods_leaves_its_outcome_and_is_deleted(
+    kubernetes: Kubernetes, train: Callable[[], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kubernetes.plays = [Play()]
+    train()
+    out, err = capfd.readouterr()
+    assert sorted(out.splitlines()) == ["[0] epoch 1", "[0] epoch 2", "[1] ready"]
+    assert err.splitlines() == [f"submitted PyTorchJob kubeflow/{NAME}"]
+    outcome = json.loads((tmp_path / "run" / "logs" / "job.json").read_text())
+    assert outcome["job"]["status"]["conditions"][-1]["type"] == "Succeeded"
+    assert [pod["name"] for pod in outcome["pods"]] == [f"{NAME}-worker-0", f"{NAME}-worker-1"]
+    assert yaml.safe_load((tmp_path / "run" / "job.yaml").read_text())["metadata"]["name"] == NAME
+    assert kubernetes.jobs == {}
+
+
+def test_log_whose_connection_was_cut_is_read_on_without_a_line_twice(
+    kubernetes: Kubernetes, train: Callable[[], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    kubernetes.plays, kubernetes.cut_logs = [Play(looks=20, pods=1)], 1
+    train()
+    assert capfd.readouterr().out.splitlines() == ["[0] epoch 1", "[0] epoch 2"]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "said"),
+    [
+        ((500, "failed calling webhook"), "the Kubernetes API does not answer as it should, trying again in 1 s: "
+         "failed calling webhook"),
+        ((403, "exceeded quota: kws, used: 8"), "waits: exceeded quota: kws, used: 8"),
+        ((403, "status unknown for quota: kws"), "waits: status unknown for quota: kws"),
+    ],
+)  # fmt: skip
+def test_refusal_that_passes_is_waited_for(
+    refusal: tuple[int, str], said: str, kubernetes: Kubernetes, train: Callable[[], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    kubernetes.plays, kubernetes.refusals = [Play()], [refusal]
+    train()
+    assert capfd.readouterr().err.splitlines() == [said, f"submitted PyTorchJob kubeflow/{NAME}"]
+
+
+def test_quota_that_stays_used_up_ends_the_step_with_the_remedy(
+    kubernetes: Kubernetes, train: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "PATIENCE_SECONDS", 0.05)
+    kubernetes.refusals = [(403, "exceeded quota: kws, used: 8")] * 100
+    with pytest.raises(LaunchError, match=r"exceeded quota: kws, used: 8; delete what is not needed"):
+        train()
+
+
+def test_missing_right_ends_the_step_at_once(kubernetes: Kubernetes, train: Callable[[], None]) -> None:
+    kubernetes.refusals = [(403, 'User "default" cannot create resource "pytorchjobs"')]
+    with pytest.raises(LaunchError, match="the step's service account must be allowed to create"):
+        train()
+    assert submitted(kubernetes) == 1
+
+
+def ours(kubernetes: Kubernetes, train: Callable[[], None]) -> dict[str, Any]:
+    """Returns the job that the step submits, as it was sent."""
+    kubernetes.plays = [Play()]
+    train()
+    kubernetes.calls.clear()
+    return kubernetes.sent[0]
+
+
+def test_job_of_an_earlier_attempt_is_adopted_while_it_runs(
+    kubernetes: Kubernetes, train: Callable[[], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    kubernetes.create(ours(kubernetes, train), Play())
+    train()
+    assert f"adopted PyTorchJob kubeflow/{NAME} of an earlier attempt" in capfd.readouterr().err
+    assert kubernetes.patches == [{"metadata": {"ownerReferences": []}}]
+    assert submitted(kubernetes) == 1
+
+
+def test_job_of_an_earlier_attempt_that_failed_is_replaced(
+    kubernetes: Kubernetes, train: Callable[[], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    kubernetes.create(ours(kubernetes, train), Play("Failed", 0, 1))
+    kubernetes.plays = [Play()]
+    train()
+    assert f"replacing PyTorchJob kubeflow/{NAME} of an earlier attempt, which failed" in capfd.readouterr().err
+    assert submitted(kubernetes) == 2
+
+
+def test_job_of_someone_else_is_left_alone(kubernetes: Kubernetes, train: Callable[[], None]) -> None:
+    theirs = ours(kubernetes, train)
+    theirs["metadata"]["labels"] = {}
+    kubernetes.create(theirs, Play("", 100))
+    with pytest.raises(LaunchError, match="must be free or our own, got a PyTorchJob of someone else; delete it"):
+        train()
+    assert NAME in kubernetes.jobs
+
+
+def test_failed_job_is_submitted_again_and_then_told_with_its_last_lines(
+    kubernetes: Kubernetes, train: Callable[[], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    kubernetes.plays = [Play("Failed", 3, 1), Play("Failed", 3, 1)]
+    with pytest.raises(LaunchError) as failed:
+        train()
+    assert f"PyTorchJob kubeflow/{NAME} failed: said by the operator; {NAME}-worker-0 ended with status 1:" in str(
+        failed.value
+    )
+    assert str(failed.value).endswith("epoch 1\n  epoch 2")
+    assert "attempt 2 of 2" in capfd.readouterr().err
+    assert (submitted(kubernetes), kubernetes.jobs) == (2, {})
+
+
+@pytest.mark.parametrize(("status", "reason", "said"), [
+    (65, "", "said by the operator"),
+    (137, "OOMKilled", "raise memory in KWS_PYTORCHJOB"),
+])  # fmt: skip
+def test_failure_that_another_attempt_cannot_mend_is_told_at_once(
+    status: int, reason: str, said: str, kubernetes: Kubernetes, train: Callable[[], None]
+) -> None:
+    kubernetes.plays = [Play("Failed", 1, status, reason=reason)]
+    with pytest.raises(LaunchError, match=said):
+        train()
+    assert (submitted(kubernetes), kubernetes.jobs) == (1, {})
+
+
+def test_job_that_was_deleted_meanwhile_has_not_succeeded(kubernetes: Kubernetes, train: Callable[[], None]) -> None:
+    kubernetes.plays = [Play(vanishes=True)]
+    with pytest.raises(LaunchError, match=f"PyTorchJob kubeflow/{NAME} must stay until it ends, got deleted"):
+        train()
+
+
+def test_what_pods_wait_for_is_told_once(
+    kubernetes: Kubernetes, train: Callable[[], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    kubernetes.plays = [Play(looks=5, pods=1, waits="no such image")]
+    kubernetes.events = [{"reason": "FailedCreatePod", "message": "exceeded quota: pods", "metadata": {},
+                          "involvedObject": {}}]  # fmt: skip
+    train()
+    said = capfd.readouterr().err.splitlines()
+    assert said.count("[0] waits: ErrImagePull: no such image") == 1
+    assert said.count("waits for pods: FailedCreatePod: exceeded quota: pods") == 1
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_step_that_is_told_to_stop_deletes_its_job(
+    signum: signal.Signals, kubernetes: Kubernetes, train: Callable[[], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    kubernetes.plays = [Play("", 10**6)]
+
+    def stop() -> None:
+        while f"GET pytorchjobs/{NAME}" not in kubernetes.calls:
+            threading.Event().wait(0.02)
+        os.kill(os.getpid(), signum)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as stopped:
+        train()
+    if signum == signal.SIGTERM:
+        assert stopped.value.code == 143  # type: ignore[attr-defined]
+    assert kubernetes.jobs == {}
+    assert f"told to stop; deleting PyTorchJob kubeflow/{NAME}" in capfd.readouterr().err
