@@ -45,7 +45,8 @@ def upload(cluster: Cluster, path: Path) -> tuple[str, str]:
     versions = client.list_pipeline_versions(pipeline_id, filter=_named(version)).pipeline_versions
     if versions:
         return pipeline_id, versions[0].pipeline_version_id
-    uploaded = client.upload_pipeline_version(str(path), version, pipeline_id=pipeline_id)
+    with contextlib.redirect_stdout(io.StringIO()):
+        uploaded = client.upload_pipeline_version(str(path), version, pipeline_id=pipeline_id)
     return pipeline_id, uploaded.pipeline_version_id
 
 

@@ -1,0 +1,221 @@
+"""Runs and schedules, over real HTTP: a stand-in keeps what the API server of Kubeflow Pipelines keeps."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from rich.console import Console
+
+from kws.config import PipelineConfig
+from pipeline.cluster import connection, runs
+from pipeline.cluster.connection import Cluster
+from pipeline.placement import Placement
+from pipeline.shell import ClusterError
+
+PLACEMENT = Placement(runtime="kws-runtime:1", launcher="kws-launcher:1")
+CREATED = "2026-11-25T19:38:23Z"
+
+
+class Pipelines(ThreadingHTTPServer):
+    """Keeps what the API server of Kubeflow Pipelines keeps."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.kept: dict[str, list[dict[str, Any]]] = {
+            kind: [] for kind in ("pipelines", "versions", "experiments", "runs", "recurringruns")
+        }
+        self.asked: list[str] = []
+        self.status = 200
+        super().__init__(("127.0.0.1", 0), _Answers)
+
+    def add(self, kind: str, **thing: Any) -> dict[str, Any]:
+        singular = {"versions": "pipeline_version", "recurringruns": "recurring_run"}.get(kind, kind[:-1])
+        thing |= {f"{singular}_id": f"{singular}-{len(self.kept[kind])}", "created_at": CREATED}
+        self.kept[kind].append(thing)
+        return thing
+
+
+class _Answers(BaseHTTPRequestHandler):
+    server: Pipelines
+
+    def do_GET(self) -> None:
+        self.answer("GET")
+
+    def do_POST(self) -> None:
+        self.answer("POST")
+
+    def do_DELETE(self) -> None:
+        self.answer("DELETE")
+
+    def answer(self, method: str) -> None:
+        url = urlsplit(self.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = url.path.removeprefix("/apis/v2beta1/")
+        self.server.asked.append(f"{method} {path}")
+        found = {"message": "no"} if self.server.status != 200 else self.found(method, path, parse_qs(url.query), body)
+        sent = json.dumps(found).encode()
+        self.send_response(self.server.status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(sent)))
+        self.end_headers()
+        self.wfile.write(sent)
+
+    def found(self, method: str, path: str, query: dict[str, list[str]], body: bytes) -> Any:
+        server = self.server
+        if path == "healthz":
+            return {"multi_user": False}
+        if path == "pipelines/upload_version":
+            assert b"pipelineInfo" in body
+            return server.add("versions", display_name=query["name"][0], pipeline_id=query["pipelineid"][0])
+        kind, _, rest = path.partition("/")
+        if rest.endswith("/versions"):
+            return {"pipeline_versions": self.filtered("versions", query)}
+        if method == "DELETE":
+            (thing,) = (each for each in server.kept[kind] if f"{each['recurring_run_id']}" == rest)
+            server.kept[kind].remove(thing)
+            return {}
+        if ":" in rest:
+            return {}
+        if method == "POST":
+            return server.add(kind, **json.loads(body))
+        named = {"recurringruns": "recurringRuns"}.get(kind, kind)
+        return {named: self.filtered(kind, query)}
+
+    def filtered(self, kind: str, query: dict[str, list[str]]) -> list[dict[str, Any]]:
+        kept = self.server.kept[kind]
+        if "filter" not in query:
+            return kept
+        (predicate,) = json.loads(query["filter"][0])["predicates"]
+        wanted = predicate.get("stringValue") or predicate.get("string_value")
+        return [each for each in kept if each["display_name"] == wanted]
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def pipelines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipelines]:
+    server = Pipelines()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(connection.Cluster, "core", None)  # no kubeconfig, as where a token alone is given
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def cluster(pipelines: Pipelines) -> Cluster:
+    return Cluster(host=f"http://127.0.0.1:{pipelines.server_port}")
+
+
+def add_run(pipelines: Pipelines, name: str, state: str) -> str:
+    ended = {"finished_at": "2026-11-25T19:48:23Z"} if state != "RUNNING" else {}
+    return str(pipelines.add("runs", display_name=name, state=state, **ended)["run_id"])
+
+
+def drawn(table: Any) -> str:
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table)
+    return console.export_text()
+
+
+def test_submitted_run_has_all_parameters_and_the_version_is_uploaded_once(
+    pipelines: Pipelines, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = runs.submit(cluster, PipelineConfig(epochs=7), PLACEMENT, name="mine")
+    runs.submit(cluster, PipelineConfig(), PLACEMENT)
+    mine, _ = pipelines.kept["runs"]
+    assert (mine["run_id"], mine["display_name"]) == (first, "mine")
+    assert mine["runtime_config"]["parameters"]["epochs"] == 7
+    assert mine["pipeline_version_reference"]["pipeline_version_id"] == "pipeline_version-0"
+    assert {kind: len(pipelines.kept[kind]) for kind in ("pipelines", "versions", "experiments")} == {
+        "pipelines": 1, "versions": 1, "experiments": 1,
+    }  # fmt: skip
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:2] == [f"run mine  {first}", f"{cluster.host}/#/runs/details/{first}"]
+
+
+def test_run_is_found_by_id_by_its_beginning_and_by_name_but_not_by_what_fits_two(
+    pipelines: Pipelines, cluster: Cluster
+) -> None:
+    first, second = add_run(pipelines, "one", "SUCCEEDED"), add_run(pipelines, "two", "FAILED")
+    assert runs.find_run(cluster, first).display_name == "one"
+    assert runs.find_run(cluster, "two").run_id == second
+    with pytest.raises(ValueError, match="got 'run-', which 2 of the last 2 has"):
+        runs.find_run(cluster, "run-")
+    with pytest.raises(ValueError, match="got 'three', which none of the last 2 has"):
+        runs.find_run(cluster, "three")
+
+
+def test_runs_are_listed_with_state_and_time(pipelines: Pipelines, cluster: Cluster) -> None:
+    add_run(pipelines, "good", "SUCCEEDED")
+    add_run(pipelines, "going", "RUNNING")
+    lines = drawn(runs.table_of_runs(cluster, 10)).splitlines()
+    assert lines[0].split() == ["id", "state", "started", "time", "run"]
+    assert ["succeeded" in lines[1], "10 min" in lines[1], "running" in lines[2]] == [True, True, True]
+
+
+def test_run_that_runs_is_cancelled_and_one_that_has_ended_is_not(pipelines: Pipelines, cluster: Cluster) -> None:
+    going, done = add_run(pipelines, "going", "RUNNING"), add_run(pipelines, "done", "SUCCEEDED")
+    runs.cancel(cluster, going)
+    assert pipelines.asked[-1] == f"POST runs/{going}:terminate"
+    with pytest.raises(ValueError, match="run must be running to be cancelled, got done, which has succeeded"):
+        runs.cancel(cluster, done)
+
+
+def test_run_that_failed_is_retried_and_one_that_did_not_is_not(pipelines: Pipelines, cluster: Cluster) -> None:
+    failed, good = add_run(pipelines, "failed", "FAILED"), add_run(pipelines, "good", "SUCCEEDED")
+    assert runs.retry(cluster, failed).run_id == failed
+    assert pipelines.asked[-1] == f"POST runs/{failed}:retry"
+    with pytest.raises(ValueError, match="run must have failed to be retried, got good, which is succeeded"):
+        runs.retry(cluster, good)
+
+
+def test_schedule_replaces_the_one_of_its_name_and_is_deleted_by_it(
+    pipelines: Pipelines, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for epochs in (3, 5):
+        runs.schedule(cluster, PipelineConfig(epochs=epochs), PLACEMENT, cron="0 3 * * 1")
+    (kept,) = pipelines.kept["recurringruns"]
+    assert kept["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * 1"
+    assert (kept["runtime_config"]["parameters"]["epochs"], kept["no_catchup"], kept["max_concurrency"]) == (
+        5,
+        True,
+        "1",
+    )
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "schedule speech" in line] == [
+        "made schedule speech-commands", "replaced schedule speech-commands",
+    ]  # fmt: skip
+    kept["mode"] = "ENABLE"
+    assert "0 0 3 * * 1" in drawn(runs.table_of_schedules(cluster))
+    runs.unschedule(cluster, "speech-commands")
+    assert pipelines.kept["recurringruns"] == []
+    with pytest.raises(ValueError, match="name must be that of a schedule"):
+        runs.unschedule(cluster, "speech-commands")
+
+
+def test_cron_expression_that_is_none_starts_nothing(pipelines: Pipelines, cluster: Cluster) -> None:
+    with pytest.raises(ValueError, match="cron must have five fields"):
+        runs.schedule(cluster, PipelineConfig(), PLACEMENT, cron="every monday")
+    assert pipelines.asked == []
+
+
+def test_time_zone_is_refused_where_it_cannot_be_set_or_is_none(cluster: Cluster) -> None:
+    with pytest.raises(ValueError, match="time zone must be a name such as Europe/Berlin or UTC, got 'Mars/Olympus'"):
+        runs.set_time_zone(cluster, "Mars/Olympus", "x")
+    with pytest.raises(ClusterError, match="the time zone must be set through kubeconfig, got none"):
+        runs.set_time_zone(cluster, "Europe/Berlin", "x")
+
+
+@pytest.mark.parametrize(("status", "said"), [(401, "must accept your credentials"), (403, "must allow this call")])
+def test_host_that_refuses_is_told_with_the_remedy(
+    status: int, said: str, pipelines: Pipelines, cluster: Cluster
+) -> None:
+    pipelines.status = status
+    with pytest.raises(ClusterError, match=said):
+        runs.submit(cluster, PipelineConfig(), PLACEMENT)
