@@ -1,0 +1,184 @@
+"""What the Model Registry is told, with its own client over real HTTP; a stand-in keeps the records."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from kws import files
+from kws.promote import registry, versions
+
+pytest.importorskip("model_registry", reason="the client of the registry is not installed")
+
+
+class Registry(ThreadingHTTPServer):
+    """Keeps models, versions and artifacts as the server does."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.models: list[dict[str, Any]] = []
+        self.versions: list[dict[str, Any]] = []
+        self.artifacts: list[dict[str, Any]] = []
+        self.writes: list[str] = []
+        self.broken_at = ""
+        self.delay = 0.0
+        self.tokens: set[str | None] = set()
+        super().__init__(("127.0.0.1", 0), _Answers)
+
+    def handle_error(self, *_: object) -> None:
+        """Says nothing of a client that has gone."""
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def champions(self) -> dict[str, bool]:
+        """Returns which version is said to be champion."""
+        return {each["name"]: each["customProperties"]["champion"]["bool_value"] for each in self.versions}
+
+
+class _Answers(BaseHTTPRequestHandler):
+    server: Registry
+
+    def do_GET(self) -> None:
+        self.answer("GET")
+
+    def do_POST(self) -> None:
+        self.answer("POST")
+
+    def do_PATCH(self) -> None:
+        self.answer("PATCH")
+
+    def answer(self, method: str) -> None:
+        url = urlsplit(self.path)
+        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        time.sleep(self.server.delay)
+        self.server.tokens.add(self.headers.get("Authorization"))
+        path = url.path.partition("/model_registry/")[2].partition("/")[2]
+        name = parse_qs(url.query).get("name", [""])[0]
+        found = self.found(method, path, name, json.loads(sent) if sent else {})
+        status = 404 if found is None else 500 if found == "broken" else 201 if method == "POST" else 200
+        body = json.dumps(found if status < 300 else {"code": "", "message": "no"}).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def found(self, method: str, path: str, name: str, sent: dict[str, Any]) -> Any:
+        server = self.server
+        if method != "GET":
+            if path == server.broken_at:
+                return "broken"
+            server.writes.append(f"{method} {path}")
+        kept = (
+            server.artifacts if path.endswith("artifacts") else server.versions if "version" in path else server.models
+        )
+        if method == "PATCH":
+            (thing,) = (each for each in kept if each["id"] == path.rpartition("/")[2])
+            thing.update(sent)
+            return thing
+        if method == "POST":
+            kept.append(sent | {"id": str(len(kept) + 1)})
+            return kept[-1]
+        if name:
+            return next((each for each in kept if each["name"] == name), None)
+        return {"items": kept, "size": len(kept), "pageSize": 1000, "nextPageToken": ""}
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Registry]:
+    running = Registry()
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield running
+    running.shutdown()
+    running.server_close()
+
+
+def published(data_root: Path, version: str) -> str:
+    """Lays out a version as promote does, as far as the registry looks, and makes it champion."""
+    folder = data_root / versions.MODELS / version
+    folder.mkdir(parents=True)
+    files.write_json(folder / versions.EVALUATION, {"macro_f1": 0.9, "calibration_error": 0.01, "num_clips": 100})
+    manifest = {"schema": 1, "version": version, "accuracy": 0.95, "words": ["no", "yes"], "about": {"run": "r1"},
+                "files": {versions.EVALUATION: files.sha256_of(folder / versions.EVALUATION)}}  # fmt: skip
+    files.write_json(folder / "manifest.json", manifest)
+    files.write_json(data_root / versions.MODELS / "champion.json", {"version": version, "accuracy": 0.95})
+    return version
+
+
+def test_version_is_registered_with_its_figures_and_its_address(server: Registry, tmp_path: Path) -> None:
+    registry.register(server.address, tmp_path, published(tmp_path, "20261125-1"))
+    (model,), (version,), (artifact,) = server.models, server.versions, server.artifacts
+    assert (model["name"], version["name"], version["registeredModelId"]) == ("kws", "20261125-1", model["id"])
+    properties = version["customProperties"]
+    assert properties["accuracy"]["double_value"] == 0.95
+    assert properties["num_clips"]["double_value"] == 100
+    assert properties["run"]["string_value"] == "r1"
+    assert (artifact["uri"], artifact["modelFormatName"]) == (registry.uri_of(tmp_path, "20261125-1"), "onnx")
+    assert server.champions() == {"20261125-1": True}
+
+
+def test_version_that_is_known_is_not_written_again(server: Registry, tmp_path: Path) -> None:
+    version = published(tmp_path, "20261125-1")
+    registry.register(server.address, tmp_path, version)
+    before = list(server.writes)
+    registry.register(server.address, tmp_path, version)
+    assert server.writes == before
+
+
+def test_next_champion_takes_the_mark_from_the_one_before(server: Registry, tmp_path: Path) -> None:
+    for version in ("20261125-1", "20261126-1"):
+        registry.register(server.address, tmp_path, published(tmp_path, version))
+    assert server.champions() == {"20261125-1": False, "20261126-1": True}
+
+
+def test_what_a_broken_call_left_is_completed_by_the_next(server: Registry, tmp_path: Path) -> None:
+    version = published(tmp_path, "20261125-1")
+    server.broken_at = "model_versions/1/artifacts"
+    assert not registry.tell(server.address, tmp_path, version)
+    assert (len(server.versions), server.artifacts) == (1, [])
+    server.broken_at = ""
+    assert registry.tell(server.address, tmp_path, version)
+    assert (len(server.versions), len(server.artifacts)) == (1, 1)
+
+
+def test_token_is_sent_where_kubeflow_gives_one(
+    server: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text("secret\n")
+    monkeypatch.setenv(registry.TOKEN_FILE, str(tmp_path / "token"))
+    registry.register(server.address, tmp_path, published(tmp_path, "20261125-1"))
+    assert server.tokens == {"Bearer secret"}
+
+
+@pytest.mark.parametrize("address", ["nonsense", "http://127.0.0.1:9", "ftp://somewhere"])
+def test_registry_that_is_away_costs_a_warning(address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    assert not registry.tell(address, tmp_path, published(tmp_path, "20261125-1"))
+    assert f"the model registry {address} was not told of 20261125-1" in caplog.text
+
+
+def test_registry_that_does_not_answer_is_given_up(
+    server: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(registry, "SECONDS", 0.2)
+    server.delay = 2.0
+    assert not registry.tell(server.address, tmp_path, published(tmp_path, "20261125-1"))
+    assert "it must answer within 0.2 s; is the address right" in caplog.text
+
+
+def test_version_lies_on_the_claim_of_a_cluster_or_in_a_folder_of_this_machine(tmp_path: Path) -> None:
+    assert registry.uri_of(Path("/data"), "v1") == "pvc://kws-data/models/v1"
+    assert registry.uri_of(tmp_path, "v1") == (tmp_path / "models" / "v1").resolve().as_uri()
