@@ -7,13 +7,12 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
+from json_server import JsonServer, running
 from kubernetes.config import kube_config
 
 from kws.launch import logs, submit
@@ -39,15 +38,14 @@ def container(**state: Any) -> dict[str, Any]:
     return {"name": "pytorch", "image": "i", "imageID": "i", "ready": False, "restartCount": 0, "state": state}
 
 
-class Kubernetes(ThreadingHTTPServer):
+class Kubernetes(JsonServer):
     """Keeps jobs as the API server does, and lets them go as a test says."""
-
-    daemon_threads = True
 
     def __init__(self) -> None:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.pods: dict[str, dict[str, Any]] = {}
         self.plays: list[Play] = []
+        self.ends: dict[str, Play] = {}
         self.refusals: list[tuple[int, str]] = []
         self.events: list[dict[str, Any]] = []
         self.logs = {0: ["epoch 1", "epoch 2"], 1: ["ready"]}
@@ -55,15 +53,14 @@ class Kubernetes(ThreadingHTTPServer):
         self.calls: list[str] = []
         self.sent: list[dict[str, Any]] = []
         self.patches: list[dict[str, Any]] = []
-        self.lock = threading.Lock()
-        super().__init__(("127.0.0.1", 0), _Answers)
+        super().__init__()
 
     def create(self, job: dict[str, Any], play: Play | None = None) -> dict[str, Any]:
         play = play or self.plays.pop(0)
         uid = f"uid-{len(self.calls)}"
         job["metadata"] |= {"uid": uid, "namespace": "kubeflow"}
         job["status"] = {"conditions": [{"type": "Created", "status": "True"}]}
-        job["play"] = play
+        self.ends[job["metadata"]["name"]] = play
         self.jobs[job["metadata"]["name"]] = job
         for rank in range(play.pods):
             name = f"{NAME}-worker-{rank}"
@@ -81,7 +78,7 @@ class Kubernetes(ThreadingHTTPServer):
         job = self.jobs.get(name)
         if job is None:
             return None
-        play: Play = job["play"]
+        play = self.ends[name]
         play.looks -= 1
         if play.looks < 0 and play.vanishes:
             del self.jobs[name]
@@ -93,92 +90,59 @@ class Kubernetes(ThreadingHTTPServer):
             job["status"]["conditions"].append({"type": play.end, "status": "True", "message": "said by the operator"})
         return job
 
-
-class _Answers(BaseHTTPRequestHandler):
-    server: Kubernetes
-
-    def do_GET(self) -> None:
-        self.handle_call("GET")
-
-    def do_POST(self) -> None:
-        self.handle_call("POST")
-
-    def do_PATCH(self) -> None:
-        self.handle_call("PATCH")
-
-    def do_DELETE(self) -> None:
-        self.handle_call("DELETE")
-
-    def handle_call(self, method: str) -> None:
-        url = urlsplit(self.path)
-        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        with self.server.lock:
-            self.server.calls.append(f"{method} {url.path.rpartition('/namespaces/kubeflow/')[2]}")
-            status, answer = self.answer(method, url.path, parse_qs(url.query), json.loads(sent) if sent else {})
-        body = answer if isinstance(answer, bytes) else json.dumps(answer, default=lambda _: None).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "text/plain" if isinstance(answer, bytes) else "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def answer(self, method: str, path: str, query: dict[str, list[str]], sent: dict[str, Any]) -> tuple[int, Any]:
-        server = self.server
+    def answer(self, method: str, path: str, query: dict[str, str], body: bytes, headers: Any) -> tuple[int, Any]:
+        self.calls.append(f"{method} {path.rpartition('/namespaces/kubeflow/')[2]}")
+        sent = json.loads(body) if body else {}
         missing = (404, {"message": "not found"})
         if path.endswith("/pytorchjobs"):
-            if server.refusals:
-                status, said = server.refusals.pop(0)
+            if self.refusals:
+                status, said = self.refusals.pop(0)
                 return status, {"message": said}
-            if sent["metadata"]["name"] in server.jobs:
+            if sent["metadata"]["name"] in self.jobs:
                 return 409, {"message": "already exists"}
-            server.sent.append(copy.deepcopy(sent))
-            return 201, server.create(sent)
+            self.sent.append(copy.deepcopy(sent))
+            return 201, self.create(sent)
         if "/pytorchjobs/" in path:
             name = path.rpartition("/")[2]
             if method == "DELETE":
-                server.pods.clear()
-                return (200, {}) if server.jobs.pop(name, None) else missing
+                self.pods.clear()
+                return (200, {}) if self.jobs.pop(name, None) else missing
             if method == "PATCH":
-                server.patches.append(sent)
-                return 200, server.jobs[name]
-            job = server.look(name)
+                self.patches.append(sent)
+                return 200, self.jobs[name]
+            job = self.look(name)
             return (200, job) if job else missing
         if path.endswith("/events"):
-            return 200, {"items": server.events}
+            return 200, {"items": self.events}
         if path.endswith("/pods"):
-            return 200, {"items": list(server.pods.values())}
+            return 200, {"items": list(self.pods.values())}
         if found := re.search(r"/pods/[^/]*-(\d+)/log$", path):
-            lines = server.logs[int(found[1])]
-            if server.cut_logs:  # the connection ends early, once
-                server.cut_logs -= 1
+            lines = self.logs[int(found[1])]
+            if self.cut_logs:  # the connection ends early, once
+                self.cut_logs -= 1
                 lines = lines[:1]
             stamped = [f"2026-11-25T09:00:0{number}.5Z {line}\n" for number, line in enumerate(lines)]
             return 200, "".join(stamped).encode()
-        pod = server.pods.get(path.rpartition("/")[2])
+        pod = self.pods.get(path.rpartition("/")[2])
         return (200, pod) if pod else missing
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture
 def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kubernetes]:
     server = Kubernetes()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     config = tmp_path / "kubeconfig"
     config.write_text(yaml.safe_dump({
         "apiVersion": "v1", "kind": "Config", "current-context": "here",
         "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
-        "clusters": [{"name": "here", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+        "clusters": [{"name": "here", "cluster": {"server": server.address}}],
         "users": [{"name": "me", "user": {}}],
     }))  # fmt: skip
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(config))
     for module, name in ((submit, "POLL_SECONDS"), (submit, "QUOTA_SECONDS"), (submit, "EVENTS_SECONDS"),
                          (submit, "FIRST_DELAY_SECONDS"), (logs, "AGAIN_SECONDS")):  # fmt: skip
         monkeypatch.setattr(module, name, 0.02)
-    yield server
-    server.shutdown()
-    server.server_close()
+    with running(server):
+        yield server
 
 
 @pytest.fixture

@@ -2,15 +2,13 @@
 
 import json
 import logging
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from json_server import JsonServer, running
 
 from kws import files
 from kws.promote import registry, versions
@@ -18,10 +16,8 @@ from kws.promote import registry, versions
 pytest.importorskip("model_registry", reason="the client of the registry is not installed")
 
 
-class Registry(ThreadingHTTPServer):
+class Registry(JsonServer):
     """Keeps models, versions and artifacts as the server does."""
-
-    daemon_threads = True
 
     def __init__(self) -> None:
         self.models: list[dict[str, Any]] = []
@@ -31,57 +27,26 @@ class Registry(ThreadingHTTPServer):
         self.broken_at = ""
         self.delay = 0.0
         self.tokens: set[str | None] = set()
-        super().__init__(("127.0.0.1", 0), _Answers)
-
-    def handle_error(self, *_: object) -> None:
-        """Says nothing of a client that has gone."""
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        super().__init__()
 
     def champions(self) -> dict[str, bool]:
         """Returns which version is said to be champion."""
         return {each["name"]: each["customProperties"]["champion"]["bool_value"] for each in self.versions}
 
-
-class _Answers(BaseHTTPRequestHandler):
-    server: Registry
-
-    def do_GET(self) -> None:
-        self.answer("GET")
-
-    def do_POST(self) -> None:
-        self.answer("POST")
-
-    def do_PATCH(self) -> None:
-        self.answer("PATCH")
-
-    def answer(self, method: str) -> None:
-        url = urlsplit(self.path)
-        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        time.sleep(self.server.delay)
-        self.server.tokens.add(self.headers.get("Authorization"))
-        path = url.path.partition("/model_registry/")[2].partition("/")[2]
-        name = parse_qs(url.query).get("name", [""])[0]
-        found = self.found(method, path, name, json.loads(sent) if sent else {})
+    def answer(self, method: str, path: str, query: dict[str, str], body: bytes, headers: Any) -> tuple[int, Any]:
+        time.sleep(self.delay)
+        self.tokens.add(headers.get("Authorization"))
+        path = path.partition("/model_registry/")[2].partition("/")[2]
+        found = self.found(method, path, query.get("name", ""), json.loads(body) if body else {})
         status = 404 if found is None else 500 if found == "broken" else 201 if method == "POST" else 200
-        body = json.dumps(found if status < 300 else {"code": "", "message": "no"}).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        return status, found if status < 300 else {"code": "", "message": "no"}
 
     def found(self, method: str, path: str, name: str, sent: dict[str, Any]) -> Any:
-        server = self.server
         if method != "GET":
-            if path == server.broken_at:
+            if path == self.broken_at:
                 return "broken"
-            server.writes.append(f"{method} {path}")
-        kept = (
-            server.artifacts if path.endswith("artifacts") else server.versions if "version" in path else server.models
-        )
+            self.writes.append(f"{method} {path}")
+        kept = self.artifacts if path.endswith("artifacts") else self.versions if "version" in path else self.models
         if method == "PATCH":
             (thing,) = (each for each in kept if each["id"] == path.rpartition("/")[2])
             thing.update(sent)
@@ -93,17 +58,11 @@ class _Answers(BaseHTTPRequestHandler):
             return next((each for each in kept if each["name"] == name), None)
         return {"items": kept, "size": len(kept), "pageSize": 1000, "nextPageToken": ""}
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @pytest.fixture
 def server() -> Iterator[Registry]:
-    running = Registry()
-    threading.Thread(target=running.serve_forever, daemon=True).start()
-    yield running
-    running.shutdown()
-    running.server_close()
+    with running(Registry()) as server:
+        yield server
 
 
 def published(data_root: Path, version: str) -> str:

@@ -1,13 +1,11 @@
 """Runs and schedules, over real HTTP: a stand-in keeps what the API server of Kubeflow Pipelines keeps."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from json_server import JsonServer, running
 from rich.console import Console
 
 from kws.config import PipelineConfig
@@ -20,10 +18,8 @@ PLACEMENT = Placement(runtime="kws-runtime:1", launcher="kws-launcher:1")
 CREATED = "2026-11-25T19:38:23Z"
 
 
-class Pipelines(ThreadingHTTPServer):
+class Pipelines(JsonServer):
     """Keeps what the API server of Kubeflow Pipelines keeps."""
-
-    daemon_threads = True
 
     def __init__(self) -> None:
         self.kept: dict[str, list[dict[str, Any]]] = {
@@ -31,7 +27,7 @@ class Pipelines(ThreadingHTTPServer):
         }
         self.asked: list[str] = []
         self.status = 200
-        super().__init__(("127.0.0.1", 0), _Answers)
+        super().__init__()
 
     def add(self, kind: str, **thing: Any) -> dict[str, Any]:
         singular = {"versions": "pipeline_version", "recurringruns": "recurring_run"}.get(kind, kind[:-1])
@@ -39,78 +35,50 @@ class Pipelines(ThreadingHTTPServer):
         self.kept[kind].append(thing)
         return thing
 
+    def answer(self, method: str, path: str, query: dict[str, str], body: bytes, headers: Any) -> tuple[int, Any]:
+        path = path.removeprefix("/apis/v2beta1/")
+        self.asked.append(f"{method} {path}")
+        return self.status, self.found(method, path, query, body) if self.status == 200 else {"message": "no"}
 
-class _Answers(BaseHTTPRequestHandler):
-    server: Pipelines
-
-    def do_GET(self) -> None:
-        self.answer("GET")
-
-    def do_POST(self) -> None:
-        self.answer("POST")
-
-    def do_DELETE(self) -> None:
-        self.answer("DELETE")
-
-    def answer(self, method: str) -> None:
-        url = urlsplit(self.path)
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        path = url.path.removeprefix("/apis/v2beta1/")
-        self.server.asked.append(f"{method} {path}")
-        found = {"message": "no"} if self.server.status != 200 else self.found(method, path, parse_qs(url.query), body)
-        sent = json.dumps(found).encode()
-        self.send_response(self.server.status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(sent)))
-        self.end_headers()
-        self.wfile.write(sent)
-
-    def found(self, method: str, path: str, query: dict[str, list[str]], body: bytes) -> Any:
-        server = self.server
+    def found(self, method: str, path: str, query: dict[str, str], body: bytes) -> Any:
         if path == "healthz":
             return {"multi_user": False}
         if path == "pipelines/upload_version":
             assert b"pipelineInfo" in body
-            return server.add("versions", display_name=query["name"][0], pipeline_id=query["pipelineid"][0])
+            return self.add("versions", display_name=query["name"], pipeline_id=query["pipelineid"])
         kind, _, rest = path.partition("/")
         if rest.endswith("/versions"):
             return {"pipeline_versions": self.filtered("versions", query)}
         if method == "DELETE":
-            (thing,) = (each for each in server.kept[kind] if f"{each['recurring_run_id']}" == rest)
-            server.kept[kind].remove(thing)
+            (thing,) = (each for each in self.kept[kind] if f"{each['recurring_run_id']}" == rest)
+            self.kept[kind].remove(thing)
             return {}
         if ":" in rest:
             return {}
         if method == "POST":
-            return server.add(kind, **json.loads(body))
+            return self.add(kind, **json.loads(body))
         named = {"recurringruns": "recurringRuns"}.get(kind, kind)
         return {named: self.filtered(kind, query)}
 
-    def filtered(self, kind: str, query: dict[str, list[str]]) -> list[dict[str, Any]]:
-        kept = self.server.kept[kind]
+    def filtered(self, kind: str, query: dict[str, str]) -> list[dict[str, Any]]:
+        kept = self.kept[kind]
         if "filter" not in query:
             return kept
-        (predicate,) = json.loads(query["filter"][0])["predicates"]
+        (predicate,) = json.loads(query["filter"])["predicates"]
         wanted = predicate.get("stringValue") or predicate.get("string_value")
         return [each for each in kept if each["display_name"] == wanted]
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture
 def pipelines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipelines]:
-    server = Pipelines()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(connection.Cluster, "core", None)  # no kubeconfig, as where a token alone is given
-    yield server
-    server.shutdown()
-    server.server_close()
+    with running(Pipelines()) as server:
+        yield server
 
 
 @pytest.fixture
 def cluster(pipelines: Pipelines) -> Cluster:
-    return Cluster(host=f"http://127.0.0.1:{pipelines.server_port}")
+    return Cluster(host=pipelines.address)
 
 
 def add_run(pipelines: Pipelines, name: str, state: str) -> str:
