@@ -74,7 +74,6 @@ VARIANTS: dict[str, Preset] = {
     "no-shift": change(DEFAULT, augment={"time_shift": 0}),
     "no-gain": change(DEFAULT, augment={"gain_db": 0.0}),
     "no-bandlimit": change(DEFAULT, augment={"bandlimit_probability": 0.0}),
-    "mixup": change(DEFAULT, augment={"mixup": 0.2}, self_distillation=0.0),
     "no-normalization": change(DEFAULT, features={"normalize": False}),
     "window-40-ms": change(DEFAULT, features={"win_length": 640, "n_fft": 1024}),
     "htk-n-fft-1024": change(DEFAULT, features={"mel_scale": "htk", "n_fft": 1024, "f_min": 0.0}),

@@ -211,12 +211,8 @@ class AugmentConfig:
     frequency_mask: int = 0
     """SpecAugment: widest mask over mel bins."""
 
-    mixup: float = 0.0
-    """Parameter of the Beta distribution that mixes pairs of clips and their labels; 0 mixes none."""
-
     def __post_init__(self) -> None:
-        for name in ("time_shift", "gain_db", "num_time_masks", "time_mask", "num_frequency_masks", "frequency_mask",
-                     "mixup"):  # fmt: skip
+        for name in ("time_shift", "gain_db", "num_time_masks", "time_mask", "num_frequency_masks", "frequency_mask"):
             require(getattr(self, name) >= 0, name, "be at least 0", getattr(self, name))
         for name in ("noise_probability", "bandlimit_probability"):
             require(0 <= getattr(self, name) <= 1, name, "lie in 0 to 1", getattr(self, name))
@@ -302,7 +298,6 @@ class TrainConfig:
             require(0 <= getattr(self, name) < 1, name, "lie in 0 to 1", getattr(self, name))
         if self.self_distillation:
             require(self.ema_decay > 0, "ema_decay", "be positive where self_distillation is", self.ema_decay)
-            require(self.augment.mixup == 0, "mixup", "be 0 where self_distillation is not", self.augment.mixup)
 
 
 @dataclass(frozen=True, kw_only=True)

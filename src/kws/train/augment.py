@@ -103,21 +103,6 @@ class Augment:
         return torch.where(masked[:, None, :] if axis == 2 else masked[:, :, None], self.mean, features)
 
 
-def mix(features: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Mixup (arXiv 1710.09412): every clip with another of the batch.
-
-    Args:
-        features: [clips, num_mels, num_frames].
-        targets: probabilities [clips, words].
-        alpha: parameter of the Beta distribution of the share.
-    """
-    share = torch.distributions.Beta(alpha, alpha).sample((len(features),)).to(features.device)
-    share = torch.maximum(share, 1 - share)
-    other = torch.randperm(len(features), device=features.device)
-    mixed = features.lerp(features[other], (1 - share)[:, None, None])
-    return mixed, targets.lerp(targets[other], (1 - share)[:, None])
-
-
 def _uniform(clips: int, limit: float, device: torch.device) -> Tensor:
     return torch.empty(clips, device=device).uniform_(-limit, limit)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kws.config import PRESETS, TrainConfig, require
 from kws.model.network import AudioTransformer
 from kws.preprocess.tensors import Split, Tensors
-from kws.train.augment import Augment, mix
+from kws.train.augment import Augment
 from kws.train.distributed import World
 from kws.train.optimizer import make_optimizers
 
@@ -111,14 +111,11 @@ class Trainer:
                 group["lr"] = self.learning_rate()
         clean, labels = self.train_split.batch(indices)
         features = self.augment(clean)
-        targets = nn.functional.one_hot(labels, len(self.tensors.words)).float()
-        if self.config.augment.mixup:
-            features, targets = mix(features, targets, self.config.augment.mixup)
 
         with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
             scores = self.parallel(features)
         scores = scores.float()
-        loss = nn.functional.cross_entropy(scores, targets, label_smoothing=self.config.label_smoothing)
+        loss = nn.functional.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
         if self.config.self_distillation:
             weight = self.config.self_distillation * min(1.0, self.share_done / 0.2)
             loss = loss + weight * nn.functional.cross_entropy(scores, self._teach(clean))

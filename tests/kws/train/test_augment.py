@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kws.config import AugmentConfig, FeatureConfig
 from kws.preprocess.features import MelSpectrogram
-from kws.train.augment import Augment, mix
+from kws.train.augment import Augment
 
 FEATURES = FeatureConfig()
 MEAN = torch.linspace(-9, -3, 128)
@@ -163,14 +163,3 @@ def test_raw_power_is_not_augmented() -> None:
     with pytest.raises(ValueError, match="log must be True where clips are augmented, got False"):
         Augment(AugmentConfig(gain_db=3.0), raw, MEAN, None)
     Augment(AugmentConfig(), raw, MEAN, None)
-
-
-def test_mixup_blends_clips_and_labels_by_the_same_shares(clips: Tensor) -> None:
-    torch.manual_seed(0)
-    features = torch.eye(12)[:, :, None].repeat(1, 1, 3)  # clip i is 1 in bin i
-    targets = torch.eye(12)
-    mixed, mixed_targets = mix(features, targets, alpha=0.4)
-    torch.testing.assert_close(mixed_targets.sum(-1), torch.ones(12))
-    torch.testing.assert_close(mixed[:, :, 0], mixed_targets)
-    assert (mixed_targets.diagonal() >= 0.5).all()
-    assert (mixed_targets.diagonal() < 0.999).any()
