@@ -60,7 +60,6 @@ VARIANTS: dict[str, Preset] = {
     "linear-stem": change(DEFAULT, model={"stem": "linear"}),
     "two-frames-a-token": change(DEFAULT, model={"frames_per_token": 2}),
     "no-positions": change(DEFAULT, model={"positions": False}),
-    "depthwise": change(DEFAULT, model={"conv_kernel": 9}),
     "post-norm": change(DEFAULT, model={"norm_first": False}),
     "no-drop-path": change(DEFAULT, model={"drop_path": 0.0}),
     "dropout": change(DEFAULT, model={"dropout": 0.1}),

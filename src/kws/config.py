@@ -150,9 +150,6 @@ class ModelConfig:
     activation: Literal["gelu", "relu"] = "gelu"
     """Non-linearity of the feed-forward part."""
 
-    conv_kernel: int = 0
-    """Taps over time of the depthwise convolution in every block; 0 leaves it out."""
-
     dropout: float = 0.0
     """Dropout of attention weights, of both residual branches and inside the feed-forward part."""
 
@@ -166,7 +163,6 @@ class ModelConfig:
         require(self.stem in ("none", "linear", "conv"), "stem", "be none, linear or conv", self.stem)
         require(self.stem != "none" or self.frames_per_token == 1, "frames_per_token", "be 1 where stem is none",
                 self.frames_per_token)  # fmt: skip
-        require(self.conv_kernel == 0 or self.conv_kernel % 2 == 1, "conv_kernel", "be odd or 0", self.conv_kernel)
         for name in ("dropout", "drop_path"):
             require(0 <= getattr(self, name) < 1, name, "lie in 0 to 1", getattr(self, name))
 

@@ -39,7 +39,6 @@ CONFIGS = (FeatureConfig, ModelConfig, AugmentConfig, TrainConfig, PipelineConfi
         (FeatureConfig, {"mel_scale": "bark"}, "mel_scale must be slaney or htk, got 'bark'"),
         (ModelConfig, {"width": 130}, r"width must be a multiple of num_heads \(4\), got 130"),
         (ModelConfig, {"stem": "none", "frames_per_token": 2}, "frames_per_token must be 1 where stem is none, got 2"),
-        (ModelConfig, {"conv_kernel": 4}, "conv_kernel must be odd or 0, got 4"),
         (ModelConfig, {"dropout": 1.0}, "dropout must lie in 0 to 1, got 1.0"),
         (AugmentConfig, {"time_shift": -1}, "time_shift must be at least 0, got -1"),
         (AugmentConfig, {"noise_snr_db": (3.0, 1.0)}, r"noise_snr_db must be in order, got \(3.0, 1.0\)"),
@@ -84,7 +83,7 @@ def test_baseline_is_what_the_project_started_from() -> None:
     assert (baseline.features.num_frames, baseline.features.dtype) == (81, "float32")
     assert baseline.model == ModelConfig(
         num_layers=4, num_heads=4, width=128, feedforward=2048, frames_per_token=1, stem="none", positions=False,
-        norm_first=False, activation="relu", conv_kernel=0, dropout=0.1, drop_path=0.0,
+        norm_first=False, activation="relu", dropout=0.1, drop_path=0.0,
     )  # fmt: skip
     train = baseline.train
     assert (train.epochs, train.batch_size, train.learning_rate, train.seed) == (30, 256, 1e-3, 41)

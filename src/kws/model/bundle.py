@@ -32,6 +32,9 @@ CONTENT = {"weights": dict, "words": list, "features": dict, "model": dict, "tem
            "about": dict}  # fmt: skip
 """What a `.pth` holds besides its format."""
 
+FORMER = {"conv_kernel": "0"}
+"""Model settings of earlier versions that are no more, and the value, as text, with which a model is what it was."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recognizer:
@@ -118,7 +121,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> Recognizer:
     try:
         return _recognizer(content, device)
     except ValueError as error:
-        raise ValueError(f"model must be whole, got {path}, which is damaged: {error}") from error
+        raise ValueError(
+            f"model must be whole, got {path}, which is damaged or of another version (then train it again): {error}"
+        ) from error
 
 
 def _recognizer(content: Mapping[str, Any], device: torch.device | str) -> Recognizer:
@@ -132,7 +137,8 @@ def _recognizer(content: Mapping[str, Any], device: torch.device | str) -> Recog
     words, weights, temperature = content["words"], content["weights"], float(content["temperature"])
     require_words(words)
     require(math.isfinite(temperature) and temperature > 0, "temperature", "be positive", temperature)
-    features, config = from_dict(FeatureConfig, content["features"]), from_dict(ModelConfig, content["model"])
+    settings = {name: value for name, value in content["model"].items() if FORMER.get(name) != str(value)}
+    features, config = from_dict(FeatureConfig, content["features"]), from_dict(ModelConfig, settings)
     require(config.num_layers <= len(weights), "num_layers", "be as many as there are weights of", config.num_layers)
     try:
         with torch.device("meta"):  # shapes only, however large

@@ -209,7 +209,7 @@ STEMS: dict[str, type[FramesAsTokens] | type[LinearStem] | type[ConvStem]] = {
 
 
 class Block(nn.Module):
-    """Attention, optionally a convolution over time, and a feed-forward part, each with a residual."""
+    """Attention and a feed-forward part, each with a residual."""
 
     def __init__(self, config: ModelConfig, drop_path: float) -> None:
         super().__init__()
@@ -220,14 +220,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.width)
         self.feedforward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.convolution = Convolution(config) if config.conv_kernel else None
-        self.norm3 = nn.LayerNorm(config.width) if config.conv_kernel else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps tokens [N, L, C] to tokens of the same shape."""
         x = self._residual(x, self.norm1, self.attention)
-        if self.convolution is not None and self.norm3 is not None:
-            x = self._residual(x, self.norm3, self.convolution)
         return self._residual(x, self.norm2, self.feedforward)
 
     def _residual(self, x: Tensor, norm: nn.Module, branch: nn.Module) -> Tensor:
@@ -267,23 +263,6 @@ class Attention(nn.Module):
         else:
             x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         tokens: Tensor = self.out(x.transpose(1, 2).flatten(2))
-        return tokens
-
-
-class Convolution(nn.Module):
-    """A depthwise convolution over tokens and a pointwise one: what is near in time is heard together."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        kernel, width = config.conv_kernel, config.width
-        # Two-dimensional over an axis of one, as its gradient is twice as fast on the CPU as that of Conv1d.
-        self.depthwise = Conv2d(width, width, (1, kernel), padding=(0, kernel // 2), groups=width)
-        self.pointwise = nn.Linear(config.width, config.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps tokens [N, L, C] to tokens of the same shape."""
-        x = self.depthwise(x.transpose(1, 2)[:, :, None])[:, :, 0].transpose(1, 2)
-        tokens: Tensor = self.pointwise(F.gelu(x))
         return tokens
 
 

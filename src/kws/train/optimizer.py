@@ -120,7 +120,7 @@ def deal(shapes: Sequence[torch.Size], size: int) -> list[list[int]]:
 def make_optimizers(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
     """Makes what moves the weights: for `muon` matrices and convolutions by Muon, all else by AdamW.
 
-    AdamW keeps the last layer, whose rows are the words, and depthwise convolutions, which mix nothing.
+    AdamW keeps the last layer, whose rows are the words.
 
     Only matrices and convolutions decay, not biases, norms and positions.
 
@@ -132,8 +132,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -
     named = dict(model.named_parameters())
     kept = {name: p for name, p in named.items() if p.ndim < 2 or name == "positions"}
     inner = {} if config.optimizer != "muon" else {
-        name: p for name, p in named.items()
-        if name not in kept and not name.startswith("head.") and ".depthwise." not in name
+        name: p for name, p in named.items() if name not in kept and not name.startswith("head.")
     }  # fmt: skip
     decayed = [p for name, p in named.items() if name not in kept and name not in inner]
     groups = [{"params": decayed, "weight_decay": config.weight_decay},

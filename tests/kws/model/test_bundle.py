@@ -95,7 +95,22 @@ def test_damaged_model_is_refused_with_what_is_wrong_and_its_file(
     content = torch.load(path, weights_only=True)
     change(content)
     torch.save(content, path)
-    with pytest.raises(ValueError, match=rf"model must be whole, got .*model\.pth, which is damaged: .*{message}"):
+    with pytest.raises(ValueError, match=rf"model must be whole, got .*model\.pth, which is damaged .*: .*{message}"):
+        bundle.load(path)
+
+
+def test_model_of_an_earlier_version_is_read_where_it_lacks_nothing_and_else_refused(
+    tmp_path: Path, make_recognizer: MakeRecognizer
+) -> None:
+    path = tmp_path / "model.pth"
+    bundle.save(path, make_recognizer())
+    content = torch.load(path, weights_only=True)
+    content["model"]["conv_kernel"] = 0
+    torch.save(content, path)
+    assert bundle.load(path).model.config == make_recognizer().model.config
+    content["model"]["conv_kernel"] = 9
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"of another version \(then train it again\): .*, got 'conv_kernel'"):
         bundle.load(path)
 
 

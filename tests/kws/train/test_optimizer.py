@@ -79,15 +79,14 @@ def test_muon_takes_a_convolution_for_a_matrix_with_a_row_for_each_output() -> N
     assert not torch.equal(kernel, values)
 
 
-def test_muon_has_all_matrices_and_convolutions_but_the_last_layer_and_depthwise_ones() -> None:
-    model = AudioTransformer(ModelConfig(frames_per_token=4, conv_kernel=9), FeatureConfig(), 3)
+def test_muon_has_all_matrices_and_convolutions_but_the_last_layer() -> None:
+    model = AudioTransformer(ModelConfig(frames_per_token=4), FeatureConfig(), 3)
     _, muon = make_optimizers(model, dataclasses.replace(TrainConfig(), optimizer="muon"), torch.float32)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     (group,) = muon.param_groups
     found = {names[id(parameter)] for parameter in group["params"]}
     matrices = {name for name, parameter in model.named_parameters() if parameter.ndim >= 2}
-    depthwise = {f"blocks.{block}.convolution.depthwise.weight" for block in range(4)}
-    assert matrices - found == {"positions", "head.weight", *depthwise}
+    assert matrices - found == {"positions", "head.weight"}
     assert found <= matrices
 
 
