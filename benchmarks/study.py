@@ -57,7 +57,6 @@ VARIANTS: dict[str, Preset] = {
     "half-learning-rate": change(DEFAULT, learning_rate=1.5e-3),
     "no-weight-decay": change(DEFAULT, weight_decay=0.0),
     "step-schedule": change(DEFAULT, schedule="step"),
-    "linear-stem": change(DEFAULT, model={"stem": "linear"}),
     "two-frames-a-token": change(DEFAULT, model={"frames_per_token": 2}),
     "no-positions": change(DEFAULT, model={"positions": False}),
     "post-norm": change(DEFAULT, model={"norm_first": False}),

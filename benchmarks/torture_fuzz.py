@@ -140,7 +140,7 @@ READERS = {"wav": _wav, "lists": _lists, "manifests": _manifests, "pth": _pth, "
 
 def _recognizer() -> bundle.Recognizer:
     torch.manual_seed(0)
-    config = ModelConfig(num_layers=1, num_heads=1, width=8, feedforward=8, frames_per_token=8, stem="linear")
+    config = ModelConfig(num_layers=1, num_heads=1, width=8, feedforward=8, frames_per_token=8)
     model = AudioTransformer(config, FeatureConfig(), 2).eval()
     return bundle.Recognizer(model=model, words=["no", "yes"], features=FeatureConfig(), about={"run": "fuzz"})
 

@@ -138,8 +138,8 @@ class ModelConfig:
     frames_per_token: int = 1
     """Spectrogram frames that become one token."""
 
-    stem: Literal["none", "linear", "conv"] = "conv"
-    """What makes tokens of frames: nothing (then width must equal num_mels), a projection, or convolutions."""
+    stem: Literal["none", "conv"] = "conv"
+    """What makes tokens of frames: nothing (then width must equal num_mels), or convolutions."""
 
     positions: bool = True
     """Learned positions are added to the tokens. Without them the model hears a bag of frames."""
@@ -160,7 +160,7 @@ class ModelConfig:
         for name in ("num_layers", "num_heads", "width", "feedforward", "frames_per_token"):
             require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
         require(self.width % self.num_heads == 0, "width", f"be a multiple of num_heads ({self.num_heads})", self.width)
-        require(self.stem in ("none", "linear", "conv"), "stem", "be none, linear or conv", self.stem)
+        require(self.stem in ("none", "conv"), "stem", "be none or conv", self.stem)
         require(self.stem != "none" or self.frames_per_token == 1, "frames_per_token", "be 1 where stem is none",
                 self.frames_per_token)  # fmt: skip
         for name in ("dropout", "drop_path"):

@@ -53,7 +53,7 @@ def make_recognizer() -> MakeRecognizer:
     ) -> Recognizer:
         torch.manual_seed(seed)
         features = features or PRESETS["default"].features
-        config = ModelConfig(num_layers=1, num_heads=2, width=32, feedforward=64, frames_per_token=4, stem="linear")
+        config = ModelConfig(num_layers=1, num_heads=2, width=32, feedforward=64, frames_per_token=4)
         model = AudioTransformer(config, features, len(words)).eval()
         model.set_normalization(torch.full((features.num_mels,), -6.0), torch.full((features.num_mels,), 3.0))
         return Recognizer(model=model, words=list(words), features=features, about={"run": run, "preset": "default"})
@@ -73,11 +73,11 @@ def expert(tone_corpus: Path) -> Recognizer:
     labels = torch.tensor([label for label, _ in clips])
     heard = torch.from_numpy(np.stack([read_clip(path, features) for _, path in clips]))
     values = MelSpectrogram(features)(heard)
-    config = ModelConfig(num_layers=1, num_heads=1, width=16, feedforward=16, frames_per_token=8, stem="linear")
+    config = ModelConfig(num_layers=1, num_heads=1, width=16, feedforward=16, frames_per_token=8)
     model = AudioTransformer(config, features, len(TONE_WORDS))
     model.set_normalization(values.mean(dim=(0, 2)), values.std(dim=(0, 2)))
     parameters = list(model.parameters())
-    for _ in range(10):
+    for _ in range(20):
         loss = torch.nn.functional.cross_entropy(model(values[::4]), labels[::4])
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():

@@ -38,7 +38,7 @@ class AudioTransformer(nn.Module):
         num_tokens = math.ceil(features.num_frames / config.frames_per_token)
         self.register_buffer("mean", torch.zeros(features.num_mels))
         self.register_buffer("std", torch.ones(features.num_mels))
-        self.stem = STEMS[config.stem](config, features)
+        self.stem = ConvStem(config, features) if config.stem == "conv" else FramesAsTokens(config, features)
         self.positions = nn.Parameter(torch.zeros(num_tokens, config.width)) if config.positions else None
         drop_path = torch.linspace(0, config.drop_path, config.num_layers, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_path)
@@ -85,22 +85,6 @@ class FramesAsTokens(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Turns [N, F, T] into [N, T, F]."""
         return x.transpose(1, 2)
-
-
-class LinearStem(nn.Module):
-    """One projection of `frames_per_token` frames side by side."""
-
-    def __init__(self, config: ModelConfig, features: FeatureConfig) -> None:
-        super().__init__()
-        self.frames = config.frames_per_token
-        self.padding = -features.num_frames % self.frames
-        self.project = nn.Linear(features.num_mels * self.frames, config.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Turns [N, F, T] into [N, L, C]."""
-        x = F.pad(x, (0, self.padding)).transpose(1, 2)
-        tokens: Tensor = self.project(x.reshape(x.size(0), -1, self.frames * x.size(2)))
-        return tokens
 
 
 class Conv2d(nn.Conv2d):
@@ -199,13 +183,6 @@ class ConvStem(nn.Module):
             x = F.relu(conv(x))  # at last [N, channels, F / 16, L]
         tokens: Tensor = self.project(x.permute(0, 3, 2, 1).flatten(2))
         return tokens
-
-
-STEMS: dict[str, type[FramesAsTokens] | type[LinearStem] | type[ConvStem]] = {
-    "none": FramesAsTokens,
-    "linear": LinearStem,
-    "conv": ConvStem,
-}
 
 
 class Block(nn.Module):

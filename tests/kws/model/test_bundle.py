@@ -108,10 +108,13 @@ def test_model_of_an_earlier_version_is_read_where_it_lacks_nothing_and_else_ref
     content["model"]["conv_kernel"] = 0
     torch.save(content, path)
     assert bundle.load(path).model.config == make_recognizer().model.config
-    content["model"]["conv_kernel"] = 9
-    torch.save(content, path)
-    with pytest.raises(ValueError, match=r"of another version \(then train it again\): .*, got 'conv_kernel'"):
-        bundle.load(path)
+    for name, value, message in (
+        ("conv_kernel", 9, "got 'conv_kernel'"),
+        ("stem", "linear", "stem must be none or conv, got 'linear'"),
+    ):
+        torch.save(content | {"model": content["model"] | {name: value}}, path)
+        with pytest.raises(ValueError, match=rf"of another version \(then train it again\): .*{message}"):
+            bundle.load(path)
 
 
 class Harmful:

@@ -38,7 +38,7 @@ class Apart(World):
         return lambda: here
 
 
-SMALL = ModelConfig(num_layers=1, num_heads=2, width=32, feedforward=64, frames_per_token=4, stem="linear")
+SMALL = ModelConfig(num_layers=1, num_heads=2, width=32, feedforward=64, frames_per_token=4)
 
 
 @pytest.fixture(scope="session")
