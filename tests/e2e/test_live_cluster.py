@@ -242,9 +242,7 @@ def test_a_step_whose_pod_vanishes_is_tried_again_and_says_so(source: str) -> No
     run = run_id(pipeline("submit", "--no-follow", "--source", source, *words, "--epochs", "300",
                           "--min-accuracy", "0"))  # fmt: skip
     wait_for("the training job", lambda: job_of(run), 1200, run=run)
-    time.sleep(
-        30
-    )  # a pod that Argo has not yet seen running it makes anew, under the same name and as the same attempt
+    time.sleep(30)  # a pod that Argo has not yet seen running it makes anew, with the same name, as the same attempt
     (pod,) = (pod["metadata"]["name"] for pod in get("pods", "-l", f"pipeline/runid={run}")["items"]
               if pod["status"]["phase"] == "Running")  # fmt: skip
     kubectl("delete", "pod", pod, "--grace-period=0", "--force")
@@ -283,13 +281,18 @@ def test_a_schedule_is_made_replaced_run_and_deleted(source: str) -> None:
     name = f"e2e-{uuid.uuid4().hex[:6]}"
     words = ["--words", "auto"] if source.startswith("/data/") else []
     arguments = ["--name", name, "--source", source, *SHORT, *words]
-    before = set(jobs())
+    before, seen = set(jobs()), set[str]()
+
+    def trained_twice() -> bool:
+        seen.update(set(jobs()) - before)  # one at a time, and a step deletes its job when that is done
+        return len(seen) >= 2
+
     try:
         assert "made schedule" in pipeline("schedule", "--cron", "0 0 1 1 *", *arguments).stdout
         assert "replaced schedule" in pipeline("schedule", "--cron", "* * * * *", *arguments).stdout
         assert pipeline("schedules").stdout.count(name) == 1
         # Two runs with the same parameters both train: nothing comes from a cache.
-        wait_for("two training jobs of the schedule", lambda: len(set(jobs()) - before) >= 2, 2400)
+        wait_for("two training jobs of the schedule", trained_twice, 2400)
     finally:
         pipeline("unschedule", "--name", name)
     assert name not in pipeline("schedules").stdout
