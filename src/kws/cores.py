@@ -32,6 +32,32 @@ def num_cores() -> int:
 
 
 @contextlib.contextmanager
+def computing() -> Iterator[None]:
+    """Computes with torch on as many threads as there are cores here, which share them with neighbours; for a block.
+
+    Left alone, torch takes a thread for every core of the machine, whatever the limit of the container: the threads
+    then wait together whenever the limit is used up. OMP_NUM_THREADS decides otherwise. Does nothing within another
+    block of this kind, and where torch is not in use.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or _computing.locked():
+        yield
+        return
+    before = torch.get_num_threads()
+    with _computing:
+        if not os.environ.get("OMP_NUM_THREADS"):
+            torch.set_num_threads(min(before, num_cores()))
+        try:
+            with yield_to_neighbours():
+                yield
+        finally:
+            torch.set_num_threads(before)
+
+
+_computing = threading.Lock()
+
+
+@contextlib.contextmanager
 def yield_to_neighbours() -> Iterator[None]:
     """Lets the computing threads of this process share one core for as long as another process wants the others.
 

@@ -70,3 +70,35 @@ def test_one_thread_has_nothing_to_yield() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "['MainThread']\n"
+
+
+COMPUTING = """
+import sys, threading
+from kws import cores
+with cores.computing():
+    print("torch" in sys.modules)
+import torch
+cores.num_cores = lambda: 1
+most = torch.get_num_threads()
+@cores.computing()
+def inner():
+    return torch.get_num_threads()
+with cores.computing():
+    print(torch.get_num_threads(), inner(), [thread.name for thread in threading.enumerate()])
+print(torch.get_num_threads() == most, inner())
+"""
+
+
+@pytest.mark.parametrize(("given", "threads"), [("", "1"), ("2", "2")])
+def test_torch_computes_on_the_cores_of_the_container_unless_the_environment_says_otherwise(
+    given: str, threads: str
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"OMP_NUM_THREADS": given} if given else {}
+    done = subprocess.run([sys.executable, "-c", COMPUTING], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    without, within, after = done.stdout.splitlines()
+    assert without == "False"
+    assert within.startswith(f"{threads} {threads} ['MainThread'")
+    assert within.count("neighbours") <= 1  # one look at the cores, not one for each block
+    assert after == f"True {threads}"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kws import files
+from kws.cores import computing
 from kws.download.recordings import list_recordings
 from kws.model.bundle import Recognizer
 from kws.model.calibration import expected_calibration_error
@@ -163,6 +164,7 @@ def evaluate_tensors(recognizer: Recognizer, tensors: Tensors, split: str = "tes
     return compare(recognizer.words, probabilities, truth, part.clips)
 
 
+@computing()
 def evaluate_recordings(recognizer: AnyRecognizer, recordings: Path) -> tuple[Evaluation, dict[str, str]]:
     """Evaluates a model on a folder of `<word>/*.wav` (.flac, …), as far as it knows the words.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from kws import files
+from kws.cores import computing
 from kws.evaluate import robustness, streams
 from kws.evaluate.accuracy import Evaluation, evaluate_tensors
 from kws.evaluate.report import write_report
@@ -32,6 +33,7 @@ STREAM_SNR_DB = 10.0
 """Signal-to-noise ratio of the streams of this step; `kws evaluate --stream` has others."""
 
 
+@computing()
 def evaluate(model: Path, tensors: Path, report: Path) -> Evaluation:
     """Evaluates a `.pth` on the test split and writes the report, an HTML page that stands alone.
 

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kws.config import BACKGROUND_NOISE, require
+from kws.cores import computing
 from kws.download.recordings import list_recordings
 from kws.model.detector import Decider, Detector, Floats, Heard, Thresholds, reported
 from kws.model.predict import AnyRecognizer
@@ -535,6 +536,7 @@ def choose_thresholds(
     )
 
 
+@computing()
 def evaluate_streams(
     recognizer: AnyRecognizer,
     recordings: Path,

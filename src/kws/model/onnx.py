@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from kws import files
 from kws.config import FeatureConfig, from_dict, require, require_words
+from kws.cores import num_cores
 from kws.preprocess.audio import Waveform
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ def load(path: Path, num_threads: int = 0) -> OnnxRecognizer:
     if not path.is_file():
         raise FileNotFoundError(f"model must be an .onnx file, got {str(path)!r}, which does not exist")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
+    options.intra_op_num_threads = num_threads or num_cores()
+    # Threads that spin while they wait for each other lose more beside a busy process than they win alone.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # no warning that features may be overridden; what is wrong is raised as well
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

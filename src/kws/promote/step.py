@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kws import files
 from kws.config import require
+from kws.cores import computing
 from kws.evaluate.accuracy import evaluate_tensors
 from kws.model import bundle as pth
 from kws.preprocess.tensors import Tensors
@@ -29,6 +30,7 @@ class Decision:
     """Of the champion it met, on the same clips; None where there was none."""
 
 
+@computing()
 def promote(
     model: Path,
     tensors: Path,

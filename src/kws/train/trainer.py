@@ -24,7 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from kws import files
 from kws.command import Unfailing, quiet_threads, settle_user
 from kws.config import PRESETS, TrainConfig, require
-from kws.cores import yield_to_neighbours
+from kws.cores import computing
 from kws.model import bundle
 from kws.model.calibration import fit_temperature
 from kws.model.network import AudioTransformer
@@ -87,7 +87,7 @@ def train(tensors_folder: Path, preset: str, config: TrainConfig, *, runs_folder
         with runs.owned(folder) if world.leads else contextlib.nullcontext():
             keep_freed_memory()
             trainer = Trainer(tensors, preset, config, world)
-            with _stop_in_order(trainer), yield_to_neighbours():
+            with _stop_in_order(trainer), computing():
                 _train_to_the_end(folder, trainer)
         if world.size > 1:
             dist.barrier()
