@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kws.command import as_command
-from kws.config import PipelineConfig, ServeConfig, SynthesizeConfig, field_docs, require
+from kws.config import PipelineConfig, ServeConfig, SynthesizeConfig, field_docs, parse_words, require
 from kws.flags import add_flag
 
 Add = Callable[..., argparse.ArgumentParser]
@@ -65,7 +65,7 @@ def _run(argv: Sequence[str] | None) -> NoReturn:
 
 
 def _add_synthesize(add: Add) -> None:
-    command = add("synthesize", _synthesize, "speak all 35 words with synthetic voices, laid out as Speech Commands")
+    command = add("synthesize", _synthesize, "speak words with synthetic voices, laid out as Speech Commands")
     command.add_argument("folder", type=Path, help="the folder to make")
     for name in field_docs(SynthesizeConfig):
         add_flag(command, SynthesizeConfig, name)
@@ -74,7 +74,10 @@ def _add_synthesize(add: Add) -> None:
 def _synthesize(options: argparse.Namespace) -> int:
     from kws.download.synthesize import synthesize
 
-    synthesize(options.folder, clips_per_word=options.clips_per_word, seed=options.seed)
+    config = SynthesizeConfig(**{name: getattr(options, name) for name in field_docs(SynthesizeConfig)})
+    words = parse_words(config.words)
+    assert words is not None
+    synthesize(options.folder, words=words, clips_per_word=config.clips_per_word, seed=config.seed)
     print(options.folder)
     return 0
 

@@ -422,7 +422,11 @@ class PipelineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesizeConfig:
-    """The size of a synthetic corpus (`kws.download.synthesize`)."""
+    """What a synthetic corpus holds (`kws.download.synthesize`)."""
+
+    words: str = "all"
+    """What to say: words with commas between them, such as lights,music,lights_on, or all for the 35 words of Speech
+    Commands. An underscore is a pause between two words."""
 
     clips_per_word: int = 60
     """Recordings of every word, each by another voice as long as there are enough; a voice is in one split only."""
@@ -431,6 +435,7 @@ class SynthesizeConfig:
     """Random seed of voices, splits, speeds, levels and noise."""
 
     def __post_init__(self) -> None:
+        require(parse_words(self.words) is not None, "words", "be listed with commas between them, or all", self.words)
         require(self.clips_per_word >= 3, "clips_per_word", "be at least 3, a voice for every split",
                 self.clips_per_word)  # fmt: skip
         require(self.seed >= 0, "seed", "be at least 0", self.seed)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kws import files
-from kws.config import BACKGROUND_NOISE, SPEECH_COMMANDS_WORDS, SynthesizeConfig, parse_words, require
+from kws.config import BACKGROUND_NOISE, SPEECH_COMMANDS_WORDS, SynthesizeConfig, require
 from kws.processes import end_with_parent
 from kws.progress import progress
 
@@ -109,7 +109,7 @@ class Engine:
         assert status == 0, f"espeak-ng has no voice {voice}"
         for parameter, value in ((_RATE, rate), (_VOLUME, 70), (_PITCH, pitch), (_RANGE, range_)):
             self.library.espeak_SetParameter(parameter, value, 0)
-        text = word.encode()
+        text = word.replace("_", " ").encode()
         status = self.library.espeak_Synth(text, ctypes.c_size_t(len(text) + 1), 0, 0, 0, _UTF8, None, None)
         assert status == 0, f"espeak-ng could not say {word}"
         sound = np.concatenate([np.zeros(1, np.int16), *self.pieces]) / 32768
@@ -142,8 +142,7 @@ def synthesize(
     Raises:
         ValueError: a setting is out of range, a word cannot be said within a second, or the folder holds other things.
     """
-    SynthesizeConfig(clips_per_word=clips_per_word, seed=seed)
-    words = parse_words(",".join(words)) or ()
+    SynthesizeConfig(words=",".join(words), clips_per_word=clips_per_word, seed=seed)
     settings = {"version": VERSION, "words": list(words), "clips_per_word": clips_per_word, "seed": seed}
     folder = folder.absolute()
     present = files.read_json(folder / files.MANIFEST).get("synthesized") if files.is_complete(folder) else None

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from kws import files
+from kws.cli import main
 from kws.config import SPEECH_COMMANDS_WORDS
 from kws.download.step import download
 from kws.download.synthesize import synthesize
@@ -172,9 +173,20 @@ def test_word_too_long_for_a_second_is_refused_by_name(tmp_path: Path) -> None:
         ({"words": ("yes", "no"), "clips_per_word": 2}, "clips_per_word must be at least 3"),
         ({"words": ("yes", "no"), "seed": -1}, "seed must be at least 0"),
         ({"words": ("yes",)}, "words must name at least two words"),
+        ({"words": ("auto",)}, "words must be listed with commas between them, or all"),
         ({"words": ("yes", "../no")}, "a word must be the name of a folder"),
     ],
 )
 def test_setting_out_of_range_is_refused_by_name(tmp_path: Path, settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         synthesize(tmp_path / "corpus", **settings)  # type: ignore[arg-type]
+
+
+def test_any_words_are_said_and_an_underscore_stands_between_two(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["synthesize", str(tmp_path / "corpus"), "--words", "music,lights_on", "--clips-per-word", "3"])
+    assert ended.value.code == 0
+    assert sorted(path.name for path in (tmp_path / "corpus").iterdir() if path.is_dir()) == [
+        "_background_noise_", "lights_on", "music",
+    ]  # fmt: skip
+    assert len(list((tmp_path / "corpus" / "lights_on").iterdir())) == 3

@@ -143,6 +143,10 @@ def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kube
         monkeypatch.setattr(module, name, 0.02)
     with running(server):
         yield server
+        server.pods.clear()  # so that those who read their logs end
+        for thread in threading.enumerate():
+            if thread.name.startswith("log of "):
+                thread.join(30)
 
 
 @pytest.fixture
