@@ -2,7 +2,7 @@
 
 The steps of the pipeline one by one, in the order in which data flows:
 
-  kws synthesize corpus                                        a small synthetic corpus to play with
+  kws synthesize corpus                                        a small synthetic corpus to play with (--words …)
   kws download --source speech_commands_v0.02.tar.gz --data-root var
   kws preprocess --recordings var/datasets/NAME --data-root var
   kws train --tensors var/tensors/FINGERPRINT --runs var/runs
