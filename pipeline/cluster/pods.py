@@ -73,7 +73,7 @@ class Pods:
         self.of_training = [pod for pod in training if self._ours(pod["metadata"])]
 
     def _ours(self, metadata: Mapping[str, Any]) -> bool:
-        return self.run_id[:18] in str(metadata.get("name"))
+        return self.run_id[:13] in str(metadata.get("name"))
 
     def waits(self, steps: Iterable[Step]) -> list[Wait]:
         """Returns what pods of running steps wait for, and what has no pod at all."""

@@ -94,7 +94,7 @@ def jobs() -> dict[str, Any]:
 
 def job_of(run: str) -> Any:
     """Returns the training job of a run, named after the folder of the run: time and id; None where there is none."""
-    return next((job for name, job in jobs().items() if run[:18] in name), None)
+    return next((job for name, job in jobs().items() if run[:13] in name), None)
 
 
 def volume() -> Path | None:
@@ -229,7 +229,7 @@ def test_a_worker_that_is_killed_comes_back_and_training_succeeds(source: str) -
     def running() -> list[str]:
         pods = get("pods", "-l", "app.kubernetes.io/component=trainer")["items"]
         return [pod["metadata"]["name"] for pod in pods
-                if run[:18] in pod["metadata"]["name"] and pod["status"]["phase"] == "Running"]  # fmt: skip
+                if run[:13] in pod["metadata"]["name"] and pod["status"]["phase"] == "Running"]  # fmt: skip
 
     wait_for("two running workers", lambda: len(running()) == 2, 1200, run=run)
     time.sleep(20)

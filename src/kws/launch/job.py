@@ -14,8 +14,9 @@ TRAINER = "kws.train.trainer"
 MAX_RESTARTS = 3
 """How often torchrun starts the processes of a job again after one died; they resume from the last checkpoint."""
 
-MAX_NAME_LENGTH = 50
-"""Longest name of a job: a pod adds -worker-999, and is a DNS label of at most 63 characters."""
+MAX_NAME_LENGTH = 46
+"""Longest name of a job: a pod of a TrainJob adds -node-0-999-abcde, one of a PyTorchJob -worker-999, and its name is a
+DNS label of at most 63 characters. JobSet refuses a longer name only after the TrainJob was accepted."""
 
 FRESH_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 """Environment of torchrun that lets killed processes be started again. By default, torchrun keeps one store for all

@@ -199,7 +199,12 @@ def test_the_name_of_a_job_is_the_same_for_every_attempt_and_fits_kubernetes() -
         assert name == job_name(run_id)
         assert Training(name=name, folder=Path(), arguments=(), num_nodes=1, processes_per_node=1).name == name
         assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
-        assert len(f"{name}-worker-999") <= 63
+        assert max(len(f"{name}-worker-999"), len(f"{name}-node-0-999-abcde")) <= 63
+
+
+def test_the_name_of_the_job_of_a_run_has_the_beginning_of_its_id() -> None:
+    run_id = "9bb8c198-b5bc-4106-b976-dd853a643974"
+    assert run_id[:13] in job_name(f"20261125-230356-{run_id}")
 
 
 def test_runs_that_differ_only_in_what_a_name_cannot_hold_get_names_that_differ() -> None:
