@@ -295,7 +295,7 @@ class Torture:
         following = self.steps[self.steps.index(step) + 1 :]
         return self.before[following[0]] if following else self.folder / "whole"
 
-    def repeat(self, times: int) -> str:
+    def repeat(self, times: int, minutes: float) -> str:
         """Runs all steps again and again in one process, and returns what it leaked, or nothing."""
         root = self.folder / "trial"
         report = self.folder / "repeat.json"
@@ -304,7 +304,7 @@ class Torture:
             try:
                 logging.disable(logging.CRITICAL)
                 sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
-                report.write_text(json.dumps(list(self._repeated(root, times))))
+                report.write_text(json.dumps(list(self._repeated(root, times, minutes))))
                 os._exit(0)
             except BaseException as error:
                 report.write_text(json.dumps(repr(error)))
@@ -319,11 +319,14 @@ class Torture:
         if last["megabytes"] > first["megabytes"] * 1.1 + 20:
             leaks.append(f"memory {first['megabytes']} → {last['megabytes']} MB")
         memory = f"memory {first['megabytes']} MB after a third and {last['megabytes']} MB at the end"
-        print(f"repeat: {times} runs, {memory}, {last['files']} open files, {last['threads']} threads", flush=True)
+        print(f"repeat: {len(rows)} runs, {memory}, {last['files']} open files, {last['threads']} threads", flush=True)
         return "; ".join(leaks)
 
-    def _repeated(self, root: Path, times: int) -> Iterator[dict[str, int]]:
+    def _repeated(self, root: Path, times: int, minutes: float) -> Iterator[dict[str, int]]:
+        end = time.monotonic() + 60 * minutes
         for _ in range(times):
+            if time.monotonic() > end:
+                return
             shutil.rmtree(root, ignore_errors=True)
             root.mkdir()
             for step in self.steps:
@@ -381,6 +384,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help="(default: all)")
     parser.add_argument("--moments", type=int, default=20, help="of a kill, and sizes of a disk (default: 20)")
     parser.add_argument("--runs", type=int, default=200, help="in a row (default: 200)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="of them at most (default: no limit)")
     parser.add_argument("--seconds", type=float, default=60.0, help="of fuzzing for each reader (default: 60)")
     parser.add_argument("--folder", type=Path, default=Path("var/torture"), help="(default: var/torture)")
     parser.add_argument("--fresh", action="store_true", help="forget the trials that were made")
@@ -406,7 +410,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for size in range(options.moments if "disk" in options.only else 0):
             torture.try_(f"disk/{step}/{size} of {options.moments}", torture.fill, step, size / options.moments)
     if "repeat" in options.only:
-        torture.try_(f"repeat/all/{options.runs} runs", torture.repeat, options.runs)
+        limit = f"{options.runs} runs" if options.minutes == float("inf") else f"{options.minutes:g} min"
+        torture.try_(f"repeat/all/{limit}", torture.repeat, options.runs, options.minutes)
     if "fuzz" in options.only:
         for name in torture_fuzz.READERS:
             torture.try_(f"fuzz/{name}/{options.seconds:g} s", torture_fuzz.run, name, options.seconds, torture.folder)

@@ -7,10 +7,12 @@ import logging
 import os
 import socket
 import sys
+import tarfile
 import tempfile
 import threading
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from hypothesis import strategies as st
 
 from kws.config import PRESETS, FeatureConfig, ModelConfig
 from kws.download import transfer
+from kws.download.archives import unpack
 from kws.download.step import download
 from kws.model import bundle, onnx
 from kws.model.network import AudioTransformer
@@ -135,7 +138,64 @@ def _http(folder: Path) -> Iterator[tuple[bytes, Read]]:
     server.close()
 
 
-READERS = {"wav": _wav, "lists": _lists, "manifests": _manifests, "pth": _pth, "onnx": _onnx, "http": _http}
+def _unpack(content: bytes, folder: Path) -> None:
+    """Unpacks an archive, and looks whether anything but files and folders was made, or anything outside."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        archive, outside, inside = (Path(scratch) / name for name in ("archive", "beside.wav", "out"))
+        archive.write_bytes(content)
+        outside.write_bytes(b"mine")
+        inside.mkdir()
+        try:
+            unpack(archive, inside, str(archive), "fuzz")
+        finally:
+            assert {path.name for path in Path(scratch).iterdir()} == {"archive", "beside.wav", "out"}
+            assert outside.read_bytes() == b"mine"
+            assert all(not path.is_symlink() and (path.is_file() or path.is_dir()) for path in inside.rglob("*"))
+
+
+@contextlib.contextmanager
+def _tar(folder: Path) -> Iterator[tuple[bytes, Read]]:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, kind in (("yes/a.wav", tarfile.REGTYPE), ("yes/é.wav", tarfile.REGTYPE), ("no", tarfile.DIRTYPE),
+                           ("no/b.wav", tarfile.LNKTYPE), ("no/c.wav", tarfile.SYMTYPE)):  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "yes/a.wav"
+            member.size = 300 if kind == tarfile.REGTYPE else 0
+            archive.addfile(member, io.BytesIO(b"\1" * 300))
+        end = archive.offset + 2 * tarfile.BLOCKSIZE  # what follows are more zeros
+
+    def read(content: bytes) -> None:
+        _unpack(_with_checksums(content), folder)
+
+    yield buffer.getvalue()[:end], read
+
+
+def _with_checksums(content: bytes) -> bytes:
+    """Makes the checksums of the headers of most tar archives right, as a damaged one is refused before all else."""
+    if len(content) % 5 == 0:
+        return content
+    blocks = [content[start : start + 512] for start in range(0, len(content), 512)]
+    for index, block in enumerate(blocks):
+        if block[257:262] == b"ustar" and len(block) == 512:
+            bare = block[:148] + b" " * 8 + block[156:]
+            blocks[index] = block[:148] + b"%06o\0 " % sum(bare) + block[156:]
+    return b"".join(blocks)
+
+
+@contextlib.contextmanager
+def _zip(folder: Path) -> Iterator[tuple[bytes, Read]]:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("yes/a.wav", b"\1" * 300, zipfile.ZIP_DEFLATED)
+        archive.writestr("yes/é.wav", b"\1" * 300, zipfile.ZIP_STORED)
+        archive.writestr("no/b.wav", b"\1" * 300, zipfile.ZIP_LZMA)
+
+    yield buffer.getvalue(), lambda content: _unpack(content, folder)
+
+
+READERS = {"wav": _wav, "lists": _lists, "manifests": _manifests, "pth": _pth, "onnx": _onnx, "http": _http,
+           "tar": _tar, "zip": _zip}  # fmt: skip
 
 
 def _recognizer() -> bundle.Recognizer:
