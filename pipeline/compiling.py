@@ -34,7 +34,7 @@ def package_spec(path: Path) -> Mapping[str, Any]:
     """Returns the pipeline spec in a compiled package, whose second document is the platform spec."""
     import yaml
 
-    return dict(next(yaml.safe_load_all(path.read_text())))
+    return dict(next(yaml.safe_load_all(path.read_text(encoding="utf-8"))))
 
 
 def version_name(path: Path) -> str:

@@ -177,9 +177,9 @@ def _adapt(path: Path) -> None:
     """
     import yaml
 
-    pipeline, *platforms = yaml.safe_load_all(path.read_text())
+    pipeline, *platforms = yaml.safe_load_all(path.read_text(encoding="utf-8"))
     pipeline["root"]["dag"]["tasks"]["train"]["inputs"]["parameters"]["run_id"] = {"runtimeValue": {"constant": ""}}
-    path.write_text(yaml.safe_dump_all([pipeline, *platforms]))
+    path.write_text(yaml.safe_dump_all([pipeline, *platforms]), encoding="utf-8")
 
 
 @contextlib.contextmanager

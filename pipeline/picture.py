@@ -55,7 +55,7 @@ def draw(output: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch) / "pipeline.yaml"
         compile_to(package)
-        spec, platform = yaml.safe_load_all(package.read_text())
+        spec, platform = yaml.safe_load_all(package.read_text(encoding="utf-8"))
         steps = steps_of_package(package)
 
     place = {step: index * (WIDTH + GAP) for index, step in enumerate(steps)}

@@ -1,5 +1,6 @@
 """How a command ends: with a line for an error, never with a traceback."""
 
+import codecs
 import contextlib
 import errno
 import io
@@ -66,6 +67,7 @@ def as_command() -> Iterator[None]:
         SystemExit: always where the block does not end by itself.
     """
     settle_user()
+    settle_streams()
     quiet_threads()
     before = sys.stdout, sys.stderr
     sys.stderr = Unfailing(sys.stderr)
@@ -86,6 +88,9 @@ def as_command() -> Iterator[None]:
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         status = _end(2, f"{error}{'; free some and start again, what is done stays' if is_full else ''}")
+    except UnicodeEncodeError as error:
+        status = _end(2, f"names and texts must be UTF-8, got {error.object[:200]!a}: rename it, or take a locale "
+                         "of UTF-8 (LC_ALL=C.UTF-8, and no PYTHONUTF8=0)")  # fmt: skip
     except (ValueError, FloatingPointError) as error:
         status = _end(2, str(error))
     except RuntimeError as error:
@@ -134,6 +139,21 @@ def quiet_threads() -> None:
             threading.__excepthook__(what)
 
     threading.excepthook = say
+
+
+def settle_streams() -> None:
+    """Lets every character pass, whatever the locale.
+
+    Python takes the locale C for UTF-8 unless told otherwise; told otherwise, it is ASCII, which UTF-8 is too. In a
+    locale of another encoding there are question marks for what that does not have.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if not isinstance(stream, io.TextIOWrapper):
+            continue
+        if codecs.lookup(stream.encoding).name == "ascii":
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+        elif codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(errors="replace")
 
 
 def settle_user() -> None:

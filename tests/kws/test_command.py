@@ -23,10 +23,10 @@ COMMAND = """
     """
 
 
-def command(code: str = "", redirect: str = "") -> "subprocess.CompletedProcess[str]":
+def command(code: str = "", redirect: str = "", **variables: str) -> "subprocess.CompletedProcess[str]":
     """Runs a command under a shell that redirects its output."""
     arguments = ["bash", "-c", f'"$0" "$@" {redirect}', sys.executable, "-c", textwrap.dedent(COMMAND), code]
-    environment = os.environ | {"PYTHONUNBUFFERED": ""}
+    environment = os.environ | {"PYTHONUNBUFFERED": ""} | variables
     return subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=environment)
 
 
@@ -66,6 +66,17 @@ def test_command_ends_with_a_status_and_a_line(code: str, status: int, line: str
 def test_output_that_takes_nothing_is_no_traceback(redirect: str, status: int, said: str) -> None:
     done = command("", redirect)
     assert (done.returncode, done.stderr) == (status, said)
+
+
+def test_every_character_passes_in_a_locale_of_ascii() -> None:
+    done = command(r"print('\u25b6 w\xf6rd')", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", PYTHONIOENCODING="")
+    assert (done.returncode, done.stdout) == (0, "result\n▶ wörd\n")
+
+
+def test_name_that_is_no_text_is_refused_with_the_remedy() -> None:
+    done = command("('a' + chr(0xdcff)).encode()")
+    assert done.returncode == 2
+    assert r"names and texts must be UTF-8, got 'a\udcff'" in done.stderr
 
 
 def test_thread_that_a_full_disk_ended_says_so_in_a_line() -> None:

@@ -196,7 +196,7 @@ def _build(staging: Path, name: str, settings: dict[str, Any]) -> None:
         chosen = range(i * num_held_out, (i + 1) * num_held_out)
         lines = sorted(f"{word}/{speakers[k].id}_nohash_{take}.wav"
                        for k in chosen for word in words for take in range(takes[k]))  # fmt: skip
-        (staging / list_name).write_text("\n".join(lines) + "\n")
+        (staging / list_name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     files.write_json(staging / files.MANIFEST, {
         "schema": 1, "name": name, "source": "espeak-ng", "num_clips": sum(takes) * len(words), "num_bytes": num_bytes,
         "num_speakers": len(speakers), "words": dict.fromkeys(sorted(words), sum(takes)), "synthesized": settings,

@@ -35,7 +35,7 @@ def write_report(
         recordings: the folder of clip ids; where a mistaken clip is still there, the page shows and plays it.
         training: the lines of metrics.jsonl, one for every epoch; empty: the page is without curves.
     """
-    template = importlib.resources.files("kws.evaluate").joinpath("report.html.jinja").read_text()
+    template = importlib.resources.files("kws.evaluate").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     mistakes = [
         mistake | _show(recognizer, recordings, mistake["clip"]) for mistake in evaluation.summary()["mistakes"]
@@ -92,7 +92,7 @@ def write_stream_report(
     curves = {f"{report.snr_db:g} dB": report.curve for report in reports}
     points = {f"{report.snr_db:g} dB": (report.outcome.per_hour, report.outcome.missed) for report in reports}
     picture = plots.png(plots.detection(curves, points))
-    template = importlib.resources.files("kws.evaluate").joinpath("streams.html.jinja").read_text()
+    template = importlib.resources.files("kws.evaluate").joinpath("streams.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(template).render(
         recognizer=recognizer, rows=rows, thresholds=thresholds, title=title,

@@ -92,7 +92,7 @@ def _training(tensors: Path, run: str) -> list[dict[str, Any]]:
     if not run or not path.is_file():
         return []
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         log.warning("the report is without the course of the training: %s: %s", path, error)
         return []

@@ -188,7 +188,7 @@ def _end_group(process: "subprocess.Popen[bytes]") -> None:
 def recorded_error(error_file: Path) -> str:
     """Returns what `torch.distributed.elastic.multiprocessing.errors.record` wrote: "ValueError: …"; "" if nothing."""
     try:
-        message = json.loads(error_file.read_text())["message"]
+        message = json.loads(error_file.read_text(encoding="utf-8"))["message"]
     except (FileNotFoundError, ValueError):
         return ""
     return str(message["message"] if isinstance(message, dict) else message)
@@ -196,6 +196,8 @@ def recorded_error(error_file: Path) -> str:
 
 def describe(status: int) -> str:
     """Says how torchrun ended where no process recorded an error."""
+    if status == -signal.SIGKILL:
+        return "torchrun was killed by SIGKILL, as the system does for want of memory: a larger limit helps"
     if status < 0:
         return f"torchrun was killed by {signal.Signals(-status).name}"
     return (

@@ -52,7 +52,7 @@ def write_card(
         thresholds: those of the bundle.
         int8: what became of model.int8.onnx.
     """
-    template = importlib.resources.files("kws.promote").joinpath("card.md.jinja").read_text()
+    template = importlib.resources.files("kws.promote").joinpath("card.md.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )

@@ -78,7 +78,8 @@ def load_version(folder: Path, name: str = versions.ONNX) -> Served:
     card = folder / versions.CARD
     return Served(
         recognizer=recognizer, version=manifest["version"],
-        thresholds=Thresholds.beside(folder / name, recognizer.words), card=card.read_text() if card.is_file() else "",
+        thresholds=Thresholds.beside(folder / name, recognizer.words),
+        card=card.read_text(encoding="utf-8") if card.is_file() else "",
     )  # fmt: skip
 
 
