@@ -19,8 +19,28 @@ console = Console(stderr=True, highlight=False)
 
 CHAMPION = "champion"
 CHUNK = 1 << 20
+READER = "kws-reader"
 READER_SECONDS = 1800
-"""After so long Kubernetes ends the reader pod, should this process die before it deletes it."""
+"""After so long Kubernetes ends the reader pod, whatever it does."""
+
+IDLE_SECONDS = 120
+"""After so long in which no command read anything in it the reader pod ends by itself: who made it was killed."""
+
+_READ = """\
+idle=0 before=
+while [ $idle -lt %d ]; do
+    sleep 5
+    idle=$((idle + 5)) now=
+    for process in /proc/[0-9]*; do
+        [ $process = /proc/1 ] && continue
+        { read -r _ bytes <$process/io; } 2>/dev/null || bytes=$idle
+        now="$now $process $bytes"
+    done
+    [ "$now" = "$before" ] || idle=0
+    before=$now
+done
+"""
+"""What the reader pod runs. A command whose client is gone may stay, waiting for its output to be taken."""
 
 
 class Volume(Protocol):
@@ -89,6 +109,8 @@ def reader_pod(
 ) -> Iterator[PodVolume]:
     """Runs a pod that does nothing but mount the volume, and deletes it at the end.
 
+    Should this process be killed, the pod ends by itself within a minute or two, and the next of these deletes it.
+
     Args:
         kubectl: the command with its flags for cluster and namespace.
         claim: the PersistentVolumeClaim.
@@ -96,7 +118,10 @@ def reader_pod(
         mount_path: where the pod has the volume.
         read_only: whether nothing can be written there.
     """
-    name = f"kws-reader-{uuid.uuid4().hex[:8]}"
+    # What killed commands left: their pods have ended by themselves.
+    run(*kubectl, "delete", "pods", "--selector", f"app.kubernetes.io/name={READER}", "--wait=false",
+        "--field-selector", "status.phase!=Pending,status.phase!=Running")  # fmt: skip
+    name = f"{READER}-{uuid.uuid4().hex[:8]}"
     pod = reader_manifest(name, claim=claim, image=image, mount_path=mount_path, read_only=read_only)
     run(*kubectl, "apply", "-f", "-", stdin=json.dumps(pod))
     try:
@@ -114,7 +139,7 @@ def reader_manifest(name: str, *, claim: str, image: str, mount_path: str, read_
         "kind": "Pod",
         "metadata": {
             "name": name,
-            "labels": {"app.kubernetes.io/name": "kws-reader", "app.kubernetes.io/part-of": "kws"},
+            "labels": {"app.kubernetes.io/name": READER, "app.kubernetes.io/part-of": "kws"},
             "annotations": {"sidecar.istio.io/inject": "false"},
         },
         "spec": {
@@ -132,7 +157,7 @@ def reader_manifest(name: str, *, claim: str, image: str, mount_path: str, read_
                 {
                     "name": "reader",
                     "image": image,
-                    "command": ["sleep", str(READER_SECONDS)],
+                    "command": ["sh", "-c", _READ % IDLE_SECONDS],
                     "resources": {
                         "requests": {"cpu": "50m", "memory": "64Mi"},
                         "limits": {"cpu": "500m", "memory": "256Mi"},

@@ -2,9 +2,11 @@ import argparse
 import ast
 import functools
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -305,3 +307,18 @@ def test_deploying_puts_namespace_image_and_claim_into_the_manifests() -> None:
     (spec,) = pod_specs(deployment)
     assert spec["containers"][0]["image"] == "kws-serving:abc"
     assert spec["volumes"][0]["persistentVolumeClaim"]["claimName"] == "data"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc, as the container does")
+def test_the_pod_that_copies_models_out_ends_by_itself_when_nothing_reads_in_it(tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "-Urpf", "--mount-proc", "true"], capture_output=True).returncode:
+        pytest.skip("needs a name space of processes of its own")
+    (*_, script) = reader_manifest("r", claim="c", image="i:1", mount_path="/data")["spec"]["containers"][0]["command"]
+    short = re.sub(r"sleep \d+", "sleep 0.1", re.sub(r"-lt \d+", "-lt 15", script))
+    # Beside it: a reader at work for a while, then one whose output nobody takes.
+    stuck = tmp_path / "pipe"
+    os.mkfifo(stuck)
+    beside = f"for i in 1 2 3 4 5 6 7 8; do cat /proc/version; sleep 0.1; done >/dev/null; cat <>{stuck}"
+    command = ["unshare", "-Urpf", "--mount-proc", "sh", "-c", f"({beside}) & {short}\necho ended"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "ended\n", done.stderr
