@@ -285,16 +285,18 @@ def watch(cluster: Cluster, run_id: str) -> "Iterator[V2beta1Run]":
     from kfp_server_api import ApiException
     from urllib3.exceptions import HTTPError
 
-    answered = time.monotonic()
+    answered, told = time.monotonic(), ""
     while True:
         try:
             details = cluster.client.get_run(run_id)
-            answered = time.monotonic()
+            answered, told = time.monotonic(), ""
         except (ApiException, HTTPError, OSError) as error:
             lasting = isinstance(error, ApiException) and error.status in (401, 403, 404)
             if lasting or time.monotonic() - answered > AWAY_SECONDS:
                 raise
-            console.print(f"no answer, trying again: {escape(said_by(error).splitlines()[0][:200])}", soft_wrap=True)
+            if (said := said_by(error).splitlines()[0][:200]) != told:
+                console.print(f"no answer, trying again: {escape(said)}", soft_wrap=True)
+                told = said
         else:
             yield details
             if details.state in FINISHED:

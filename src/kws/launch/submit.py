@@ -7,6 +7,7 @@ pods that are not running yet.
 
 import contextlib
 import itertools
+import logging
 import signal
 import threading
 import time
@@ -62,6 +63,8 @@ class ClusterLauncher:
                 kubernetes_config.load_kube_config()
             except kubernetes_config.ConfigException as error:
                 raise ValueError(f"KUBECONFIG must name the configuration of a cluster, got: {error}") from error
+        # It tells of every connection that it tries again, in three lines; `retry` says it in one.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         self.place = (kind.group, kind.version, self.namespace, kind.plural)
         self.jobs = client.CustomObjectsApi()
         self.core = client.CoreV1Api()
