@@ -125,7 +125,7 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
     add_parameters(parser)
     add("schedules", _schedules, "list the schedules", parents=(where,))
     parser = add("unschedule", lambda o: runs.unschedule(cluster_of(o), o.name), "delete a schedule",
-                 "Runs that it started continue.", (where,))  # fmt: skip
+                 "A run of it that is under way is cancelled.", (where,))  # fmt: skip
     parser.add_argument("--name", default=runs.EXPERIMENT, help="name or id of the schedule (default: %(default)s)")
 
     parser = add("pull", _pull, "copy a model from the volume of the cluster to this machine, verified",

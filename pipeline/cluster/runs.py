@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from kfp_server_api import V2beta1Run
 
 EXPERIMENT = "speech-commands"
+CANCEL_SECONDS = 120.0
+"""How long a run that was cancelled may take to end."""
+
+POLL_SECONDS = 3.0
 
 
 def upload(cluster: Cluster, path: Path) -> tuple[str, str]:
@@ -290,7 +295,7 @@ def schedule(
     )
     # The new one first: killed here, the next call deletes both old ones, and retraining never stops unnoticed.
     for each in before:
-        cluster.client.delete_recurring_run(each.recurring_run_id)
+        _delete_schedule(cluster, each)
     out.print(f"{'replaced' if before else 'made'} schedule {name}: {cron}, one run at a time, no catch-up")
     out.print(f"{cluster.ui}/#/recurringrun/details/{made.recurring_run_id}", soft_wrap=True)
 
@@ -306,10 +311,37 @@ def table_of_schedules(cluster: Cluster) -> Table:
 
 
 def unschedule(cluster: Cluster, name: str) -> None:
-    """Deletes a recurring run; runs that it started continue."""
+    """Deletes a recurring run, and cancels what runs of it."""
     found = [each for each in _schedules(cluster) if name in (each.display_name, each.recurring_run_id)]
     if not found:
         raise ValueError(f"name must be that of a schedule (make schedules lists them), got {name!r}")
     for each in found:
-        cluster.client.delete_recurring_run(each.recurring_run_id)
+        _delete_schedule(cluster, each)
         out.print(f"deleted schedule {each.display_name}")
+
+
+def _delete_schedule(cluster: Cluster, schedule: Any) -> None:
+    """Deletes a recurring run after its runs have ended.
+
+    Kubernetes deletes with a schedule the workflows that it made, and a run whose workflow is gone would be listed as
+    running for ever. So they are cancelled first.
+    """
+    client = cluster.client
+    client.disable_recurring_run(schedule.recurring_run_id)
+    until = time.monotonic() + CANCEL_SECONDS
+    told: set[str] = set()
+    while True:
+        listed = client.list_runs(page_size=100, sort_by="created_at desc", namespace=cluster.user_namespace).runs or []
+        under_way = [run for run in listed
+                     if run.recurring_run_id == schedule.recurring_run_id and run.state not in FINISHED]  # fmt: skip
+        for run in under_way:
+            if run.run_id not in told:
+                client.terminate_run(run.run_id)
+                console.print(
+                    f"cancelled {run.display_name}, which this schedule had started; its workflow goes with it"
+                )
+                told.add(run.run_id)
+        if not under_way or time.monotonic() > until:
+            break
+        time.sleep(POLL_SECONDS)
+    client.delete_recurring_run(schedule.recurring_run_id)

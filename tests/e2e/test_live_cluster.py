@@ -296,6 +296,8 @@ def test_a_schedule_is_made_replaced_run_and_deleted(source: str) -> None:
     finally:
         pipeline("unschedule", "--name", name)
     assert name not in pipeline("schedules").stdout
+    assert not [line for line in pipeline("runs").stdout.splitlines() if name in line and "running" in line]
+    assert not set(jobs()) - before
 
 
 @contextlib.contextmanager

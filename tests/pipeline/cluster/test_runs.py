@@ -53,6 +53,8 @@ class Pipelines(JsonServer):
             (thing,) = (each for each in self.kept[kind] if f"{each['recurring_run_id']}" == rest)
             self.kept[kind].remove(thing)
             return {}
+        if rest.endswith(":terminate"):
+            next(each for each in self.kept[kind] if f"{each['run_id']}:terminate" == rest)["state"] = "CANCELED"
         if ":" in rest:
             return {}
         if method == "POST":
@@ -162,6 +164,20 @@ def test_schedule_replaces_the_one_of_its_name_and_is_deleted_by_it(
     assert pipelines.kept["recurringruns"] == []
     with pytest.raises(ValueError, match="name must be that of a schedule"):
         runs.unschedule(cluster, "speech-commands")
+
+
+def test_run_under_way_is_cancelled_before_its_schedule_is_deleted(
+    pipelines: Pipelines, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "POLL_SECONDS", 0.0)
+    runs.schedule(cluster, PipelineConfig(), PLACEMENT, cron="0 3 * * 1")
+    of_it, other = add_run(pipelines, "nightly", "RUNNING"), add_run(pipelines, "other", "RUNNING")
+    pipelines.kept["runs"][0]["recurring_run_id"] = "recurring_run-0"
+    runs.unschedule(cluster, "speech-commands")
+    assert [run["state"] for run in pipelines.kept["runs"]] == ["CANCELED", "RUNNING"]
+    ended = pipelines.asked.index(f"POST runs/{of_it}:terminate")
+    assert ended < pipelines.asked.index("DELETE recurringruns/recurring_run-0")
+    assert f"POST runs/{other}:terminate" not in pipelines.asked
 
 
 def test_cron_expression_that_is_none_starts_nothing(pipelines: Pipelines, cluster: Cluster) -> None:
