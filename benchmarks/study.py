@@ -51,7 +51,6 @@ def change(preset: Preset, *, augment: dict[str, Any] | None = None, model: dict
 
 VARIANTS: dict[str, Preset] = {
     "default": DEFAULT,
-    "no-self-distillation": change(DEFAULT, self_distillation=0.0),
     "adamw": change(DEFAULT, optimizer="adamw"),
     "adamw-1e-3": change(DEFAULT, optimizer="adamw", learning_rate=1e-3),
     "half-learning-rate": change(DEFAULT, learning_rate=1.5e-3),
@@ -62,7 +61,7 @@ VARIANTS: dict[str, Preset] = {
     "post-norm": change(DEFAULT, model={"norm_first": False}),
     "no-drop-path": change(DEFAULT, model={"drop_path": 0.0}),
     "dropout": change(DEFAULT, model={"dropout": 0.1}),
-    "no-averaging": change(DEFAULT, ema_decay=0.0, self_distillation=0.0),
+    "no-averaging": change(DEFAULT, ema_decay=0.0),
     "no-label-smoothing": change(DEFAULT, label_smoothing=0.0),
     "no-augmentation": PLAIN,
     "no-augmentation-raw-power": change(PLAIN, features={"log": False}),

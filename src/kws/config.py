@@ -261,10 +261,6 @@ class TrainConfig:
     """Decay per step of an exponential moving average of the weights, which is then what is validated and saved;
     0 keeps none."""
 
-    self_distillation: float = 0.0
-    """Weight of a second target beside the word: what the averaged weights hear in the clip as it was before
-    augmentation. It grows to this over the first fifth of the run."""
-
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Matrix products in bfloat16 (autocast) or float32; auto takes bfloat16 where the hardware multiplies it."""
 
@@ -285,15 +281,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate", "seed", "checkpoint_steps", "keep_checkpoints"):
             require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
-        for name in ("weight_decay", "clip_norm", "min_clips", "self_distillation"):
+        for name in ("weight_decay", "clip_norm", "min_clips"):
             require(getattr(self, name) >= 0, name, "be at least 0", getattr(self, name))
         require(self.optimizer in ("muon", "adamw", "adam"), "optimizer", "be muon, adamw or adam", self.optimizer)
         require(self.schedule in ("cosine", "step"), "schedule", "be cosine or step", self.schedule)
         require(self.precision in ("auto", "bf16", "float32"), "precision", "be auto, bf16 or float32", self.precision)
         for name in ("warmup", "label_smoothing", "ema_decay"):
             require(0 <= getattr(self, name) < 1, name, "lie in 0 to 1", getattr(self, name))
-        if self.self_distillation:
-            require(self.ema_decay > 0, "ema_decay", "be positive where self_distillation is", self.ema_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,7 +311,6 @@ PRESETS: Mapping[str, Preset] = {
             learning_rate=3e-3,
             optimizer="muon",
             ema_decay=0.999,
-            self_distillation=1.0,
             augment=AugmentConfig(
                 time_shift=8,
                 gain_db=10.0,

@@ -109,16 +109,11 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate()
-        clean, labels = self.train_split.batch(indices)
-        features = self.augment(clean)
-
+        features, labels = self.train_split.batch(indices)
+        features = self.augment(features)
         with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
             scores = self.parallel(features)
-        scores = scores.float()
-        loss = nn.functional.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
-        if self.config.self_distillation:
-            weight = self.config.self_distillation * min(1.0, self.share_done / 0.2)
-            loss = loss + weight * nn.functional.cross_entropy(scores, self._teach(clean))
+        loss = nn.functional.cross_entropy(scores.float(), labels, label_smoothing=self.config.label_smoothing)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise self._lost(value, indices)
@@ -157,17 +152,6 @@ class Trainer:
         if done < config.warmup:
             return float(peak * (done + self.step_clips / (self.num_clips * self.epochs)) / config.warmup)
         return float(peak * 0.5 * (1 + math.cos(math.pi * (done - config.warmup) / (1 - config.warmup))))
-
-    @torch.no_grad()
-    def _teach(self, clean: Tensor) -> Tensor:
-        """Returns what the averaged weights make of clips that are not augmented: probabilities [batch_size, words].
-
-        The mean teacher of Tarvainen and Valpola (arXiv 1703.01780), with labelled clips: the probabilities of the
-        other words carry more than the label alone, and the student has to find them in the augmented clip.
-        """
-        self.averaged.eval()
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.averaged(clean).float().softmax(-1)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _average(self) -> None:

@@ -81,9 +81,7 @@ def command(tensors: Path, place: str, folder: Path, *more: str) -> list[str]:
 
 @pytest.mark.usefixtures("small")
 def test_one_batch_is_overfitted_to_zero_loss(tensors: Path, tmp_path: Path) -> None:
-    config = settings(
-        augment=AugmentConfig(), label_smoothing=0.0, self_distillation=0.0, ema_decay=0.0, learning_rate=5e-3
-    )
+    config = settings(augment=AugmentConfig(), label_smoothing=0.0, ema_decay=0.0, learning_rate=5e-3)
     one = Trainer(Tensors(tensors), "default", config, ALONE)
     one.epochs = 1000  # keeps the learning rate near its peak
     batch = torch.arange(0, 60, 8)
@@ -282,42 +280,10 @@ def test_only_the_latest_checkpoints_are_kept(tensors: Path, tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("small")
 def test_the_averaged_weights_are_what_is_saved(tensors: Path, tmp_path: Path) -> None:
-    settings_of = {decay: settings(ema_decay=decay, self_distillation=0.0) for decay in (0.0, 0.9)}
+    settings_of = {decay: settings(ema_decay=decay) for decay in (0.0, 0.9)}
     plain = trainer.train(tensors, "default", settings_of[0.0], runs_folder=tmp_path / "plain")
     averaged = trainer.train(tensors, "default", settings_of[0.9], runs_folder=tmp_path / "averaged")
     assert not torch.equal(weights(plain)["head.weight"], weights(averaged)["head.weight"])
-
-
-@pytest.mark.usefixtures("small")
-def test_the_second_target_is_what_the_averaged_weights_hear_in_the_clips_before_augmentation(
-    tensors: Path, tmp_path: Path
-) -> None:
-    batch = torch.arange(16)
-    losses = []
-    for weight in (0.0, 0.8):
-        one = Trainer(Tensors(tensors), "default", settings(self_distillation=weight), ALONE)
-        with torch.no_grad():
-            for parameter in one.averaged.parameters():
-                parameter.mul_(1.5)  # a teacher of its own
-        one.position.clips_done = one.num_clips // 5  # a tenth of two epochs: half of the weight
-        clean, _ = one.train_split.batch(batch)
-        torch.manual_seed(3)
-        scores = one.model.train()(one.augment(clean))
-        taught = one.averaged.eval()(clean).softmax(-1)
-        expected = float(torch.nn.functional.cross_entropy(scores, taught).detach())
-        torch.manual_seed(3)
-        losses.append(one.step(batch)[0] / len(batch))
-    half = one.share_done / 0.2
-    assert half == pytest.approx(0.5, abs=0.02)
-    assert losses[1] - losses[0] == pytest.approx(0.8 * half * expected, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"), [({"ema_decay": 0.0}, "ema_decay must be positive where self_distillation is, got 0.0")]
-)
-def test_self_distillation_without_what_it_needs_is_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        settings(self_distillation=1.0, **changes)
 
 
 def test_the_learning_rates_of_both_schedules_are_as_published(tensors: Path, tmp_path: Path) -> None:
