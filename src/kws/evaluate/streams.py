@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from kws.config import BACKGROUND_NOISE, require
 from kws.cores import computing
-from kws.download.recordings import list_recordings
+from kws.download.recordings import Listing, list_recordings
 from kws.model.detector import Decider, Detector, Floats, Heard, Thresholds, reported
 from kws.model.predict import AnyRecognizer
 from kws.preprocess import clips as ids
@@ -241,7 +241,7 @@ class Script:
         }
         require(len(sources["word"]) > 0, "recordings", f"hold clips of {', '.join(targets)} in the {split} split",
                 str(recordings))  # fmt: skip
-        self._noises = _read_noises(recordings, split, self.features.sample_rate)
+        self._noises = _read_noises(listing, split, self.features.sample_rate)
         require(len(self._noises) > 0, "recordings", f"hold noises of 5 s and more in {BACKGROUND_NOISE}",
                 str(recordings))  # fmt: skip
         self._sentences = _sentences(targets, self.features.sample_rate, [seed, *split.encode()])
@@ -297,12 +297,16 @@ def _levelled(speech: Waveform, fade: int = 320) -> Waveform:
     return scaled
 
 
-def _read_noises(recordings: Path, split: str, sample_rate: int) -> list[Waveform]:
+def _read_noises(listing: Listing, split: str, sample_rate: int) -> list[Waveform]:
     """Reads the part of every noise that the split has to itself, scaled to a mean square of 1."""
     first, last = ids.SILENCE_PARTS[split]
     found = []
-    for path in sorted((recordings / BACKGROUND_NOISE).glob("*.wav")):
-        noise = read_waveform(path, sample_rate)
+    for name in listing.noise:
+        try:
+            noise = read_waveform(listing.folder / name, sample_rate)
+        except (ValueError, OSError) as error:
+            log.warning("%s is left out: %s", name, error)
+            continue
         part = noise[int(first * noise.size) : int(last * noise.size)]
         power = float(np.mean(np.square(part, dtype=np.float64))) if part.size >= sample_rate // 2 else 0.0
         if power > 0:

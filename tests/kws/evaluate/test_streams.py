@@ -1,14 +1,16 @@
 """Detection in streams: plans with known truth, what counts, thresholds, figures."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from recognizers import MakeRecognizer
 
 from kws.cli import main
-from kws.config import UNKNOWN
+from kws.config import BACKGROUND_NOISE, UNKNOWN
 from kws.evaluate.streams import (
     NEVER,
     SENTENCES,
@@ -112,6 +114,20 @@ def test_stream_has_clips_of_its_split_only_and_no_sentence_with_a_word(script: 
     assert len(sentences) > 3
     assert sum(" no " in f" {text.lower()} " for text in SENTENCES) == 0
     assert script.seconds == pytest.approx(108, abs=9)
+
+
+def test_noises_are_heard_in_any_format_and_a_damaged_one_is_left_out(
+    tone_corpus: Path, expert: Recognizer, script: Script, tmp_path: Path
+) -> None:
+    copy = tmp_path / "corpus"
+    shutil.copytree(tone_corpus, copy)
+    for noise in (copy / BACKGROUND_NOISE).iterdir():
+        samples, rate = soundfile.read(noise)
+        soundfile.write(noise.with_suffix(".FLAC"), samples, rate, format="FLAC")
+        noise.unlink()
+    (copy / BACKGROUND_NOISE / "a.wav").write_bytes(b"RIFF")
+    again = Script(copy, expert, "test", hours=0.03)
+    np.testing.assert_array_equal(next(again.render(10)), next(script.render(10)))
 
 
 def test_same_stream_comes_again_and_noise_is_as_loud_as_it_is_said_to_be(script: Script) -> None:
