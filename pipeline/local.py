@@ -27,6 +27,10 @@ OUTPUTS = "artifacts"
 """The folder under the data root that takes the artifacts which a cluster keeps in its object store."""
 
 
+STEP_ENDS_WITHIN = 45.0
+"""Seconds that a step has after Ctrl-C: more than training has for its checkpoint."""
+
+
 class PipelineFailed(CommandFailed):
     """A step failed; the message names it."""
 
@@ -160,7 +164,11 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
             # That placement is for a cluster needs no warning here.
             with warnings.catch_warnings(), contextlib.redirect_stdout(_WithoutExecutorInput(sys.stdout)):
                 warnings.simplefilter("ignore")
-                components.load_component_from_file(str(compiled))(**dataclasses.asdict(config))
+                try:
+                    components.load_component_from_file(str(compiled))(**dataclasses.asdict(config))
+                except KeyboardInterrupt:
+                    _wait_for_step()  # its files are in the scratch folder, and training writes a checkpoint
+                    raise
     except RuntimeError as error:
         failed = [step.name for step in times.steps if not step.succeeded] or ["pipeline"]
         raise PipelineFailed(f"{failed[0]} failed; its log is above") from error
@@ -168,6 +176,15 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
         logging.getLogger().removeFilter(times)
     (run_outputs,) = mine.iterdir()
     return _summarize(run_outputs, data_root, times.steps)
+
+
+def _wait_for_step() -> None:
+    """Waits until the processes of a step have ended, which Ctrl-C reached as it did this one."""
+    end = time.monotonic() + STEP_ENDS_WITHIN
+    with contextlib.suppress(ChildProcessError):  # there is none any more
+        while time.monotonic() < end:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.1)
 
 
 def _adapt(path: Path) -> None:
@@ -236,7 +253,9 @@ def _summarize(outputs: Path, data_root: Path, steps: list[Step]) -> dict[str, A
 def show(summary: Mapping[str, Any]) -> None:
     """Prints a summary for people."""
     from rich.console import Console
+    from rich.style import Style
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title="speech-commands")
     table.add_column("step")
@@ -247,13 +266,16 @@ def show(summary: Mapping[str, Any]) -> None:
     table.add_row("all", f"{summary['seconds']:.1f} s")
     console = Console()
     console.print(table)
-    facts = Table.grid(padding=(0, 2))
     count = f"{summary['num_test_clips']} clips of {len(summary['words'])} words"
-    facts.add_row("accuracy", f"[bold]{summary['accuracy']:.2%}[/] on the test split ({count})")
-    facts.add_row("champion", f"{'yes' if summary['is_champion'] else 'no'}: {summary['reason']}")
-    for name in ("model", "report", "tensorboard"):
-        facts.add_row(name, f"[link=file://{summary[name]}]{_short(summary[name])}[/]")
-    console.print(facts, soft_wrap=True)
+    facts = {
+        "accuracy": Text.assemble((f"{summary['accuracy']:.2%}", "bold"), f" on the test split ({count})"),
+        "champion": Text(f"{'yes' if summary['is_champion'] else 'no'}: {summary['reason']}"),
+    } | {
+        name: Text(_short(summary[name]), Style(link=Path(summary[name]).as_uri()))
+        for name in ("model", "report", "tensorboard")
+    }
+    for name, fact in facts.items():  # in no table, which would break or cut a long path
+        console.print(Text(f"{name:13}") + fact, soft_wrap=True)
 
 
 def _short(path: str) -> str:
