@@ -57,7 +57,7 @@ Server = TypeVar("Server", bound=JsonServer)
 @contextlib.contextmanager
 def running(server: Server) -> Iterator[Server]:
     """Lets a server answer for the block."""
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield server
     finally:

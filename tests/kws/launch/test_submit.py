@@ -312,8 +312,12 @@ def test_step_that_is_told_to_stop_deletes_its_job(
         os.kill(os.getpid(), signum)
 
     threading.Thread(target=stop, daemon=True).start()
-    with pytest.raises((SystemExit, KeyboardInterrupt)) as stopped:
-        train()
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # as a worker of pytest-xdist ignores it
+    try:
+        with pytest.raises((SystemExit, KeyboardInterrupt)) as stopped:
+            train()
+    finally:
+        signal.signal(signal.SIGINT, ignored)
     if signum == signal.SIGTERM:
         assert stopped.value.code == 143  # type: ignore[attr-defined]
     assert kubernetes.jobs == {}
