@@ -331,8 +331,7 @@ def _delete_schedule(cluster: Cluster, schedule: Any) -> None:
     until = time.monotonic() + CANCEL_SECONDS
     told: set[str] = set()
     while True:
-        listed = client.list_runs(page_size=100, sort_by="created_at desc", namespace=cluster.user_namespace).runs or []
-        under_way = [run for run in listed
+        under_way = [run for run in _runs(cluster, 100)
                      if run.recurring_run_id == schedule.recurring_run_id and run.state not in FINISHED]  # fmt: skip
         for run in under_way:
             if run.run_id not in told:
