@@ -1,5 +1,5 @@
-"""The third step: tensors become a model.
+"""The third step: trains a model on the tensors.
 
-In: a folder of tensors and a preset. Out: runs/<timestamp>-<run id>/ with best.pth, metrics and TensorBoard.
+In: a tensors folder and a preset. Out: runs/<timestamp>-<run id>/ with best.pth, metrics and TensorBoard.
 Start with step.py, which launches, and loop.py, which trains.
 """

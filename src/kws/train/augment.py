@@ -1,4 +1,4 @@
-"""Augmentation of features on the device of training, a new draw for every clip and step."""
+"""Augmentation of features on the training device, drawn anew for every clip and training step."""
 
 import torch
 from torch import Tensor
@@ -11,16 +11,16 @@ class Augment:
     """Changes log-mel features as another speaker, place or microphone would."""
 
     def __init__(self, config: AugmentConfig, features: FeatureConfig, mean: Tensor, noise: Tensor | None) -> None:
-        """Prepares.
+        """Initializes the augmentation.
 
         Args:
-            config: what to change, how much.
-            features: the features' settings.
-            mean: [num_mels], what masked parts are filled with.
-            noise: features of background noise, [pieces, num_mels, num_frames], or None for no noise.
+            config: what to change, and by how much.
+            features: the feature settings.
+            mean: [num_mels], the value that fills masked regions.
+            noise: features of background noise, [pieces, num_mels, num_frames], or None to add no noise.
 
         Raises:
-            ValueError: something is to be changed, but the features are no logarithm.
+            ValueError: `config` changes something, but the features are not logarithmic.
         """
         if config != AugmentConfig() and not features.log:
             raise ValueError("log must be True where clips are augmented, got False")
@@ -31,10 +31,10 @@ class Augment:
         self.noise = noise if config.noise_probability else None
         centres = MelSpectrogram(features).filters.argmax(dim=0) * (features.sample_rate / features.n_fft)
         self.first_cut = int((centres < config.bandlimit_hz).sum())
-        """Lowest bin from which on a band limit may take all."""
+        """Lowest mel bin at which a band limit may cut."""
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Returns changed features.
+        """Returns augmented features.
 
         Args:
             features: float32 [clips, num_mels, num_frames].
@@ -55,7 +55,7 @@ class Augment:
     def _warp(self, features: Tensor) -> Tensor:
         """Shifts and stretches the time axis and stretches the mel axis, by linear interpolation.
 
-        What comes in from outside is silence in time, and the edge bin in frequency.
+        Frames from outside the clip are filled with silence, bins from outside the mel axis with the highest bin.
         """
         clips, mels, frames = features.shape
         config, device = self.config, features.device
@@ -70,7 +70,7 @@ class Augment:
         return features
 
     def _change_power(self, features: Tensor) -> Tensor:
-        """Raises or lowers the level and adds background noise: the powers of independent sounds add."""
+        """Changes the level and adds background noise, in the power domain: powers of independent sounds add up."""
         config, clips, device = self.config, len(features), features.device
         power = (features.exp() - self.offset).clamp_(min=0)
         if config.gain_db:
@@ -85,7 +85,7 @@ class Augment:
         return power.add_(self.offset).log_()
 
     def _limit_band(self, features: Tensor) -> Tensor:
-        """Silences all bins from a random one on in some of the clips."""
+        """Silences all bins above a random one in some of the clips."""
         clips, mels, device = len(features), features.size(1), features.device
         cut = torch.randint(self.first_cut, mels + 1, (clips, 1), device=device)
         cut = cut.masked_fill(torch.rand(clips, 1, device=device) >= self.config.bandlimit_probability, mels)
@@ -93,7 +93,7 @@ class Augment:
         return features.masked_fill(silenced[:, :, None], self.silence)
 
     def _mask(self, features: Tensor, longest: int, axis: int) -> Tensor:
-        """SpecAugment (arXiv 1904.08779): one stretch of an axis becomes the mean."""
+        """Replaces one random span of an axis by the mean, as SpecAugment does (arXiv 1904.08779)."""
         clips, device = len(features), features.device
         size = features.size(axis)
         length = torch.randint(longest + 1, (clips, 1), device=device)
@@ -108,20 +108,21 @@ def _uniform(clips: int, limit: float, device: torch.device) -> Tensor:
 
 
 def _power_ratio(decibels: Tensor) -> Tensor:
-    """Turns [clips] into ratios of power, [clips, 1, 1]."""
+    """Converts decibels [clips] to power ratios [clips, 1, 1]."""
     return 10 ** (decibels[:, None, None] / 10)
 
 
 def _mean(power: Tensor) -> Tensor:
-    """Averages [clips, num_mels, num_frames] over each clip."""
+    """Averages [clips, num_mels, num_frames] within each clip: [clips, 1, 1]."""
     return power.mean(dim=(1, 2), keepdim=True)
 
 
 def _interpolate(values: Tensor, places: Tensor, fill: float) -> Tensor:
-    """Reads [clips, channels, length] at places [clips, new length], where -1 and 1 are the first and last.
+    """Interpolates values [clips, channels, length] linearly at places [clips, new length].
 
-    Outside lies `fill`. Linear interpolation as a product with hat functions: for spectrograms this is several times
-    faster than gathering neighbours, on the CPU as on a GPU.
+    Places -1 and 1 are the first and the last value; outside them the result is `fill`. The interpolation is a matrix
+    product with hat functions, which for spectrograms is several times faster than gathering neighbours, on a CPU and
+    on a GPU.
     """
     length = values.size(2)
     index = (places + 1) * ((length - 1) / 2)

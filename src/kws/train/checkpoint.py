@@ -1,4 +1,4 @@
-"""Checkpoints of a run: checkpoints/step-<n>.pth, the latest few."""
+"""Checkpoints of a run: checkpoints/step-<n>.pth, of which the latest few are kept."""
 
 import logging
 from pathlib import Path
@@ -13,16 +13,16 @@ from kws.train.loop import Trainer
 log = logging.getLogger(__name__)
 
 History = list[dict[str, float]]
-"""The figures of every epoch so far."""
+"""The metrics of every epoch so far."""
 
 
 def checkpoints_of(run: Path) -> list[Path]:
-    """Returns the checkpoints of a run, the latest last."""
+    """Returns the paths of a run's checkpoints, the latest last."""
     return sorted((run / "checkpoints").glob("step-*.pth"))
 
 
 def save(run: Path, trainer: Trainer, history: History) -> None:
-    """Writes where training stands, atomically, and deletes all but the latest few; only the first process does."""
+    """Writes a checkpoint atomically and deletes all but the latest few; does nothing except on rank 0."""
     if not trainer.world.leads:
         return
     path = run / "checkpoints" / f"step-{trainer.position.step:08d}.pth"
@@ -32,24 +32,24 @@ def save(run: Path, trainer: Trainer, history: History) -> None:
 
 
 def _latest_whole(run: Path) -> Path | None:
-    """Returns the latest checkpoint that can be read, and says which cannot; a damaged one is deleted."""
+    """Returns the latest readable checkpoint; logs and deletes damaged ones."""
     for path in reversed(checkpoints_of(run)):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except OSError:
             raise
-        except Exception as error:  # torch raises what its unpickler and its zip reader raise
-            log.warning("%s is damaged, and the one before it is taken: %s", path, str(error).splitlines()[0])
+        except Exception as error:  # torch passes on whatever its unpickler and its zip reader raise
+            log.warning("%s is damaged; using the one before it: %s", path, str(error).splitlines()[0])
         else:
             if isinstance(state, dict) and "history" in state:
                 return path
-            log.warning("%s is no checkpoint, and the one before it is taken", path)
+            log.warning("%s is not a checkpoint; using the one before it", path)
         path.unlink()
     return None
 
 
 def resume(run: Path, trainer: Trainer) -> History:
-    """Goes to the latest checkpoint, that which the first process finds, and returns the history so far."""
+    """Restores the latest checkpoint that rank 0 can read, and returns the history up to it."""
     world = trainer.world
     if world.leads:
         files.delete_unfinished(run, run / "checkpoints")

@@ -1,4 +1,4 @@
-"""The processes that train together."""
+"""The group of processes that train together."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class World:
-    """The processes that train together, as one of them sees them."""
+    """The process group, as seen by one of its processes."""
 
     rank: int
     size: int
@@ -23,28 +23,28 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes files."""
+        """Whether this process has rank 0, which writes all files."""
         return self.rank == 0
 
     def tell(self, value: T) -> T:
-        """Returns what the first process has, in all."""
+        """Broadcasts the value of rank 0: returns it in every process."""
         told = [value]
         if self.size > 1:
             dist.broadcast_object_list(told)
         return told[0]
 
     def sum(self, *values: Tensor) -> list[Tensor]:
-        """Adds up values over all processes."""
+        """Sums each value over all processes (all-reduce), in place."""
         if self.size > 1:
             for value in values:
                 dist.all_reduce(value)
         return list(values)
 
     def ask(self, here: bool) -> Callable[[], bool]:
-        """Asks whether something holds in any process, and returns what waits for the answer.
+        """Asks whether `here` is true in any process, and returns a function that waits for the answer.
 
-        The answer is the same in all. Asked before a step and read after it, the question travels while the step is
-        computed: to wait for it at once took a tenth of the time.
+        The answer is the same in all processes. Asking before a training step and reading the answer after it overlaps
+        the communication with the computation: waiting at once took a tenth of the time.
         """
         if self.size == 1:
             return lambda: here
@@ -61,17 +61,18 @@ class World:
 
 @contextlib.contextmanager
 def join_world() -> Iterator[World]:
-    """Joins the process group that torchrun's environment describes; without torchrun, one process is the world.
+    """Joins the process group that torchrun's environment variables describe; without torchrun, a group of one.
 
     Raises:
-        ValueError: there are GPUs, but fewer than processes.
+        ValueError: this node has GPUs, but fewer than processes.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device("cpu")
     if torch.cuda.is_available():
         local = int(os.environ.get("LOCAL_RANK", 0))
         if local >= torch.cuda.device_count():
-            raise ValueError(f"processes_per_node must be at most {torch.cuda.device_count()}, the GPUs of this node")
+            raise ValueError(f"processes_per_node must be at most {torch.cuda.device_count()}, the GPUs of this node, "
+                             f"got {os.environ.get('LOCAL_WORLD_SIZE', 'more')}")  # fmt: skip
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if size > 1:

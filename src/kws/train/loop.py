@@ -1,8 +1,8 @@
 """The training loop: forward, loss, backward, step; no files, no logs.
 
-Where a run stands is three numbers: the epoch, the clips of it that are done, and the step. The order of the clips
-and every random draw follow from the seed and these numbers, so a checkpoint needs no state of a random generator, and
-a run that was killed resumes as if nothing had happened: on the CPU bit for bit.
+The position of a run is three numbers: the epoch, the number of its clips that are done, and the step. The order of the
+clips and every random draw follow from the seed and these numbers, so a checkpoint stores no random generator state,
+and a run that was killed resumes with the same result: on the CPU, bit for bit.
 """
 
 import dataclasses
@@ -26,20 +26,21 @@ EVALUATION_BATCH = 256
 
 @dataclasses.dataclass(kw_only=True)
 class Position:
-    """Where a run stands."""
+    """How far a run has come, and the sums of its current epoch."""
 
     epoch: int = 0
     clips_done: int = 0
-    """Clips of the epoch that were trained on, over all processes."""
+    """Clips of this epoch that were trained on, over all processes."""
     step: int = 0
     best_accuracy: float = -1.0
     loss_sum: float = 0.0
-    """Of the epoch so far, in this process."""
+    """Sum of the losses of this epoch's clips so far, in this process."""
     num_correct: float = 0.0
+    """Number of this epoch's clips that were recognized so far, in this process."""
 
 
 class Trainer:
-    """A model in training: its data, its optimizers, its place."""
+    """A model in training, with its data, its optimizers and its position."""
 
     def __init__(self, tensors: Tensors, preset: str, config: TrainConfig, world: World) -> None:
         self.tensors = tensors
@@ -58,7 +59,7 @@ class Trainer:
         self.epochs = max(config.epochs, math.ceil(config.min_clips / self.num_clips))
         self.position = Position()
         self.stop_asked = False
-        # Only if all want it: the processes exchange what they compute.
+        # Only if every process can: they exchange gradients.
         (wanting,) = world.sum(torch.tensor(int(wants_bf16(config.precision, world.device)), device=world.device))
         self.bf16 = int(wanting) == world.size
 
@@ -70,7 +71,7 @@ class Trainer:
         self.averaged.load_state_dict(self.model.state_dict())
         self.parallel: nn.Module = self.model
         if world.size > 1:
-            # Small buckets, so that the first gradients travel while the last are computed.
+            # Small buckets, so that the first gradients are sent while the last are computed.
             self.parallel = nn.parallel.DistributedDataParallel(
                 self.model, bucket_cap_mb=1, broadcast_buffers=False, gradient_as_bucket_view=True
             )
@@ -79,7 +80,7 @@ class Trainer:
         self.augment = Augment(config.augment, tensors.features, tensors.mean.to(world.device), tensors.noise())
 
     def train_epoch(self) -> Iterator[bool]:
-        """Takes the steps of an epoch that are left; after each, yields whether all processes are to stop."""
+        """Takes the remaining steps of the epoch; after each, yields whether all processes must stop."""
         position, world = self.position, self.world
         order = torch.randperm(self.num_clips, generator=torch.Generator().manual_seed(self._draw("order")))
         self.parallel.train()
@@ -95,7 +96,7 @@ class Trainer:
             yield must_stop()
 
     def step(self, indices: Tensor) -> tuple[float, float]:
-        """Takes one step with this process's clips of the batch.
+        """Takes one optimizer step with this process's share of the batch.
 
         Args:
             indices: int64 [batch_size], rows of the training split.
@@ -129,7 +130,7 @@ class Trainer:
 
     @property
     def step_clips(self) -> int:
-        """Clips of a step over all processes."""
+        """Clips per step over all processes."""
         return self.batch_size * self.world.size
 
     @property
@@ -155,7 +156,7 @@ class Trainer:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """Moves the averaged weights towards the weights; early on faster, so that the start is forgotten."""
+        """Updates the moving average of the weights, faster early on, so that the initial weights are forgotten."""
         if self.config.ema_decay == 0:
             return
         decay = min(self.config.ema_decay, (1 + self.position.step) / (10 + self.position.step))
@@ -170,7 +171,7 @@ class Trainer:
         """Validates, and moves on to the next epoch.
 
         Returns:
-            The figures of the epoch; the confusion matrix, float64 [true words, predicted words]; whether the model is
+            The metrics of the epoch; the confusion matrix, float64 [true words, predicted words]; whether the model is
             the best so far.
         """
         position = self.position
@@ -194,7 +195,7 @@ class Trainer:
         return row, matrix, is_best
 
     def share_sums(self) -> None:
-        """Adds up what the processes counted on their own, and leaves it with the first."""
+        """Sums loss and hits over all processes and keeps the sums in rank 0; the others restart from zero."""
         position = self.position
         sums = torch.tensor([position.loss_sum, position.num_correct], dtype=torch.float64)
         (sums,) = self.world.sum(sums.to(self.world.device))
@@ -202,10 +203,10 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, split: Split) -> tuple[float, Tensor]:
-        """Evaluates the model on a split, divided among the processes.
+        """Evaluates the model on a split, which is divided among the processes.
 
         Returns:
-            Mean cross-entropy, and the confusion matrix, float64 [true words, predicted words].
+            Mean cross-entropy and the confusion matrix, float64 [true words, predicted words].
         """
         scores, labels = self.scores(self.result, split, self.world.rank, self.world.size)
         num_words = scores.size(1)
@@ -216,7 +217,11 @@ class Trainer:
 
     @torch.no_grad()
     def scores(self, model: AudioTransformer, split: Split, rank: int = 0, size: int = 1) -> tuple[Tensor, Tensor]:
-        """Scores every `size`-th clip of a split: float32 [clips, words], and their labels, int64 [clips]."""
+        """Returns the scores (logits) of every `size`-th clip of a split from `rank` on, and the labels.
+
+        Returns:
+            Scores, float32 [clips, words], and labels, int64 [clips].
+        """
         model.eval()
         found = [torch.empty(0, len(self.tensors.words), device=self.world.device)]
         truth = [torch.empty(0, dtype=torch.int64, device=self.world.device)]
@@ -228,7 +233,7 @@ class Trainer:
         return torch.cat(found), torch.cat(truth)
 
     def state(self) -> dict[str, Any]:
-        """Returns all that training needs to resume from here."""
+        """Returns everything that training needs to resume from here."""
         return {
             "position": dataclasses.asdict(self.position),
             "model": self.model.state_dict(),
@@ -237,7 +242,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes to where `state` was taken; the sums of the epoch so far are the first process's."""
+        """Restores what `state` returned; rank 0 alone takes over the sums of the current epoch."""
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
         for optimizer, known in zip(self.optimizers, state["optimizers"], strict=True):
@@ -247,7 +252,7 @@ class Trainer:
             self.position.loss_sum, self.position.num_correct = 0.0, 0.0
 
     def _draw(self, *what: object) -> int:
-        """Returns a seed that follows from the seed of the run, the epoch and what it is for."""
+        """Derives a random seed from the seed of the run, the epoch and the purpose `what`."""
         text = f"{self.config.seed}/{self.position.epoch}/{what}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
@@ -255,12 +260,17 @@ class Trainer:
         clips = ", ".join(self.train_split.clips[index] for index in indices.tolist())
         return FloatingPointError(
             f"the loss must be finite, got {value} at step {self.position.step} of epoch {self.position.epoch}; "
-            f"a lower --learning-rate often helps, else look at the clips of the batch: {clips}"
+            f"a lower --learning-rate often helps; if not, inspect the clips of this batch: {clips}"
         )
 
 
 def wants_bf16(precision: str, device: torch.device) -> bool:
-    """Tells whether matrix products are to be made in bfloat16."""
+    """Tells whether to compute matrix products in bfloat16.
+
+    Args:
+        precision: auto, bf16 or float32, as in `TrainConfig`.
+        device: the training device; auto is true where it multiplies bfloat16 in hardware.
+    """
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What a run tells people while it trains: a progress bar, metrics.jsonl, TensorBoard."""
+"""Progress of a run: a progress bar, metrics.jsonl and TensorBoard."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Journal:
-    """What the first process writes; the others have none."""
+    """Writes the progress of a run; exists in rank 0 only."""
 
     def __init__(self, run: Path, trainer: Trainer, bar: "tqdm[Any]", board: "SummaryWriter") -> None:
         self.run = run
@@ -30,15 +30,15 @@ class Journal:
         self.board = board
 
     def step(self) -> None:
-        """Shows that a step was taken."""
+        """Advances the progress bar by a training step."""
         self.bar.update(self.trainer.step_clips)
 
     def epoch(self, history: Sequence[Mapping[str, float]], matrix: Tensor | None) -> None:
-        """Writes the figures of an epoch.
+        """Writes the metrics of an epoch.
 
         Args:
-            history: the figures of every epoch, the latest last.
-            matrix: the confusion matrix [true words, predicted words], to be drawn; None draws none.
+            history: the metrics of every epoch, the latest last.
+            matrix: the confusion matrix to draw, [true words, predicted words], or None.
         """
         row, trainer = history[-1], self.trainer
         self.bar.update(max(0, trainer.clips_done - self.bar.n))
@@ -59,7 +59,7 @@ class Journal:
 
 @contextlib.contextmanager
 def open_journal(run: Path, trainer: Trainer) -> Iterator[Journal | None]:
-    """Opens the journal of a run where it stands; gives None in all processes but the first."""
+    """Opens the journal of a run at its current position; yields None in every process except rank 0."""
     if not trainer.world.leads:
         yield None
         return

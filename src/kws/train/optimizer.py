@@ -1,4 +1,4 @@
-"""Optimizers: what a step makes of the gradient."""
+"""Optimizers: Muon, and which parameters it shares with AdamW."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,37 +11,37 @@ from kws.config import TrainConfig
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal, for the matrices inside a network (Jordan et al., kellerjordan.github.io/posts/muon).
+    """Orthogonalized momentum for the matrices inside a network (Jordan et al., kellerjordan.github.io/posts/muon).
 
-    Every direction of a matrix gets a step of the same size, however rarely the gradient points there. Steps are scaled
-    by 0.2 · √(larger side), so that learning rate and weight decay mean what they mean for AdamW (arXiv 2502.16982).
+    Every direction of a matrix gets a step of the same size, however rarely the gradient points there. Updates are
+    scaled by 0.2 · √(larger side), so that the learning rate and weight decay of AdamW carry over (arXiv 2502.16982).
 
-    `torch.optim.Muon` does the same, but in bfloat16 everywhere: where the hardware does not multiply it a step of this
-    model takes a second. Here matrices of one shape are multiplied together, in the precision that training has, and
-    processes that train together share the work: each makes some of the matrices orthogonal and tells the others.
+    `torch.optim.Muon` does the same, but always in bfloat16: without hardware support for it, a step of this model
+    takes a second. Here matrices of the same shape are batched, the products have the precision of the training, and
+    the work is shared among the processes: each orthogonalizes some of the matrices and sends them to the others.
     """
 
     MOMENTUM = 0.95
     NUM_ITERATIONS = 5
     COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-    """Of the odd polynomial of degree five that brings all singular values near one, from the source."""
+    """Coefficients, from the source above, of the odd quintic polynomial that brings all singular values near one."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, dtype: torch.dtype) -> None:
-        """Prepares.
+        """Initializes the optimizer.
 
         Args:
             params: matrices, [rows, columns], and convolutions, [outputs, inputs, height, width], which count as
                 matrices with a row for each output.
             lr: learning rate.
-            weight_decay: decoupled, times the learning rate.
-            dtype: what the products are computed in.
+            weight_decay: decoupled weight decay; a step multiplies it by the learning rate.
+            dtype: type in which the matrix products are computed.
         """
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Moves the weights once."""
+        """Updates the weights once; `closure` is ignored."""
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             gradients = [p.grad.flatten(1) for p in parameters if p.grad is not None]
@@ -57,7 +57,7 @@ class Muon(torch.optim.Optimizer):
                 parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
 
     def _orthogonalize_all(self, matrices: Sequence[Tensor]) -> list[Tensor]:
-        """Makes matrices orthogonal, each in one of the processes that train together."""
+        """Orthogonalizes matrices, each in one of the processes."""
         rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         shares = deal([matrix.shape for matrix in matrices], size)
         by_shape: dict[torch.Size, list[int]] = {}
@@ -73,17 +73,17 @@ class Muon(torch.optim.Optimizer):
 
     def _exchange(self, mine: Mapping[int, Tensor], like: Sequence[Tensor],
                   shares: Sequence[Sequence[int]]) -> dict[int, Tensor]:  # fmt: skip
-        """Gives every process the matrices of all, in one message.
+        """Gathers the matrices of all processes in every process, in one message.
 
         Args:
             mine: the matrices of this process, by number.
-            like: tensors of the shapes of all.
-            shares: the numbers of every process.
+            like: tensors with the shapes of all matrices.
+            shares: for every process, the numbers of its matrices.
         """
         sizes = [[like[number].numel() for number in share] for share in shares]
         nothing = like[0].new_empty(0, dtype=self.dtype)
         flat = torch.cat([nothing, *(mine[number].flatten() for number in shares[dist.get_rank()])])
-        sent = nn.functional.pad(flat, (0, max(map(sum, sizes)) - len(flat)))  # all send as much
+        sent = nn.functional.pad(flat, (0, max(map(sum, sizes)) - len(flat)))  # all_gather needs equal lengths
         received = list(sent.new_empty(len(shares), len(sent)))
         dist.all_gather(received, sent)
         return {
@@ -93,7 +93,7 @@ class Muon(torch.optim.Optimizer):
         }
 
     def _orthogonalize(self, matrices: Tensor) -> Tensor:
-        """Brings all singular values of [matrices, rows, columns] near one (Newton-Schulz)."""
+        """Brings all singular values of [matrices, rows, columns] near one, by a Newton-Schulz iteration."""
         a, b, c = self.COEFFICIENTS
         x = matrices.to(self.dtype)
         is_tall = x.size(1) > x.size(2)
@@ -106,7 +106,15 @@ class Muon(torch.optim.Optimizer):
 
 
 def deal(shapes: Sequence[torch.Size], size: int) -> list[list[int]]:
-    """Deals matrices to processes, the dearest first, each to the one with least to do: their numbers, by process."""
+    """Assigns matrices to processes: the costliest first, each to the process with the least work so far.
+
+    Args:
+        shapes: the shape of every matrix.
+        size: number of processes.
+
+    Returns:
+        For every process, the numbers of its matrices.
+    """
     costs = [rows * columns * min(rows, columns) for rows, columns in shapes]
     shares: list[list[int]] = [[] for _ in range(size)]
     loads = [0] * size
@@ -118,16 +126,16 @@ def deal(shapes: Sequence[torch.Size], size: int) -> list[list[int]]:
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
-    """Makes what moves the weights: for `muon` matrices and convolutions by Muon, all else by AdamW.
+    """Returns the optimizers of a model: one, or for `muon` two.
 
-    AdamW keeps the last layer, whose rows are the words.
-
-    Only matrices and convolutions decay, not biases, norms and positions.
+    With `muon`, Muon updates the matrices and convolutions except those of the last layer, whose rows are the words;
+    AdamW updates that layer and all other parameters. Weight decay applies to matrices and convolutions, not to biases,
+    norms and positions.
 
     Args:
         model: a `kws.model.network.AudioTransformer`.
         config: optimizer, learning rate and weight decay.
-        dtype: what Muon computes in.
+        dtype: type in which Muon computes.
     """
     named = dict(model.named_parameters())
     kept = {name: p for name, p in named.items() if p.ndim < 2 or name == "positions"}

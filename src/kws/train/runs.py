@@ -1,12 +1,12 @@
-"""Folders of training runs, and how a run is started. Needs no torch.
+"""Run folders: what they hold, and how they are opened, resumed and locked. Needs no torch.
 
 runs/<timestamp>-<run id>/
-    config.json      all settings, and the fingerprint of the tensors
+    config.json      all settings and the fingerprint of the tensors
     checkpoints/     step-<n>.pth, the latest few
     best.pth         the model of the epoch with the best validation accuracy
-    metrics.jsonl    a line for every epoch
+    metrics.jsonl    one line for every epoch
     events.out.*     TensorBoard
-    manifest.json    written last: the run is complete
+    manifest.json    written last, when the run is complete
 """
 
 import argparse
@@ -30,37 +30,39 @@ CONFIG = "config.json"
 BEST = "best.pth"
 METRICS = "metrics.jsonl"
 STARTER = ".starter"
-"""The lock of the process that started a run, which may be on another machine than those that train."""
+"""Lock file of the process that started a run, which may be on another machine than the training processes."""
 
 LEAVING_SECONDS = 40
-"""How long the processes of a run that was stopped may take to end; torchrun gives them 30 s."""
+"""How long to wait for the processes of a stopped run to exit; torchrun gives them 30 s."""
 
 FREE_TO_CHANGE = ("checkpoint_steps", "keep_checkpoints")
-"""Training settings that may differ when a run is resumed: they do not affect the result."""
+"""Training settings that may differ when a run is resumed, as they do not affect the result."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of training, those of `python -m kws.train.trainer`."""
-    parser.add_argument("--tensors", type=Path, metavar="DIR", help="a folder of kws preprocess")
+    """Adds the training flags, which `kws train` and `python -m kws.train.trainer` share."""
+    parser.add_argument("--tensors", type=Path, metavar="DIR", help="a tensors folder, made by kws preprocess")
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument(
         "--runs", type=Path, metavar="DIR",
-        help="gets the folder <timestamp>-<run id>; an unfinished run with the same settings is resumed",
+        help="where to make the run folder <timestamp>-<run id>; an unfinished run with the same settings is resumed",
     )  # fmt: skip
     place.add_argument(
-        "--run-folder", type=Path, metavar="DIR", help="a run that was opened: its config.json says all the rest"
+        "--run-folder", type=Path, metavar="DIR", help="an existing run folder; its config.json holds all settings"
     )
-    parser.add_argument("--run-id", default="", metavar="ID", help="names the run (default: made up)")
+    parser.add_argument("--run-id", default="", metavar="ID", help="name of the run (default: random)")
     parser.add_argument("--preset", default="default", choices=sorted(PRESETS), help="the recipe (default: default)")
     for name in ("epochs", "batch_size", "learning_rate", "seed"):
         value = getattr(PRESETS["default"].train, name)
-        more = ", more where there are few clips" if name == "epochs" else ""
-        add_flag(parser, TrainConfig, name, default=0, shown=f"as the preset says; {value} in default{more}")
+        more = ", or more if there are few clips" if name == "epochs" else ""
+        add_flag(
+            parser, TrainConfig, name, default=0, shown=f"that of the preset; the preset default has {value}{more}"
+        )
     parser.add_argument("--debug", action="store_true", help=field_docs(TrainConfig)["debug"])
 
 
 def config_of(options: argparse.Namespace) -> TrainConfig:
-    """Returns the training settings that the flags of `add_arguments` gave."""
+    """Returns the training settings given by the flags of `add_arguments`."""
     return train_config(
         preset=options.preset, epochs=options.epochs, batch_size=options.batch_size,
         learning_rate=options.learning_rate, seed=options.seed, debug=options.debug,
@@ -68,7 +70,7 @@ def config_of(options: argparse.Namespace) -> TrainConfig:
 
 
 def describe(tensors: Path, preset: str, train: TrainConfig) -> dict[str, Any]:
-    """Returns all that decides the result of a run, as JSON."""
+    """Returns the content of config.json: everything that determines the result of a run."""
     manifest = files.read_object(tensors / files.MANIFEST, fingerprint=str)
     return {
         "preset": preset,
@@ -79,12 +81,12 @@ def describe(tensors: Path, preset: str, train: TrainConfig) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> tuple[Path, str, TrainConfig]:
-    """Returns the tensors, the preset and the training settings of a run that was opened.
+    """Returns the tensors folder, the preset and the training settings of a run folder.
 
     Raises:
-        ValueError: the folder is no run.
+        ValueError: the folder has no valid config.json.
     """
-    require((folder / CONFIG).is_file(), "run_folder", f"be the folder of a run, with its {CONFIG}", str(folder))
+    require((folder / CONFIG).is_file(), "run_folder", f"be a run folder, with its {CONFIG}", str(folder))
     config = files.read_object(folder / CONFIG, tensors=dict, preset=str, train=dict)
     require(isinstance(config["tensors"].get("path"), str), f"tensors in {folder / CONFIG}", "have a path",
             config["tensors"])  # fmt: skip
@@ -92,7 +94,7 @@ def read_config(folder: Path) -> tuple[Path, str, TrainConfig]:
 
 
 def differences(config: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
-    """Names the settings in which two descriptions of a run differ, as "train.epochs (30, here 10)"."""
+    """Names the settings in which two results of `describe` differ, as in "train.epochs (30, here 10)"."""
     found = []
     for name in sorted(set(config) | set(other)):
         one, two = config.get(name), other.get(name)
@@ -108,18 +110,18 @@ def _plain(value: object) -> object:
 
 
 def find_run(runs: Path, run_id: str) -> Path | None:
-    """Returns the folder `<date>-<time>-<run id>` of a run, or None."""
+    """Returns the run folder `<date>-<time>-<run id>`, or None."""
     return next((folder for folder in sorted(runs.glob("*-*-*")) if folder.name.split("-", 2)[2] == run_id), None)
 
 
 def find_unfinished(runs: Path, config: dict[str, Any]) -> Path | None:
-    """Returns the latest run of the same settings that was stopped and that no process is at, or None."""
+    """Returns the latest unfinished run with the same settings that no process is training, or None."""
     for folder in sorted(runs.glob("*-*"), reverse=True):
         if (folder / CONFIG).is_file() and not files.is_complete(folder):
             try:
                 other = files.read_object(folder / CONFIG)
             except ValueError as error:
-                log.warning("not gone on with: %s", error)
+                log.warning("%s cannot be resumed: %s", folder.name, error)
                 continue
             if not differences(other, config):
                 with contextlib.suppress(ValueError), files.hold(folder / STARTER, 0), owned(folder):
@@ -128,19 +130,19 @@ def find_unfinished(runs: Path, config: dict[str, Any]) -> Path | None:
 
 
 def open_run(runs: Path, run_id: str, config: dict[str, Any], stack: contextlib.ExitStack | None = None) -> Path:
-    """Finds the folder of a run, or makes it: one, however many start it at once.
+    """Finds or makes a run folder; several processes that open the same run at once get the same folder.
 
     Args:
-        runs: the folder of all runs.
-        run_id: names the run; empty resumes an unfinished one with the same settings, or makes up a name.
-        config: what `describe` gave.
-        stack: keeps others from starting the run, until it is closed.
+        runs: the folder of all run folders.
+        run_id: name of the run; empty resumes an unfinished run with the same settings, or chooses a random name.
+        config: result of `describe`.
+        stack: if given, holds the lock that keeps others from starting the run, until the stack is closed.
 
     Raises:
-        ValueError: the id cannot be part of a name, the run exists with other settings, or another process started it
-            and is still at it.
+        ValueError: the id has characters that a folder's name may not have, the run exists with other settings, or
+            another process started it and has not ended.
     """
-    require(re.fullmatch(r"[\w.-]*", run_id) is not None, "run_id", "have letters, digits, _, . and - only", run_id)
+    require(re.fullmatch(r"[\w.-]*", run_id) is not None, "run_id", "have only letters, digits, _, . and -", run_id)
     with files.lock(runs / "runs"):
         folder = find_run(runs, run_id) if run_id else find_unfinished(runs, config)
         if folder is None:
@@ -151,38 +153,40 @@ def open_run(runs: Path, run_id: str, config: dict[str, Any], stack: contextlib.
                 stack.enter_context(files.hold(folder / STARTER, LEAVING_SECONDS))
             except files.Busy as error:
                 raise ValueError(
-                    f"{folder} must be started by one process, got a second; wait for the first"
+                    f"{folder} must be started by one process at a time, got a second; wait until the first has ended"
                 ) from error
     return folder
 
 
 def claim(folder: Path, config: dict[str, Any]) -> None:
-    """Writes the settings of a run into its folder, or compares them with those that are there.
+    """Writes the settings of a run into its folder, or compares them with those already there.
 
     Raises:
         ValueError: the run has other settings; the message names them.
     """
-    if not (folder / CONFIG).exists():  # new, or killed while it was made
+    if not (folder / CONFIG).exists():  # new, or its process was killed before this line
         files.write_json(folder / CONFIG, config)
     different = differences(files.read_object(folder / CONFIG), config)
     if different:
         raise ValueError(
-            f"the settings must equal those of the run {folder.name}, got others for {', '.join(different)}; "
+            f"the settings must equal those of the run {folder.name}, got other values for {', '.join(different)}; "
             "start a new run, or give the settings of the old one"
         )
 
 
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Marks a run as being trained by this process, for as long as the process lives.
+    """Locks a run as being trained by this process, for the block.
 
-    Processes of a run that was killed a moment ago may still be writing their last checkpoint: they are waited for.
+    Waits up to LEAVING_SECONDS for processes of a run that was just stopped, which may still be writing a checkpoint.
 
     Raises:
-        ValueError: another process is at it, and stays.
+        ValueError: another process still trains the run after that.
     """
     try:
         with files.hold(folder / ".owner", LEAVING_SECONDS):
             yield
     except files.Busy as error:
-        raise ValueError(f"{folder} must be trained by one process, got a second; wait for the first") from error
+        raise ValueError(
+            f"{folder} must be trained by one process at a time, got a second; wait until the first has ended"
+        ) from error

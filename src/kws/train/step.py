@@ -1,4 +1,4 @@
-"""The step: opens the folder of a run and lets a launcher train in it. Needs no torch."""
+"""The train step: opens a run folder and has a launcher train in it. Needs no torch."""
 
 import contextlib
 import logging
@@ -27,18 +27,19 @@ def train(
     """Trains a model: with torchrun on this machine, as a PyTorchJob on a cluster.
 
     Args:
-        tensors: a folder of `kws.preprocess.step`.
-        runs: gets the folder `<timestamp>-<run id>/`.
-        preset: names features and model.
-        config: how to train; written into the folder of the run, where every training process reads it.
-        run_id: names the run, so that a step that is tried again resumes it. Empty resumes an unfinished run of
-            the same settings, or starts a new one.
-        num_nodes: machines.
-        processes_per_node: processes of each.
-        job_manifest: gets what was started: the manifest of the PyTorchJob, or the command and its environment.
+        tensors: a tensors folder of `kws.preprocess.step`.
+        runs: where to make the run folder `<timestamp>-<run id>/`.
+        preset: name of the preset, which determines features and model.
+        config: training settings; written into the run folder, where every training process reads them.
+        run_id: name of the run, by which a retry of this step resumes it. Empty resumes an unfinished run with the
+            same settings, or starts a new one.
+        num_nodes: number of machines.
+        processes_per_node: training processes on each machine.
+        job_manifest: if given, the file that records what was started: the manifest of the PyTorchJob, or the command
+            and its environment.
 
     Returns:
-        The folder of the run, complete.
+        The run folder, complete.
 
     Raises:
         ValueError: a setting is wrong.
@@ -59,5 +60,5 @@ def train(
         )
         launcher().run(job, job_manifest)
     if not files.is_complete(folder):
-        raise AssertionError(f"training ended well but left no {files.MANIFEST} in {folder}")
+        raise AssertionError(f"training succeeded but left no {files.MANIFEST} in {folder}")
     return folder

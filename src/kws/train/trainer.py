@@ -1,9 +1,8 @@
-"""One training process, from its command line to a complete run; alone, or one of many under torchrun.
+"""One training process, from its command line to a complete run; alone, or one of several under torchrun.
 
     torchrun --nproc-per-node=2 -m kws.train.trainer --tensors DIR --runs DIR
 
-The loop is in `kws.train.loop`; this is what stands around it: the folder of the run, checkpoints, the best model,
-signals.
+The loop is in `kws.train.loop`; this module adds the run folder, checkpoints, the best model and signal handling.
 """
 
 import argparse
@@ -38,39 +37,39 @@ from kws.train.metrics import open_journal
 log = logging.getLogger(__name__)
 
 STOPPED = 143
-"""Exit status after SIGTERM or Ctrl-C, once the checkpoint is written: 128 + 15. Not 0, so that whoever started it
-starts it again."""
+"""Exit status after SIGTERM or Ctrl-C, once the checkpoint is written: 128 + 15. It is not 0, so that the launcher
+starts the process again."""
 
 
 class StopTraining(Exception):
-    """SIGTERM or Ctrl-C arrived, and the checkpoint is written."""
+    """Raised after SIGTERM or Ctrl-C, once the checkpoint is written."""
 
 
 def train(tensors_folder: Path, preset: str, config: TrainConfig, *, runs_folder: Path | None = None,
           run_id: str = "", run: Path | None = None) -> Path:  # fmt: skip
-    """Trains a model in this process, together with the others of its torchrun.
+    """Trains a model in this process, together with the other processes that torchrun started.
 
     Args:
-        tensors_folder: a folder of `kws.preprocess.step`.
-        preset: names features and model.
-        config: how to train.
-        runs_folder: gets the folder of the run; needed without `run`.
+        tensors_folder: a tensors folder of `kws.preprocess.step`.
+        preset: name of the preset, which determines features and model.
+        config: training settings.
+        runs_folder: where to make the run folder; required unless `run` is given.
         run_id: see `kws.train.runs.open_run`.
-        run: the folder of the run itself.
+        run: an existing run folder.
 
     Returns:
-        The folder of the run, complete.
+        The run folder, complete.
 
     Raises:
-        ValueError: the tensors are of another preset, or the run has other settings.
-        StopTraining: SIGTERM arrived; the checkpoint is written.
-        FloatingPointError: the loss is not a number.
+        ValueError: the tensors have the features of another preset, or the run has other settings.
+        StopTraining: SIGTERM or Ctrl-C arrived; the checkpoint is written.
+        FloatingPointError: the loss is not finite.
     """
     with join_world() as world, contextlib.ExitStack() as stack:
         tensors = Tensors(tensors_folder, world.device)
         if tensors.features != PRESETS[preset].features:
             raise ValueError(
-                f"tensors must have the features of the preset {preset}, got others in {tensors_folder}; "
+                f"tensors must have the features of the preset {preset}, got other features in {tensors_folder}; "
                 f"run kws preprocess --preset {preset}"
             )
         if world.leads:
@@ -95,7 +94,7 @@ def train(tensors_folder: Path, preset: str, config: TrainConfig, *, runs_folder
 
 
 def _train_to_the_end(folder: Path, trainer: Trainer) -> None:
-    """Trains from the latest checkpoint on, keeps the best model, and completes the run."""
+    """Trains from the latest checkpoint to the last epoch, keeps the best model, and completes the run."""
     history = checkpoint.resume(folder, trainer)
     position = trainer.position
     with open_journal(folder, trainer) as journal:
@@ -154,9 +153,10 @@ def _complete(folder: Path, trainer: Trainer, history: checkpoint.History) -> No
 
 @contextlib.contextmanager
 def _stop_in_order(trainer: Trainer) -> Iterator[None]:
-    """Makes SIGTERM or Ctrl-C to any process end training in all after this step or the next, with a checkpoint.
+    """Makes SIGTERM or Ctrl-C in any process stop training in all of them, within two steps, with a checkpoint.
 
-    A second Ctrl-C ends the process at once. A process that finds another one gone before that leaves the same way.
+    A second Ctrl-C ends the process at once. After a signal, a RuntimeError (another process has already left the
+    group) counts as the same stop.
     """
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -175,12 +175,12 @@ def _stop_in_order(trainer: Trainer) -> Iterator[None]:
 
 @record
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs training from the command line, and exits with 143 where a signal stopped it."""
+    """Trains as the command line says; exits with 143 if a signal stopped it."""
     settle_user()
     quiet_threads()
     sys.stderr = Unfailing(sys.stderr)
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent()  # or a killed torchrun would leave its processes training
+        die_with_parent()  # otherwise the processes of a killed torchrun would go on training
     parser = argparse.ArgumentParser(prog="kws.train.trainer", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     runs.add_arguments(parser)
@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace) -> Path:
-    """Trains as parsed flags say, and returns the folder of the run."""
+    """Trains with the settings of parsed flags, and returns the run folder."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if options.run_folder is not None:
         tensors, preset, config = runs.read_config(options.run_folder)

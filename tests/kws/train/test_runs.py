@@ -36,7 +36,7 @@ def test_two_starts_of_one_id_make_one_folder_and_the_second_is_told_to_wait(tmp
     (said_first,), _, _ = select.select([process.stderr for process in both], [], [], 60)
     (loser,) = (process for process in both if process.stderr is said_first)
     said = loser.communicate()[1]
-    assert "must be started by one process, got a second; wait for the first" in said
+    assert "must be started by one process at a time, got a second; wait until the first has ended" in said
     (winner,) = (process for process in both if process is not loser)
     assert Path(winner.communicate()[0].strip()) in list(tmp_path.glob("*-a"))
     assert len(list(tmp_path.glob("*-a"))) == 1

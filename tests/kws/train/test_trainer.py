@@ -216,7 +216,7 @@ def test_damaged_checkpoint_is_said_to_be_so_and_the_one_before_is_taken(
     last = checkpoint.checkpoints_of(damaged)[-1]
     last.write_bytes(last.read_bytes()[:-2000])
     trainer.train(tensors, "default", settings(), run=damaged)
-    assert f"{last} is damaged, and the one before it is taken" in caplog.text
+    assert f"{last} is damaged; using the one before it" in caplog.text
     assert "resuming at step" in caplog.text
     assert_same_model(damaged, tmp_path / "whole")
 
@@ -375,5 +375,5 @@ def test_a_run_that_was_opened_says_by_itself_how_to_train(tensors: Path, tmp_pa
     config = train_config(preset="default", epochs=1, batch_size=32, learning_rate=1e-3, seed=7, debug=True)
     folder = runs.open_run(tmp_path, "mine", runs.describe(tensors, "default", config))
     assert runs.read_config(folder) == (tensors, "default", config)
-    with pytest.raises(ValueError, match=r"run_folder must be the folder of a run, with its config\.json"):
+    with pytest.raises(ValueError, match=r"run_folder must be a run folder, with its config\.json"):
         runs.read_config(tmp_path)
