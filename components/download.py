@@ -1,4 +1,4 @@
-"""First step: recordings onto the volume."""
+"""First step: copies recordings to the volume."""
 
 from kfp.dsl import Dataset, Output, component
 
@@ -7,13 +7,13 @@ from components import images
 
 @component(base_image=images.RUNTIME, install_kfp_package=False)
 def download(source: str, sha256: str, data_root: str, recordings: Output[Dataset]) -> None:
-    """Brings recordings to datasets/<name>-<sha256>/ on the volume, once.
+    """Copies or downloads recordings to datasets/<name>-<sha256>/ on the volume; does nothing if they are there.
 
     Args:
-        source: URL or path of an archive laid out as Speech Commands is, or a folder of <word>/*.wav.
+        source: URL or path of an archive laid out like Speech Commands, or a folder of <word>/*.wav.
         sha256: expected SHA-256 of the archive, or empty.
-        data_root: the mounted volume.
-        recordings: manifest of the folder.
+        data_root: path of the mounted volume.
+        recordings: manifest of the recordings folder.
     """
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Fourth step: evaluate the model on the test split."""
+"""Fourth step: evaluates the model on the test split."""
 
 from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Metrics, Model, Output, component
 
@@ -18,11 +18,11 @@ def evaluate(
 
     Args:
         model: the .pth file.
-        tensors: manifest of the tensors.
-        metrics: accuracy, macro F1, calibration error.
+        tensors: manifest of the tensors folder.
+        metrics: accuracy, macro F1, calibration error and number of clips.
         confusion: the confusion matrix.
-        report: a page that stands alone, with pictures and the worst mistakes to listen to.
-        evaluation: all figures as JSON.
+        report: a self-contained page, with pictures and the worst mistakes to listen to.
+        evaluation: all metrics as JSON.
     """
     from pathlib import Path
 

@@ -1,11 +1,10 @@
-"""The container images of the steps, by the part that each plays.
+"""The container images of the steps.
 
-These are the names of the images of release 0.2.0. Which images a compiled pipeline runs is not decided here: a
-`pipeline.placement.Placement` puts its own in their place.
+These are the image names of release 0.2.0. `pipeline.placement.Placement` replaces them in a compiled pipeline.
 """
 
 RUNTIME = "kws-runtime:0.2.0"
-"""Has torch: recordings to tensors, training, evaluation."""
+"""Image with torch, for every step but train, and for the training processes."""
 
 LAUNCHER = "kws-launcher:0.2.0"
-"""Has no torch: starts a training job and follows it."""
+"""Image without torch, for the train step, which starts a training job and follows it."""

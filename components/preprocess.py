@@ -1,4 +1,4 @@
-"""Second step: recordings to tensors."""
+"""Second step: converts recordings to tensors."""
 
 from kfp.dsl import Dataset, Input, Output, component
 
@@ -16,17 +16,17 @@ def preprocess(
     data_root: str,
     tensors: Output[Dataset],
 ) -> None:
-    """Computes mel spectrograms of all clips into tensors/<fingerprint>/ on the volume, once.
+    """Computes the mel spectrograms of all clips in tensors/<fingerprint>/ on the volume, unless they are there.
 
     Args:
-        recordings: manifest of the recordings.
+        recordings: manifest of the recordings folder.
         words: all, auto or a list of words.
-        unknown_words: empty, auto or a list of the words that become one class.
-        preset: recipe that decides the features.
-        split: speaker or random; empty as the preset says.
-        max_bad_fraction: largest share of unreadable recordings.
-        data_root: the mounted volume.
-        tensors: manifest of the folder.
+        unknown_words: empty, auto or a list of the words that form the class _unknown_.
+        preset: name of the preset, which determines the features.
+        split: speaker or random; empty: as the preset says.
+        max_bad_fraction: largest fraction of unreadable recordings that are left out.
+        data_root: path of the mounted volume.
+        tensors: manifest of the tensors folder.
     """
     from pathlib import Path
 

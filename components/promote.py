@@ -1,4 +1,4 @@
-"""Last step: publish the model as a version, and make it champion if it is the best."""
+"""Last step: publishes the model as a version, and makes it champion if it is the best."""
 
 from kfp.dsl import HTML, Artifact, Dataset, Input, Model, Output, component
 
@@ -15,15 +15,15 @@ def promote(
     data_root: str,
     decision: Output[Artifact],
 ) -> None:
-    """Publishes models/<version>/ on the volume; a model that does not become champion is no error.
+    """Publishes models/<version>/ on the volume; succeeds whether or not the version becomes champion.
 
     Args:
         model: the .pth file.
-        tensors: manifest of the tensors, whose test split decides against the champion there is.
-        evaluation: figures of the model on that split.
+        tensors: manifest of the tensors folder, on whose test split the model is compared with the current champion.
+        evaluation: metrics of the model on that split.
         report: the page of the evaluation.
         min_accuracy: accuracy that a champion must reach.
-        data_root: the mounted volume.
+        data_root: path of the mounted volume.
         decision: the version, whether it is champion, and why.
     """
     import os

@@ -1,4 +1,4 @@
-"""Third step: tensors to a model, by torchrun on a laptop and a PyTorchJob on a cluster."""
+"""Third step: trains a model, with torchrun on a laptop and a PyTorchJob on a cluster."""
 
 from kfp.dsl import Artifact, Dataset, Input, Model, Output, component
 
@@ -21,22 +21,22 @@ def train(
     model: Output[Model],
     job: Output[Artifact],
 ) -> None:
-    """Trains in runs/<timestamp>-<run id>/ on the volume; tried again, it resumes from the last checkpoint.
+    """Trains in runs/<timestamp>-<run id>/ on the volume; a retry resumes from the latest checkpoint.
 
     Args:
-        tensors: manifest of the tensors.
-        preset: recipe.
-        epochs: passes over the training split; 0 as the preset says.
-        batch_size: clips of a step; 0 as the preset says.
-        learning_rate: peak learning rate; 0 as the preset says.
+        tensors: manifest of the tensors folder.
+        preset: name of the preset.
+        epochs: passes over the training split; 0: as the preset says.
+        batch_size: clips per training step; 0: as the preset says.
+        learning_rate: peak learning rate; 0: as the preset says.
         seed: random seed.
-        debug: train shortly on a few clips.
-        num_nodes: machines.
-        processes_per_node: training processes of each.
-        data_root: the mounted volume.
-        run_id: names the run, the same when the step is tried again.
+        debug: do a short run on a few clips.
+        num_nodes: number of machines.
+        processes_per_node: training processes on each machine.
+        data_root: path of the mounted volume.
+        run_id: name of the run, the same in every retry of the step.
         model: the best model by validation accuracy, a .pth file.
-        job: what was started, as YAML.
+        job: the manifest of the job or the command that was started, as YAML.
     """
     import shutil
     from pathlib import Path

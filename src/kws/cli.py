@@ -1,6 +1,6 @@
 """kws: train and use a recognizer of spoken command words, without Kubeflow.
 
-The steps of the pipeline one by one, in the order in which data flows:
+The steps of the pipeline, in the order in which data flows through them:
 
   kws synthesize corpus                                        a small synthetic corpus to play with (--words …)
   kws download --source speech_commands_v0.02.tar.gz --data-root var
@@ -31,7 +31,7 @@ Add = Callable[..., argparse.ArgumentParser]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the command line and runs a subcommand; errors of the user end with one line and status 2."""
+    """Parses the command line and runs a subcommand; a user's error ends it with one line and status 2."""
     with as_command():
         _run(argv)
 
@@ -58,15 +58,17 @@ def _run(argv: Sequence[str] | None) -> NoReturn:
     _add_serve(add)
     _add_rollback(add)
     options = parser.parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files that are no UTF-8 are printed as they are
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names that are not UTF-8 are printed unchanged
         sys.stdout.reconfigure(errors="surrogateescape")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     sys.exit(options.call(options))
 
 
 def _add_synthesize(add: Add) -> None:
-    command = add("synthesize", _synthesize, "speak words with synthetic voices, laid out as Speech Commands")
-    command.add_argument("folder", type=Path, help="the folder to make")
+    command = add(
+        "synthesize", _synthesize, "speak words with synthetic voices, in folders laid out like Speech Commands"
+    )
+    command.add_argument("folder", type=Path, help="the folder to create")
     for name in field_docs(SynthesizeConfig):
         add_flag(command, SynthesizeConfig, name)
 
@@ -83,10 +85,12 @@ def _synthesize(options: argparse.Namespace) -> int:
 
 
 def _add_download(add: Add) -> None:
-    command = add("download", _download, "bring recordings to datasets/ under the data root; prints the folder")
+    command = add(
+        "download", _download, "copy or download recordings to datasets/ under the data root, and print their folder"
+    )
     for name in ("source", "sha256"):
         add_flag(command, PipelineConfig, name)
-    command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="gets datasets/NAME")
+    command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="where to make datasets/NAME")
 
 
 def _download(options: argparse.Namespace) -> int:
@@ -97,12 +101,16 @@ def _download(options: argparse.Namespace) -> int:
 
 
 def _add_preprocess(add: Add) -> None:
-    command = add("preprocess", _preprocess, "compute the mel spectrograms of all recordings; prints the folder")
+    command = add("preprocess", _preprocess, "compute the mel spectrograms of all recordings, and print their folder")
     command.add_argument("--recordings", type=Path, required=True, metavar="DIR", help="a folder of <word>/*.wav")
-    command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="gets tensors/FINGERPRINT")
+    command.add_argument(
+        "--data-root", type=Path, required=True, metavar="DIR", help="where to make tensors/FINGERPRINT"
+    )
     for name in ("words", "unknown_words", "preset", "split", "max_bad_fraction"):
         add_flag(command, PipelineConfig, name)
-    command.add_argument("--num-processes", type=int, default=0, metavar="N", help="(default: one for every core)")
+    command.add_argument(
+        "--num-processes", type=int, default=0, metavar="N", help="worker processes (default: one for every core)"
+    )
 
 
 def _preprocess(options: argparse.Namespace) -> int:
@@ -120,7 +128,7 @@ def _preprocess(options: argparse.Namespace) -> int:
 def _add_train(add: Add) -> None:
     from kws.train.runs import add_arguments
 
-    command = add("train", _train, "train a model in this process, or in several; prints the folder of the run")
+    command = add("train", _train, "train a model in this process, or in several, and print the run folder")
     command.add_argument("--processes-per-node", type=int, default=1, metavar="N",
                          help="training processes on this machine (default: 1; more run under torchrun)")  # fmt: skip
     add_arguments(command)
@@ -133,8 +141,8 @@ def _train(options: argparse.Namespace) -> int:
 
         print(run(options))
         return 0
-    require(options.runs is not None and options.tensors is not None, "tensors and runs", "be given with more than one "
-            "process", "--run-folder")  # fmt: skip
+    require(options.runs is not None and options.tensors is not None, "tensors and runs", "be given if "
+            "processes_per_node is not 1", "--run-folder")  # fmt: skip
     from kws.launch.job import LaunchError
     from kws.train.runs import config_of
     from kws.train.step import train
@@ -152,25 +160,26 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _add_evaluate(add: Add) -> None:
-    command = add("evaluate", _evaluate, "evaluate a model on a folder of <word>/*.wav, as far as it knows the words")
+    command = add("evaluate", _evaluate, "evaluate a model on a folder of <word>/*.wav, on the words that it knows")
     command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth or .onnx file")
     command.add_argument("--recordings", type=Path, required=True, metavar="DIR", help="a folder of <word>/*.wav")
     command.add_argument("--output", type=Path, default=Path("evaluation"), metavar="DIR",
-                         help="gets report, confusion matrix and figures (default: %(default)s)")  # fmt: skip
-    command.add_argument("--json", action="store_true", help="print the figures as JSON instead of a table")
+                         help="where to write report, confusion matrix and metrics (default: %(default)s)")  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print the metrics as JSON instead of a table")
     streams = command.add_argument_group("long streams instead of clips")
     streams.add_argument(
         "--stream", action="store_true",
-        help="build streams with known truth (words at random gaps, other words, sentences, held-out noise at 20, 10 "
-        "and 5 dB), choose thresholds on the validation split's, count misses and false alarms on the test split's",
+        help="build streams with known content (words at random gaps, other words, sentences, held-out noise at 20, 10 "
+        "and 5 dB), choose thresholds on those of the validation split, and count misses and false alarms on those of "
+        "the test split",
     )  # fmt: skip
     streams.add_argument("--hours", type=float, default=1.0, metavar="H",
-                         help="length of the stream of each noise level and split (default: 1)")  # fmt: skip
+                         help="hours of stream for each noise level and split (default: 1)")  # fmt: skip
     streams.add_argument("--false-alarms-per-hour", type=float, default=1.0, metavar="N",
-                         help="choose thresholds for at most so many, over all words (default: 1)")  # fmt: skip
+                         help="choose thresholds for at most this many, over all words (default: 1)")  # fmt: skip
     streams.add_argument("--room", type=Path, metavar="FILE",
-                         help="a long recording without any of the words: the limit is to hold there too")  # fmt: skip
-    streams.add_argument("--thresholds", type=Path, metavar="FILE", help="measure these instead of choosing")
+                         help="a long recording without any of the words; the limit must hold there too")  # fmt: skip
+    streams.add_argument("--thresholds", type=Path, metavar="FILE", help="evaluate these instead of choosing new ones")
 
 
 def _evaluate_streams(options: argparse.Namespace) -> int:
@@ -179,7 +188,7 @@ def _evaluate_streams(options: argparse.Namespace) -> int:
     from kws.model.detector import THRESHOLDS, Thresholds
     from kws.model.predict import load
 
-    recognizer = load(options.model, num_threads=1)  # a window at a time is too little to share
+    recognizer = load(options.model, num_threads=1)  # one window at a time is too little work for several threads
     given = Thresholds.read(options.thresholds, recognizer.words) if options.thresholds else None
     thresholds, reports = evaluate_streams(
         recognizer, options.recordings, hours=options.hours, false_alarms_per_hour=options.false_alarms_per_hour,
@@ -194,7 +203,7 @@ def _evaluate_streams(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     table = Table()
-    for title in ("noise at", "hours", "words", "missed", "alarms/h", "95 %", "missed at 1/h", "false alarms in"):
+    for title in ("SNR", "hours", "words", "missed", "alarms/h", "95 %", "missed at 1/h", "false alarms in"):
         table.add_column(title, justify="left" if title == "false alarms in" else "right")
     for row in rows:
         low, high = row["false_alarms_per_hour_95"]
@@ -204,7 +213,7 @@ def _evaluate_streams(options: argparse.Namespace) -> int:
                       f"{row['missed_at_one_an_hour']:.1%}", causes)  # fmt: skip
     console = Console()
     console.print(table)
-    console.print(f"report {options.output}/streams.html; {THRESHOLDS} there is for kws listen and the server",
+    console.print(f"report {options.output}/streams.html; thresholds for kws listen and the server in {THRESHOLDS}",
                   highlight=False)  # fmt: skip
     return 0
 
@@ -249,7 +258,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _add_predict(add: Add) -> None:
-    command = add("predict", _predict, "name the word in recordings: a line file<TAB>word<TAB>probability for each")
+    command = add("predict", _predict, "recognize the word in each recording, and print file<TAB>word<TAB>probability")
     command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth or .onnx file")
     command.add_argument("--top", type=int, default=1, metavar="K", help="print the K most probable words (default: 1)")
     command.add_argument("--json", action="store_true", help="print JSON instead of lines")
@@ -281,17 +290,17 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _add_listen(add: Add) -> None:
-    command = add("listen", _listen, "name words as they are heard: a line seconds<TAB>word<TAB>probability for each")
+    command = add("listen", _listen, "detect words in a stream, and print seconds<TAB>word<TAB>probability for each")
     command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth or .onnx file")
     command.add_argument(
         "--thresholds", type=Path, metavar="FILE",
         help="thresholds.json of kws evaluate --stream (default: the one beside the model, or 0.8 for every word)",
     )  # fmt: skip
     command.add_argument("--microphone", action="store_true", help="listen to this machine's microphone until Ctrl-C")
-    command.add_argument("--json", action="store_true", help="print a line of JSON for each, with where the word is")
+    command.add_argument("--json", action="store_true", help="print a line of JSON for each word, with its position")
     command.add_argument(
         "source", nargs="?", metavar="FILE",
-        help="a recording, or - for standard input: WAV, or bare 16-bit samples, mono, at the model's rate",
+        help="a recording, or - for standard input: WAV, or raw 16-bit samples, mono, at the model's sample rate",
     )  # fmt: skip
 
 
@@ -301,7 +310,8 @@ def _listen(options: argparse.Namespace) -> int:
     from kws.serve.listen import listen, microphone, open_file, standard_input
 
     if options.microphone == (options.source is not None):
-        raise ValueError("listen must be given a FILE, - or --microphone, got " + (options.source or "none of them"))
+        raise ValueError("kws listen must be given one of FILE, - and --microphone, got "
+                         + (f"--microphone and {options.source}" if options.source else "none"))  # fmt: skip
     recognizer = load(options.model, num_threads=1)
     words, rate = recognizer.words, recognizer.features.sample_rate
     thresholds = (
@@ -320,10 +330,10 @@ def _listen(options: argparse.Namespace) -> int:
 
 
 def _add_export(add: Add) -> None:
-    command = add("export", _export, "write a model as one ONNX file, waveform in and probabilities out")
+    command = add("export", _export, "write a model as one ONNX file that maps waveforms to probabilities")
     command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth file")
     command.add_argument("--int8", action="store_true",
-                         help="matrices in 8 bits: smaller and faster; evaluate it with kws evaluate")  # fmt: skip
+                         help="quantize matrices to 8 bits: smaller and faster; check with kws evaluate")  # fmt: skip
     command.add_argument("output", type=Path, metavar="OUTPUT", help="the .onnx file to write")
 
 
@@ -336,11 +346,11 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _add_serve(add: Add) -> None:
-    command = add("serve", _serve, "answer over REST, gRPC and a page: one model, or whichever is champion")
+    command = add("serve", _serve, "serve one model, or the current champion, over REST, gRPC and a web page")
     which = command.add_mutually_exclusive_group(required=True)
     which.add_argument("--model", type=Path, metavar="FILE", help="an .onnx file")
     which.add_argument("--data-root", type=Path, metavar="DIR",
-                       help="follow the champion of models/ in it; waits where there is none yet")  # fmt: skip
+                       help="serve the champion of models/ in this folder; waits until there is one")  # fmt: skip
     for name in field_docs(ServeConfig):
         add_flag(command, ServeConfig, name)
 
@@ -354,11 +364,11 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _add_rollback(add: Add) -> None:
-    command = add("rollback", _rollback, "make an earlier version champion; who and why is recorded in champion.json")
-    command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="the folder of models/")
-    command.add_argument("--version", default="", help="a folder of models/ (default: the champion before this one)")
-    command.add_argument("--reason", default="", help="why, for the record")
-    command.add_argument("--by", default="", help="who decides (default: user and machine)")
+    command = add("rollback", _rollback, "make an earlier version champion, and record who and why in champion.json")
+    command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="the folder that holds models/")
+    command.add_argument("--version", default="", help="a folder of models/ (default: the previous champion)")
+    command.add_argument("--reason", default="", help="the reason to record")
+    command.add_argument("--by", default="", help="who decided (default: user and machine)")
 
 
 def _rollback(options: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """Every setting and its default, in one place.
 
-Three layers. `FeatureConfig`, `ModelConfig` and `TrainConfig` say everything about a recognizer; a `Preset` is one
-choice of all three. `PipelineConfig` holds the few settings that a user changes from run to run: they are the
+There are three layers. `FeatureConfig`, `ModelConfig` and `TrainConfig` define a recognizer completely; a `Preset` is a
+named choice of all three. `PipelineConfig` holds the few settings that a user changes from run to run: they are the
 parameters of the pipeline and the flags of the command line, and `0` or `""` there means "as the preset says".
 """
 
@@ -17,23 +17,23 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 SPEECH_COMMANDS_URL = "https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
 SPEECH_COMMANDS_SHA256 = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
-"""URL and digest of the published archive, the constants of torchaudio.datasets.SPEECHCOMMANDS."""
+"""URL and digest of the published archive, as in torchaudio.datasets.SPEECHCOMMANDS."""
 
 SPEECH_COMMANDS_WORDS = (
     "backward", "bed", "bird", "cat", "dog", "down", "eight", "five", "follow", "forward", "four", "go", "happy",
     "house", "learn", "left", "marvin", "nine", "no", "off", "on", "one", "right", "seven", "sheila", "six", "stop",
     "three", "tree", "two", "up", "visual", "wow", "yes", "zero",
 )  # fmt: skip
-"""The 35 words of Speech Commands v0.02, in the order of the classes."""
+"""The 35 words of Speech Commands v0.02, in class order."""
 
 BACKGROUND_NOISE = "_background_noise_"
-"""The folder of an archive that holds long recordings of noise instead of a word."""
+"""The folder of an archive that holds long recordings of background noise instead of a word."""
 
 UNKNOWN = "_unknown_"
-"""The class of all words that are not to be told apart."""
+"""The class that collects all words which the model need not tell apart."""
 
 SILENCE = "_silence_"
-"""The class of clips without a word, which are cut from the recordings of noise."""
+"""The class of clips without a word, which are cut from the recordings of background noise."""
 
 SPLITS = ("train", "validation", "test")
 
@@ -49,26 +49,26 @@ class FeatureConfig:
     """How a waveform of one second becomes a mel spectrogram of [num_mels, num_frames]."""
 
     sample_rate: int = 16_000
-    """Samples per second; recordings of another rate are resampled."""
+    """Samples per second; recordings with another rate are resampled."""
 
     num_samples: int = 16_000
-    """Samples of a clip; a shorter recording is padded with zeros, a longer one is cut."""
+    """Samples per clip; a shorter recording is padded with zeros, a longer one is cropped."""
 
     fit: Literal["center", "start"] = "center"
-    """Where a shorter recording is put among the zeros, and what is kept of a longer one: the loudest second or the
-    first."""
+    """Where a shorter recording is placed in the padding, and which part of a longer one is kept: center keeps the
+    loudest second, start the first."""
 
     n_fft: int = 512
-    """Length of the Fourier transform in samples, an even number."""
+    """Length of the FFT in samples, an even number."""
 
     win_length: int = 400
-    """Length of the Hann window in samples: 400 are 25 ms."""
+    """Length of the Hann window in samples; 400 samples are 25 ms."""
 
     hop_length: int = 200
-    """Samples between two frames: 200 are 12.5 ms, which gives 81 frames a second."""
+    """Samples between two frames; 200 samples are 12.5 ms and give 81 frames in one second."""
 
     num_mels: int = 128
-    """Bins of the mel filter bank."""
+    """Number of mel bins."""
 
     f_min: float = 20.0
     """Lowest frequency of the filter bank, in Hz."""
@@ -77,16 +77,16 @@ class FeatureConfig:
     """Highest frequency of the filter bank, in Hz."""
 
     mel_scale: Literal["slaney", "htk"] = "slaney"
-    """The mel scale. Slaney's is linear below 1 kHz, so that no filter of 128 falls between two bins of the FFT."""
+    """The mel scale. Slaney's is linear below 1 kHz, so that none of 128 filters falls between two FFT bins."""
 
     log: bool = True
-    """Natural logarithm of the mel power (stored as float16); without it raw power (stored as float32)."""
+    """Whether to take the natural logarithm of the mel power (stored as float16) or raw power (stored as float32)."""
 
     log_offset: float = 1e-6
     """Added to the mel power before the logarithm."""
 
     normalize: bool = True
-    """Shift and scale every mel bin to mean 0 and deviation 1 over the training split, inside the model."""
+    """Whether the model standardizes every mel bin to mean 0 and standard deviation 1 over the training split."""
 
     def __post_init__(self) -> None:
         for name in ("sample_rate", "num_samples", "n_fft", "win_length", "hop_length", "num_mels"):
@@ -96,7 +96,7 @@ class FeatureConfig:
         require(
             2 * self.num_samples > self.n_fft, "num_samples", f"exceed half of n_fft ({self.n_fft})", self.num_samples
         )
-        # Nothing that people say: a file with such settings would ask for more memory than there is.
+        # Far beyond speech: a damaged file with larger settings would make us allocate more memory than there is.
         most = {"sample_rate": 1_000_000, "num_samples": 10_000_000, "n_fft": 1 << 16, "num_mels": 1 << 12}
         for name, value in most.items():
             require(getattr(self, name) <= value, name, f"be at most {value}", getattr(self, name))
@@ -110,12 +110,12 @@ class FeatureConfig:
 
     @property
     def num_frames(self) -> int:
-        """Frames of a clip: windows are centred, so there is one more than hops."""
+        """Frames per clip: windows are centred, so there is one more than there are hops."""
         return self.num_samples // self.hop_length + 1
 
     @property
     def dtype(self) -> str:
-        """NumPy type of the stored features. Raw power exceeds the range of float16."""
+        """NumPy type of the stored features; raw power exceeds the range of float16."""
         return "float16" if self.log else "float32"
 
 
@@ -124,37 +124,38 @@ class ModelConfig:
     """The shape of `kws.model.network.AudioTransformer`."""
 
     num_layers: int = 4
-    """Transformer blocks."""
+    """Number of transformer blocks."""
 
     num_heads: int = 4
-    """Attention heads of a block."""
+    """Attention heads per block."""
 
     width: int = 128
-    """Channels of a token."""
+    """Channels per token."""
 
     feedforward: int = 512
-    """Hidden channels of the feed-forward part of a block."""
+    """Hidden channels of the feed-forward layer of a block."""
 
     frames_per_token: int = 1
-    """Spectrogram frames that become one token."""
+    """Spectrogram frames per token."""
 
     stem: Literal["none", "conv"] = "conv"
-    """What makes tokens of frames: nothing (then width must equal num_mels), or convolutions."""
+    """How frames become tokens: none (each frame is a token; width must equal num_mels) or conv (convolutions)."""
 
     positions: bool = True
-    """Learned positions are added to the tokens. Without them the model hears a bag of frames."""
+    """Whether learned position embeddings are added to the tokens. Without them the model ignores their order."""
 
     norm_first: bool = True
-    """LayerNorm before attention and feed-forward (pre-norm) instead of after the sum (post-norm)."""
+    """LayerNorm before attention and feed-forward (pre-norm) instead of after the residual sum (post-norm)."""
 
     activation: Literal["gelu", "relu"] = "gelu"
-    """Non-linearity of the feed-forward part."""
+    """Activation function of the feed-forward layer."""
 
     dropout: float = 0.0
-    """Dropout of attention weights, of both residual branches and inside the feed-forward part."""
+    """Dropout of the attention weights, of both residual branches and inside the feed-forward layer."""
 
     drop_path: float = 0.0
-    """Stochastic depth: the chance that a clip skips a residual branch in the last block; it grows linearly."""
+    """Stochastic depth: probability that a clip skips a residual branch of the last block; it grows linearly from 0 in
+    the first."""
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_heads", "width", "feedforward", "frames_per_token"):
@@ -169,43 +170,43 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What training does to the features of a batch, on the device, a new draw for every clip and step."""
+    """How training augments the features of a batch; drawn anew for every clip and training step."""
 
     time_shift: int = 0
-    """Largest shift of the word in frames, either way."""
+    """Largest time shift in frames, in either direction."""
 
     gain_db: float = 0.0
-    """Largest change of level in dB, either way."""
+    """Largest change of level in dB, in either direction."""
 
     noise_probability: float = 0.0
-    """Share of the clips that get background noise, where the archive has any."""
+    """Probability of adding background noise to a clip, if the archive has any."""
 
     noise_snr_db: tuple[float, float] = (0.0, 30.0)
     """Range of the signal-to-noise ratio of the added noise, in dB."""
 
     time_stretch: float = 0.0
-    """Largest relative change of speed, either way."""
+    """Largest relative change of speed, in either direction."""
 
     frequency_warp: float = 0.0
-    """Largest relative stretch of the mel axis, either way (vocal tract length perturbation)."""
+    """Largest relative stretch of the mel axis, in either direction (vocal tract length perturbation)."""
 
     bandlimit_probability: float = 0.0
-    """Share of the clips that lose all above a random frequency, as over a telephone or a cheap microphone."""
+    """Probability of removing everything above a random cut-off frequency, as telephones and cheap microphones do."""
 
     bandlimit_hz: float = 3400.0
-    """Lowest of these frequencies, in Hz; the highest is that of the filter bank."""
+    """Lowest cut-off frequency, in Hz; the highest is that of the filter bank."""
 
     num_time_masks: int = 0
-    """SpecAugment: masks over time."""
+    """SpecAugment: number of time masks."""
 
     time_mask: int = 0
-    """SpecAugment: longest mask over time, in frames."""
+    """SpecAugment: longest time mask, in frames."""
 
     num_frequency_masks: int = 0
-    """SpecAugment: masks over mel bins."""
+    """SpecAugment: number of frequency masks."""
 
     frequency_mask: int = 0
-    """SpecAugment: widest mask over mel bins."""
+    """SpecAugment: widest frequency mask, in mel bins."""
 
     def __post_init__(self) -> None:
         for name in ("time_shift", "gain_db", "num_time_masks", "time_mask", "num_frequency_masks", "frequency_mask"):
@@ -221,60 +222,60 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How the weights are found."""
+    """How a model is trained."""
 
     epochs: int = 30
     """Passes over the training split."""
 
     min_clips: int = 0
-    """Clips to train on at least: a small training split gets as many more epochs as that takes."""
+    """Smallest number of clips to train on in total: a small training split gets as many more epochs as that takes."""
 
     batch_size: int = 256
-    """Clips of a step. See scale_with_processes for what several processes make of it."""
+    """Clips per training step; for several processes see scale_with_processes."""
 
     scale_with_processes: bool = False
-    """With N processes: False divides the batch among them, so that N does not change the result; True gives each
+    """With N processes, False divides the batch among them, so that N does not change the result; True gives each
     process a whole batch and multiplies the learning rate by N, as the baseline does."""
 
     learning_rate: float = 1e-3
     """Peak learning rate."""
 
     optimizer: Literal["muon", "adamw", "adam"] = "adamw"
-    """Muon for matrices and convolutions and AdamW for all else, or AdamW, or Adam."""
+    """The optimizer: muon (Muon for matrices and convolutions, AdamW for everything else), adamw or adam."""
 
     weight_decay: float = 0.05
-    """Decoupled weight decay; biases, norms and positions get none."""
+    """Decoupled weight decay, not applied to biases, norms and positions."""
 
     schedule: Literal["cosine", "step"] = "cosine"
-    """Linear warm-up and a half cosine down to zero, step by step; or times 0.9 every 3 epochs (StepLR)."""
+    """Learning rate schedule: cosine (linear warm-up, then half a cosine to 0) or step (times 0.9 every 3 epochs)."""
 
     warmup: float = 0.05
-    """Share of all steps over which the cosine schedule warms up."""
+    """Fraction of the training steps over which the cosine schedule warms up."""
 
     label_smoothing: float = 0.1
-    """Probability spread evenly over all words in the target."""
+    """Probability mass of the target that is spread evenly over all words."""
 
     clip_norm: float = 1.0
-    """Largest norm of the gradient; 0 does not clip."""
+    """Gradient norm above which gradients are clipped; 0: never."""
 
     ema_decay: float = 0.0
-    """Decay per step of an exponential moving average of the weights, which is then what is validated and saved;
-    0 keeps none."""
+    """Decay per step of an exponential moving average of the weights, which is then validated and saved in their place;
+    0: no average."""
 
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Matrix products in bfloat16 (autocast) or float32; auto takes bfloat16 where the hardware multiplies it."""
+    """Type of matrix products: bf16 (bfloat16 by autocast), float32, or auto (bf16 if the hardware supports it)."""
 
     seed: int = 41
-    """Random seed of the weights, the order of clips and everything drawn."""
+    """Random seed of the initial weights, the order of clips, augmentation and dropout."""
 
     checkpoint_steps: int = 200
-    """Steps between two checkpoints; there is one at the end of every epoch as well."""
+    """Training steps between two checkpoints; one is also written at the end of every epoch."""
 
     keep_checkpoints: int = 3
-    """How many of the latest checkpoints are kept."""
+    """Number of the latest checkpoints to keep."""
 
     debug: bool = False
-    """A short run to see that all parts work: at most 1,000 training clips, 10 epochs, batches of 64."""
+    """A short run to check that everything works: at most 1,000 training clips, 10 epochs, batches of 64."""
 
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -292,7 +293,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A named recipe: features, split, model and training."""
+    """A named choice of features, split, model and training settings."""
 
     features: FeatureConfig
     split: Literal["speaker", "random"]
@@ -342,59 +343,59 @@ PRESETS: Mapping[str, Preset] = {
         ),
     ),
 }
-"""`baseline` is what the project started from, exactly; `default` is the best that was measured since."""
+"""`baseline` is exactly what the project started from; `default` is the best that has been measured since."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
-    """The parameters of the pipeline, which are the flags of `python -m pipeline` and of `kws` too."""
+    """The parameters of the pipeline, which are also the flags of `python -m pipeline` and `kws`."""
 
     source: str = SPEECH_COMMANDS_URL
-    """Recordings: URL or path of an archive (tar, zip) laid out as Speech Commands is, or a folder of <word>/*.wav."""
+    """Recordings: URL or path of an archive (tar, zip) laid out like Speech Commands, or a folder of <word>/*.wav."""
 
     sha256: str = ""
-    """Expected SHA-256 of the archive; empty: that of the published archive where it is the source, else unchecked."""
+    """Expected SHA-256 of the archive; empty: known for the published archive, and not checked for others."""
 
     data_root: str = "/data"
-    """The folder, or mounted volume, that holds data sets, tensors, runs and models."""
+    """The folder or mounted volume that holds data sets, tensors, runs and models."""
 
     words: str = "all"
-    """Words to tell apart: all (the 35 of v0.02), auto (the folders there are), or a list such as yes,no,stop."""
+    """Words to recognize: all (the 35 of v0.02), auto (one for every folder), or a list such as yes,no,stop."""
 
     unknown_words: str = ""
-    """Words that become the one class _unknown_, beside a class _silence_ cut from the background noise: empty (neither
-    class), auto (all folders that are not among the words), or a list."""
+    """Words that form the class _unknown_, which is added together with a class _silence_ cut from background noise:
+    empty (neither class), auto (all folders that are not among the words), or a list."""
 
     preset: str = "default"
-    """Recipe: default (the best measured) or baseline (what the project started from)."""
+    """Preset: default (the best measured) or baseline (what the project started from)."""
 
     split: str = ""
-    """Who is trained on and who tests: speaker (a speaker is in one split only) or random (95/3/2 % of the clips);
-    empty: as the preset says."""
+    """How clips are divided into train, validation and test: speaker (each speaker in one split only) or random
+    (95/3/2 % of the clips); empty: as the preset says."""
 
     max_bad_fraction: float = 0.01
-    """Largest share of unreadable recordings that is left out with a warning; above it preprocessing fails."""
+    """Largest fraction of unreadable recordings that are left out with a warning; above it preprocessing fails."""
 
     epochs: int = 0
     """Passes over the training split; 0: as the preset says."""
 
     batch_size: int = 0
-    """Clips of a training step; 0: as the preset says."""
+    """Clips per training step; 0: as the preset says."""
 
     learning_rate: float = 0.0
     """Peak learning rate; 0: as the preset says."""
 
     seed: int = 41
-    """Random seed of weights, order and augmentation."""
+    """Random seed of the initial weights, the order of clips and augmentation."""
 
     num_nodes: int = 1
-    """Machines to train on: workers of the PyTorchJob. More than 1 needs a cluster."""
+    """Number of machines to train on, the workers of the PyTorchJob; more than 1 needs a cluster."""
 
     processes_per_node: int = 1
-    """Training processes of a node: one for every GPU, or one for every few CPU cores."""
+    """Training processes per node: one for every GPU, or one for every few CPU cores."""
 
     debug: bool = False
-    """A short run to see that all parts work: at most 1,000 training clips, 10 epochs, batches of 64."""
+    """A short run to check that everything works: at most 1,000 training clips, 10 epochs, batches of 64."""
 
     min_accuracy: float = 0.8
     """Test accuracy that a model must reach to become the champion."""
@@ -415,20 +416,20 @@ class PipelineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesizeConfig:
-    """What a synthetic corpus holds (`kws.download.synthesize`)."""
+    """The content of a synthetic corpus (`kws.download.synthesize`)."""
 
     words: str = "all"
-    """What to say: words with commas between them, such as lights,music,lights_on, or all for the 35 words of Speech
-    Commands. An underscore is a pause between two words."""
+    """Words to speak, separated by commas, such as lights,music,lights_on; or all, the 35 words of Speech Commands. An
+    underscore is spoken as a pause between two words."""
 
     clips_per_word: int = 60
-    """Recordings of every word, each by another voice as long as there are enough; a voice is in one split only."""
+    """Recordings per word, each with a different voice as long as there are enough; a voice is in one split only."""
 
     seed: int = 41
     """Random seed of voices, splits, speeds, levels and noise."""
 
     def __post_init__(self) -> None:
-        require(parse_words(self.words) is not None, "words", "be listed with commas between them, or all", self.words)
+        require(parse_words(self.words) is not None, "words", "be all or a list separated by commas", self.words)
         require(self.clips_per_word >= 3, "clips_per_word", "be at least 3, a voice for every split",
                 self.clips_per_word)  # fmt: skip
         require(self.seed >= 0, "seed", "be at least 0", self.seed)
@@ -436,52 +437,52 @@ class SynthesizeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """What a server takes on (`kws serve`)."""
+    """Addresses and limits of a server (`kws serve`)."""
 
     host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0 for all of this machine's."""
+    """Address to listen on; 0.0.0.0: all addresses of this machine."""
 
     port: int = 8080
-    """Port of REST, metrics and the page; 0 takes a free one."""
+    """Port of REST, metrics and the page; 0: any free port."""
 
     grpc_port: int = 8081
-    """Port of gRPC; 0 takes a free one, -1 leaves gRPC out."""
+    """Port of gRPC; 0: any free port, -1: no gRPC."""
 
     model_name: str = "kws"
     """Name of the model in the protocol: /v2/models/kws."""
 
     int8: bool = False
-    """Answer by model.int8.onnx, where a version has it."""
+    """Use model.int8.onnx if a version has it."""
 
     num_threads: int = 0
-    """Runs of the model at a time; 0 takes one for every core that the container may use."""
+    """Batches that are computed at the same time; 0: one for every core that the container may use."""
 
     max_batch: int = 16
-    """Clips that are gathered from several requests for one run of the model."""
+    """Largest number of clips, from one or several requests, in a batch."""
 
     max_clips: int = 64
-    """Clips of one request at most."""
+    """Largest number of clips in a request."""
 
     max_waiting: int = 512
-    """Clips that may wait; beyond it requests are answered with 429."""
+    """Largest number of clips in the queue; beyond it requests are answered with status 429."""
 
     max_request_mib: int = 16
-    """Size of a request at most, in MiB."""
+    """Largest size of a request, in MiB."""
 
     max_seconds: float = 30.0
-    """Duration of one audio file at most, in seconds."""
+    """Longest audio file, in seconds."""
 
     max_streams: int = 64
-    """Pages that may listen at a time."""
+    """Largest number of pages that listen at the same time."""
 
     collect: str = ""
-    """Folder that keeps the recordings that people make on the page; empty: none are kept, and the page offers none."""
+    """Folder for the recordings that people make on the page; empty: the page does not offer to record."""
 
     poll_seconds: float = 1.0
-    """How often champion.json is read, in seconds."""
+    """Seconds between two reads of champion.json."""
 
     drain_seconds: float = 5.0
-    """How long a server that was told to stop still answers, so that nobody is sent to it any more, in seconds."""
+    """Seconds for which a server that was told to stop still answers, until no more requests are routed to it."""
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_clips", "max_waiting", "max_request_mib", "max_seconds", "max_streams",
@@ -497,7 +498,9 @@ class ServeConfig:
 
 
 def train_config(*, preset: str, **overrides: Any) -> TrainConfig:
-    """Returns the training settings of a preset, changed where an override is not 0.
+    """Returns the training settings of a preset, with every override that is not 0 applied.
+
+    `debug` overrides epochs, batch size and min_clips as well; `epochs` alone lifts min_clips.
 
     Raises:
         ValueError: the preset does not exist, or a value is out of range.
@@ -512,10 +515,10 @@ def train_config(*, preset: str, **overrides: Any) -> TrainConfig:
 
 
 def parse_words(words: str, at_least: int = 2) -> tuple[str, ...] | None:
-    """Returns the words that `all` or a list names, or None for `auto`.
+    """Parses `all` or a list of words separated by commas; returns None for `auto`.
 
     Raises:
-        ValueError: a word is empty, listed twice, or no name of a folder; or there are fewer than `at_least`.
+        ValueError: a word is empty, listed twice or cannot name a folder, or there are fewer than `at_least` (1 or 2).
     """
     if words == "auto":
         return None
@@ -532,7 +535,7 @@ def parse_words(words: str, at_least: int = 2) -> tuple[str, ...] | None:
 
 
 def require_words(words: Any) -> None:
-    """Raises ValueError unless these can be the words of a model: at least two, each once."""
+    """Raises ValueError unless `words` can be the classes of a model: a list of at least two words, each once."""
     fits = isinstance(words, list) and all(isinstance(word, str) and word for word in words)
     require(fits and len(set(words)) == len(words) >= 2, "words", "be a list of two words or more, each once", words)
 
@@ -541,7 +544,7 @@ Config = TypeVar("Config")
 
 
 def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
-    """Builds a config from what `dataclasses.asdict` gave, after a round trip through JSON.
+    """Builds a config from the result of `dataclasses.asdict`, after a round trip through JSON.
 
     Raises:
         ValueError: a field is unknown, or its value is of another type or out of range.
@@ -557,7 +560,7 @@ def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
         restored["augment"] = from_dict(AugmentConfig, restored["augment"])
     try:
         config = cls(**restored)
-    except TypeError:  # compared a word with a number
+    except TypeError:  # __post_init__ compared a string with a number; the check below names the field
         config = None
     for name, value in restored.items():
         kind = known[name].type
@@ -567,7 +570,7 @@ def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 def _is_of(value: object, kind: Any) -> bool:
-    """Tells whether a value may stand in a field of a plain type; floats must be finite."""
+    """Tells whether a value has the type of a field; floats must be finite."""
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
         return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
@@ -577,7 +580,7 @@ def _is_of(value: object, kind: Any) -> bool:
 
 
 def field_docs(cls: type[Any]) -> dict[str, str]:
-    """Returns the docstring under each field of a config: the help text of its flag."""
+    """Returns the docstring of each field of a config class, which is the help text of its flag."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
     docs = {}

@@ -1,12 +1,12 @@
-"""What is published: the files of a version, the one that is champion, and how it came to be. Needs no torch.
+"""Published versions and the champion: their files, verification and rollback. Needs no torch.
 
-models/<version>/       manifest.json states the SHA-256 of every other file, and is written last
-    model.pth           to train on, and what kws.model.bundle reads
-    model.onnx          waveform in, probabilities out; model.int8.onnx where it is as good
-    thresholds.json     from what probability on a word counts as heard
-    reference.wav       a clip, and in manifest.json what each model heard in it when it was published
+models/<version>/       manifest.json holds the SHA-256 of every other file, and is written last
+    model.pth           for fine-tuning and for kws.model.bundle
+    model.onnx          maps waveforms to probabilities; also model.int8.onnx if it is as accurate
+    thresholds.json     the probability from which on a word counts as heard, for every word
+    reference.wav       a clip; manifest.json has the probabilities that each model gave it on publication
     evaluation.json, report.html, MODEL_CARD.md
-models/champion.json    the version in use, since when, by whom and why, and those before it
+models/champion.json    the version in use, since when, by whom and why, and earlier champions
 """
 
 import getpass
@@ -32,36 +32,36 @@ REPORT = "report.html"
 CARD = "MODEL_CARD.md"
 
 SERVED = (THRESHOLDS, REFERENCE, CARD)
-"""What a server reads beside the model, where a version has it; those of before had none."""
+"""Files that a server reads beside the model; versions of older releases lack them."""
 
 REFERENCE_TOLERANCE = 0.05
-"""How far a probability of the reference clip may be from what it was when the model was published. Processors differ
-by 1e-5 in float32, and by 0.01 in 8 bits; one that saturates products of 8 bits is off by tenths."""
+"""How much a probability of the reference clip may differ from its value on publication. Processors differ by 1e-5 in
+float32 and by 0.01 in 8 bits; one that saturates 8-bit products is off by tenths."""
 
 KEPT = 100
-"""Changes of the champion that champion.json remembers."""
+"""Number of earlier champions in champion.json."""
 
 
 def version_folder(data_root: Path, version: str) -> Path:
     """Returns models/<version>.
 
     Raises:
-        ValueError: the version is no name of a folder.
+        ValueError: the version cannot be the name of a folder.
     """
     require(is_name(version), "version", "be the name of a folder of models/", version)
     return data_root / MODELS / version
 
 
 def is_name(name: object) -> bool:
-    """Tells whether something can name a folder or a file of its folder, and nothing outside."""
+    """Tells whether `name` is a plain file name, which cannot lead outside its folder."""
     return isinstance(name, str) and Path(name).name == name != "" and not name.startswith(".") and "\0" not in name
 
 
 def champion_record(data_root: Path) -> dict[str, Any] | None:
-    """Reads models/champion.json; None where there is no champion yet.
+    """Reads models/champion.json; returns None if there is no champion yet.
 
     Raises:
-        ValueError: the file is not as it was written.
+        ValueError: the file is damaged.
     """
     path = data_root / MODELS / CHAMPION
     try:
@@ -71,14 +71,14 @@ def champion_record(data_root: Path) -> dict[str, Any] | None:
 
 
 def parse_champion(text: bytes, name: str) -> dict[str, Any]:
-    """Parses a champion.json: `version`, and since when, by whom, why and those before it where they were written.
+    """Parses a champion.json: `version`, `history`, and `since`, `by` and `reason` if they were recorded.
 
     Args:
-        text: its content.
-        name: of the file, for the message.
+        text: the content of the file.
+        name: the name of the file, for error messages.
 
     Raises:
-        ValueError: it is damaged, or not of kws.
+        ValueError: the file is damaged, or was not written by kws.
     """
     try:
         record = files.parse_object(text, name, version=str)
@@ -88,12 +88,12 @@ def parse_champion(text: bytes, name: str) -> dict[str, Any]:
                                                  for entry in history)  # fmt: skip
         require(fits, f"{name}: history", "be a list of versions", history)
     except ValueError as error:
-        raise ValueError(f"{error}; kws rollback --version sets it anew") from error
+        raise ValueError(f"{error}; kws rollback --version VERSION writes it anew") from error
     return record
 
 
 def champion(data_root: Path) -> str | None:
-    """Returns the version in use; None where there is none yet.
+    """Returns the version in use, or None if there is none yet.
 
     Raises:
         ValueError: models/champion.json is damaged.
@@ -106,7 +106,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Reads the manifest of a version.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: the manifest is missing or damaged.
     """
     path = folder / files.MANIFEST
     try:
@@ -116,18 +116,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def parse_manifest(text: bytes, name: str) -> dict[str, Any]:
-    """Parses the manifest of a version: `version`, in `files` the SHA-256 of every other file, and what people ask.
+    """Parses the manifest of a version: `version`, in `files` the SHA-256 of every other file, and details for users.
 
     Args:
-        text: its content.
-        name: of the file, for the message.
+        text: the content of the file.
+        name: the name of the file, for error messages.
 
     Raises:
-        ValueError: it is damaged, or not of kws.
+        ValueError: the file is damaged, or was not written by kws.
     """
     manifest = files.parse_object(text, name, version=str, files=dict)
     for file, digest in manifest["files"].items():
-        require(is_name(file), f"{name}: files", "be names of its folder", file)
+        require(is_name(file), f"{name}: files", "be names of files in its folder", file)
         require(isinstance(digest, str), f"{name}: {file}", "have its SHA-256", digest)
     for field, kind in (("about", dict), ("words", list), ("reference", dict)):
         require(isinstance(manifest.get(field, kind()), kind), f"{name}: {field}", f"be a {kind.__name__}",
@@ -136,14 +136,14 @@ def parse_manifest(text: bytes, name: str) -> dict[str, Any]:
 
 
 def verify(folder: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """Checks files of a version against the digests of its manifest, which is returned.
+    """Checks files of a version against the digests in its manifest, and returns the manifest.
 
     Args:
         folder: models/<version>.
-        names: the files; None: all that the manifest states.
+        names: the files to check; None: all in the manifest.
 
     Raises:
-        ValueError: one is missing or has another digest; the message names it.
+        ValueError: a file is missing or has another digest; the message names it.
     """
     manifest = read_manifest(folder)
     for name in manifest["files"] if names is None else names:
@@ -158,12 +158,12 @@ def verify(folder: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
 
 
 def appoint(data_root: Path, version: str, accuracy: float | None, *, by: str, reason: str) -> None:
-    """Writes models/champion.json. The caller holds its lock.
+    """Makes a version champion by writing models/champion.json, whose lock the caller must hold.
 
     Args:
-        data_root: the folder of models/.
+        data_root: the folder that holds models/.
         version: the new champion.
-        accuracy: of the version on its test split, 0 to 1.
+        accuracy: accuracy of the version on its test split, 0 to 1, or None if unknown.
         by: who decided.
         reason: why.
     """
@@ -178,19 +178,19 @@ def appoint(data_root: Path, version: str, accuracy: float | None, *, by: str, r
 
 
 def rollback(data_root: Path, version: str = "", *, by: str = "", reason: str = "") -> tuple[str, str]:
-    """Makes an earlier version champion, with who and why recorded.
+    """Makes an earlier version champion, and records who decided and why.
 
     Args:
-        data_root: the folder of models/.
-        version: the version; empty: the one that was champion before the present one.
-        by: who decides; empty: user and machine.
+        data_root: the folder that holds models/.
+        version: the new champion; empty: the previous champion.
+        by: who decided; empty: user and machine.
         reason: why.
 
     Returns:
-        The champion before, and the champion now.
+        The champion before (empty if there was none) and the champion now.
 
     Raises:
-        ValueError: there is no such version, or it is damaged: then the champion stays.
+        ValueError: the version does not exist or is damaged; the champion stays as it was.
     """
     with files.lock(data_root / MODELS / CHAMPION):
         try:
@@ -204,7 +204,7 @@ def rollback(data_root: Path, version: str = "", *, by: str = "", reason: str = 
             earlier = [entry["version"] for entry in (record or {}).get("history", []) if entry["version"] != now]
             if not earlier:
                 raise ValueError(
-                    f"there must have been a champion before {now or 'any'} to go back to, got none; name a version of "
+                    f"version must be given, got '', as there was no champion before {now or 'now'}; choose one of "
                     f"{', '.join(versions(data_root)) or 'models/, which is empty'}"
                 )
             version = earlier[-1]
@@ -220,9 +220,9 @@ def rollback(data_root: Path, version: str = "", *, by: str = "", reason: str = 
 
 
 def was_rolled_back(data_root: Path, version: str) -> dict[str, Any] | None:
-    """Returns the record of the rollback that took a version out of use, None where nobody did.
+    """Returns the champion record of the rollback that replaced a version, or None if it was not rolled back.
 
-    It is the record of the champion that followed, where that was not appointed by the step.
+    A change of the champion is a rollback if it was not made by the promote step.
     """
     try:
         record = champion_record(data_root)
@@ -239,11 +239,11 @@ def was_rolled_back(data_root: Path, version: str) -> dict[str, Any] | None:
 
 
 STEP = "the promote step"
-"""Who appoints a champion where it is not a person."""
+"""The value of `by` in a champion record that the pipeline wrote."""
 
 
 def versions(data_root: Path) -> list[str]:
-    """Returns the names of all complete versions, sorted: those of runs begin with their time."""
+    """Returns the names of all complete versions, sorted; the name of a training run begins with its time."""
     folder = data_root / MODELS
     if not folder.is_dir():
         return []
@@ -251,10 +251,10 @@ def versions(data_root: Path) -> list[str]:
 
 
 def who() -> str:
-    """Names the user and the machine."""
+    """Returns user@machine."""
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
-    except (OSError, KeyError):  # a user without a name, as in most containers
+    except (OSError, KeyError):  # the user id has no name, as in most containers
         return f"somebody@{socket.gethostname()}"
 
 

@@ -173,7 +173,7 @@ def test_word_too_long_for_a_second_is_refused_by_name(tmp_path: Path) -> None:
         ({"words": ("yes", "no"), "clips_per_word": 2}, "clips_per_word must be at least 3"),
         ({"words": ("yes", "no"), "seed": -1}, "seed must be at least 0"),
         ({"words": ("yes",)}, "words must name at least two words"),
-        ({"words": ("auto",)}, "words must be listed with commas between them, or all"),
+        ({"words": ("auto",)}, "words must be all or a list separated by commas"),
         ({"words": ("yes", "../no")}, "a word must be the name of a folder"),
     ],
 )

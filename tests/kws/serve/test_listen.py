@@ -86,8 +86,8 @@ def test_pipe_with_an_unknown_length_and_further_chunks_is_read_to_its_end() -> 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "listen must be given a FILE, - or --microphone, got none of them"),
-        (["a.wav", "--microphone"], "listen must be given a FILE, - or --microphone, got a.wav"),
+        ([], "kws listen must be given one of FILE, - and --microphone, got none"),
+        (["a.wav", "--microphone"], "kws listen must be given one of FILE, - and --microphone, got --microphone and a"),
         (["absent.wav"], "the recording must be a file, got 'absent.wav', which is none"),
         (["--thresholds", "absent.json", "-"], "absent.json"),
     ],

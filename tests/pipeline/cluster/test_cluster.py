@@ -357,7 +357,7 @@ def test_pull_writes_nowhere_else_whatever_the_volume_says(tmp_path: Path) -> No
     outside.write_bytes(b"evil")
     digest = hashlib.sha256(b"evil").hexdigest()
     files.write_json(folder / files.MANIFEST, {"version": "1", "files": {"../evil": digest}})
-    with pytest.raises(ValueError, match=r"must be names of its folder, got '../evil'"):
+    with pytest.raises(ValueError, match=r"must be names of files in its folder, got '../evil'"):
         pull(HostVolume(tmp_path / "data"), tmp_path / "to")
     files.write_json(tmp_path / "data" / "models" / "champion.json", {"version": "../1"})
     with pytest.raises(ValueError, match=r"models/champion.json on the volume: version must be the name of a folder"):
