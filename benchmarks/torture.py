@@ -43,8 +43,8 @@ from kws.config import PRESETS, train_config
 from kws.download.step import download
 from kws.evaluate.step import evaluate
 from kws.model import bundle
+from kws.model import versions as published
 from kws.preprocess.step import preprocess
-from kws.promote import versions as published
 from kws.promote.step import promote
 from kws.train import runs, trainer
 

@@ -27,10 +27,10 @@ from kws.download import transfer
 from kws.download.archives import unpack
 from kws.download.step import download
 from kws.model import bundle, onnx
+from kws.model import versions as published
 from kws.model.network import AudioTransformer
 from kws.preprocess import splits
 from kws.preprocess.audio import read_clip
-from kws.promote import versions as published
 
 MEANT = (ValueError, OSError)
 """What a reader raises with a message for people."""

@@ -339,7 +339,7 @@ def _models(options: argparse.Namespace) -> None:
 
 
 def _rollback(options: argparse.Namespace) -> None:
-    from kws.promote import versions
+    from kws.model import versions
     from pipeline.cluster import serving
 
     if root := _local_root(options):

@@ -12,7 +12,7 @@ from typing import IO, Any, Protocol
 from rich.console import Console
 
 from kws import files
-from kws.promote import versions
+from kws.model import versions
 from pipeline.shell import ClusterError, run
 
 console = Console(stderr=True, highlight=False)

@@ -7,7 +7,7 @@ import yaml
 from rich.table import Table
 
 from kws import files
-from kws.promote import versions
+from kws.model import versions
 from pipeline.cluster.follow import out
 from pipeline.cluster.pull import Volume, reader_pod
 from pipeline.shell import run

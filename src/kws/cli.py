@@ -372,7 +372,7 @@ def _add_rollback(add: Add) -> None:
 
 
 def _rollback(options: argparse.Namespace) -> int:
-    from kws.promote import versions
+    from kws.model import versions
 
     before, now = versions.rollback(options.data_root, options.version, by=options.by, reason=options.reason)
     print(f"champion {now}, before {before or 'none'}" if before != now else f"champion {now}, as before")

@@ -13,14 +13,13 @@ import torch
 
 from kws import files
 from kws.evaluate.accuracy import Evaluation, compare, hear
-from kws.model import onnx
+from kws.model import onnx, versions
 from kws.model.bundle import Recognizer
 from kws.model.detector import THRESHOLDS, Thresholds
 from kws.model.onnx import OnnxRecognizer
 from kws.preprocess import clips as ids
 from kws.preprocess.audio import Waveform, read_clip
 from kws.preprocess.tensors import Tensors
-from kws.promote import versions
 from kws.promote.card import write_card
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import Any
 
 from kws import files
 from kws.config import PipelineConfig
-from kws.promote import versions
+from kws.model import versions
 
 log = logging.getLogger(__name__)
 

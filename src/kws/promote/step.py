@@ -1,4 +1,4 @@
-"""Publishing models, and deciding which one is in use: versions.py says what is written where."""
+"""Publishing models, and deciding which one is in use: `kws.model.versions` says what is written where."""
 
 import logging
 from dataclasses import dataclass
@@ -9,8 +9,9 @@ from kws.config import require
 from kws.cores import computing
 from kws.evaluate.accuracy import evaluate_tensors
 from kws.model import bundle as pth
+from kws.model import versions
 from kws.preprocess.tensors import Tensors
-from kws.promote import registry, versions
+from kws.promote import registry
 from kws.promote.publish import Version, fill
 
 log = logging.getLogger(__name__)

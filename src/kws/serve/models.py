@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from kws import files
-from kws.model import onnx
+from kws.model import onnx, versions
 from kws.model.detector import Thresholds
 from kws.model.onnx import OnnxRecognizer
 from kws.preprocess.audio import Waveform, read_clip
-from kws.promote import versions
 
 log = logging.getLogger(__name__)
 

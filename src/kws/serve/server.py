@@ -30,7 +30,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kws.config import ServeConfig
-from kws.promote import versions
+from kws.model import versions
 from kws.serve import grpc, models, protocol
 from kws.serve.models import Models
 from kws.serve.page.router import router

@@ -11,7 +11,8 @@ import pytest
 from json_server import JsonServer, running
 
 from kws import files
-from kws.promote import registry, versions
+from kws.model import versions
+from kws.promote import registry
 
 pytest.importorskip("model_registry", reason="the client of the registry is not installed")
 

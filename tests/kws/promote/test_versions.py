@@ -15,13 +15,12 @@ from kws.cli import main
 from kws.evaluate.accuracy import evaluate_tensors
 from kws.evaluate.step import evaluate
 from kws.model import bundle as pth
-from kws.model import onnx
+from kws.model import onnx, versions
 from kws.model.bundle import Recognizer
 from kws.model.detector import Thresholds
 from kws.preprocess.audio import read_clip
 from kws.preprocess.tensors import Tensors
-from kws.promote import versions
-from kws.promote.card import wilson
+from kws.promote.card import wilson, write_card
 from kws.promote.publish import Version, fill
 from kws.promote.step import promote
 
@@ -113,6 +112,20 @@ def test_model_card_has_a_head_that_hubs_read_and_the_figures_of_the_evaluation(
     for part in ("## Data", "| train | 96 |", "| noise at 10 dB |", "## Limits", "no, stop, yes", "Not meant for"):
         assert part in text
     assert "{{" not in text
+
+
+def test_model_card_names_the_model_that_training_started_from(
+    published: Path, expert: Recognizer, tone_tensors: Path, tmp_path: Path
+) -> None:
+    init = {"model": "older", "sha256": "0123456789abcdef"}
+    write_card(
+        tmp_path / "card.md", dataclasses.replace(expert, about=expert.about | {"init": init}), version="v", int8="",
+        evaluation=files.read_json(published / "evaluation.json"), tensors=Tensors(tone_tensors).manifest,
+        thresholds=Thresholds.unmeasured(expert.words),
+    )  # fmt: skip
+    text = "It started from the weights of the model `older` (SHA-256 `0123456789ab…`).\n"
+    assert text in (tmp_path / "card.md").read_text()
+    assert "It started from" not in (version_files(published)[0] / versions.CARD).read_text()
 
 
 def test_report_shows_robustness_and_the_course_of_the_training(

@@ -18,9 +18,8 @@ from typing import Any
 import pytest
 
 from kws import files
-from kws.model import onnx
+from kws.model import onnx, versions
 from kws.model.bundle import Recognizer
-from kws.promote import versions
 
 
 class Server:

@@ -24,10 +24,9 @@ from serve.conftest import Server, Start, publish
 
 from kws.cli import main
 from kws.model import bundle as pth
-from kws.model import onnx
+from kws.model import onnx, versions
 from kws.model.bundle import Recognizer
 from kws.preprocess.audio import read_clip
-from kws.promote import versions
 
 WORDS = ["no", "stop", "yes"]
 

@@ -102,6 +102,34 @@ def champion(data_root: Path) -> str | None:
     return None if record is None else str(record["version"])
 
 
+def find_model(name: str, data_root: Path) -> tuple[str, Path]:
+    """Finds the `.pth` of a model by one of its names, and says what it is.
+
+    Args:
+        name: `champion`, the name of a version, or the path of a `.pth`, from the data root on where it is relative.
+        data_root: the folder of models/.
+
+    Returns:
+        The version, or else the path as it was given; and the file.
+
+    Raises:
+        ValueError: there is no such model, or a version is damaged.
+    """
+    version = champion(data_root) if name == "champion" else name
+    if version is None:
+        raise ValueError(f"init must be a .pth file, as there is no champion in {data_root / MODELS} yet, got {name!r}")
+    folder = data_root / MODELS / version
+    if name == "champion" or (is_name(version) and files.is_complete(folder)):
+        verify(folder, [MODEL])
+        return version, folder / MODEL
+    if not (data_root / name).is_file():
+        known = ", ".join(versions(data_root)) or "there is none yet"
+        raise ValueError(
+            f"init must be champion, a version ({known}) or a .pth file, its path from {data_root} on, got {name!r}"
+        )
+    return name, data_root / name
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Reads the manifest of a version.
 
