@@ -81,6 +81,7 @@ TOKEN_FILE =
 SOURCE =
 WORDS =
 PRESET =
+INIT =
 EPOCHS =
 WORKERS =
 PROCESSES =
@@ -99,7 +100,7 @@ WHERE = $(call flag,--host,$(HOST)) $(call flag,--namespace,$(NAMESPACE)) $(call
 IMAGES = $(call flag,--registry,$(REGISTRY)) --device $(DEVICE)
 PODS = $(call flag,--cpu,$(CPUS)) $(call flag,--memory,$(MEMORY))
 PARAMETERS = $(call flag,--source,$(SOURCE)) $(call flag,--words,$(WORDS)) $(call flag,--preset,$(PRESET)) \
-  $(call flag,--epochs,$(EPOCHS)) $(call flag,--num-nodes,$(WORKERS)) $(call flag,--processes-per-node,$(PROCESSES)) $(ARGS)
+  $(call flag,--init,$(INIT)) $(call flag,--epochs,$(EPOCHS)) $(call flag,--num-nodes,$(WORKERS)) $(call flag,--processes-per-node,$(PROCESSES)) $(ARGS)
 COMMAND = @$(BIN)/python -m pipeline
 E2E = @$(BIN)/python -m pytest -o addopts= -v --durations=3
 
@@ -123,7 +124,7 @@ kind-status: $(READY) ## one table of what is healthy
 	$(COMMAND) kind-status
 
 .PHONY: pipeline runs follow cancel retry
-pipeline: $(READY) ## run the pipeline on a cluster and follow it: EPOCHS= WORKERS= CPUS= MEMORY= PRESET= WORDS= SOURCE= ARGS=
+pipeline: $(READY) ## run the pipeline on a cluster and follow it: EPOCHS= WORKERS= CPUS= MEMORY= PRESET= WORDS= SOURCE= INIT= ARGS=
 	$(COMMAND) submit $(WHERE) $(IMAGES) $(PODS) $(PARAMETERS)
 
 runs: $(READY) ## list the latest runs

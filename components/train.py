@@ -12,6 +12,7 @@ def train(
     epochs: int,
     batch_size: int,
     learning_rate: float,
+    init: str,
     seed: int,
     debug: bool,
     num_nodes: int,
@@ -29,6 +30,7 @@ def train(
         epochs: passes over the training split; 0: as the preset says.
         batch_size: clips per training step; 0: as the preset says.
         learning_rate: peak learning rate; 0: as the preset says.
+        init: model to start from: champion, a version, or a .pth file below data_root; empty: random weights.
         seed: random seed.
         debug: do a short run on a few clips.
         num_nodes: number of machines.
@@ -47,8 +49,8 @@ def train(
     from kws.train.step import train
 
     steps.start()
-    config = train_config(preset=preset, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed,
-                          debug=debug)  # fmt: skip
+    config = train_config(preset=preset, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, init=init,
+                          seed=seed, debug=debug)  # fmt: skip
     folder = train(
         steps.receive(tensors.path), Path(data_root) / "runs", preset=preset, config=config, run_id=run_id,
         num_nodes=num_nodes, processes_per_node=processes_per_node, job_manifest=Path(job.path),

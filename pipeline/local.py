@@ -19,6 +19,7 @@ from typing import Any, TextIO
 from kws import files
 from kws.command import CommandFailed
 from kws.config import PipelineConfig, require
+from kws.model.versions import find_model
 from kws.train.runs import find_run
 from pipeline.compiling import compile_to
 from pipeline.placement import Placement
@@ -140,6 +141,12 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
     outputs.mkdir(parents=True, exist_ok=True)
     source = config.source if "://" in config.source else str(Path(config.source).resolve())
     config = dataclasses.replace(config, source=source, data_root=str(data_root))
+    if config.init:  # the train step checks it too, but only after download and preprocessing
+        _, model = find_model(config.init, data_root)
+        if runner == "subprocess":
+            from kws.train.start import read_start
+
+            read_start(model, config.preset)
     # The step that launches training has no cluster to launch on: it trains by itself, in the image that has torch.
     placement = Placement()
     if runner == "docker":

@@ -265,6 +265,9 @@ class TrainConfig:
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Type of matrix products: bf16 (bfloat16 by autocast), float32, or auto (bf16 if the hardware supports it)."""
 
+    init: str = ""
+    """Model to start from: champion, a version or a .pth file (see `kws.train.start`); empty: random weights."""
+
     seed: int = 41
     """Random seed of the initial weights, the order of clips, augmentation and dropout."""
 
@@ -385,6 +388,10 @@ class PipelineConfig:
     learning_rate: float = 0.0
     """Peak learning rate; 0: as the preset says."""
 
+    init: str = ""
+    """Model to start training from, which may know other words: champion, the name of a version, or the path of a .pth
+    file, relative to the data root; empty: random weights."""
+
     seed: int = 41
     """Random seed of the initial weights, the order of clips and augmentation."""
 
@@ -497,10 +504,14 @@ class ServeConfig:
                 "consist of letters, digits, - and _", self.model_name)  # fmt: skip
 
 
-def train_config(*, preset: str, **overrides: Any) -> TrainConfig:
-    """Returns the training settings of a preset, with every override that is not 0 applied.
+INIT_MIN_CLIPS = 10_000
+"""Upper limit of `min_clips` when training starts from a model: 3,000 to 30,000 clips gave the same accuracy."""
 
-    `debug` overrides epochs, batch size and min_clips as well; `epochs` alone lifts min_clips.
+
+def train_config(*, preset: str, **overrides: Any) -> TrainConfig:
+    """Returns the training settings of a preset, with every override that is not 0 or "" applied.
+
+    `debug` overrides epochs, batch size and min_clips as well; `epochs` alone lifts min_clips, and `init` lowers it.
 
     Raises:
         ValueError: the preset does not exist, or a value is out of range.
@@ -511,6 +522,8 @@ def train_config(*, preset: str, **overrides: Any) -> TrainConfig:
         chosen = {"epochs": 10, "batch_size": 64, "min_clips": 0} | chosen
     elif "epochs" in chosen:
         chosen["min_clips"] = 0
+    elif "init" in chosen:
+        chosen["min_clips"] = min(PRESETS[preset].train.min_clips, INIT_MIN_CLIPS)
     return dataclasses.replace(PRESETS[preset].train, **chosen)
 
 

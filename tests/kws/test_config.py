@@ -143,6 +143,13 @@ def test_epochs_that_are_given_are_the_epochs_that_are_trained() -> None:
     assert (train.epochs, train.min_clips) == (7, 0)
 
 
+def test_from_a_model_fewer_clips_suffice_unless_epochs_are_given() -> None:
+    train = train_config(preset="default", init="champion")
+    assert 0 < train.min_clips < PRESETS["default"].train.min_clips
+    assert train_config(preset="default", init="champion", epochs=7).min_clips == 0
+    assert train_config(preset="baseline", init="champion").min_clips == 0
+
+
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_debug_is_ten_epochs_of_batches_of_64_unless_told_otherwise(preset: str) -> None:
     train = train_config(preset=preset, debug=True)

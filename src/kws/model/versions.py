@@ -103,17 +103,17 @@ def champion(data_root: Path) -> str | None:
 
 
 def find_model(name: str, data_root: Path) -> tuple[str, Path]:
-    """Finds the `.pth` of a model by one of its names, and says what it is.
+    """Finds the `.pth` file of a model.
 
     Args:
-        name: `champion`, the name of a version, or the path of a `.pth`, from the data root on where it is relative.
-        data_root: the folder of models/.
+        name: `champion`, the name of a version, or the path of a `.pth` file, relative to the data root.
+        data_root: the folder that holds models/.
 
     Returns:
-        The version, or else the path as it was given; and the file.
+        The name of the version, or the path as given; and the path of the file.
 
     Raises:
-        ValueError: there is no such model, or a version is damaged.
+        ValueError: there is no such model, or the version is damaged.
     """
     version = champion(data_root) if name == "champion" else name
     if version is None:
@@ -125,7 +125,7 @@ def find_model(name: str, data_root: Path) -> tuple[str, Path]:
     if not (data_root / name).is_file():
         known = ", ".join(versions(data_root)) or "there is none yet"
         raise ValueError(
-            f"init must be champion, a version ({known}) or a .pth file, its path from {data_root} on, got {name!r}"
+            f"init must be champion, a version ({known}) or the path of a .pth file below {data_root}, got {name!r}"
         )
     return name, data_root / name
 

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from kws.config import PRESETS, TrainConfig, require
+from kws.model.bundle import Recognizer
 from kws.model.network import AudioTransformer
 from kws.preprocess.tensors import Split, Tensors
 from kws.train.augment import Augment
 from kws.train.distributed import World
 from kws.train.optimizer import make_optimizers
+from kws.train.start import start_from
 
 EVALUATION_BATCH = 256
 
@@ -42,7 +44,9 @@ class Position:
 class Trainer:
     """A model in training, with its data, its optimizers and its position."""
 
-    def __init__(self, tensors: Tensors, preset: str, config: TrainConfig, world: World) -> None:
+    def __init__(
+        self, tensors: Tensors, preset: str, config: TrainConfig, world: World, start: Recognizer | None = None
+    ) -> None:
         self.tensors = tensors
         self.preset = preset
         self.config = config
@@ -58,6 +62,7 @@ class Trainer:
             self.batch_size = max(min(config.batch_size, self.num_clips) // world.size, 1)
         self.epochs = max(config.epochs, math.ceil(config.min_clips / self.num_clips))
         self.position = Position()
+        self.has_start = start is not None
         self.stop_asked = False
         # Only if every process can: they exchange gradients.
         (wanting,) = world.sum(torch.tensor(int(wants_bf16(config.precision, world.device)), device=world.device))
@@ -67,6 +72,8 @@ class Trainer:
         self.model = AudioTransformer(PRESETS[preset].model, tensors.features, len(tensors.words)).to(world.device)
         if tensors.features.normalize:
             self.model.set_normalization(tensors.mean, tensors.std)
+        if start is not None:
+            start_from(start, self.model, tensors.words)
         self.averaged = AudioTransformer(PRESETS[preset].model, tensors.features, len(tensors.words)).to(world.device)
         self.averaged.load_state_dict(self.model.state_dict())
         self.parallel: nn.Module = self.model
@@ -77,7 +84,8 @@ class Trainer:
             )
         dtype = torch.bfloat16 if self.bf16 else torch.float32
         self.optimizers = make_optimizers(self.model, config, dtype)
-        self.augment = Augment(config.augment, tensors.features, tensors.mean.to(world.device), tensors.noise())
+        mean = tensors.mean.to(world.device) if start is None else self.model.mean
+        self.augment = Augment(config.augment, tensors.features, mean, tensors.noise())
 
     def train_epoch(self) -> Iterator[bool]:
         """Takes the remaining steps of the epoch; after each, yields whether all processes must stop."""
@@ -188,7 +196,8 @@ class Trainer:
             "validation_accuracy": accuracy,
             "learning_rate": learning_rate,
         }
-        is_best = accuracy > position.best_accuracy
+        # A fine-tuned model soon recognizes all of a few validation clips, and goes on improving on other clips.
+        is_best = accuracy > position.best_accuracy or (self.has_start and accuracy == position.best_accuracy)
         position.best_accuracy = max(accuracy, position.best_accuracy)
         position.epoch += 1
         position.clips_done, position.loss_sum, position.num_correct = 0, 0.0, 0.0

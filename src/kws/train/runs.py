@@ -2,6 +2,7 @@
 
 runs/<timestamp>-<run id>/
     config.json      all settings and the fingerprint of the tensors
+    init.pth         with train.init: a copy of the model to start from
     checkpoints/     step-<n>.pth, the latest few
     best.pth         the model of the epoch with the best validation accuracy
     metrics.jsonl    one line for every epoch
@@ -13,7 +14,9 @@ import argparse
 import contextlib
 import dataclasses
 import logging
+import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from kws import files
-from kws.config import PRESETS, TrainConfig, field_docs, from_dict, require, train_config
+from kws.config import PRESETS, PipelineConfig, TrainConfig, field_docs, from_dict, require, train_config
 from kws.flags import add_flag
+from kws.model import versions
 
 log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
+INIT = "init.pth"
 BEST = "best.pth"
 METRICS = "metrics.jsonl"
 STARTER = ".starter"
@@ -37,6 +42,9 @@ LEAVING_SECONDS = 40
 
 FREE_TO_CHANGE = ("checkpoint_steps", "keep_checkpoints")
 """Training settings that may differ when a run is resumed, as they do not affect the result."""
+
+RECORDED = ("tensors.path", "init")
+"""Entries of config.json that are no settings: where the tensors are, and which model `train.init` meant."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_flag(
             parser, TrainConfig, name, default=0, shown=f"that of the preset; the preset default has {value}{more}"
         )
+    add_flag(parser, PipelineConfig, "init", shown="random weights")
     parser.add_argument("--debug", action="store_true", help=field_docs(TrainConfig)["debug"])
 
 
@@ -65,7 +74,7 @@ def config_of(options: argparse.Namespace) -> TrainConfig:
     """Returns the training settings given by the flags of `add_arguments`."""
     return train_config(
         preset=options.preset, epochs=options.epochs, batch_size=options.batch_size,
-        learning_rate=options.learning_rate, seed=options.seed, debug=options.debug,
+        learning_rate=options.learning_rate, init=options.init, seed=options.seed, debug=options.debug,
     )  # fmt: skip
 
 
@@ -100,7 +109,7 @@ def differences(config: dict[str, Any], other: dict[str, Any], prefix: str = "")
         one, two = config.get(name), other.get(name)
         if isinstance(one, dict) and isinstance(two, dict):
             found += differences(one, two, f"{prefix}{name}.")
-        elif _plain(one) != _plain(two) and name not in FREE_TO_CHANGE and f"{prefix}{name}" != "tensors.path":
+        elif _plain(one) != _plain(two) and name not in FREE_TO_CHANGE and f"{prefix}{name}" not in RECORDED:
             found.append(f"{prefix}{name} ({one}, here {two})")
     return found
 
@@ -161,17 +170,40 @@ def open_run(runs: Path, run_id: str, config: dict[str, Any], stack: contextlib.
 def claim(folder: Path, config: dict[str, Any]) -> None:
     """Writes the settings of a run into its folder, or compares them with those already there.
 
+    A new run with `train.init` first gets a copy of the model, so that a resumed run starts from the same one even if
+    the champion has changed.
+
     Raises:
-        ValueError: the run has other settings; the message names them.
+        ValueError: the run has other settings, which the message names, or there is no such model.
     """
     if not (folder / CONFIG).exists():  # new, or its process was killed before this line
-        files.write_json(folder / CONFIG, config)
+        init = config.get("train", {}).get("init", "")
+        files.write_json(folder / CONFIG, config | ({"init": _copy_init(init, folder)} if init else {}))
     different = differences(files.read_object(folder / CONFIG), config)
     if different:
         raise ValueError(
             f"the settings must equal those of the run {folder.name}, got other values for {', '.join(different)}; "
             "start a new run, or give the settings of the old one"
         )
+
+
+def _copy_init(init: str, folder: Path) -> dict[str, str]:
+    """Copies the model to start from into a run folder, and returns its entry in config.json."""
+    data_root = Path(os.path.abspath(folder)).parent.parent
+    name, path = versions.find_model(init, data_root)
+    with path.open("rb") as source, files.atomic_write(folder / INIT) as copy:
+        shutil.copyfileobj(source, copy)
+    return {"model": name, "sha256": files.sha256_of(folder / INIT)}
+
+
+def init_of(folder: Path) -> dict[str, str] | None:
+    """Returns the entry of the model that a run starts from, `model` and `sha256`; None if it starts from none."""
+    if not files.read_object(folder / CONFIG, train=dict)["train"].get("init"):
+        return None
+    record = files.read_object(folder / CONFIG, init=dict)["init"]
+    require(all(isinstance(record.get(name), str) for name in ("model", "sha256")), f"init in {folder / CONFIG}",
+            "have a model and its sha256", record)  # fmt: skip
+    return {"model": record["model"], "sha256": record["sha256"]}
 
 
 @contextlib.contextmanager

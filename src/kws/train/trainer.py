@@ -33,6 +33,7 @@ from kws.train import checkpoint, runs
 from kws.train.distributed import join_world
 from kws.train.loop import Trainer
 from kws.train.metrics import open_journal
+from kws.train.start import load_start
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def train(tensors_folder: Path, preset: str, config: TrainConfig, *, runs_folder
         The run folder, complete.
 
     Raises:
-        ValueError: the tensors have the features of another preset, or the run has other settings.
+        ValueError: the tensors or the model to start from do not fit the preset, or the run has other settings.
         StopTraining: SIGTERM or Ctrl-C arrived; the checkpoint is written.
         FloatingPointError: the loss is not finite.
     """
@@ -83,9 +84,10 @@ def train(tensors_folder: Path, preset: str, config: TrainConfig, *, runs_folder
         assert folder is not None
         if is_complete:
             return folder
+        start = load_start(folder, preset)
         with runs.owned(folder) if world.leads else contextlib.nullcontext():
             keep_freed_memory()
-            trainer = Trainer(tensors, preset, config, world)
+            trainer = Trainer(tensors, preset, config, world, start)
             with _stop_in_order(trainer), computing():
                 _train_to_the_end(folder, trainer)
         if world.size > 1:
@@ -125,6 +127,8 @@ def _save_best(
 ) -> None:
     about = {"preset": trainer.preset, "train": dataclasses.asdict(trainer.config),
              "tensors": trainer.tensors.fingerprint, "run": folder.name}  # fmt: skip
+    if (init := runs.init_of(folder)) is not None:
+        about["init"] = init
     recognizer = bundle.Recognizer(
         model=model, words=trainer.tensors.words, features=trainer.tensors.features, temperature=temperature,
         metrics=dict(row), about=about,

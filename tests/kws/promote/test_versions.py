@@ -123,9 +123,9 @@ def test_model_card_names_the_model_that_training_started_from(
         evaluation=files.read_json(published / "evaluation.json"), tensors=Tensors(tone_tensors).manifest,
         thresholds=Thresholds.unmeasured(expert.words),
     )  # fmt: skip
-    text = "It started from the weights of the model `older` (SHA-256 `0123456789ab…`).\n"
+    text = "Training started from the weights of `older` (SHA-256 `0123456789ab…`).\n"
     assert text in (tmp_path / "card.md").read_text()
-    assert "It started from" not in (version_files(published)[0] / versions.CARD).read_text()
+    assert "Training started from" not in (version_files(published)[0] / versions.CARD).read_text()
 
 
 def test_report_shows_robustness_and_the_course_of_the_training(

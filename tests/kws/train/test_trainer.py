@@ -20,10 +20,11 @@ import torch
 from kws import files
 from kws.config import PRESETS, AugmentConfig, ModelConfig, TrainConfig, train_config
 from kws.download.synthesize import synthesize
-from kws.model import bundle
+from kws.model import bundle, versions
+from kws.model.network import AudioTransformer
 from kws.preprocess.step import preprocess
 from kws.preprocess.tensors import Tensors
-from kws.train import checkpoint, loop, runs, trainer
+from kws.train import checkpoint, loop, runs, start, trainer
 from kws.train.distributed import World
 from kws.train.loop import Trainer
 from kws.train.step import train
@@ -54,7 +55,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the default preset's model small, in this process."""
     preset = dataclasses.replace(PRESETS["default"], model=SMALL)
     monkeypatch.setattr("kws.config.PRESETS", dict(PRESETS) | {"default": preset})
-    for module in (runs, loop, trainer):
+    for module in (runs, loop, start, trainer):
         monkeypatch.setattr(module, "PRESETS", dict(PRESETS) | {"default": preset})
 
 
@@ -319,7 +320,133 @@ def test_the_baseline_trains_with_its_own_features(tmp_path: Path) -> None:
     assert (best.model.std == 1).all()
 
 
+# Starting from a model.
+
+
+def publish(data_root: Path, version: str, seed: int, model: ModelConfig = PRESETS["default"].model,
+            preset: str = "default") -> Path:  # fmt: skip
+    """Makes a champion with random weights, which knows yes and up."""
+    torch.manual_seed(seed)
+    features = PRESETS[preset].features
+    network = AudioTransformer(model, features, 2)
+    network.set_normalization(torch.full((features.num_mels,), -6.0), torch.full((features.num_mels,), 3.0))
+    path = data_root / "models" / version / versions.MODEL
+    bundle.save(path, bundle.Recognizer(model=network, words=["up", "yes"], features=features,
+                                        about={"preset": preset}))  # fmt: skip
+    manifest = {"version": version, "files": {versions.MODEL: files.sha256_of(path)}}
+    files.write_json(path.parent / files.MANIFEST, manifest)
+    versions.appoint(data_root, version, None, by="a test", reason="a test")
+    return path
+
+
+@pytest.mark.usefixtures("small")
+def test_all_but_the_rows_of_new_words_is_the_models_that_training_starts_from(tensors: Path, tmp_path: Path) -> None:
+    known = bundle.load(publish(tmp_path, "v1", seed=5, model=SMALL))
+    new = Trainer(Tensors(tensors), "default", settings(), ALONE).model.state_dict()
+    one = Trainer(Tensors(tensors), "default", settings(), ALONE, known)
+    expected = dict(known.model.state_dict())
+    for name in ("head.weight", "head.bias"):
+        expected[name] = torch.stack([new[name][0], new[name][1], expected[name][1]])  # no, stop, yes
+    for model in (one.model, one.averaged):
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, expected[name]), name
+    assert torch.equal(one.augment.mean[:, 0], known.model.mean)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_run_says_which_model_it_started_from_and_another_model_is_another_run(tensors: Path, tmp_path: Path) -> None:
+    model = publish(tmp_path, "v1", seed=5, model=SMALL)
+    run = trainer.train(tensors, "default", settings(init="champion"), runs_folder=tmp_path / "runs", run_id="a")
+    record = {"model": "v1", "sha256": files.sha256_of(model)}
+    assert files.read_json(run / runs.CONFIG)["init"] == record
+    assert bundle.load(run / runs.BEST).about["init"] == record
+    assert files.sha256_of(run / runs.INIT) == record["sha256"]
+    with pytest.raises(ValueError, match=r"got others for train\.init \(champion, here v1\)"):
+        trainer.train(tensors, "default", settings(init="v1"), runs_folder=tmp_path / "runs", run_id="a")
+    for same in ("v1", "models/v1/model.pth", str(model)):
+        other = trainer.train(tensors, "default", settings(init=same), runs_folder=tmp_path / "runs")
+        assert_same_model(run, other)
+    nothing = trainer.train(tensors, "default", settings(), runs_folder=tmp_path / "runs")
+    assert not (nothing / runs.INIT).exists()
+    assert not torch.equal(weights(run)["mean"], weights(nothing)["mean"])
+
+
+@pytest.mark.usefixtures("small")
+def test_of_epochs_that_are_equally_good_the_last_is_kept_from_a_model_and_the_first_from_nothing(
+    tensors: Path, tmp_path: Path
+) -> None:
+    known = bundle.load(publish(tmp_path, "v1", seed=5, model=SMALL))
+    for begin, expected in ((None, [True, False]), (known, [True, True])):
+        one = Trainer(Tensors(tensors), "default", settings(), ALONE, begin)
+        one.position.clips_done = 1  # nothing is trained: both epochs are the same
+        found = [one.end_epoch()[2]]
+        one.position.clips_done = 1
+        assert [*found, one.end_epoch()[2]] == expected
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        ("champion", r"init must be a \.pth file, as there is no champion in .*models yet, got 'champion'"),
+        ("v2", r"init must be champion, a version \(there is none yet\) or the path of a \.pth .* got 'v2'$"),
+        ("noise.pth", r"model must be a \.pth file of kws train, got .*init\.pth.*, which is damaged or none"),
+    ],
+)
+def test_without_a_model_to_start_from_training_is_refused(
+    tensors: Path, tmp_path: Path, init: str, message: str
+) -> None:
+    (tmp_path / "noise.pth").write_bytes(b"noise")
+    with pytest.raises(ValueError, match=message):
+        trainer.train(tensors, "default", settings(init=init), runs_folder=tmp_path / "runs")
+
+
+def test_model_of_other_features_or_shape_is_refused_with_the_names_and_the_preset(tmp_path: Path) -> None:
+    baseline = publish(tmp_path, "v1", seed=5, model=PRESETS["baseline"].model, preset="baseline")
+    with pytest.raises(ValueError, match=r"n_fft \(400, here 512\).*; give --preset baseline$"):
+        start.read_start(baseline, "default")
+    small = publish(tmp_path, "v2", seed=5, model=SMALL)
+    with pytest.raises(ValueError, match=r"with other feedforward \(64, here 512\), .*; train it again with"):
+        start.read_start(small, "default")
+    regular = dataclasses.replace(PRESETS["default"].model, dropout=0.3, drop_path=0.0)
+    assert start.read_start(publish(tmp_path, "v3", seed=5, model=regular), "default").words == ["up", "yes"]
+
+
+@pytest.mark.usefixtures("small")
+def test_copy_of_the_model_that_was_changed_since_is_refused(tensors: Path, tmp_path: Path) -> None:
+    publish(tmp_path, "v1", seed=5, model=SMALL)
+    run = trainer.train(tensors, "default", settings(init="v1"), runs_folder=tmp_path / "runs", run_id="a")
+    (run / files.MANIFEST).unlink()
+    (run / runs.INIT).write_bytes((run / runs.INIT).read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"init\.pth must have the SHA-256 .* of config\.json.*start a new run"):
+        trainer.train(tensors, "default", settings(init="v1"), runs_folder=tmp_path / "runs", run_id="a")
+
+
 # Real processes.
+
+
+def test_a_killed_run_goes_on_from_the_champion_of_its_beginning(tensors: Path, tmp_path: Path) -> None:
+    publish(tmp_path, "v1", seed=5)
+    more = ("--epochs", "1", "--batch-size", "16", "--init")
+    subprocess.run(command(tensors, "--runs", tmp_path / "straight", *more, "v1"), check=True, capture_output=True)
+    to_be_killed = command(tensors, "--runs", tmp_path / "killed", *more, "champion")
+    process = subprocess.Popen(to_be_killed, stderr=subprocess.DEVNULL)
+    wait_for(lambda: list((tmp_path / "killed").glob(f"*/{runs.CONFIG}")))
+    process.kill()
+    process.wait()
+    (killed,) = (tmp_path / "killed").glob("*-*")
+    publish(tmp_path, "v2", seed=6)
+    subprocess.run(to_be_killed, check=True, capture_output=True)
+    assert files.is_complete(killed)
+    (straight,) = (tmp_path / "straight").glob("*-*")
+    assert_same_model(straight, killed)
+
+
+def test_two_processes_start_from_one_model(tensors: Path, tmp_path: Path) -> None:
+    publish(tmp_path, "v1", seed=5)
+    config = train_config(preset="default", epochs=1, batch_size=32, init="v1")
+    run = train(tensors, tmp_path / "runs", preset="default", config=config, processes_per_node=2)
+    assert bundle.load(run / runs.BEST).about["init"]["model"] == "v1"
+    assert torch.equal(weights(run)["mean"], torch.full_like(weights(run)["mean"], -6.0))
 
 
 def test_two_processes_of_torchrun_train_one_model(tensors: Path, tmp_path: Path) -> None:

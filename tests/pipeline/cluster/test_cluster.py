@@ -264,9 +264,9 @@ def test_a_flag_wins_over_the_environment_and_the_environment_over_the_default()
 def test_a_make_target_calls_a_command_with_flags_that_it_has(target: str) -> None:
     if shutil.which("make") is None:
         pytest.skip("needs make")
-    settings = ["EPOCHS=5", "WORKERS=3", "PRESET=baseline", "WORDS=yes,no", "RUN=r1", "CRON=0 3 * * 1", "CPUS=3",
-                "MEMORY=5Gi", "TZ=Europe/Berlin",
-                "VERSION=v1", "TO=models", "DEVICE=cuda", "TORCH=locked", "REGISTRY=reg", "HOST=https://h/pipeline",
+    settings = ["EPOCHS=5", "WORKERS=3", "PRESET=baseline", "WORDS=yes,no", "INIT=champion", "RUN=r1", "CRON=0 3 * * 1",
+                "CPUS=3", "MEMORY=5Gi", "TZ=Europe/Berlin", "VERSION=v1", "TO=models",
+                "DEVICE=cuda", "TORCH=locked", "REGISTRY=reg", "HOST=https://h/pipeline",
                 "NAMESPACE=me", "ARGS="]  # fmt: skip
     command = ["make", "-n", "-o", ".venv/.ready", target, *settings]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -279,7 +279,7 @@ def test_a_make_target_calls_a_command_with_flags_that_it_has(target: str) -> No
     if target in ("pipeline", "schedule"):
         assert (options.epochs, options.num_nodes, options.preset, options.words) == (5, 3, "baseline", "yes,no")
         assert (options.namespace, options.registry, options.device) == ("me", "reg", "cuda")
-        assert (options.cpu, options.memory) == ("3", "5Gi")
+        assert (options.cpu, options.memory, options.init) == ("3", "5Gi", "champion")
     if target == "schedule":
         assert (options.cron, options.time_zone) == ("0 3 * * 1", "Europe/Berlin")
 

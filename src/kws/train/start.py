@@ -1,0 +1,81 @@
+"""Training that starts from a trained model instead of random weights.
+
+Normalization, stem, positions, blocks and the last norm are taken from the model. The normalization too, whatever the
+new clips are like, because the weights were trained with it. The head is new, except that words which the model
+already knows keep their rows: a model that learns one more word need not learn the others again.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from kws import files
+from kws.config import PRESETS
+from kws.model import bundle
+from kws.model.bundle import Recognizer
+from kws.model.network import AudioTransformer
+from kws.train import runs
+
+REGULARIZATION = ("dropout", "drop_path")
+"""Model settings that may differ, because no weights depend on them."""
+
+
+def load_start(folder: Path, preset: str) -> Recognizer | None:
+    """Reads the model that a run starts from; None if it starts from random weights.
+
+    Raises:
+        ValueError: the file in the run folder has changed or is damaged, or the model does not fit the preset.
+    """
+    record = runs.init_of(folder)
+    if record is None:
+        return None
+    path = folder / runs.INIT
+    if not path.is_file() or files.sha256_of(path) != record["sha256"]:
+        raise ValueError(f"{path} must have the SHA-256 {record['sha256'][:12]}… of {runs.CONFIG}, got another file or "
+                         "none; start a new run")  # fmt: skip
+    return read_start(path, preset)
+
+
+def read_start(path: Path, preset: str) -> Recognizer:
+    """Reads a model and checks that training with a preset can start from it.
+
+    Raises:
+        ValueError: the file is damaged, or the model's features or shape are not those of the preset.
+    """
+    recognizer = bundle.load(path)
+    chosen = PRESETS[preset]
+    different = [
+        text
+        for has, wants in ((recognizer.features, chosen.features), (recognizer.model.config, chosen.model))
+        for text in runs.differences(dataclasses.asdict(has), dataclasses.asdict(wants))
+        if not text.startswith(REGULARIZATION)
+    ]
+    if different:
+        made_with = recognizer.about.get("preset")
+        others = [name for name in PRESETS if name == made_with != preset]
+        remedy = f"give --preset {others[0]}" if others else f"train it again with the preset {preset}"
+        raise ValueError(
+            f"init must be a model with the features and shape of the preset {preset}, got {path} with other "
+            f"{', '.join(different)}; {remedy}"
+        )
+    return recognizer
+
+
+@torch.no_grad()
+def start_from(start: Recognizer, model: AudioTransformer, words: Sequence[str]) -> None:
+    """Copies the weights of a trained model into a new one, except the rows of the head for words unknown to it.
+
+    Args:
+        start: the trained model.
+        model: the new model, with random weights.
+        words: the words of the new model.
+    """
+    body = {name: value for name, value in start.model.state_dict().items() if not name.startswith("head.")}
+    model.load_state_dict(model.state_dict() | body)
+    for row, word in enumerate(words):
+        if word in start.words:
+            known = start.words.index(word)
+            model.head.weight[row] = start.model.head.weight[known]
+            model.head.bias[row] = start.model.head.bias[known]
