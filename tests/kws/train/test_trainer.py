@@ -361,7 +361,7 @@ def test_a_run_says_which_model_it_started_from_and_another_model_is_another_run
     assert files.read_json(run / runs.CONFIG)["init"] == record
     assert bundle.load(run / runs.BEST).about["init"] == record
     assert files.sha256_of(run / runs.INIT) == record["sha256"]
-    with pytest.raises(ValueError, match=r"got others for train\.init \(champion, here v1\)"):
+    with pytest.raises(ValueError, match=r"got other values for train\.init \(champion, here v1\)"):
         trainer.train(tensors, "default", settings(init="v1"), runs_folder=tmp_path / "runs", run_id="a")
     for same in ("v1", "models/v1/model.pth", str(model)):
         other = trainer.train(tensors, "default", settings(init=same), runs_folder=tmp_path / "runs")
