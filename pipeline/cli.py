@@ -1,4 +1,4 @@
-"""`python -m pipeline`: compile the pipeline, run it here, submit it to Kubeflow."""
+"""Compile the pipeline, run it on this machine, or submit it to Kubeflow."""
 
 import argparse
 import sys
@@ -36,7 +36,7 @@ def _call(argv: Sequence[str] | None) -> None:
     run = commands.add_parser("run", help="compile the pipeline and run it on this machine, without a cluster")
     run.add_argument("--runner", choices=("subprocess", "docker"), default="subprocess",
                      help="where the steps run: in processes or in containers (default: %(default)s)")  # fmt: skip
-    run.add_argument("--json", type=Path, metavar="FILE", help="write the summary here as well")
+    run.add_argument("--json", type=Path, metavar="FILE", help="also write the summary to this file, as JSON")
     add_parameters(run, required=("data_root",))
     run.set_defaults(call=_run)
 

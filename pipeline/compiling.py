@@ -1,4 +1,4 @@
-"""The compiled pipeline as a file: how it is compiled, and what is in it."""
+"""Compiles the pipeline to a YAML file, and reads such files."""
 
 import hashlib
 import warnings
@@ -38,17 +38,17 @@ def package_spec(path: Path) -> Mapping[str, Any]:
 
 
 def version_name(path: Path) -> str:
-    """Returns the name of a compiled package as a version: its digest, as compiling is deterministic."""
+    """Returns the version name of a compiled package, which ends with its digest: compiling is deterministic."""
     return f"{package_spec(path)['pipelineInfo']['name']}-{hashlib.sha256(path.read_bytes()).hexdigest()[:10]}"
 
 
 def steps_of_package(path: Path = PACKAGE) -> list[str]:
-    """Returns the steps of a compiled package in their order, those that can run at the same time by name."""
+    """Returns the steps of a compiled package in execution order; steps that can run at the same time by name."""
     return steps_of_spec(package_spec(path))
 
 
 def steps_of_spec(spec: Mapping[str, Any]) -> list[str]:
-    """Returns the steps of a pipeline spec in their order, those that can run at the same time by name."""
+    """Returns the steps of a pipeline spec in execution order; steps that can run at the same time by name."""
     tasks = spec["root"]["dag"]["tasks"]
     done: list[str] = []
     while len(done) < len(tasks):

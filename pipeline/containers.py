@@ -1,4 +1,4 @@
-"""The steps in containers on this machine: what `pipeline.local` runs with `--runner docker`."""
+"""Runs the steps in containers on this machine, for `--runner docker` of `pipeline.local`."""
 
 import os
 from pathlib import Path
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 def local_runner(config: PipelineConfig, outputs: Path, image: str) -> "tuple[DockerRunner, PipelineConfig]":
-    """Prepares containers that run the steps on this machine as a cluster would: no root, nothing to write but /tmp
-    and the data root.
+    """Prepares containers that run the steps on this machine as a cluster would: not as root, with only /tmp and the
+    data root writable.
 
-    The data root and a local source have the same path inside as outside.
+    The data root and a local source have the same path inside the containers as outside.
 
     Args:
         config: the parameters, with absolute paths.
         outputs: where kfp.local keeps artifacts, inside the data root.
-        image: of all steps.
+        image: the image of all steps.
 
     Raises:
         ClusterError: the image is not there.
@@ -39,13 +39,13 @@ def local_runner(config: PipelineConfig, outputs: Path, image: str) -> "tuple[Do
     for folder in (Path(config.data_root), *Path(config.data_root).iterdir()):
         if folder.stat().st_uid != user:
             raise ValueError(f"data_root must belong to user {user}, who runs the containers, got {folder} of user "
-                             f"{folder.stat().st_uid}; name another folder, or sudo chown -R {user} it")  # fmt: skip
+                             f"{folder.stat().st_uid}; choose another folder, or sudo chown -R {user} it")  # fmt: skip
     mounts = [Mount(config.data_root, config.data_root, type="bind")]
     if "://" not in config.source:
         found = Path(config.source).stat()
         if found.st_uid != user and not found.st_mode & 0o004:
             raise ValueError(f"source must be readable for user {user}, who runs the containers, got one that only "
-                             f"user {found.st_uid} reads; chmod -R o+rX {config.source}")  # fmt: skip
+                             f"user {found.st_uid} can read; chmod -R o+rX {config.source}")  # fmt: skip
         mounts.append(Mount(config.source, config.source, type="bind", read_only=True))
     here = urlsplit(config.source).hostname in ("127.0.0.1", "localhost")
     runner = DockerRunner(

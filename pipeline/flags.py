@@ -1,4 +1,4 @@
-"""Flags for the parameters of the pipeline, for every command that takes them."""
+"""The flags of the pipeline's parameters, for every command that takes them."""
 
 import argparse
 import dataclasses
@@ -17,18 +17,18 @@ def add_parameters(parser: argparse.ArgumentParser, required: Sequence[str] = ()
         add_flag(group, PipelineConfig, field.name, required=field.name in required)
     group.add_argument(
         "--model-registry", default="", metavar="ADDRESS",
-        help="a Kubeflow Model Registry that is told of every version, such as http://model-registry-service:8080 "
-        f"(default: {ADDRESS} of the environment, or none)",
+        help="a Kubeflow Model Registry in which to register every version, such as "
+        f"http://model-registry-service:8080 (default: the environment variable {ADDRESS}, or none)",
     )  # fmt: skip
 
 
 def read_parameters(options: argparse.Namespace) -> PipelineConfig:
-    """Returns the parameters of the pipeline that the flags of `add_parameters` gave.
+    """Returns the parameters of the pipeline from the flags of `add_parameters`.
 
     Raises:
         ValueError: a value is out of range.
     """
-    if options.model_registry:  # no parameter of the pipeline, but a place: the steps find it in their environment
+    if options.model_registry:  # not a pipeline parameter: the steps read it from their environment
         os.environ[ADDRESS] = options.model_registry
     names = [field.name for field in dataclasses.fields(PipelineConfig)]
     return from_dict(PipelineConfig, {name: getattr(options, name) for name in names})

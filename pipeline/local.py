@@ -1,4 +1,4 @@
-"""The compiled pipeline on this machine, in subprocesses or in containers, without a cluster."""
+"""Runs the compiled pipeline on this machine, in subprocesses or in containers, without a cluster."""
 
 import contextlib
 import dataclasses
@@ -25,11 +25,10 @@ from pipeline.compiling import compile_to
 from pipeline.placement import Placement
 
 OUTPUTS = "artifacts"
-"""The folder under the data root that takes the artifacts which a cluster keeps in its object store."""
-
+"""The folder under the data root for the artifacts that a cluster keeps in its object store."""
 
 STEP_ENDS_WITHIN = 45.0
-"""Seconds that a step has after Ctrl-C: more than training has for its checkpoint."""
+"""Seconds that a step may take to end after Ctrl-C: more than training may take for its checkpoint."""
 
 
 class PipelineFailed(CommandFailed):
@@ -38,7 +37,7 @@ class PipelineFailed(CommandFailed):
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What became of a step."""
+    """The outcome of a step."""
 
     name: str
     seconds: float
@@ -46,9 +45,9 @@ class Step:
 
 
 class _StepTimes(logging.Filter):
-    """Listens to what kfp.local logs of its tasks, and notes when each began and ended.
+    """Records when each task began and ended, from the log messages of kfp.local.
 
-    A line for each is what people want to read of it; errors pass as they are.
+    It prints a line for each instead of these messages; errors pass unchanged.
     """
 
     def __init__(self) -> None:
@@ -72,13 +71,13 @@ class _StepTimes(logging.Filter):
 
 PLAIN_ERRORS = ("ValueError", "LaunchError", "FloatingPointError", "MemoryError", "OSError", "ConnectionError",
                 "FileNotFoundError", "PermissionError", "TimeoutError", "Busy")  # fmt: skip
-"""Exceptions whose message is for people, without the traceback that the KFP executor prints."""
+"""Exceptions shown as their message alone, without the traceback that the KFP executor prints."""
 
 
 class _WithoutExecutorInput(io.TextIOBase):
-    """Standard output without what the KFP executor prints of itself, a page for every step.
+    """Standard output without the input and output that the KFP executor dumps, a page for every step.
 
-    Of the traceback of an error that is for people, its last line is left.
+    The traceback of a plain error is reduced to its last line.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -117,9 +116,9 @@ class _WithoutExecutorInput(io.TextIOBase):
 
 
 def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
-    """Compiles the pipeline and runs what was compiled.
+    """Compiles the pipeline and runs the result.
 
-    Started again after it was stopped, finished steps find their folders complete and training goes on from its last
+    When a stopped run is started again, finished steps find their folders complete and training resumes from its last
     checkpoint.
 
     Args:
@@ -127,7 +126,7 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
         runner: subprocess or docker.
 
     Returns:
-        The summary: accuracy, num_clips, words, steps, and where things lie.
+        The summary: accuracy, num_clips, words, steps, and the paths of what was made.
 
     Raises:
         PipelineFailed: a step failed.
@@ -147,7 +146,7 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
             from kws.train.start import read_start
 
             read_start(model, config.preset)
-    # The step that launches training has no cluster to launch on: it trains by itself, in the image that has torch.
+    # Without a cluster the train step trains by itself, so it needs the image that has torch.
     placement = Placement()
     if runner == "docker":
         from pipeline.containers import local_runner
@@ -161,14 +160,14 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
 
     times = _StepTimes()
     logging.getLogger().addFilter(times)
-    mine = outputs / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"  # others may run on this data root
+    mine = outputs / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"  # other runs may use this data root
     try:
-        # kfp.local leaves a folder of every task among the temporary files, which goes with this one.
+        # kfp.local leaves a temporary folder for every task; they are deleted with this one.
         with tempfile.TemporaryDirectory(prefix="kws-pipeline-") as scratch, _temporary_files_in(scratch):
             compiled = compile_to(Path(scratch) / "speech-commands.yaml", placement)
             _adapt(compiled)
             local.init(runner=chosen, pipeline_root=str(mine), raise_on_error=True)
-            # That placement is for a cluster needs no warning here.
+            # kfp warns that the placement has no effect here, which is expected.
             with warnings.catch_warnings(), contextlib.redirect_stdout(_WithoutExecutorInput(sys.stdout)):
                 warnings.simplefilter("ignore")
                 try:
@@ -186,18 +185,18 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
 
 
 def _wait_for_step() -> None:
-    """Waits until the processes of a step have ended, which Ctrl-C reached as it did this one."""
+    """Waits until the processes of a step have ended; Ctrl-C has reached them too."""
     end = time.monotonic() + STEP_ENDS_WITHIN
-    with contextlib.suppress(ChildProcessError):  # there is none any more
+    with contextlib.suppress(ChildProcessError):  # no child process is left
         while time.monotonic() < end:
             if os.waitpid(-1, os.WNOHANG) == (0, 0):
                 time.sleep(0.1)
 
 
 def _adapt(path: Path) -> None:
-    """Takes the run id from a compiled pipeline, which would be another every time.
+    """Removes the run id, which would be different every time, from a compiled pipeline.
 
-    Without one the step that trains resumes the unfinished run with the same settings.
+    Without a run id the train step resumes the unfinished run with the same settings.
     """
     import yaml
 
@@ -208,7 +207,7 @@ def _adapt(path: Path) -> None:
 
 @contextlib.contextmanager
 def _temporary_files_in(folder: str) -> Iterator[None]:
-    """Lets this process and those it starts make their temporary files in a folder, for a block."""
+    """Makes this process and its children put temporary files into a folder, within the block."""
     before = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     try:
@@ -225,11 +224,11 @@ def _artifact(outputs: Path, step: str, name: str) -> Path:
     """Returns the file of an artifact of a step.
 
     Raises:
-        PipelineFailed: it is missing, however green the step was.
+        PipelineFailed: it is missing although the step succeeded.
     """
     found = sorted((outputs / step).rglob(name))
     if not found:
-        raise PipelineFailed(f"{step} ended well but left no {name}; its log is above")
+        raise PipelineFailed(f"{step} succeeded but left no {name}; its log is above")
     return found[0]
 
 
@@ -258,7 +257,7 @@ def _summarize(outputs: Path, data_root: Path, steps: list[Step]) -> dict[str, A
 
 
 def show(summary: Mapping[str, Any]) -> None:
-    """Prints a summary for people."""
+    """Prints a summary as a table and lines."""
     from rich.console import Console
     from rich.style import Style
     from rich.table import Table
@@ -281,11 +280,11 @@ def show(summary: Mapping[str, Any]) -> None:
         name: Text(_short(summary[name]), Style(link=Path(summary[name]).as_uri()))
         for name in ("model", "report", "tensorboard")
     }
-    for name, fact in facts.items():  # in no table, which would break or cut a long path
+    for name, fact in facts.items():  # outside the table, which would wrap or cut a long path
         console.print(Text(f"{name:13}") + fact, soft_wrap=True)
 
 
 def _short(path: str) -> str:
-    """Returns a path as one would type it from here."""
+    """Returns a path relative to the current folder, if it lies below it."""
     relative = os.path.relpath(path)
     return path if relative.startswith("..") else relative

@@ -1,4 +1,4 @@
-"""What a step itself wrote, out of a log in which the machinery of Kubeflow Pipelines and Argo writes too."""
+"""Extracts a step's own output from a log to which Kubeflow Pipelines and Argo write as well."""
 
 import json
 import re
@@ -16,9 +16,9 @@ _BETWEEN = ("During handling of the above exception", "The above exception was t
 
 
 class OwnLines:
-    """Leaves out what the machinery writes, and of a traceback all but the exceptions; remembers where it is.
+    """Drops the lines of Kubeflow Pipelines and Argo, and of a traceback all but the exceptions.
 
-    The whole log stays where it was: kubectl logs, or the UI.
+    It keeps its state from call to call. The complete log is in kubectl logs and in the UI.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class OwnLines:
 def artifacts_of(lines: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Returns the artifacts of a step by name, each with `uri` and `metadata`, as the launcher writes them to the log.
 
-    The API of Kubeflow Pipelines 2.17 has no call for them. A step that has not ended well has none.
+    The API of Kubeflow Pipelines 2.17 has no call for them. A step that failed has none.
     """
     taken: list[str] | None = None
     for line in lines:

@@ -11,11 +11,11 @@ from kws.launch.settings import SETTINGS
 from pipeline.compiling import compile_to, steps_of_package
 
 WIDTH, HEIGHT, GAP = 2.5, 1.7, 1.1
-"""Of a box, and between two boxes, in inches."""
+"""Inches: width and height of a box, and the gap between two boxes."""
 
 
 def edges_of(spec: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
-    """Returns the artifacts that flow from one step to another, by the pair of steps."""
+    """Returns the artifacts that flow from one step to another, keyed by the pair of steps."""
     found: dict[tuple[str, str], list[str]] = {}
     for name, task in spec["root"]["dag"]["tasks"].items():
         for artifact in task["inputs"].get("artifacts", {}).values():
@@ -25,7 +25,7 @@ def edges_of(spec: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
 
 
 def labels_of(spec: dict[str, Any], platform: dict[str, Any], step: str) -> list[str]:
-    """Returns what to write into the box of a step: image, resources, volume, the pods that it starts."""
+    """Returns the lines in the box of a step: image, resources, volume, the pods that it starts."""
     executor = spec["components"][spec["root"]["dag"]["tasks"][step]["componentRef"]["name"]]["executorLabel"]
     container = spec["deploymentSpec"]["executors"][executor]["container"]
     resources = container["resources"]
@@ -44,7 +44,7 @@ def draw(output: Path) -> None:
     """Compiles the pipeline and draws it.
 
     Args:
-        output: the picture; its suffix says whether SVG or PNG.
+        output: the picture; its suffix selects SVG or PNG.
     """
     import matplotlib
 
@@ -73,7 +73,7 @@ def draw(output: Path) -> None:
         for (source, target), artifacts in edges_of(spec).items():
             span = steps.index(target) - steps.index(source)
             far = span > 1
-            # What train gives goes below, so that the arcs do not cross.
+            # Artifacts of train go below, so that the arcs do not cross.
             side = 0 if not far else -1 if source == "train" else 1
             y = HEIGHT / 2 if not far else (HEIGHT if side > 0 else 0)
             start = place[source] + (WIDTH if not far else WIDTH * 0.6)

@@ -1,14 +1,14 @@
 """Where and how the steps run: images, cpu, memory, volume, caching, and the pods of training.
 
-A `Placement` is a value that is passed to compiling, so that one process compiles for two clusters as well as for one.
-`read_placement` makes one of what a caller chose and of environment variables where a cluster differs:
+A `Placement` is a value that is passed to the compiler, so that one process can compile for several clusters.
+`read_placement` makes one from a caller's choices and these environment variables (defaults in parentheses):
 
     KWS_PVC             the claim that is mounted (kws-data)
     KWS_GPUS_PER_NODE   GPUs of a training pod (0; 1 where training is to run on CUDA)
     KWS_LAUNCHER        pytorchjob or trainjob: what the train step launches (pytorchjob)
     KWS_PYTORCHJOB      JSON with further fields of `kws.launch.settings.ClusterConfig`
 
-No step has a retry policy of Kubeflow Pipelines: see docs/cluster.md, "What is tried again".
+No step has a retry policy of Kubeflow Pipelines: see docs/cluster.md, "What is retried".
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ PVC = "kws-data"
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a step asks for."""
+    """Requests and limits of a step."""
 
     cpu: str
     memory: str
@@ -65,10 +65,10 @@ class Placement:
     """What the train step launches: pytorchjob (training operator) or trainjob (Kubeflow Trainer v2)."""
 
     model_registry: str = ""
-    """Address of a Kubeflow Model Registry that the promote step tells of versions; empty: none."""
+    """Address of a Kubeflow Model Registry in which the promote step registers versions; empty: none."""
 
     training: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `ClusterConfig` that are not as they are by default: cpu, memory, gpus_per_node, node_selector, …"""
+    """Fields of `ClusterConfig` that differ from their defaults: cpu, memory, gpus_per_node, node_selector, …"""
 
     def __post_init__(self) -> None:
         require(self.launches in JOBS, "KWS_LAUNCHER", f"be {' or '.join(JOBS)} on a cluster", self.launches)
@@ -91,12 +91,12 @@ class Placement:
             task.set_container_image(chosen[task.container_spec.image])
             task.set_cpu_request(resources.cpu).set_cpu_limit(resources.cpu_limit)
             task.set_memory_request(resources.memory).set_memory_limit(resources.memory_limit)
-            # The key of KFP's cache knows the name of the claim, not what is on it: a scheduled retraining must train.
+            # KFP's cache key has the name of the claim but not its contents: a scheduled retraining would not train.
             task.set_caching_options(False)
             kubernetes.mount_pvc(task, pvc_name=self.pvc, mount_path=PipelineConfig().data_root)
         for variable, value in self.training_pods.to_environment().items():
             tasks["train"].set_env_variable(variable, value)
-        if self.launches != JOBS[0]:  # which is what the step does on a cluster by itself
+        if self.launches != JOBS[0]:  # the default of the step on a cluster
             tasks["train"].set_env_variable("KWS_LAUNCHER", self.launches)
         if self.model_registry:
             tasks["promote"].set_env_variable(MODEL_REGISTRY, self.model_registry)
@@ -110,14 +110,14 @@ def read_placement(
     launches: str = "",
     **training: str,
 ) -> Placement:
-    """Returns where steps run, by what a caller chose and what the environment says.
+    """Returns the placement that follows from a caller's choices and the environment.
 
     Args:
         environment: such as `os.environ`.
         names: the images by role, runtime and launcher.
         device: what training runs on, cpu or cuda.
         launches: what the train step launches; empty: as KWS_LAUNCHER says.
-        training: fields of `ClusterConfig`, which win over KWS_PYTORCHJOB; an empty one leaves the field as it is.
+        training: fields of `ClusterConfig`, which take precedence over KWS_PYTORCHJOB; an empty one has no effect.
 
     Raises:
         ValueError: a variable is wrong, or a field unknown or out of range.

@@ -1,4 +1,4 @@
-"""Programs that this one calls: Docker, kubectl, kind, git."""
+"""Runs external programs: Docker, kubectl, kind, git."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class ClusterError(CommandFailed):
-    """Something outside this program is not as it must be; the message says what, and the remedy."""
+    """Something outside this program is not as required; the message says what, and names the remedy."""
 
 
 def docker() -> str:
@@ -23,7 +23,7 @@ def run(*command: str, remedy: str = "", stdin: str | None = None, timeout: floa
     """Runs a program in the root of the repository and returns what it printed.
 
     Raises:
-        ClusterError: the program is not installed, did not end in time or failed; the message ends with its own words.
+        ClusterError: the program is not installed, did not end in time or failed; the message has its own output.
     """
     hint = f"; {remedy}" if remedy else ""
     try:
@@ -39,7 +39,7 @@ def run(*command: str, remedy: str = "", stdin: str | None = None, timeout: floa
 
 
 def stream(*command: str, remedy: str = "", env: dict[str, str] | None = None) -> None:
-    """Runs a program in the root of the repository that shows its own progress.
+    """Runs a program that shows its own progress, in the root of the repository.
 
     Raises:
         ClusterError: the program is not installed, or failed.

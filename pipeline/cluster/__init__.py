@@ -1,4 +1,4 @@
-"""A Kubeflow that there is: runs, schedules, models.
+"""An existing Kubeflow: runs, schedules, models.
 
 In: the flags of a command. Out: calls to Kubeflow Pipelines and Kubernetes.
 Start with commands.py; connection.py says which cluster.

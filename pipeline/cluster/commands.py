@@ -1,4 +1,4 @@
-"""The commands of `python -m pipeline` that need a cluster or make one."""
+"""The commands of `python -m pipeline` that need a cluster or create one."""
 
 import argparse
 import dataclasses
@@ -32,11 +32,11 @@ def cluster_of(options: argparse.Namespace) -> Cluster:
 
 
 def placement_of(options: argparse.Namespace, num_nodes: int = 0) -> Placement:
-    """Returns where steps run, by what flags and environment say.
+    """Returns the placement that follows from flags and environment.
 
     Args:
         options: parsed flags.
-        num_nodes: training pods of the run, where the cluster of this machine is to divide its cores among them.
+        num_nodes: training pods of the run, among which a local cluster divides the cores of this machine.
     """
     names = images.image_names(registry=options.registry, device=options.device)
     pods = {"cpu": options.cpu, "memory": options.memory}
@@ -47,10 +47,10 @@ def placement_of(options: argparse.Namespace, num_nodes: int = 0) -> Placement:
 
 
 def _status(command: Callable[[argparse.Namespace], int | None]) -> Callable[[argparse.Namespace], None]:
-    """Ends the program with the status that a command returns, and makes one sentence of what an API refuses.
+    """Ends the program with the status that a command returns, and turns an API's refusal into one sentence.
 
     Raises:
-        ClusterError: the API does not answer, or says no.
+        ClusterError: the API does not answer, or refuses.
     """
 
     @functools.wraps(command)
@@ -94,10 +94,10 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
     one.add_argument("wanted", metavar="RUN", help="id of the run, the beginning of it, or its name")
     shown = argparse.ArgumentParser(add_help=False)
     shown.add_argument("--patience", type=float, default=PATIENCE_MINUTES, metavar="MINUTES", help="stop following, "
-                       "with status 1, when a pod has waited so long for what will not come, such as an image that "
-                       "there is not (default: %(default)g)")  # fmt: skip
-    shown.add_argument("--quiet", action="store_true", help="without a terminal, print changes of state only, and no "
-                       "lines of the steps' logs")  # fmt: skip
+                       "with status 1, when a pod has waited so long for something that will not come by itself, such "
+                       "as a missing image (default: %(default)g)")  # fmt: skip
+    shown.add_argument("--quiet", action="store_true", help="without a terminal, print changes of state only, not the "
+                       "steps' logs")  # fmt: skip
     on = argparse.ArgumentParser(add_help=False, parents=[shown])
     on.add_argument("--no-follow", action="store_true", help="return at once instead of showing the steps")
 
@@ -106,79 +106,79 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
                  "following, not the run. Exit status 0 only if the run succeeded.",
                  (on, where, built, pods))  # fmt: skip
     parser.add_argument("--name", default="", help="name of the run (default: the time)")
-    parser.add_argument("--unchecked", action="store_true", help="submit what does not fit the nodes that there are")
+    parser.add_argument("--unchecked", action="store_true", help="submit even if pods do not fit the nodes or quotas")
     add_parameters(parser)
     parser = add("runs", _runs, "list the latest runs", parents=(where,))
     parser.add_argument("--count", type=int, default=20, help="how many (default: %(default)s)")
     add("follow", _follow, "show the steps of a run until it ends", parents=(one, shown, where))
     add("cancel", lambda o: runs.cancel(cluster_of(o), o.wanted), "end a run and its training", parents=(one, where))
-    add("retry", _retry, "start a failed run again at the steps that failed", parents=(one, on, where))
+    add("retry", _retry, "resume a failed or cancelled run at the steps that did not succeed", parents=(one, on, where))
 
     parser = add("schedule", _schedule, "retrain at fixed times",
-                 "One run at a time, and what was missed is not caught up on. A schedule of the same name is replaced. "
+                 "One run at a time; missed runs are not caught up on. A schedule of the same name is replaced. "
                  "Nothing is cached: every run looks for new recordings and trains.", (where, built, pods))  # fmt: skip
     parser.add_argument("--cron", required=True, help="minute hour day month weekday, such as '0 3 * * 1' for Mondays "
-                        "at three; a sixth field in front stands for seconds")  # fmt: skip
-    parser.add_argument("--time-zone", default="", help="of the cron expression, such as Europe/Berlin; one for all "
-                        "schedules of the cluster (default: as it is set there, UTC at first)")  # fmt: skip
+                        "at three; a sixth field in front sets the seconds")  # fmt: skip
+    parser.add_argument("--time-zone", default="", help="time zone of the cron expression, such as Europe/Berlin; "
+                        "it applies to all schedules of the cluster (default: its setting, initially UTC)")  # fmt: skip
     parser.add_argument("--name", default=runs.EXPERIMENT, help="name of the schedule (default: %(default)s)")
     add_parameters(parser)
     add("schedules", _schedules, "list the schedules", parents=(where,))
     parser = add("unschedule", lambda o: runs.unschedule(cluster_of(o), o.name), "delete a schedule",
-                 "A run of it that is under way is cancelled.", (where,))  # fmt: skip
+                 "Its run in progress, if any, is cancelled first.", (where,))  # fmt: skip
     parser.add_argument("--name", default=runs.EXPERIMENT, help="name or id of the schedule (default: %(default)s)")
 
     parser = add("pull", _pull, "copy a model from the volume of the cluster to this machine, verified",
-                 "With kind it comes straight from the folder of the host, elsewhere through a pod that reads the "
-                 "volume and is deleted at the end.", (where,))  # fmt: skip
+                 "With kind it is copied from the host's folder, elsewhere through a pod that mounts the volume and is "
+                 "deleted at the end.", (where,))  # fmt: skip
     parser.add_argument("--version", default="champion", help="a folder of models/ (default: champion, the one in use)")
     parser.add_argument("--to", type=Path, default=Path("var/models"), metavar="DIR",
-                        help="gets a folder named after the version (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--data-root", type=Path, metavar="DIR", help="the volume, where it is mounted here")
+                        help="where to make a folder named after the version (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="the volume, if it is mounted on this machine")
     parser.add_argument(
-        "--image", default="", help="image of the pod that reads (default: the runtime of this revision)"
+        "--image", default="", help="image of the pod that mounts the volume (default: the runtime of this revision)"
     )
-    parser.add_argument("--registry", default="", help="where the runtime is pulled from")
-    parser = add("deploy", _deploy, "serve the champion on the cluster: two pods that follow it",
-                 "Applied again after a change of the image, pods are replaced one by one, without a lost request.",
+    parser.add_argument("--registry", default="", help="registry that the image is pulled from")
+    parser = add("deploy", _deploy, "serve the champion on the cluster, with two pods that switch to each new one",
+                 "After a change of the image, run it again: pods are replaced one by one, and no request is lost.",
                  (where, built))  # fmt: skip
-    parser.add_argument("--image", default="", help="of the server (default: that of this revision)")
+    parser.add_argument("--image", default="", help="image of the server (default: that of this revision)")
     on_volume = argparse.ArgumentParser(add_help=False)
-    on_volume.add_argument("--data-root", type=Path, metavar="DIR", help="the volume, where it is mounted here")
-    on_volume.add_argument("--image", default="", help="image of the pod that looks at the volume (default: the server "
-                           "of this revision)")  # fmt: skip
-    on_volume.add_argument("--registry", default="", help="where that image is pulled from")
+    on_volume.add_argument("--data-root", type=Path, metavar="DIR", help="the volume, if it is mounted here")
+    on_volume.add_argument("--image", default="", help="image of the pod that mounts the volume (default: the "
+                           "serving image of this revision)")  # fmt: skip
+    on_volume.add_argument("--registry", default="", help="registry that the image is pulled from")
     add(
         "models",
         _models,
-        "list the published versions, their figures, and which is champion",
+        "list the published versions, their metrics, and which is champion",
         parents=(on_volume, where),
     )
-    parser = add("rollback", _rollback, "make an earlier version champion", "Who and why is recorded in champion.json; "
-                 "servers follow within seconds.", (on_volume, where))  # fmt: skip
-    parser.add_argument("--version", default="", help="a folder of models/ (default: the champion before this one)")
-    parser.add_argument("--reason", default="", help="why, for the record")
+    parser = add("rollback", _rollback, "make an earlier version champion", "champion.json records who did it and why; "
+                 "servers switch within seconds.", (on_volume, where))  # fmt: skip
+    parser.add_argument("--version", default="", help="a folder of models/ (default: the previous champion)")
+    parser.add_argument("--reason", default="", help="the reason to record")
     add("ui", lambda o: _open(o, "ml-pipeline-ui", 8080, kind.NAMESPACE), "open the UI of Kubeflow Pipelines",
         parents=(where,))  # fmt: skip
     add("tensorboard", lambda o: _open(o, "kws-tensorboard", 6006, o.namespace), "open TensorBoard with all runs",
         parents=(where,))  # fmt: skip
 
     parser = add("images", _images, "build the container images and print their sizes",
-                 "They are tagged by the commit that last changed what is in them.", (built,))  # fmt: skip
-    parser.add_argument("--torch", choices=("cpu", "locked", "base"), help="where PyTorch comes from: its index of CPU "
-                        "builds, uv.lock (the CUDA build), or the base image (default: cpu; base for --device "
-                        "cuda)")  # fmt: skip
-    parser.add_argument("--base-image", default="", help="replaces the base image of the runtime")
+                 "Their tag is the commit that last changed their contents.", (built,))  # fmt: skip
+    parser.add_argument("--torch", choices=("cpu", "locked", "base"), help="where PyTorch comes from: cpu, its index "
+                        "of CPU builds; locked, the CUDA build of uv.lock; base, the base image (default: cpu; base "
+                        "for --device cuda)")  # fmt: skip
+    parser.add_argument("--base-image", default="", help="base image of the runtime, instead of the default one")
     parser.add_argument("--push", action="store_true", help="push them to --registry")
     parser = add("preflight", _preflight, "check what this machine needs for a local cluster")
-    parser.add_argument("--running", action="store_true", help="the cluster runs: its ports may be in use")
-    add("kind-up", lambda o: kind.up(images.image_names(device=o.device)), "make a cluster with Kubeflow here",
-        "May be stopped, even killed, and started again.", (built,))  # fmt: skip
+    parser.add_argument("--running", action="store_true", help="the cluster is running, so its ports may be in use")
+    add("kind-up", lambda o: kind.up(images.image_names(device=o.device)), "create a local cluster with Kubeflow",
+        "It can be interrupted, even killed, and started again.", (built,))  # fmt: skip
     add("kind-down", lambda o: kind.down(), "delete the local cluster",
         f"The volume stays in {kind.DATA_ROOT.relative_to(ROOT)}.")  # fmt: skip
     add("kind-load", lambda o: kind.load(images.image_names(device=o.device)),
         "copy the images of this revision into the local cluster", parents=(built,))  # fmt: skip
-    add("kind-status", lambda o: not kind.status(), "show what of the local cluster is healthy")
+    add("kind-status", lambda o: not kind.status(), "show which parts of the local cluster are healthy")
     parser = add("graph", _graph, "draw the compiled pipeline")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/pictures/pipeline.svg"), metavar="FILE",
                         help="SVG or PNG (default: %(default)s)")  # fmt: skip
@@ -200,8 +200,8 @@ def _built() -> argparse.ArgumentParser:
     """Returns the flags that say which images."""
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("which images")
-    group.add_argument("--registry", default="", help="where they are pushed to and pulled from, such as ghcr.io/me "
-                       "(default: none, kind gets them from this machine)")  # fmt: skip
+    group.add_argument("--registry", default="", help="registry to push to and pull from, such as ghcr.io/me "
+                       "(default: none; kind gets the images from this machine)")  # fmt: skip
     group.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
                        help="what training runs on (default: %(default)s)")  # fmt: skip
     return parser
@@ -215,9 +215,9 @@ def _pods() -> argparse.ArgumentParser:
     for name in ("cpu", "memory"):
         default = next(field.default for field in dataclasses.fields(ClusterConfig) if field.name == name)
         group.add_argument(f"--{name}", default="", metavar=name.upper(), help=f"{docs[name]} (default: {default})")
-    group.add_argument("--trainer", choices=("v1", "v2"), default="", help="who runs the training job: the training "
-                       "operator (v1, a PyTorchJob) or Kubeflow Trainer v2 (a TrainJob; kubectl apply -k "
-                       "manifests/trainer-v2 first; default: v1)")  # fmt: skip
+    group.add_argument("--trainer", choices=("v1", "v2"), default="", help="what runs the training job: v1, the "
+                       "training operator (a PyTorchJob), or v2, Kubeflow Trainer v2 (a TrainJob; first kubectl apply "
+                       "-k manifests/trainer-v2) (default: v1)")  # fmt: skip
     return parser
 
 
@@ -226,10 +226,10 @@ def _compile(options: argparse.Namespace) -> None:
 
 
 def _parameters(options: argparse.Namespace) -> PipelineConfig:
-    """Reads the parameters of the pipeline, of which data_root must be on the volume.
+    """Reads the parameters of the pipeline for a run on a cluster.
 
     Raises:
-        ValueError: it is not.
+        ValueError: data_root is not on the volume.
     """
     config = read_parameters(options)
     mounted = PipelineConfig().data_root
@@ -290,7 +290,7 @@ def _pull(options: argparse.Namespace) -> None:
 
     if options.data_root:
         if not options.data_root.is_dir():
-            raise ValueError(f"data_root must be a folder, got {str(options.data_root)!r}, which is none")
+            raise ValueError(f"data_root must be a folder, got {str(options.data_root)!r}; check the path")
         folder = fetch(HostVolume(options.data_root), options.to, options.version)
     elif not options.host and not options.context and (root := kind.host_data_root()):
         folder = fetch(HostVolume(root), options.to, options.version)
@@ -313,14 +313,14 @@ def _deploy(options: argparse.Namespace) -> None:
 
 
 def _local_root(options: argparse.Namespace) -> Path | None:
-    """Returns the volume as a folder of this machine, where it is one.
+    """Returns the folder of this machine that is the volume; None if there is none.
 
     Raises:
-        ValueError: the folder that was named is none.
+        ValueError: --data-root is not a folder.
     """
     if options.data_root:
         if not options.data_root.is_dir():
-            raise ValueError(f"data_root must be a folder, got {str(options.data_root)!r}, which is none")
+            raise ValueError(f"data_root must be a folder, got {str(options.data_root)!r}; check the path")
         return Path(options.data_root)
     return kind.host_data_root() if not options.host and not options.context else None
 
@@ -379,7 +379,7 @@ def _forward(command: list[str], address: str) -> int:
             if process.poll() is not None:
                 assert process.stderr is not None
                 raise ClusterError(f"a port must be forwarded to {address}, got {process.stderr.read().strip()}; "
-                                   "is it another context? kubectl config get-contexts")  # fmt: skip
+                                   "check the context with kubectl config get-contexts")  # fmt: skip
             time.sleep(0.5)
         out.print(f"{address}  (Ctrl-C ends it)")
         webbrowser.open(address)

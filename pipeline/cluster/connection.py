@@ -28,13 +28,13 @@ class Cluster:
     """Address of Kubeflow Pipelines, such as https://kubeflow.example.com/pipeline; empty: through kubeconfig."""
 
     namespace: str = "kubeflow"
-    """Namespace in which steps run: kubeflow where Kubeflow Pipelines stands alone, else that of your profile."""
+    """Namespace in which steps run: kubeflow on a standalone installation, otherwise that of your profile."""
 
     token_file: str = ""
-    """A file with the token that the host asks for. It is read again for every call, so it may be renewed."""
+    """A file with the token that the host asks for. It is read again for every call, so it can be renewed."""
 
     ca_file: str = ""
-    """The certificate authority of the host, if this machine does not know it."""
+    """A file with the certificate authority of the host, if this machine does not know it."""
 
     context: str = ""
     """Context of kubeconfig; empty: the current one."""
@@ -53,16 +53,16 @@ class Cluster:
 
     @functools.cached_property
     def health(self) -> Mapping[str, Any]:
-        """What Kubeflow Pipelines says of itself.
+        """The health record of Kubeflow Pipelines.
 
         Raises:
-            ClusterError: it does not answer, or what answers is something else.
+            ClusterError: it does not answer, or something else answers.
         """
         return _health_of_host(self) if self.host else _health_through_kubeconfig(self)
 
     @property
     def user_namespace(self) -> str | None:
-        """The namespace that calls must name; a standalone Kubeflow Pipelines refuses any."""
+        """The namespace that calls must name; None on a standalone installation, which refuses any."""
         return self.namespace if self.health.get("multi_user") or self.health.get("multiUser") else None
 
     @property
@@ -86,7 +86,7 @@ class Cluster:
             )  # fmt: skip
 
     def read(self, path: str) -> bytes:
-        """Reads what Kubeflow Pipelines has under a path for which its client has no call; empty if it has nothing."""
+        """Reads a path of Kubeflow Pipelines for which its client has no call; empty if there is nothing."""
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
 
@@ -103,7 +103,7 @@ class Cluster:
 
     @functools.cached_property
     def core(self) -> Any:
-        """The client of Kubernetes, or None where there is no kubeconfig: logs are then left out."""
+        """The Kubernetes client; None without a kubeconfig, and then logs are left out."""
         from kubernetes import client, config
 
         try:
@@ -131,11 +131,11 @@ def _health_of_host(cluster: Cluster) -> Mapping[str, Any]:
     except json.JSONDecodeError:
         raise ClusterError(
             f"host must be the address of Kubeflow Pipelines, got a page at {cluster.host}, perhaps its login; "
-            "give --token-file, and see whether the address ends with /pipeline"
+            "give --token-file, and check that the address ends with /pipeline"
         ) from None
     except (urllib.error.URLError, OSError) as error:
-        raise ClusterError(f"{cluster.host} must answer, got {getattr(error, 'reason', error)}; see whether it is the "
-                           "right address and reachable from here") from None  # fmt: skip
+        raise ClusterError(f"{cluster.host} must answer, got {getattr(error, 'reason', error)}; check that the "
+                           "address is right and reachable from here") from None  # fmt: skip
     return dict(health)
 
 
@@ -144,8 +144,8 @@ def _health_through_kubeconfig(cluster: Cluster) -> Mapping[str, Any]:
     from urllib3.exceptions import HTTPError
 
     if cluster.core is None:
-        raise ClusterError("a cluster must be named by kubeconfig or --host, got neither; make kind-up makes one here, "
-                           "KUBECONFIG names one that there is")  # fmt: skip
+        raise ClusterError("a cluster must be named by kubeconfig or --host, got neither; make kind-up creates one "
+                           "here, KUBECONFIG names an existing one")  # fmt: skip
     try:
         answer = cluster.core.connect_get_namespaced_service_proxy_with_path(
             "ml-pipeline:http", kind.NAMESPACE, "apis/v2beta1/healthz", _preload_content=False, _request_timeout=20
@@ -160,12 +160,12 @@ def _health_through_kubeconfig(cluster: Cluster) -> Mapping[str, Any]:
                                "shows what it waits for") from None  # fmt: skip
         raise refused(error.status, cluster, said_by(error)) from None
     except (HTTPError, OSError) as error:
-        raise ClusterError(f"the cluster of kubeconfig must answer, got {str(error)[:200]}; make kind-status, or is it "
-                           "another context? kubectl config get-contexts") from None  # fmt: skip
+        raise ClusterError(f"the cluster of kubeconfig must answer, got {str(error)[:200]}; see make kind-status, "
+                           "and check the context with kubectl config get-contexts") from None  # fmt: skip
 
 
 def said_by(error: Exception) -> str:
-    """Returns what an error of an API says in its own words, without headers: `status 403: pods is forbidden: …`."""
+    """Returns the message of an API error, without headers: `status 403: pods is forbidden: …`."""
     said = str(getattr(error, "reason", None) or error)
     with contextlib.suppress(ValueError, TypeError, KeyError):
         said = json.loads(getattr(error, "body", "") or "")["message"]
@@ -174,12 +174,12 @@ def said_by(error: Exception) -> str:
 
 
 def refused(status: int, cluster: Cluster, said: str = "") -> ClusterError:
-    """Explains an HTTP status that is an error.
+    """Returns the error that explains an HTTP status.
 
     Args:
         status: the status.
-        cluster: who gave it.
-        said: its own words, where it had any.
+        cluster: where it came from.
+        said: the API's own message, if there was one.
     """
     who, words = cluster.host or "the cluster", said or f"status {status}"
     if status == 401:
@@ -188,7 +188,7 @@ def refused(status: int, cluster: Cluster, said: str = "") -> ClusterError:
             f"kubectl create token default-editor -n {cluster.namespace} --audience=pipelines.kubeflow.org > TOKEN_FILE"
         )
     if status == 403:
-        return ClusterError(f"{who} must allow this call, got {words}; is {cluster.namespace} your namespace "
-                            "(NAMESPACE=), and token or kubeconfig that of somebody with rights in it?")  # fmt: skip
+        return ClusterError(f"{who} must allow this call, got {words}; check that {cluster.namespace} is "
+                            "your namespace (NAMESPACE=) and that token or kubeconfig have rights in it")  # fmt: skip
     return ClusterError(f"{who} must have a working Kubeflow Pipelines, got {words}; "
-                        "see whether the address ends with /pipeline")  # fmt: skip
+                        "check that the address ends with /pipeline")  # fmt: skip

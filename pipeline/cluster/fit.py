@@ -1,7 +1,7 @@
-"""Whether what the steps and the training pods ask for fits the cluster: looked at before a run is submitted.
+"""Checks, before a run is submitted, whether the requests of its steps and training pods fit the cluster.
 
-What does not fit would wait, as Unschedulable, for as long as the run may take. Nodes, pods and quotas are compared
-where they may be read; a cluster that makes nodes when they are asked for is beyond this, and --unchecked is for it.
+A pod that does not fit would stay Unschedulable for as long as the run may take. Nodes, pods and quotas are compared as
+far as they may be read; for a cluster that adds nodes on demand, --unchecked skips the check.
 """
 
 import json
@@ -19,12 +19,12 @@ from pipeline.placement import RESOURCES, Placement
 from pipeline.shell import ClusterError
 
 Amounts = Mapping[str, Decimal]
-"""Of cpu (cores), memory (bytes) and whatever else nodes have, by its name."""
+"""Amounts of resources by name: cpu (cores), memory (bytes) and whatever else nodes have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """What a pod asks for."""
+    """What a pod requests, and where it may run."""
 
     name: str
     requests: Amounts
@@ -35,7 +35,7 @@ class Ask:
 
 
 def moments(placement: Placement, num_nodes: int) -> list[list[Ask]]:
-    """Returns the pods that run at the same time, for every step: of a training step its own and those of the job."""
+    """Returns for every step the pods that run at the same time: for train, the step's own and those of the job."""
     pods = placement.training_pods
     found = []
     for step, resources in RESOURCES.items():
@@ -54,17 +54,17 @@ def moments(placement: Placement, num_nodes: int) -> list[list[Ask]]:
 
 
 def require_fit(cluster: Cluster, placement: Placement, num_nodes: int) -> None:
-    """Compares what will be asked for with what there is; says nothing where that may not be read.
+    """Compares the requests of a run with the resources of a cluster, as far as these may be read.
 
     Args:
-        cluster: where.
-        placement: what steps and training pods ask for.
-        num_nodes: training pods.
+        cluster: where the run is to be submitted.
+        placement: has the requests of steps and training pods.
+        num_nodes: number of training pods.
 
     Raises:
         ClusterError: a pod will never fit, or a quota forbids it; the message names the setting that changes it.
     """
-    if cluster.core is None or cluster.host:  # the cluster of kubeconfig may be another than the host's
+    if cluster.core is None or cluster.host:  # kubeconfig may name a cluster other than the host's
         return
     core, asked = cluster.core, moments(placement, num_nodes)
     nodes = _read(core.list_node)
@@ -75,7 +75,7 @@ def require_fit(cluster: Cluster, placement: Placement, num_nodes: int) -> None:
             if ask := _left_over(asks, nodes, lasting):
                 raise ClusterError(_does_not_fit(ask, asks, nodes, lasting, placement.training_pods))
         if any(_left_over(asks, nodes, pods) for asks in asked):
-            console.print("[yellow]other runs have what this one asks for: it waits until they end[/]")
+            console.print("[yellow]other runs hold the resources that this one needs: it waits until they end[/]")
     for quota in _read(core.list_namespaced_resource_quota, cluster.namespace) or ():
         for asks in asked:
             if problem := _forbidden(quota, asks):
@@ -100,14 +100,14 @@ def _read(call: Callable[..., Any], *arguments: str) -> list[Any] | None:
 
 
 def _passing(pod: Mapping[str, Any]) -> bool:
-    """Tells whether a pod is of a run or a training job, and goes with it."""
+    """Tells whether a pod belongs to a run or a training job, and ends with it."""
     labels = pod["metadata"].get("labels") or {}
     training = dict(pair.split("=") for pair in TRAINING_PODS.split(","))
     return "pipeline/runid" in labels or training.items() <= labels.items()
 
 
 def _requests(pod: Mapping[str, Any]) -> dict[str, Decimal]:
-    """Returns what a pod asks for: its containers together, or the one init container that asks for more."""
+    """Returns the requests of a pod: those of its containers together, or of an init container that requests more."""
     found: dict[str, Decimal] = {}
     for container in pod["spec"]["containers"]:
         for name, amount in _amounts(**container.get("resources", {}).get("requests", {})).items():
@@ -119,7 +119,7 @@ def _requests(pod: Mapping[str, Any]) -> dict[str, Decimal]:
 
 
 def _free(node: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> dict[str, Decimal]:
-    """Returns what a node has left beside pods."""
+    """Returns what pods leave free on a node."""
     free = _amounts(**node["status"]["allocatable"])
     for pod in pods:
         if pod["spec"].get("nodeName") == node["metadata"]["name"] and pod["status"].get("phase") not in (
@@ -131,7 +131,7 @@ def _free(node: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> dict[st
 
 
 def _admits(node: Mapping[str, Any], ask: Ask) -> bool:
-    """Tells whether a node takes pods like this one at all."""
+    """Tells whether a node admits a pod at all: whether it is ready, and by taints and labels."""
     spec, labels = node["spec"], node["metadata"].get("labels") or {}
     ready = any(each["type"] == "Ready" and each["status"] == "True" for each in node["status"]["conditions"])
     taints = [taint for taint in spec.get("taints") or () if taint["effect"] in ("NoSchedule", "NoExecute")]
@@ -150,7 +150,7 @@ def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
 def _left_over(
     asks: Iterable[Ask], nodes: Iterable[Mapping[str, Any]], pods: Sequence[Mapping[str, Any]]
 ) -> Ask | None:
-    """Returns a pod that fits nowhere once those before it have their places, the step's first; None if all fit."""
+    """Places pods on nodes, in order; returns the first that fits nowhere, or None if all fit."""
     places = [(node, _free(node, pods)) for node in nodes]
     for ask in asks:
         fitting = [free for node, free in places if _admits(node, ask)
@@ -164,25 +164,25 @@ def _left_over(
 
 def _does_not_fit(ask: Ask, asks: Sequence[Ask], nodes: Iterable[Mapping[str, Any]], pods: Sequence[Mapping[str, Any]],
                   training: ClusterConfig) -> str:  # fmt: skip
-    """Says that a pod does not fit, what there is, and what to change."""
+    """Returns the error for a pod that does not fit: what is free, and what to change."""
     admitting = [(node["metadata"]["name"], _free(node, pods)) for node in nodes if _admits(node, ask)]
     there_is = (
         "; ".join(
             f"{name} has {_shown({key: free.get(key, Decimal(0)) for key in ask.requests})} free"
             for name, free in admitting
         )
-        or "none that is ready lets it in by its labels and taints"
+        or "no ready node admits it by labels and taints"
     )
     if not ask.name.startswith("training"):
-        remedy = "free a node or add one (what steps ask for stands in pipeline/placement.py)"
+        remedy = "free a node or add one (pipeline/placement.py has the requests of the steps)"
     else:
         number = len(asks) - 1
         room = max((free["cpu"] for _, free in admitting), default=Decimal(0)) - asks[0].requests["cpu"]
         each = int(room * 1000 / number / 50) * 50 if len(admitting) == 1 else int(room * 1000 / 50) * 50
         example = f"CPUS={each}m" if 0 < each < training_cores(training) * 1000 else "CPUS="
-        remedy = f"make pipeline {example} MEMORY= asks for less per pod, WORKERS= for fewer pods"
-    return (f"{ask.name} must fit on a node beside what runs there, got one that asks for {_shown(ask.requests)}: "
-            f"{there_is}; {remedy}; --unchecked submits all the same, for a cluster that adds nodes")  # fmt: skip
+        remedy = f"make pipeline {example} MEMORY= requests less per pod, WORKERS= fewer pods"
+    return (f"{ask.name} must fit on a node beside what runs there, got one that requests {_shown(ask.requests)}: "
+            f"{there_is}; {remedy}; --unchecked submits anyway, for a cluster that adds nodes")  # fmt: skip
 
 
 def training_cores(config: ClusterConfig) -> Decimal:
@@ -191,7 +191,7 @@ def training_cores(config: ClusterConfig) -> Decimal:
 
 
 def _forbidden(quota: Mapping[str, Any], asks: Sequence[Ask]) -> str:
-    """Says what of a quota pods would exceed; empty if nothing."""
+    """Returns the error for a quota that pods would exceed; empty if they stay within it."""
     name, needed = quota["metadata"]["name"], {"pods": Decimal(len(asks))}
     for ask in asks:
         for kind, amounts in (("requests.", ask.requests), ("limits.", ask.limits), ("", ask.requests)):
@@ -203,12 +203,12 @@ def _forbidden(quota: Mapping[str, Any], asks: Sequence[Ask]) -> str:
     hard, used = (_amounts(**status.get(part, {})) for part in ("hard", "used"))
     for resource in hard.keys() & needed.keys():
         counted = resource.startswith("count/")
-        taken = used.get(resource, Decimal(0)) if counted else Decimal(0)  # of the rest, what ends is given back
+        taken = used.get(resource, Decimal(0)) if counted else Decimal(0)  # pods that end give back the rest
         if taken + needed[resource] > hard[resource]:
             have = f"{_plain(resource, needed[resource])} of {resource}"
             limit = _plain(resource, hard[resource]) + (f" of which {taken} are taken" if counted else "")
             remedy = ("finished jobs count too: kubectl delete those that are no longer needed" if counted else
-                      "make pipeline CPUS= MEMORY= WORKERS= asks for less, or have the quota raised")  # fmt: skip
+                      "make pipeline CPUS= MEMORY= WORKERS= requests less, or have the quota raised")  # fmt: skip
             return f"{asks[-1].name} must stay within quota {name}, got {have} where it allows {limit}; {remedy}"
     return ""
 
@@ -218,5 +218,5 @@ def _plain(resource: str, amount: Decimal) -> str:
 
 
 def _shown(amounts: Amounts) -> str:
-    """Returns amounts for people: 1.5 cpu, 2.1 GB memory."""
+    """Formats amounts: 1.5 cpu, 2.1 GB memory."""
     return ", ".join(f"{_plain(name, amount)} {name}" for name, amount in amounts.items())

@@ -1,4 +1,4 @@
-"""Shows a run until it ends: what each step does and waits for, and in the end what came of it."""
+"""Follows a run until it ends: shows what each step does and waits for, and finally the result."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,13 +26,13 @@ AWAY_SECONDS = 600.0
 """How long the API may be away while a run is followed."""
 
 PATIENCE_MINUTES = 15.0
-"""How long a wait that does not mend itself is looked at, by default."""
+"""Default of --patience: how long to watch a pod that waits for what will not come by itself."""
 
 TRAIL_SECONDS = 15.0
-"""How long the tasks of a run that has ended may take to say so too."""
+"""How long the tasks of a finished run may take to report that they have finished too."""
 
 MAX_NEW_LINES = 15
-"""Lines of a step's log that are printed at a time, three seconds; the last ones."""
+"""How many new lines of a step's log are printed at most, every three seconds: the last ones."""
 
 NUM_LAST_LINES = 20
 """Lines of a failed step's log that are shown at the end of a run."""
@@ -46,7 +46,7 @@ console = Console(stderr=True, highlight=False)
 
 @dataclass
 class Following:
-    """One run that is followed."""
+    """A run that is being followed."""
 
     cluster: Cluster
     run_id: str
@@ -72,7 +72,7 @@ class Following:
         """Shows the run until it ends.
 
         Returns:
-            0 if it succeeded; 1 if it did not, or waits for what will not come; 130 if Ctrl-C stopped following.
+            0 if it succeeded; 1 if it did not, or is stuck; 130 if Ctrl-C stopped following.
         """
         try:
             with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -95,15 +95,15 @@ class Following:
         if stuck:
             where = f"kubectl -n {self.cluster.namespace} describe pod {stuck.pod}"
             console.print(f"[red]{escape(stuck.step)} {escape(str(stuck))}[/]", soft_wrap=True)
-            console.print(f"It has waited so for {self.patience:g} minutes (--patience), and no waiting mends it: "
-                          f"{escape(stuck.remedy)} ({where}).\nThe run still waits: "
+            console.print(f"It has waited for {self.patience:g} minutes (--patience), and waiting longer will not "
+                          f"help: {escape(stuck.remedy)} ({where}).\nThe run is still waiting: "
                           f"make follow RUN={self.short_id}, make cancel RUN={self.short_id}",
                           soft_wrap=True)  # fmt: skip
             return 1
         return self._end(details, steps)
 
     def _look(self, details: "V2beta1Run") -> list[Step]:
-        """Returns the steps as they are, and reads what is new in their logs."""
+        """Returns the current steps, and reads the new lines of their logs."""
         steps = steps_of(details, self.names)
         self.pods.look()
         if self.pods.problem:
@@ -120,7 +120,7 @@ class Following:
                     if number > 1 and (why := self.pods.endings(step)[number - 2]):
                         self._once(f"{step.name:<10} {nth(number)} attempt, as the one before ended: {escape(why)}")
             if (tail := self.tails.get(step.attempts[-1])) and f"end {tail.pod}" not in self.printed:
-                if step.state in FINISHED:  # read once more, then no more
+                if step.state in FINISHED:  # read a last time
                     self.printed.add(f"end {tail.pod}")
                 if lines := [line for line in tail() if line.strip()]:
                     self.last_line[step.name] = lines[-1]
@@ -130,7 +130,7 @@ class Following:
     def _print_lines(self, step: str, lines: Sequence[str]) -> None:
         if console.is_terminal or self.quiet:
             return
-        self.told.update(line.partition("waits: ")[2] for line in lines)  # the training step says it too
+        self.told.update(line.partition("waits: ")[2] for line in lines)  # the train step says it too
         if len(lines) > MAX_NEW_LINES:
             console.print(f"{step:<10} │ … {len(lines) - MAX_NEW_LINES} lines")
         for line in lines[-MAX_NEW_LINES:]:
@@ -138,7 +138,7 @@ class Following:
 
     def _print(self, steps: Iterable[Step], waits: Iterable[Wait], over: bool = False) -> None:
         for step in steps:
-            # While a run goes on, a step that failed is one of before it was retried, or will be tried again.
+            # While a run is in progress, a failed step failed before the run was retried, or will be retried itself.
             if step.state in ("RUNNING", "SUCCEEDED") or (over and step.state in ("FAILED", "CANCELED")):
                 spent = f", {duration(step.start, step.end)}" if step.end else ""
                 self._once(f"{step.name:<10} {_word(step.state)}{spent}", key=f"{step.name} {step.state}")
@@ -152,7 +152,7 @@ class Following:
             console.print(text, soft_wrap=True)
 
     def _stuck(self, waits: Iterable[Wait]) -> Wait | None:
-        """Returns a wait that does not mend itself and has lasted too long."""
+        """Returns a wait that will not resolve by itself and has lasted too long."""
         now, lasting = time.monotonic(), {wait.pod: wait for wait in waits if wait.remedy}
         self.waiting_since = {pod: self.waiting_since.get(pod, now) for pod in lasting}
         late = [pod for pod, since in self.waiting_since.items() if now - since >= 60 * self.patience]
@@ -180,7 +180,7 @@ class Following:
         return 1
 
     def _show_failure(self, details: "V2beta1Run", steps: Iterable[Step]) -> None:
-        """Says why a run failed: the last lines of the step, what Kubernetes and the API say; never nothing."""
+        """Prints why a run failed: the last lines of the step, and what Kubernetes and the API say; never nothing."""
         reasons = []
         failed = [step for step in steps if step.state == "FAILED"]
         for step in failed:
@@ -228,7 +228,7 @@ class Following:
 
 
 def _settled(details: "V2beta1Run", steps: Iterable[Step]) -> bool:
-    """Tells whether the steps say the same as the run: tasks trail it by some seconds."""
+    """Tells whether the states of the steps agree with that of the run, which they trail by some seconds."""
     states = {step.state for step in steps}
     if details.state == "SUCCEEDED":
         return states == {"SUCCEEDED"}
@@ -240,7 +240,7 @@ def _word(state: str) -> str:
 
 
 def show_result(cluster: Cluster, run_id: str, artifacts: Mapping[str, Mapping[str, Any]]) -> None:
-    """Prints what a run has made, as `make demo` does.
+    """Prints the results of a run, as `make demo` does.
 
     Args:
         cluster: where it ran.
@@ -264,14 +264,14 @@ def show_result(cluster: Cluster, run_id: str, artifacts: Mapping[str, Mapping[s
         facts["model"] = f"make pull-model VERSION={version}"
     out.print()
     for name, fact in facts.items():
-        out.print(f"{name:<9} {fact}", soft_wrap=True)  # links and commands are to be copied whole
+        out.print(f"{name:<9} {fact}", soft_wrap=True)  # unwrapped, so that links and commands can be copied
     if not version:
-        console.print("[yellow]what the steps measured and decided cannot be read from here[/]: the page of the run "
-                      "has it, and make pull-model brings the champion", soft_wrap=True)  # fmt: skip
+        console.print("[yellow]the metrics and the decision cannot be read from here[/]: the page of the run has "
+                      "them, and make pull-model copies the champion", soft_wrap=True)  # fmt: skip
 
 
 def report_link(cluster: Cluster, uri: str, version: str) -> str:
-    """Returns where the report can be opened: a file where the volume is a folder of this machine, else a page."""
+    """Returns a link to the report: a file if the volume is a folder of this machine, otherwise a page of the UI."""
     root = kind.host_data_root() if not cluster.host and not cluster.context else None
     if root and version and (page := root / "models" / version / "report.html").is_file():
         return str(page)
@@ -281,7 +281,7 @@ def report_link(cluster: Cluster, uri: str, version: str) -> str:
 
 
 def watch(cluster: Cluster, run_id: str) -> "Iterator[V2beta1Run]":
-    """Yields a run again and again until it has finished, patient with an API that is away for a while."""
+    """Yields a run every few seconds until it has finished; an API that is away for a while is tolerated."""
     from kfp_server_api import ApiException
     from urllib3.exceptions import HTTPError
 
@@ -305,12 +305,12 @@ def watch(cluster: Cluster, run_id: str) -> "Iterator[V2beta1Run]":
 
 
 def step_table(steps: Iterable[Step], logs: Mapping[str, str], pods: Pods | None = None) -> Table:
-    """Draws the steps: name, state, duration, and the last line of the log or how often it was tried, and why.
+    """Returns a table of the steps: name, state, duration, and the last log line, or the attempts and why they ended.
 
     Args:
-        steps: of the run.
-        logs: the last line by step.
-        pods: tell why attempts ended; None leaves it out.
+        steps: the steps of the run.
+        logs: the last log line by step.
+        pods: tell why attempts ended; None leaves that out.
     """
     table = Table(box=None, pad_edge=False)
     for name, width in (("step", 10), ("state", 9), ("time", 12)):  # a long line of a log must not squeeze them

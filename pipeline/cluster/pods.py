@@ -1,6 +1,6 @@
-"""What Kubernetes says of the pods of a run: what they wait for, how they ended, what they log.
+"""What Kubernetes reports about the pods of a run: what they wait for, how they ended, what they log.
 
-All of it may be refused or absent: then less is shown, and the reason is kept in `Pods.problem`.
+Any of it may be refused or missing: then less is shown, and the reason is kept in `Pods.problem`.
 """
 
 import json
@@ -23,13 +23,13 @@ LASTING = {
     "ImagePullBackOff": "make images builds it; nodes must be able to pull it (REGISTRY=) or have it (make kind-load)",
     "ErrImageNeverPull": "make images builds it; the nodes must have it (make kind-load)",
     "InvalidImageName": "give REGISTRY= or KWS_RUNTIME_IMAGE= the name of an image",
-    "CreateContainerConfigError": "make what the message names, or correct it, in the namespace of the run",
+    "CreateContainerConfigError": "create or correct what the message names, in the namespace of the run",
     "CreateContainerError": "correct what the message names",
 }
-"""Reasons to wait that do not mend themselves, with the remedy."""
+"""Reasons to wait that do not resolve by themselves, with the remedy."""
 
 QUIET_SECONDS = 10.0
-"""So long a pod may be made without a word before its events are looked at."""
+"""How long a pod may take to start before its events are looked at."""
 
 Result = TypeVar("Result")
 
@@ -48,7 +48,7 @@ class Wait:
 
     @property
     def remedy(self) -> str:
-        """What to do about a wait that does not mend itself; empty for others."""
+        """What to do about a wait that does not resolve by itself; empty for others."""
         return LASTING.get(self.reason.partition(":")[0], "")
 
     def __str__(self) -> str:
@@ -76,7 +76,7 @@ class Pods:
         return self.run_id[:13] in str(metadata.get("name"))
 
     def waits(self, steps: Iterable[Step]) -> list[Wait]:
-        """Returns what pods of running steps wait for, and what has no pod at all."""
+        """Returns what the pods of running steps wait for, and why a step or job has no pod."""
         found = []
         running = [step.name for step in steps if step.state == "RUNNING"]
         workflow: dict[str, str] | None = None
@@ -101,8 +101,8 @@ class Pods:
         reason = waiting_reason(pod)
         if reason.partition(":")[0] not in ("PodInitializing", "ContainerCreating"):
             return reason
-        # A volume that cannot be mounted is told in events only. And a container that is being made for a second or
-        # two, or whose init containers run, waits for nothing.
+        # Only events tell that a volume cannot be mounted. A container that has been starting for a few seconds, or
+        # whose init containers are running, is not waiting for anything.
         if _age(pod) < QUIET_SECONDS or any("running" in each.get("state", {}) for each in
                                             pod["status"].get("initContainerStatuses") or ()):  # fmt: skip
             return ""
@@ -114,7 +114,7 @@ class Pods:
         return sorted(listed, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime")))
 
     def messages(self) -> dict[str, str]:
-        """Returns what Argo says of the nodes of the run, by their name; an empty string where it says nothing."""
+        """Returns Argo's messages about the nodes of the run, by node name; an empty string where there is none."""
 
         def ask() -> Any:
             from kubernetes import client
@@ -128,12 +128,12 @@ class Pods:
         return {node["name"]: node.get("message", "") for node in nodes}
 
     def endings(self, step: Step) -> list[str]:
-        """Returns for every attempt of a step why it failed, in the words of Kubernetes or Argo; else an empty text."""
+        """Returns for each attempt of a step why it failed, in the words of Kubernetes or Argo; empty if unknown."""
         pods = {pod_node(pod)[0]: pod for pod in self.of_steps}
         said = {}
         if any(_ending(pods.get(node)) is None for node in step.attempts):
             said = {node_id(name): message for name, message in self.messages().items()}
-        # An hour after its end no pod of a run is left, which says nothing of how it ended.
+        # An hour after a run has ended its pods are deleted: then a missing pod tells nothing.
         gone = "its pod vanished" if self.of_steps else ""
         return [_ending(pods.get(node)) or said.get(node) or ("" if node in pods else gone) for node in step.attempts]
 
@@ -161,7 +161,7 @@ class Pods:
         return self._ask(ask) or []
 
     def _ask(self, call: Callable[[], Result], but: Sequence[int] = (404,)) -> Result | None:
-        """Makes a call; None where there is no kubeconfig, or no answer that can be used."""
+        """Makes a call; None without a kubeconfig, or without a usable answer."""
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
 
@@ -178,7 +178,7 @@ class Pods:
 
 
 class Tail:
-    """The new lines of a pod's log, each time it is asked; those of the step itself only."""
+    """Reads the new lines of a pod's log at each call; only those of the step itself."""
 
     def __init__(self, pods: Pods, pod: str) -> None:
         self.pods, self.pod = pods, pod
@@ -215,7 +215,7 @@ def _event(event: Mapping[str, Any]) -> str:
 
 
 def _ending(pod: Mapping[str, Any] | None) -> str | None:
-    """Returns why a pod failed, empty if it did not; None where that cannot be told from it."""
+    """Returns why a pod failed, empty if it did not; None if the pod does not tell."""
     if pod is None:
         return None
     status = pod.get("status", {})

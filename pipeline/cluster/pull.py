@@ -1,4 +1,4 @@
-"""Brings a published model from the volume of a cluster to this machine, verified."""
+"""Copies a published version from the volume of a cluster to this machine, and verifies it."""
 
 import contextlib
 import hashlib
@@ -21,10 +21,10 @@ CHAMPION = "champion"
 CHUNK = 1 << 20
 READER = "kws-reader"
 READER_SECONDS = 1800
-"""After so long Kubernetes ends the reader pod, whatever it does."""
+"""Seconds after which Kubernetes ends the reader pod, whatever it is doing."""
 
 IDLE_SECONDS = 120
-"""After so long in which no command read anything in it the reader pod ends by itself: who made it was killed."""
+"""Seconds without any read after which the reader pod ends by itself: the process that created it was killed."""
 
 _READ = """\
 idle=0 before=
@@ -40,14 +40,14 @@ while [ $idle -lt %d ]; do
     before=$now
 done
 """
-"""What the reader pod runs. A command whose client is gone may stay, waiting for its output to be taken."""
+"""The command of the reader pod. A process whose client is gone may stay, waiting for its output to be read."""
 
 
 class Volume(Protocol):
     """Read access to the data root of a cluster."""
 
     def names(self, folder: str) -> list[str]:
-        """Returns what is in a folder; empty where there is none."""
+        """Returns what is in a folder; empty if there is no such folder."""
 
     def open(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         """Opens a file.
@@ -74,7 +74,7 @@ class HostVolume:
 
 
 class PodVolume:
-    """The volume as a pod sees it that was made to read it; files come through the Kubernetes API."""
+    """The volume as mounted by a reader pod; files are transferred through the Kubernetes API."""
 
     def __init__(self, kubectl: list[str], pod: str, mount_path: str) -> None:
         self.exec = [*kubectl, "exec", pod, "--"]
@@ -109,16 +109,16 @@ def reader_pod(
 ) -> Iterator[PodVolume]:
     """Runs a pod that does nothing but mount the volume, and deletes it at the end.
 
-    Should this process be killed, the pod ends by itself within a minute or two, and the next of these deletes it.
+    If this process is killed, the pod ends by itself after about two minutes, and the next call deletes it.
 
     Args:
         kubectl: the command with its flags for cluster and namespace.
         claim: the PersistentVolumeClaim.
         image: any image with sh, cat and sleep that the nodes have.
         mount_path: where the pod has the volume.
-        read_only: whether nothing can be written there.
+        read_only: whether to mount it read-only.
     """
-    # What killed commands left: their pods have ended by themselves.
+    # Pods that killed commands left, which have ended by themselves.
     run(*kubectl, "delete", "pods", "--selector", f"app.kubernetes.io/name={READER}", "--wait=false",
         "--field-selector", "status.phase!=Pending,status.phase!=Running")  # fmt: skip
     name = f"{READER}-{uuid.uuid4().hex[:8]}"
@@ -133,7 +133,7 @@ def reader_pod(
 
 
 def reader_manifest(name: str, *, claim: str, image: str, mount_path: str, read_only: bool = True) -> dict[str, Any]:
-    """Returns the reader pod, fit for a namespace with the restricted pod security standard."""
+    """Returns the reader pod, allowed in a namespace with the restricted pod security standard."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -184,8 +184,8 @@ def reader_manifest(name: str, *, claim: str, image: str, mount_path: str, read_
 def pull(volume: Volume, to: Path, version: str = CHAMPION) -> Path:
     """Copies models/<version>/ of a volume to a folder of that name, and verifies the SHA-256 of every file.
 
-    The folder appears only when all of it is there and right; started again, it begins anew. One that is complete
-    already is only verified.
+    The folder appears only when it is complete and correct; after an interruption the copy starts over. A folder that
+    is complete already is only verified.
 
     Args:
         volume: where from.
@@ -202,8 +202,8 @@ def pull(volume: Volume, to: Path, version: str = CHAMPION) -> Path:
     if version == CHAMPION:
         champion = _read(volume, f"models/{versions.CHAMPION}")
         if champion is None:
-            raise ValueError(f"{_there_are(volume)}: there must be a champion, got none; make pipeline trains one, and "
-                             "min_accuracy is what it must reach")  # fmt: skip
+            raise ValueError(f"{_there_are(volume)}: there must be a champion, got none; make pipeline trains one, "
+                             "which must reach min_accuracy")  # fmt: skip
         version = str(versions.parse_champion(champion, f"models/{versions.CHAMPION} on the volume")["version"])
     if not versions.is_name(version):
         raise ValueError(f"version must be the name of a folder of models/, got {version!r}")
@@ -252,5 +252,5 @@ def _copy(volume: Volume, path: str, target: Path, digest: str) -> None:
             hasher.update(chunk)
     if hasher.hexdigest() != digest:
         raise ClusterError(f"{path} must have the sha256 {digest}, got {hasher.hexdigest()}; start "
-                           "again, or publish the model anew")  # fmt: skip
+                           "again, or publish the version again")  # fmt: skip
     console.print(f"{target.name}  {files.human_bytes(target.stat().st_size)}  sha256 {digest}")

@@ -32,7 +32,7 @@ POLL_SECONDS = 3.0
 
 
 def upload(cluster: Cluster, path: Path) -> tuple[str, str]:
-    """Uploads a compiled package as a new version, unless it is there.
+    """Uploads a compiled package as a new version of the pipeline, unless that version exists.
 
     Returns:
         The ids of pipeline and version.
@@ -61,7 +61,7 @@ def _named(name: str) -> str:
 
 
 def check_volume(cluster: Cluster, claim_name: str) -> None:
-    """Raises ClusterError unless the claim of the volume is there; says nothing where it may not be looked at."""
+    """Raises ClusterError unless the claim of the volume exists; says nothing where it may not be read."""
     if cluster.core is None:
         return
     from kubernetes.client import ApiException
@@ -88,7 +88,7 @@ def check_volume(cluster: Cluster, claim_name: str) -> None:
 
 
 def prepare(cluster: Cluster, placement: Placement) -> tuple[str, str]:
-    """Checks all that can be checked, compiles and uploads.
+    """Checks images and volume where possible, compiles and uploads.
 
     Returns:
         The ids of pipeline and version.
@@ -139,7 +139,7 @@ def find_run(cluster: Cluster, wanted: str) -> "V2beta1Run":
     found = found or [r for r in listed if r.run_id.startswith(wanted)]
     if len(found) != 1:
         raise ValueError(f"run must be the id or name of one run (make runs lists them), got {wanted!r}, which "
-                         f"{len(found) or 'none'} of the last {len(listed)} has")  # fmt: skip
+                         f"matches {len(found) or 'none'} of the last {len(listed)} runs")  # fmt: skip
     return found[0]
 
 
@@ -149,7 +149,7 @@ def _runs(cluster: Cluster, count: int) -> "list[V2beta1Run]":
 
 
 def table_of_runs(cluster: Cluster, count: int) -> Table:
-    """Draws the latest runs; the id, which other commands take, is whole however narrow the terminal is."""
+    """Returns a table of the latest runs; the id, which other commands take, is never cut to the terminal's width."""
     table = Table(box=None, pad_edge=False)
     for name, width in (("id", 8), ("state", 9), ("started", 16), ("time", 12)):
         table.add_column(name, no_wrap=True, min_width=width)
@@ -165,7 +165,7 @@ def table_of_runs(cluster: Cluster, count: int) -> Table:
 
 
 def steps_of_run(cluster: Cluster, run: "V2beta1Run") -> list[str]:
-    """Returns the steps of a run in their order, as the pipeline that it was made of has them."""
+    """Returns the steps of a run in their order, as in the pipeline that it was created from."""
     spec = run.pipeline_spec
     if not spec and (made_of := run.pipeline_version_reference):
         spec = cluster.client.get_pipeline_version(made_of.pipeline_id, made_of.pipeline_version_id).pipeline_spec
@@ -173,7 +173,7 @@ def steps_of_run(cluster: Cluster, run: "V2beta1Run") -> list[str]:
 
 
 def cancel(cluster: Cluster, wanted: str) -> None:
-    """Ends a run. The launcher deletes its training job when its pod is told to stop."""
+    """Cancels a run. The launcher deletes the training job when its own pod is told to stop."""
     found = find_run(cluster, wanted)
     if found.state in FINISHED:
         state = outcome(found)
@@ -197,9 +197,9 @@ def retry(cluster: Cluster, wanted: str) -> "V2beta1Run":
 
 
 def six_fields(cron: str) -> str:
-    """Returns a cron expression with a field for seconds in front, which Kubeflow Pipelines has and cron has not.
+    """Returns a cron expression with a field for seconds in front, which Kubeflow Pipelines expects.
 
-    The five fields of cron must not be passed on as they are: they would be taken for seconds to month.
+    The five fields of cron must not be passed on as they are: they would be read as seconds to month.
 
     Raises:
         ValueError: it has neither five nor six fields.
@@ -219,7 +219,7 @@ def set_time_zone(cluster: Cluster, zone: str, name: str) -> None:
     Kubeflow Pipelines has one time zone for all schedules, in the config map pipeline-install-config.
 
     Raises:
-        ValueError: there is no such zone; or it would change for schedules other than `name`.
+        ValueError: there is no such time zone, or it would change the meaning of schedules other than `name`.
         ClusterError: it may not be changed from here.
     """
     from kubernetes.client import ApiException, AppsV1Api
@@ -248,7 +248,7 @@ def set_time_zone(cluster: Cluster, zone: str, name: str) -> None:
             "ml-pipeline-scheduledworkflow", kind.NAMESPACE, {"spec": {"template": again}}
         )
     except ApiException as error:
-        raise ClusterError(f"the time zone must be yours to set, got status {error.status}; {advice}") from None
+        raise ClusterError(f"the time zone must be yours to change, got status {error.status}; {advice}") from None
     console.print(f"the scheduler now reads cron expressions in {zone}")
 
 
@@ -266,7 +266,7 @@ def schedule(
     time_zone: str = "",
     name: str = EXPERIMENT,
 ) -> None:
-    """Makes a recurring run, or replaces the one of that name.
+    """Creates a recurring run, or replaces the one of that name.
 
     Args:
         cluster: where.
@@ -293,7 +293,7 @@ def schedule(
         pipeline_id=pipeline_id,
         version_id=version_id,
     )
-    # The new one first: killed here, the next call deletes both old ones, and retraining never stops unnoticed.
+    # The new one first: if this is killed, the next call deletes both old ones, and retraining never stops unnoticed.
     for each in before:
         _delete_schedule(cluster, each)
     out.print(f"{'replaced' if before else 'made'} schedule {name}: {cron}, one run at a time, no catch-up")
@@ -301,7 +301,7 @@ def schedule(
 
 
 def table_of_schedules(cluster: Cluster) -> Table:
-    """Draws the recurring runs."""
+    """Returns a table of the recurring runs."""
     table = Table("schedule", "cron", "mode", "since", box=None)
     for each in _schedules(cluster):
         cron = each.trigger.cron_schedule.cron if each.trigger and each.trigger.cron_schedule else "periodic"
@@ -311,7 +311,7 @@ def table_of_schedules(cluster: Cluster) -> Table:
 
 
 def unschedule(cluster: Cluster, name: str) -> None:
-    """Deletes a recurring run, and cancels what runs of it."""
+    """Deletes a recurring run, and cancels its run in progress."""
     found = [each for each in _schedules(cluster) if name in (each.display_name, each.recurring_run_id)]
     if not found:
         raise ValueError(f"name must be that of a schedule (make schedules lists them), got {name!r}")
@@ -323,8 +323,8 @@ def unschedule(cluster: Cluster, name: str) -> None:
 def _delete_schedule(cluster: Cluster, schedule: Any) -> None:
     """Deletes a recurring run after its runs have ended.
 
-    Kubernetes deletes with a schedule the workflows that it made, and a run whose workflow is gone would be listed as
-    running for ever. So they are cancelled first.
+    With a schedule Kubernetes deletes the workflows that it created, and Kubeflow would list a run without a workflow
+    as running for ever. So the runs are cancelled first.
     """
     client = cluster.client
     client.disable_recurring_run(schedule.recurring_run_id)

@@ -1,4 +1,4 @@
-"""The champion at work on a cluster: deployed, listed beside the other versions, taken back."""
+"""Deploys the champion on a cluster, lists the published versions, and rolls back."""
 
 import os
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ def deploy(kubectl: Sequence[str], *, namespace: str, image: str, claim: str) ->
 
     Args:
         kubectl: the command with its flags for the cluster.
-        namespace: gets the server; the claim must be there.
-        image: of the server.
+        namespace: where the server runs; the claim must exist there.
+        image: the image of the server.
         claim: the PersistentVolumeClaim with models/.
 
     Raises:
         ClusterError: the cluster refuses, or the pods do not become ready; the message says why.
     """
     run(*kubectl, "get", "persistentvolumeclaim", claim, "--namespace", namespace,
-        remedy="the volume is that of the pipeline: docs/cluster.md tells how to make it")  # fmt: skip
+        remedy="the server mounts the volume of the pipeline: docs/cluster.md tells how to create it")  # fmt: skip
     text = rendered(run("kubectl", "kustomize", MANIFESTS), namespace=namespace, image=image, claim=claim)
     run(*kubectl, "apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
     out.print(f"waiting for {DEPLOYMENT} in {namespace}, {image}: up to {READY_SECONDS} s")
@@ -57,7 +57,7 @@ def rendered(text: str, *, namespace: str, image: str, claim: str) -> str:
 
 
 def table_of_models(volume: Volume) -> Table:
-    """Lists the versions on a volume, the latest first, with their figures and which is champion."""
+    """Lists the versions on a volume, the latest first, with their metrics and which is champion."""
     record: dict[str, object] = {}
     try:
         with volume.open(f"{versions.MODELS}/{versions.CHAMPION}") as file:
@@ -73,7 +73,7 @@ def table_of_models(volume: Volume) -> Table:
         try:
             with volume.open(f"{versions.MODELS}/{version}/{files.MANIFEST}") as file:
                 manifest = versions.parse_manifest(file.read(), version)
-        except FileNotFoundError:  # what is being made
+        except FileNotFoundError:  # it is being published
             continue
         except ValueError as error:
             table.add_row("[red]✗[/]", version, str(error))
@@ -92,18 +92,18 @@ def table_of_models(volume: Volume) -> Table:
 
 
 def rollback(kubectl: list[str], *, image: str, claim: str, version: str, reason: str, by: str) -> str:
-    """Makes an earlier version champion on the volume of a cluster, by a pod that is deleted at the end.
+    """Makes an earlier version champion on the volume of a cluster, in a pod that is deleted at the end.
 
     Args:
         kubectl: the command with its flags for cluster and namespace.
-        image: one with the command kws, that the nodes have.
+        image: an image with the command kws.
         claim: the PersistentVolumeClaim.
-        version: empty: the champion before this one.
+        version: the version; empty: the previous champion.
         reason: why.
         by: who decides.
 
     Returns:
-        What became of it.
+        What `kws rollback` printed.
     """
     with reader_pod(kubectl, claim=claim, image=image, read_only=False) as volume:
         arguments = [f"--version={version}", f"--reason={reason}", f"--by={by}"]
@@ -111,7 +111,7 @@ def rollback(kubectl: list[str], *, image: str, claim: str, version: str, reason
 
 
 def claim_name() -> str:
-    """Returns the claim that the environment names, or the usual one."""
+    """Returns the claim that the environment names, or the default one."""
     from pipeline.placement import PVC
 
     return os.environ.get("KWS_PVC") or PVC

@@ -1,16 +1,16 @@
-"""The steps of a run, among all that Kubeflow Pipelines lists of it.
+"""Finds the steps of a run among the tasks that Kubeflow Pipelines lists.
 
-Argo makes several nodes of every step, and Kubeflow Pipelines lists each as a task with nothing but the last part of
-the node's name and the ids of its children. With its own settings of Argo, every node is tried again where its pod
-vanishes, so that the step `train` of the workflow `w` is
+Argo creates several nodes for every step, and Kubeflow Pipelines lists each as a task with nothing but the last part of
+the node's name and the ids of its children. With the settings of Argo that Kubeflow Pipelines brings, every node is
+retried when its pod vanishes. Then the step `train` of the workflow `w` consists of
 
-    w(0).root(0).train           a node that may be tried again
-    w(0).root(0).train(0)        its first attempt, of
-    w(0).root(0).train(0).executor           what may be tried again
+    w(0).root(0).train           a node that may be retried
+    w(0).root(0).train(0)        its first attempt, which has
+    w(0).root(0).train(0).executor           a node that may be retried
     w(0).root(0).train(0).executor(0)        a pod, and (1) the pod of the second attempt
     w(0).root(0).train-driver(0)             the pod that prepares it
 
-and with others the plain `w.root.train.executor`. A node's id is a digest of its name, which tells them apart.
+With other settings it is just `w.root.train.executor`. A node's id is a digest of its name, which tells them apart.
 """
 
 import re
@@ -48,13 +48,13 @@ def node_id(name: str) -> str:
 
 
 def step_of_node(name: str, steps: Iterable[str]) -> str:
-    """Returns the step to which a node belongs by its name, in either form; "" where it is none's."""
+    """Returns the step to which a node belongs by its name, in either form; "" if it belongs to none."""
     parts = [re.sub(r"\(\d+\)$", "", part) for part in name.split(".")]
     return next((step for step in steps if step in parts or f"{step}-driver" in parts), "")
 
 
 def outcome(run: "V2beta1Run") -> str:
-    """Returns the state of a run, and CANCELED for one that was cancelled, which the API calls FAILED."""
+    """Returns the state of a run; CANCELED if it was cancelled, where the API says FAILED."""
     state = run.state or "PENDING"
     before = [each.state for each in run.state_history or [] if each.state not in FINISHED]
     return "CANCELED" if state == "FAILED" and before and before[-1] == "CANCELING" else state
@@ -65,14 +65,14 @@ def steps_of(details: "V2beta1Run", names: Sequence[str]) -> list[Step]:
 
     Args:
         details: the run as the API gives it.
-        names: of the steps in their order; those that have not begun are given as well.
+        names: names of the steps in their order; steps that have not begun are returned as well.
     """
     tasks = (details.run_details.task_details or []) if details.run_details else []
     cancelled = outcome(details) == "CANCELED"
     found = {name: Step(name=name) for name in names}
     for task in sorted(tasks, key=lambda task: (task.create_time or _NEVER, task.start_time or _NEVER)):
         name = task.display_name or ""
-        # A task without a state was left out, as what it needs failed.
+        # A task without a state was skipped, because one that it depends on failed.
         if name in found and (state := task.state):
             if state == "FAILED" and cancelled:
                 state = "CANCELED"
@@ -85,11 +85,11 @@ def steps_of(details: "V2beta1Run", names: Sequence[str]) -> list[Step]:
 
 
 def _attempts(tasks: "Sequence[V2beta1PipelineTaskDetail]", step: str) -> Iterator[str]:
-    """Yields the ids of the pods of a step: children of its executors, told by what their names must be."""
+    """Yields the ids of the pods of a step: children of its executors, found by the names that they must have."""
     workflow = next((child.pod_name.rpartition("-")[0] for task in tasks for child in task.child_tasks or []), "")
     children = {child.pod_name for task in tasks for child in task.child_tasks or []}
     most = range(_MOST_ATTEMPTS)
-    plain = f"{workflow}.root.{step}.executor"  # Argo with settings of its own, and with a policy on the pod alone
+    plain = f"{workflow}.root.{step}.executor"  # with Argo's own settings, or a retry policy on the pod alone
     paths = [f"{workflow}({i}).root({j}).{step}({k}).executor" for i in most for j in most for k in most]
     for executor in (plain, *paths):
         if node_id(executor) in children:
@@ -98,18 +98,18 @@ def _attempts(tasks: "Sequence[V2beta1PipelineTaskDetail]", step: str) -> Iterat
 
 
 _MOST_ATTEMPTS = 6
-"""Of one node: Kubeflow Pipelines sets three."""
+"""Attempts of one node; Kubeflow Pipelines allows three."""
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 def time_of(value: datetime | None) -> datetime | None:
-    """Drops the year 1970 and before, which the API gives for what has not happened."""
+    """Returns None for 1970 and before, which the API gives for what has not happened."""
     return value if value is not None and value.year > 1970 else None
 
 
 def duration(start: datetime | None, end: datetime | None) -> str:
-    """Returns a time span for people, up to now where it has no end: 3 min 20 s."""
+    """Formats a time span, such as 3 min 20 s; up to now if it has no end."""
     if start is None:
         return ""
     seconds = round(((end or datetime.now(UTC)) - start).total_seconds())
@@ -126,14 +126,14 @@ def nth(number: int) -> str:
 
 
 def short_ids(ids: Iterable[str]) -> dict[str, str]:
-    """Returns for every id its beginning, eight characters or as many as tell it from the others."""
+    """Returns the beginning of each id: eight characters, or as many as tell it from the others."""
     ids = list(ids)
     length = next(n for n in range(8, 64) if len({each[:n] for each in ids}) == len(set(ids)))
     return {each: each[:length] for each in ids}
 
 
 def pod_node(pod: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns id and name of the node that a pod of Argo is, or empty strings."""
+    """Returns id and name of the Argo node of a pod, or empty strings."""
     annotations = pod["metadata"].get("annotations") or {}
     name = str(annotations.get("workflows.argoproj.io/node-name", ""))
     return str(annotations.get("workflows.argoproj.io/node-id", "")), name

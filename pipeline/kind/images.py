@@ -18,7 +18,7 @@ CUDA_BASE = "pytorch/pytorch:2.11.0-cuda13.0-cudnn9-runtime"
 
 
 def revision() -> str:
-    """Returns the tag of the images: the commit that last changed them, and a digest of what is not committed."""
+    """Returns the tag of the images: the commit that last changed them, and a digest of uncommitted changes."""
     commit = run("git", "log", "-1", "--format=%h", "--abbrev=12", "--", *CONTEXT,
                  remedy="the images are tagged by git revision: work in a clone").strip()  # fmt: skip
     changes = run("git", "status", "--porcelain", "-z", "--untracked-files=all", "--", *CONTEXT)
@@ -33,10 +33,10 @@ def revision() -> str:
 def image_names(*, registry: str = "", device: str = "cpu") -> dict[str, str]:
     """Returns the images of this revision by role: runtime, launcher and serving.
 
-    The environment variables KWS_RUNTIME_IMAGE, KWS_LAUNCHER_IMAGE and KWS_SERVING_IMAGE name others.
+    The environment variables KWS_RUNTIME_IMAGE, KWS_LAUNCHER_IMAGE and KWS_SERVING_IMAGE override them.
 
     Args:
-        registry: where they are pushed to, such as ghcr.io/me; empty: nowhere.
+        registry: where to push them, such as ghcr.io/me; empty: nowhere.
         device: cpu or cuda.
     """
     prefix = f"{registry.rstrip('/')}/" if registry else ""
@@ -72,8 +72,8 @@ def build(names: dict[str, str], *, device: str, torch: str = "", base_image: st
         given = [f"--build-arg={key}={value}" for key, value in (arguments[role] | labels).items() if value]
         stream(docker(), "build", "--file", f"images/{role}/Dockerfile", "--tag", name, *given, ".",
                env={"DOCKER_BUILDKIT": "1"},
-               remedy="PyTorch's index of CPU builds out of reach: TORCH=locked; "
-                      "no BuildKit: install docker-buildx, or name another client in DOCKER")  # fmt: skip
+               remedy="if PyTorch's index of CPU builds cannot be reached, TORCH=locked; "
+                      "if BuildKit is missing, install docker-buildx, or name another client in DOCKER")  # fmt: skip
         if push:
             stream(docker(), "push", name, remedy="log in with docker login, and give REGISTRY")
 
@@ -82,11 +82,11 @@ def inspect(names: Sequence[str]) -> list[dict[str, Any]]:
     """Describes images of the local engine.
 
     Raises:
-        ClusterError: one of them was not built.
+        ClusterError: one of them has not been built.
     """
     return list(json.loads(run(docker(), "image", "inspect", *names, remedy="build them: make images")))
 
 
 def size(image: dict[str, Any]) -> str:
-    """Returns the size of an image for people."""
+    """Returns the size of an image, human-readable."""
     return human_bytes(image["Size"])

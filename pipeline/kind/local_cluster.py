@@ -67,7 +67,7 @@ def workers() -> list[str]:
 
 
 def up(names: Mapping[str, str]) -> None:
-    """Makes the cluster with all that the pipeline needs.
+    """Creates the cluster with all that the pipeline needs.
 
     Args:
         names: the images by role; they must have been built.
@@ -77,7 +77,7 @@ def up(names: Mapping[str, str]) -> None:
     """
     preflight.require_all(preflight.tool(name) for name in (docker(), "kind", "kubectl"))
     present = exists()
-    # The runtime is gigabytes: what the nodes have already needs no room.
+    # The runtime image is gigabytes: only images that the nodes lack need disk space.
     lacking = [image for image in images.inspect(list(names.values())) if not present or _lacking(image)]
     size = sum(image["Size"] for image in lacking)
     preflight.require_all(preflight.checks(new_cluster=not present, image_bytes=size))
@@ -141,16 +141,16 @@ def require_images(names: Mapping[str, str]) -> None:
 
 
 def training_pods(num_nodes: int) -> dict[str, str]:
-    """Returns what training pods ask for on a cluster whose nodes share this machine, where the user did not say.
+    """Returns the default requests of training pods on a cluster whose nodes share this machine.
 
-    Every node of kind believes that it has all cores of the machine for itself.
+    Every kind node reports all cores of the machine as its own.
     """
     cores = max(1, (int(preflight.engine_info()["NCPU"]) - 1) // num_nodes)  # one is for Kubeflow
     return {"cpu": str(min(cores, 4)), "memory": "2Gi"}
 
 
 def status() -> bool:
-    """Prints one table of what is healthy, and returns whether all is."""
+    """Prints a table of what is healthy, and returns whether everything is."""
     table = Table("", "part", "state", box=None, title=f"cluster {CLUSTER}", title_justify="left")
     healthy = True
 
@@ -189,7 +189,7 @@ def status() -> bool:
 
 
 def reach(address: str) -> str:
-    """Asks for a page and returns what is wrong with the answer, empty if nothing is."""
+    """Requests a page and returns what is wrong with the answer; empty if nothing is."""
     try:
         with urllib.request.urlopen(address, timeout=5):
             return ""
@@ -286,7 +286,7 @@ def _wait_for_claim() -> None:
 
 
 def host_data_root() -> Path | None:
-    """Returns the folder of the host that is the volume of the current cluster, where the current cluster is ours."""
+    """Returns the host's folder that is the volume of the current cluster; None if the cluster is not ours."""
     try:
         current = run("kubectl", "config", "current-context").strip()
     except ClusterError:

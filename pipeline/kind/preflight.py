@@ -1,4 +1,4 @@
-"""What a machine must have before a cluster can be made on it, checked in a second."""
+"""Checks, within a second, what a machine must have before a cluster can be created on it."""
 
 import contextlib
 import errno
@@ -18,13 +18,13 @@ MIN_MEMORY = 7_000_000_000
 """Bytes that Docker must have: Kubeflow Pipelines takes 4 GB, training the rest."""
 
 MIN_DISK = 12_000_000_000
-"""Free bytes beside our images: those of kind and Kubeflow, in every node that runs them, and a little volume."""
+"""Free bytes beside our images: for those of kind and Kubeflow in every node, and a small volume."""
 
 NUM_COPIES = 3
-"""Of our images: kind writes an archive to carry them, and each of the two workers keeps one."""
+"""Copies of our images: an archive that kind writes to transfer them, and one in each of the two workers."""
 
 INOTIFY = {"max_user_watches": 524_288, "max_user_instances": 512}
-"""What three nodes full of pods use up; with less, pods fail with "too many open files"."""
+"""What three nodes full of pods need; with less, pods fail with "too many open files"."""
 
 PORTS = {8080: "the UI of Kubeflow Pipelines", 6006: "TensorBoard"}
 """Ports of 127.0.0.1 in kind-config.yaml."""
@@ -81,7 +81,7 @@ def docker_engine() -> Check:
 
 
 def engine_info(remedy: str = "") -> dict[str, Any]:
-    """Returns what the Docker engine says of itself.
+    """Returns what `docker info` reports.
 
     Raises:
         ClusterError: it does not answer.
@@ -91,7 +91,7 @@ def engine_info(remedy: str = "") -> dict[str, Any]:
 
 
 def rootless(info: Mapping[str, Any]) -> bool:
-    """Tells whether the Docker engine runs without root: users in containers are then others on this machine."""
+    """Tells whether the Docker engine is rootless: user ids in containers are then different ones on this machine."""
     return any("rootless" in option for option in info.get("SecurityOptions") or ())
 
 
@@ -129,7 +129,7 @@ def disk(folder: Path | None = None, image_bytes: int = 0) -> Check:
     """Measures the free space where Docker keeps images.
 
     Args:
-        folder: where that is; None: where Docker says, or beside the repository if it says nothing.
+        folder: where that is; None: where Docker says, or the repository if it does not say.
         image_bytes: size of the images that the nodes lack.
     """
     if folder is None:
@@ -147,10 +147,10 @@ def disk(folder: Path | None = None, image_bytes: int = 0) -> Check:
 
 
 def checks(*, new_cluster: bool = True, image_bytes: int = 0) -> Iterable[Check]:
-    """Makes every check; those that need a tool which is missing are left out.
+    """Runs every check; those that need a missing tool are left out.
 
     Args:
-        new_cluster: the ports must be free, which they are not where the cluster runs.
+        new_cluster: whether the ports must be free, which they are not while the cluster runs.
         image_bytes: size of the images that the nodes lack.
     """
     tools = [tool(docker()), tool("kind"), tool("kubectl")]

@@ -258,7 +258,7 @@ def test_an_image_that_there_is_not_ends_following_with_the_remedy(monkeypatch: 
     pipeline("cancel", run)
     assert done.returncode == 1
     assert re.search(r"download   waits: (ErrImagePull|ImagePullBackOff): ", done.stderr)
-    assert "no waiting mends it: make images" in done.stderr
+    assert "waiting longer will not help: make images" in done.stderr
 
 
 def test_a_failed_run_is_retried(source: str) -> None:

@@ -171,7 +171,7 @@ def call(*arguments: str) -> None:
 
 
 def test_a_host_that_does_not_answer_is_named_in_a_sentence() -> None:
-    with pytest.raises(ClusterError, match=r"^http://127.0.0.1:9 must answer, got .*refused; see whether"):
+    with pytest.raises(ClusterError, match=r"^http://127.0.0.1:9 must answer, got .*refused; check that"):
         call("runs", "--host", "http://127.0.0.1:9")
 
 
@@ -207,7 +207,7 @@ def test_a_cluster_of_kubeconfig_that_is_gone_is_named_in_a_sentence(
     path = tmp_path / "config"
     path.write_text(yaml.safe_dump(config))
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
-    with pytest.raises(ClusterError, match=r"the cluster of kubeconfig must answer, got .*another context"):
+    with pytest.raises(ClusterError, match=r"the cluster of kubeconfig must answer, got .*check the context"):
         call("runs")
 
 

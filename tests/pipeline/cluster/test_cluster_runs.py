@@ -116,9 +116,9 @@ def test_run_is_found_by_id_by_its_beginning_and_by_name_but_not_by_what_fits_tw
     first, second = add_run(pipelines, "one", "SUCCEEDED"), add_run(pipelines, "two", "FAILED")
     assert runs.find_run(cluster, first).display_name == "one"
     assert runs.find_run(cluster, "two").run_id == second
-    with pytest.raises(ValueError, match="got 'run-', which 2 of the last 2 has"):
+    with pytest.raises(ValueError, match="got 'run-', which matches 2 of the last 2 runs"):
         runs.find_run(cluster, "run-")
-    with pytest.raises(ValueError, match="got 'three', which none of the last 2 has"):
+    with pytest.raises(ValueError, match="got 'three', which matches none of the last 2 runs"):
         runs.find_run(cluster, "three")
 
 

@@ -46,7 +46,7 @@ def test_pods_that_fit_are_submitted_without_a_word(stand_in: StandIn, capsys: p
 def test_training_pods_that_never_fit_are_named_with_the_setting_that_changes_it(stand_in: StandIn) -> None:
     stand_in.nodes_of_cluster = [node()]
     stand_in.pods = [pod("500m")]
-    with pytest.raises(ClusterError, match=r"training pod 1 of 2 must fit .* asks for 2 cpu, 4.29 GB memory: one has "
+    with pytest.raises(ClusterError, match=r"training pod 1 of 2 must fit .* requests 2 cpu, 4.29 GB memory: one has "
                        r"1.5 cpu, .* free; make pipeline CPUS=700m MEMORY= .*--unchecked"):  # fmt: skip
         require_fit(Cluster(), Placement(), 2)
     stand_in.pods = [pod("750m")]

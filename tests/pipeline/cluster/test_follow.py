@@ -322,7 +322,7 @@ def test_an_image_that_there_is_not_is_told_at_once_and_ends_the_patience(stand_
     status, text = said(patience=0)
     assert status == 1
     assert 'waits: ImagePullBackOff: Back-off pulling image "kws-launcher:1"' in text
-    assert "no waiting mends it: make images" in text
+    assert "waiting longer will not help: make images" in text
     assert "make cancel RUN=324b195d" in text
     assert not [call for call in stand_in.calls if not call.startswith("GET")]  # the run is left
 
