@@ -14,14 +14,14 @@ help:
 
 ##@ Start here
 .PHONY: demo
-demo: $(READY) ## train and evaluate a recognizer on synthetic speech with the real pipeline, here, in minutes
+demo: $(READY) ## train and evaluate a recognizer on synthetic speech with the whole pipeline, on this machine, in minutes
 	@$(BIN)/python -m pipeline demo
 
 .PHONY: setup
-setup: $(READY) ## make the virtual environment .venv from uv.lock (the other targets do it by themselves)
+setup: $(READY) ## create .venv from uv.lock (the other targets do so when it is missing)
 
 $(READY): pyproject.toml uv.lock
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) must be installed, or named: make PYTHON=/path/to/python3.11"; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) must be installed, got none; name another: make PYTHON=/path/to/python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
@@ -42,35 +42,35 @@ format: $(READY) ## let ruff fix what it can
 	@$(BIN)/ruff format .
 
 .PHONY: test
-test: $(READY) ## every test that is quick, on real parts
+test: $(READY) ## run all quick tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 .PHONY: study
-study: $(READY) ## what each ingredient of the recipe is worth, in hours; may be stopped: SOURCE=ARCHIVE ARGS=
+study: $(READY) ## measure what each ingredient of the recipe is worth (hours; resumes after a stop): SOURCE=ARCHIVE ARGS=
 	@$(BIN)/python -m benchmarks.study --source '$(SOURCE)' $(ARGS)
 
 .PHONY: bench
-bench: $(READY) ## speed beside the alternatives, in 3 minutes: table and var/bench.json; ARGS="--rows … --quick"
+bench: $(READY) ## measure speed against alternatives (3 minutes; a table and var/bench.json): ARGS="--rows … --quick"
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: e2e
-e2e: $(READY) ## training and whole runs that are killed, stopped, shrunk and grown, in 10 minutes
+e2e: $(READY) ## test training and whole runs that are killed, stopped, shrunk and grown (10 minutes)
 	$(E2E) tests/e2e/test_survival.py tests/e2e/test_killed_pipeline.py
 
 DATA_ROOT = var/demo/data
 .PHONY: serve
-serve: $(READY) ## answer by the champion of DATA_ROOT (default: that of make demo), at http://127.0.0.1:8080
+serve: $(READY) ## serve the champion of DATA_ROOT (default: that of make demo) at http://127.0.0.1:8080
 	@$(BIN)/kws serve --data-root '$(DATA_ROOT)' $(ARGS)
 
 .PHONY: torture
-torture: $(READY) ## kills, full disks, runs in a row and fuzzers, in minutes to an hour; goes on where it was: ARGS=
+torture: $(READY) ## test with kills, full disks, runs in a row and fuzzers (minutes to an hour; resumes after a stop): ARGS=
 	@$(BIN)/python -m benchmarks.torture $(ARGS)
 
 .PHONY: clean
-clean: ## delete what the targets made, but for .venv, pulled models and the volume of the local cluster
+clean: ## delete what the targets made, except .venv, pulled models and the volume of the local cluster
 	rm -rf var/demo var/bench var/bench.json var/pipeline.yaml var/study var/torture var/notebook .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
-##@ Cluster (all need Docker; kind-… need kind and kubectl too)
+##@ Cluster (images and kind-… need Docker; kind-… also kind and kubectl)
 # Settings of the targets below, as in: make pipeline EPOCHS=5 WORKERS=3 ARGS="--batch-size 64"
 DEVICE = cpu
 TORCH =
@@ -105,22 +105,22 @@ COMMAND = @$(BIN)/python -m pipeline
 E2E = @$(BIN)/python -m pytest -o addopts= -v --durations=3
 
 .PHONY: preflight images kind-up kind-down kind-load kind-status
-preflight: $(READY) ## tell what this machine lacks for a cluster
+preflight: $(READY) ## check what this machine needs for a local cluster
 	$(COMMAND) preflight
 
 images: $(READY) ## build the container images: DEVICE=cpu|cuda TORCH=cpu|locked REGISTRY=
 	$(COMMAND) images $(IMAGES) $(call flag,--torch,$(TORCH)) $(if $(REGISTRY),--push) $(ARGS)
 
-kind-up: images ## make a local cluster with Kubeflow (first time 10 to 20 minutes)
+kind-up: images ## create a local cluster with Kubeflow (10 to 20 minutes the first time)
 	$(COMMAND) kind-up --device $(DEVICE)
 
 kind-down: $(READY) ## delete the local cluster; its volume stays in var/kind
 	$(COMMAND) kind-down
 
-kind-load: images ## copy images that were built anew into the local cluster
+kind-load: images ## build the images and copy them into the local cluster
 	$(COMMAND) kind-load --device $(DEVICE)
 
-kind-status: $(READY) ## one table of what is healthy
+kind-status: $(READY) ## show which parts of the local cluster are healthy
 	$(COMMAND) kind-status
 
 .PHONY: pipeline runs follow cancel retry
@@ -133,10 +133,10 @@ runs: $(READY) ## list the latest runs
 follow: $(READY) ## show a run until it ends: RUN=
 	$(COMMAND) follow '$(RUN)' $(WHERE)
 
-cancel: $(READY) ## end a run: RUN=
+cancel: $(READY) ## cancel a run: RUN=
 	$(COMMAND) cancel '$(RUN)' $(WHERE)
 
-retry: $(READY) ## start a failed run again where it failed: RUN=
+retry: $(READY) ## resume a failed or cancelled run where it stopped: RUN=
 	$(COMMAND) retry '$(RUN)' $(WHERE)
 
 .PHONY: schedule schedules unschedule
@@ -156,31 +156,31 @@ ui: $(READY) ## open the UI of Kubeflow Pipelines
 tensorboard: $(READY) ## open TensorBoard over all runs of the cluster
 	$(COMMAND) tensorboard $(WHERE)
 
-pull-model: $(READY) ## bring a model here, verified: VERSION=champion TO=var/models
+pull-model: $(READY) ## copy a version to this machine and verify it: VERSION=champion TO=var/models
 	$(COMMAND) pull --version '$(VERSION)' --to '$(TO)' $(WHERE) $(call flag,--registry,$(REGISTRY))
 
 .PHONY: deploy models rollback
-deploy: $(READY) ## serve the champion on the cluster, after make images
+deploy: $(READY) ## serve the champion on the cluster (after make images)
 	$(COMMAND) deploy $(WHERE) $(IMAGES) $(ARGS)
 
-models: $(READY) ## list versions, figures and champion: ARGS="--data-root var/demo/data" for those of this machine
+models: $(READY) ## list versions, metrics and champion: ARGS="--data-root var/demo/data" for those of this machine
 	$(COMMAND) models $(WHERE) $(call flag,--registry,$(REGISTRY)) $(ARGS)
 
 rollback: $(READY) ## make an earlier version champion: VERSION= REASON= ARGS="--data-root …"
 	$(COMMAND) rollback $(call flag,--version,$(filter-out champion,$(VERSION))) $(call flag,--reason,$(REASON)) $(WHERE) \
 	  $(call flag,--registry,$(REGISTRY)) $(ARGS)
 
-graph: $(READY) ## draw the compiled pipeline and the rooms of the code for the documentation
+graph: $(READY) ## draw the pictures of pipeline and code for the documentation
 	$(COMMAND) graph
 	@$(BIN)/python docs/draw_architecture.py
 
-e2e-docker: images ## the whole pipeline in containers against the same in processes (needs ../shared/data)
+e2e-docker: images ## compare the whole pipeline in containers with the same in processes (needs ../shared/data)
 	$(E2E) tests/e2e/test_docker.py
 
-test-cluster: $(READY) ## what a Kubernetes with the training operator shows without our images, in minutes: KUBECONFIG=FILE
+test-cluster: $(READY) ## test on a cluster with the training operator, without our images (a minute): KUBECONFIG=FILE
 	@test -n "$${KUBECONFIG:-}" || { echo "these tests need a cluster with the training operator: make test-cluster KUBECONFIG=FILE"; exit 2; }
 	$(E2E) tests/e2e/test_cluster_without_pipelines.py
 
-e2e-cluster: $(READY) ## everything on a real cluster: KUBECONFIG=FILE (half an hour; makes runs and jobs there)
+e2e-cluster: $(READY) ## test everything on a real cluster (half an hour; creates runs and jobs there): KUBECONFIG=FILE
 	@test -n "$${KUBECONFIG:-}" || { echo "these tests need a cluster with Kubeflow Pipelines: make e2e-cluster KUBECONFIG=FILE (docs/cluster.md)"; exit 2; }
 	$(E2E) tests/e2e/test_live_cluster.py

@@ -1,6 +1,6 @@
-"""Speed, side by side with the alternatives: `make bench`.
+"""Measures speed against alternatives: `make bench`.
 
-Each row is a ratio: ours over another way of doing the same, measured in turns. Prints a table and writes
+Each row is a ratio: our code over another way of doing the same work, measured alternately. Prints a table and writes
 var/bench.json.
 """
 
@@ -38,7 +38,7 @@ RESULT = Path("var/bench.json")
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
-    parser.add_argument("--quick", action="store_true", help="shorter turns: to try, not to quote")
+    parser.add_argument("--quick", action="store_true", help="shorter turns, for a first look: not to be quoted")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING)
     effort = measure.QUICK if options.quick else measure.SERIOUS

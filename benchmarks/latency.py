@@ -1,4 +1,4 @@
-"""From one waveform in memory to its word, on one thread."""
+"""Latency from one waveform in memory to its probabilities, on one thread."""
 
 import tempfile
 import time
@@ -28,7 +28,7 @@ def as_file(effort: Effort) -> Row:
 
 
 def in_torch(effort: Effort) -> Row:
-    """The `.pth` against the same."""
+    """The `.pth` against the same alternative."""
     return _against_eager("latency_in_torch_vs_eager", 1, untrained(), effort)
 
 

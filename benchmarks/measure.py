@@ -1,4 +1,4 @@
-"""How things are measured: two ways in turns, on one corpus, and the medians compared."""
+"""How rows are measured: two ways alternately, on one corpus, comparing their medians."""
 
 import contextlib
 import os
@@ -36,12 +36,12 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """Ours over the other's."""
+        """Our figure over the other's."""
         return self.ours / self.other
 
     @property
     def reached(self) -> bool:
-        """Whether the goal is."""
+        """Whether the goal is reached."""
         return self.ratio <= self.goal if self.at_most else self.ratio >= self.goal
 
 
@@ -50,9 +50,9 @@ class Effort:
     """How long to measure."""
 
     repeats: int
-    """Turns of each of the two ways; the medians count."""
+    """Turns of each of the two ways, of which the medians are compared."""
     steps: int
-    """Training steps of a turn."""
+    """Training steps per turn."""
 
 
 QUICK = Effort(repeats=5, steps=1)
@@ -60,9 +60,9 @@ SERIOUS = Effort(repeats=7, steps=4)
 
 
 def in_turns(ours: Callable[[], float], other: Callable[[], float], repeats: int) -> dict[str, float]:
-    """Measures two ways alternately, so that both see the same weather, and returns the medians.
+    """Measures two ways alternately, so that both see the same load of the machine, and returns the medians.
 
-    Each is called once more before, to warm up.
+    Each is called once before that, to warm up.
     """
     ours(), other()
     measured = [(ours(), other()) for _ in range(repeats)]
@@ -72,7 +72,7 @@ def in_turns(ours: Callable[[], float], other: Callable[[], float], repeats: int
 
 @contextlib.contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Computes with a number of threads within the block."""
+    """Sets the number of torch's threads within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -82,7 +82,7 @@ def threads(number: int) -> Iterator[None]:
 
 
 def recordings() -> Path:
-    """Returns real clips where they are at hand, else synthetic ones; made once."""
+    """Returns real clips where they are available, otherwise synthetic ones; made once."""
     if REAL_ARCHIVE.is_file():
         return download(str(REAL_ARCHIVE), "", FOLDER)
     folder = FOLDER / "synthetic"
@@ -91,7 +91,7 @@ def recordings() -> Path:
 
 
 def many_recordings(copies: int = 5) -> Path:
-    """Returns the clips several times over, as links: enough that the start of the workers does not count."""
+    """Returns the clips several times over, as links: so many that the start of the workers is negligible."""
     source = recordings()
     folder = FOLDER / f"{source.name}-x{copies}"
 
@@ -113,7 +113,7 @@ def tensors() -> Path:
 
 
 def machine() -> dict[str, Any]:
-    """Describes what was measured on."""
+    """Describes the machine that was measured on."""
     return {
         "processor": _processor(),
         "cores": num_cores(),

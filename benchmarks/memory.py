@@ -1,4 +1,4 @@
-"""Memory of training that is not page cache, as the tensors grow."""
+"""Anonymous memory of training (without page cache) as the tensors grow."""
 
 import shutil
 import subprocess
@@ -43,7 +43,7 @@ def _repeated(num_clips: int) -> Path:
 
 
 def _anonymous(tensors: Path) -> float:
-    """Trains in a process of its own, and returns its anonymous memory at the end, in MB."""
+    """Trains in a separate process, and returns its anonymous memory at the end, in MB."""
     command = [sys.executable, "-m", "benchmarks.memory", str(tensors)]
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 

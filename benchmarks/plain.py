@@ -1,4 +1,4 @@
-"""The plain ways that ours are held against: what one writes first, with torchaudio and torch alone."""
+"""The plain alternatives to compare with: straightforward code with torchaudio and torch alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ def mel_spectrogram(config: FeatureConfig) -> torchaudio.transforms.MelSpectrogr
 
 
 class Clips(Dataset[tuple[Tensor, int]]):
-    """Reads a recording and computes its features when it is asked for one."""
+    """Reads each recording and computes its features on access."""
 
     def __init__(self, paths: Sequence[Path], config: FeatureConfig) -> None:
         self.paths = list(paths)

@@ -1,4 +1,4 @@
-"""From WAV files in the page cache to finished tensors."""
+"""Throughput of preprocessing, from WAV files in the page cache to the finished tensors folder."""
 
 import multiprocessing
 import os
@@ -42,7 +42,7 @@ def versus_limit(effort: Effort) -> Row:
 
 
 def _start_server() -> None:
-    """Lets workers find loaded what each would import: PyTorch for the limit, and the main module of this program."""
+    """Preloads what each worker would import: PyTorch for the limit, and the main module of this program."""
     multiprocessing.set_forkserver_preload([*PRELOAD, "benchmarks.__main__"])
     forkserver.ensure_running()
 
@@ -78,7 +78,7 @@ def _limit(clips: Sequence[Path]) -> float:
 
 
 def _read_and_transform(clips: Sequence[Path], config: FeatureConfig = FEATURES) -> int:
-    """Does what cannot be left out, in memory that is used again and again."""
+    """Does only what cannot be left out, in memory that is reused."""
     torch.set_num_threads(1)
     batch = MelSpectrogram.BATCH
     samples = torch.zeros(batch, config.num_samples + config.win_length, dtype=torch.int16)

@@ -1,4 +1,4 @@
-"""`kws serve` against a bare loop of onnxruntime: the server on one core, whoever asks on the others."""
+"""`kws serve` against a bare loop of onnxruntime: the server on one core, its clients on the others."""
 
 import contextlib
 import http.client
@@ -28,14 +28,14 @@ CONNECTIONS = 8
 
 
 def throughput(effort: Effort) -> Row:
-    """Clips a second of 8 connections with a clip a request, against clips a second of the loop."""
+    """Clips per second over 8 connections with one clip per request, against clips per second of the loop."""
     with _server() as (port, model):
         rates = measure.in_turns(lambda: _asked(port, effort), lambda: _bare(model, effort), effort.repeats)
     return Row(row="serving_vs_bare", goal=0.8, unit="clips/s", **rates)
 
 
 def tail(effort: Effort) -> Row:
-    """The 99th percentile of a request in ms while half of what the loop does is asked for, against the loop's clip."""
+    """The 99th percentile of latency in ms at half the throughput of the loop, against the loop's time for a clip."""
     with _server() as (port, model):
         rate = _bare(model, effort)
         latencies = _paced(port, rate / 2, 2.0 * effort.steps)
@@ -68,7 +68,7 @@ def _server() -> Iterator[tuple[int, Path]]:
 
 
 def _bare(model: Path, effort: Effort) -> float:
-    """Clips a second of a loop that does nothing but hear, on one core."""
+    """Clips per second of a loop that only runs the model, on one core."""
     recognizer = onnx.load(model, num_threads=1)
     recognizer.hear(CLIP)
     started, times = time.perf_counter(), 25 * effort.steps
@@ -85,7 +85,7 @@ def _ask(connection: http.client.HTTPConnection) -> None:
 
 
 def _asked(port: int, effort: Effort) -> float:
-    """Clips a second of connections that ask as fast as they are answered."""
+    """Clips per second over connections that send a request as soon as they have an answer."""
     counts = [0] * CONNECTIONS
     ends = time.perf_counter() + 0.5 * effort.steps
 
@@ -101,7 +101,7 @@ def _asked(port: int, effort: Effort) -> float:
 
 
 def _paced(port: int, rate: float, seconds: float) -> list[float]:
-    """Seconds of each request, from when it was due, of so many a second."""
+    """Latency of each request in seconds, counted from when it was due, at a rate of requests per second."""
     found: list[float] = []
     begin = time.perf_counter() + 0.2
 

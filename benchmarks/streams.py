@@ -1,4 +1,4 @@
-"""Streams that one core hears in real time."""
+"""How many streams one core processes in real time."""
 
 import tempfile
 import time
@@ -12,14 +12,14 @@ from kws.model import onnx
 from kws.model.detector import Detector, Thresholds
 
 WANTED = 50
-"""Streams that a core is to hear."""
+"""The goal: streams per core."""
 
 
 def per_core(effort: Effort) -> Row:
-    """Detectors of one model on one thread, fed a tenth of a second each in turn, against the streams that are wanted.
+    """Detectors of one model on one thread, fed a tenth of a second each in turn, against the goal.
 
-    Ten windows a second each: frames once, then the network, then the decision. All runs in this thread, whose time of
-    a core is counted, so that other work beside it does not.
+    Each stream has ten windows per second: frames once, then the network, then the decision. Everything runs in this
+    thread and its CPU time is counted, so that other work on the machine does not matter.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"

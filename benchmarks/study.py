@@ -1,11 +1,11 @@
-"""What each ingredient of the recipe is worth: `make study`.
+"""Measures what each ingredient of the recipe is worth: `make study`.
 
-Every row is a variant of a preset, trained with several seeds on one archive, evaluated on the validation split.
+Every row is a variant of a preset, trained with several seeds on one archive and evaluated on the validation split.
 "Robustness" is the mean accuracy over the conditions of `kws.evaluate.robustness`, clean clips among them. The test
-split is for the final rows only (`--final`), which are evaluated under each condition. A study that is stopped goes on
-where it was: each training is a run folder of its own, and a complete one is only read.
+split is for the final rows only (`--final`), which are evaluated under each condition. A study that is stopped resumes
+where it was: each training has its own run folder, and a complete one is only read.
 
-  python -m benchmarks.study --source ARCHIVE --epochs 15 --jobs 2               every ingredient, on and off
+  python -m benchmarks.study --source ARCHIVE --epochs 15 --jobs 2               all variants
   python -m benchmarks.study --source ARCHIVE --variants default baseline --final
 """
 
@@ -31,7 +31,8 @@ from kws.processes import end_with_parent
 
 DEFAULT = PRESETS["default"]
 PLAIN = dataclasses.replace(DEFAULT, train=dataclasses.replace(DEFAULT.train, augment=AugmentConfig()))
-"""Raw power can be compared with this one only, as augmentation works on log-mel features."""
+"""The only variant to compare raw power with, as augmentation works on log-mel features alone."""
+
 BASELINE = dataclasses.replace(PRESETS["baseline"], split="speaker")
 
 Result = dict[str, Any]
@@ -95,7 +96,7 @@ class Task:
 
 
 def run(task: Task) -> Result:
-    """Trains and evaluates one variant with one seed, or reads what an earlier call found."""
+    """Trains and evaluates one variant with one seed, or reads the results of an earlier call."""
     from kws.preprocess.step import preprocess
     from kws.train import trainer
 
@@ -132,7 +133,7 @@ def run(task: Task) -> Result:
 
 
 def evaluate_robustness(model: Path, tensors_folder: Path, recordings: Path) -> Result:
-    """Evaluates a model on the validation split: as it is, and under worse conditions."""
+    """Evaluates a model on the validation split under every condition, clean clips among them."""
     from kws.evaluate import robustness
     from kws.model import bundle
     from kws.preprocess.tensors import Tensors
@@ -142,7 +143,7 @@ def evaluate_robustness(model: Path, tensors_folder: Path, recordings: Path) -> 
 
 
 def evaluate_test(model: Path, tensors_folder: Path, recordings: Path) -> Result:
-    """Evaluates a model on the test split: as it is, under worse conditions, and in 8 bits."""
+    """Evaluates a model on the test split: on clean clips, under the other conditions, and in 8 bits."""
     from kws.evaluate import accuracy, robustness
     from kws.model import bundle, onnx
     from kws.preprocess.tensors import Tensors
@@ -167,11 +168,11 @@ def evaluate_test(model: Path, tensors_folder: Path, recordings: Path) -> Result
 
 
 def rows(results: Sequence[Result], final: bool) -> tuple[list[str], list[list[str]]]:
-    """Makes the table, a row for every variant: mean ± standard deviation over its seeds, in per cent."""
+    """Returns titles and rows of the table, a row per variant: mean ± standard deviation over seeds, in per cent."""
     by_name: dict[str, list[Result]] = {}
     for result in results:
         by_name.setdefault(result["variant"], []).append(result)
-    titles = ["variant", "parameters", "epochs", "seconds", "seeds", "validation", "worse", "loss"]
+    titles = ["variant", "parameters", "epochs", "seconds", "seeds", "validation", "robustness", "loss"]
     conditions = list(results[0]["conditions"]) if final else []
     titles += ["test", "calibration error", "int8", *conditions] if final else []
     table = []
@@ -189,7 +190,7 @@ def rows(results: Sequence[Result], final: bool) -> tuple[list[str], list[list[s
 
 
 def spread(values: Sequence[float]) -> str:
-    """Writes shares as per cent: mean ± standard deviation."""
+    """Formats fractions in per cent: mean ± standard deviation."""
     deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.1f}{deviation}"
 
@@ -255,7 +256,7 @@ def draw(folder: Path, results: Sequence[Result]) -> None:
 
 
 def start_worker(num_threads: int) -> None:
-    """Readies a process for one training at a time, without bars that would overwrite each other."""
+    """Prepares a process for one training at a time, without progress bars that would overwrite each other."""
     os.environ["TQDM_DISABLE"] = "1"  # which tqdm reads when it is imported, by torch
     import torch
 
@@ -270,15 +271,15 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--source", required=True, help="URL, archive or folder of recordings")
     parser.add_argument("--folder", type=Path, default=Path("var/study"),
-                        help="gets results.json, table.md and pictures (default: %(default)s)")  # fmt: skip
+                        help="where to write results.json, table.md and pictures (default: %(default)s)")  # fmt: skip
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME",
-                        help=f"rows (default: all, {', '.join(VARIANTS)})")  # fmt: skip
+                        help=f"variants to train, a row each (default: all: {', '.join(VARIANTS)})")  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[41, 42, 43], help="(default: 41 42 43)")
     parser.add_argument("--epochs", nargs="+", default=["0"], metavar="N|NAME=N",
-                        help="of all or of one, as in: 0 baseline=9 (default: 0, as the preset says)")  # fmt: skip
+                        help="of all variants or one, as in: 0 baseline=9 (default: 0: as the preset)")  # fmt: skip
     parser.add_argument("--words", default="auto", help="words to tell apart (default: auto)")
     parser.add_argument("--unknown-words", default="", help="words of the class _unknown_ (default: none)")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, which share the cores (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel trainings, which share the cores (default: 1)")
     parser.add_argument("--final", action="store_true", help="evaluate on the test split too, under all conditions")
     options = parser.parse_args()
     from kws.download.step import download

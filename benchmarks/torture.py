@@ -1,16 +1,15 @@
-"""What becomes of the local pipeline when it is killed, when its disk fills up, when it runs on and on: `make torture`.
+"""Kills the local pipeline, fills its disk, damages its input and repeats it many times: `make torture`.
 
-Every trial starts a step of the pipeline in a process of its own on a copy of what the steps before it left, does
-something to it, and starts it again, undisturbed. A trial has survived when that second start leaves what a step to
-which nothing happened leaves, nothing half made beside it, and no traceback was printed. Prints a table of trials,
-survived and lost, and writes var/torture/result.json; started again, it goes on with the trials that are missing
-(--fresh starts anew).
+Every trial starts a step of the pipeline in a separate process on a copy of what the steps before it left, disturbs it,
+and starts it again, undisturbed. A trial has survived when the second start leaves the same files as an undisturbed
+step, nothing incomplete beside them, and no traceback was printed. Prints a table of trials, survived and lost, and
+writes var/torture/result.json; started again, it resumes with the trials that are missing (--fresh starts over).
 
   kill      SIGKILL at moments spread over the time of each step
   renames   SIGKILL just before each rename of each step
-  disk      a disk that is full after so many bytes of each step
+  disk      a disk that is full after a share of the bytes that each step writes
   repeat    all steps again and again in one process: memory, open files, threads, processes, temporary files
-  fuzz      each reader of files, and of HTTP answers, with damaged input, for some seconds
+  fuzz      damaged input for each reader of files and of HTTP answers, for some seconds
 """
 
 import argparse
@@ -55,7 +54,7 @@ SETTINGS = {"epochs": 3, "batch_size": 8}
 PAGE = 4096
 
 
-# The steps, on a data root that has what the steps before left.
+# The steps, on a data root with the results of the steps before.
 
 
 def _download(root: Path, corpus: Path) -> None:
@@ -89,7 +88,7 @@ STEPS: dict[str, Callable[[Path, Path], None]] = {
 
 
 def _make_corpus(folder: Path) -> None:
-    """Writes a small corpus of tones: what is said does not matter here."""
+    """Writes a small corpus of tones: words do not matter here."""
     random = np.random.default_rng(0)
     seconds = np.arange(16_000) / 16_000
     for index, word in enumerate(WORDS):
@@ -106,7 +105,7 @@ def _only(folder: Path) -> Path:
 
 
 def _outcome(root: Path) -> dict[str, str]:
-    """Returns a digest of everything that a data root has to have, by name, whatever names its runs have."""
+    """Returns a digest of everything that a data root must have, by name without the timestamps of runs."""
     found = {}
     for path in sorted(root.rglob("*")):
         name = "/".join(part for part in path.relative_to(root).parts if not part.endswith("-torture"))
@@ -130,7 +129,7 @@ def _outcome(root: Path) -> dict[str, str]:
     return found
 
 
-# One start of a step, in a process of its own.
+# One start of a step, in a separate process.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +144,7 @@ class End:
 
 
 def _start(step: str, root: Path, corpus: Path, seconds: float = 0.0, rename: int = 0) -> End:
-    """Starts a step, and kills it after some seconds, or before its n-th rename, where that is asked for."""
+    """Starts a step, and kills it after some seconds or before its n-th rename, if these are not 0."""
     with tempfile.TemporaryDirectory(prefix="kws-torture-") as folder:
         log, count = Path(folder) / "log", Path(folder) / "renames"
         started = time.monotonic()
@@ -170,7 +169,7 @@ def _start(step: str, root: Path, corpus: Path, seconds: float = 0.0, rename: in
 
 
 def _be(step: str, root: Path, corpus: Path, log: Path, count: Path, rename: int) -> None:
-    """Is the process of a start; does not return."""
+    """Runs a step in the forked process; does not return."""
     status = 70
     try:
         with contextlib.suppress(PermissionError):
@@ -210,7 +209,7 @@ def _be(step: str, root: Path, corpus: Path, log: Path, count: Path, rename: int
 
 
 class Torture:
-    """The trials of a folder: what they start from, and how they went."""
+    """The trials in a folder: what they start from, and their results."""
 
     def __init__(self, folder: Path, steps: Sequence[str]) -> None:
         self.folder = folder
@@ -226,7 +225,7 @@ class Torture:
         self._prepare()
 
     def _prepare(self) -> None:
-        """Runs the steps once, up to the last that is asked for, and keeps what each starts from and leaves."""
+        """Runs the steps once, up to the last that is needed, and keeps what each starts from and leaves."""
         _make_corpus(self.corpus)
         root = self.folder / "whole"
         shutil.rmtree(root, ignore_errors=True)
@@ -237,12 +236,12 @@ class Torture:
             shutil.copytree(root, self.before[step])
             end = _start(step, root, self.corpus)
             if end.status != 0:
-                raise RuntimeError(f"{step} must end well where nothing befalls it, got {end.status}: {end.said}")
+                raise RuntimeError(f"{step} must succeed undisturbed, got status {end.status}: {end.said}")
             self.seconds[step], self.renames[step] = end.seconds, end.num_renames
             self.expected[step] = _outcome(root)
 
     def try_(self, name: str, trial: Callable[..., str], *arguments: object) -> None:
-        """Makes a trial unless it was made before, and notes why it was lost, or nothing."""
+        """Runs a trial unless it was run before, and records why it was lost, or an empty text."""
         if name in self.trials:
             return
         try:
@@ -254,7 +253,7 @@ class Torture:
             print(f"lost: {name}: {self.trials[name]}", file=sys.stderr, flush=True)
 
     def judge(self, step: str, root: Path, ends: Sequence[End]) -> str:
-        """Starts a step again after what befell it, and returns what is wrong with what it leaves, or nothing."""
+        """Starts a step again after its disturbance, and returns what is wrong with the result, or an empty text."""
         again = _start(step, root, self.corpus)
         if again.status != 0:
             return f"the second start ended with {again.status}: {again.said[-800:]}"
@@ -264,7 +263,7 @@ class Torture:
         found, expected = _outcome(root), self.expected[step]
         if found != expected:
             odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-            return f"left others than an undisturbed run: {', '.join(odd[:5])}"
+            return f"left other files than an undisturbed run: {', '.join(odd[:5])}"
         return ""
 
     def kill(self, step: str, seconds: float = 0.0, rename: int = 0) -> str:
@@ -275,7 +274,7 @@ class Torture:
         return self.judge(step, root, [_start(step, root, self.corpus, seconds, rename)])
 
     def fill(self, step: str, share: float) -> str:
-        """Lets a step write to a disk that has room for a share of what it writes, and starts it again with more."""
+        """Runs a step on a disk that has room for a share of what it writes, and starts it again with more room."""
         root = self.folder / "disk"
         root.mkdir(exist_ok=True)
         used, needed = (_used(path) for path in (self.before[step], self._after(step)))
@@ -296,7 +295,7 @@ class Torture:
         return self.before[following[0]] if following else self.folder / "whole"
 
     def repeat(self, times: int, minutes: float) -> str:
-        """Runs all steps again and again in one process, and returns what it leaked, or nothing."""
+        """Runs all steps again and again in one process, and returns what it leaked, or an empty text."""
         root = self.folder / "trial"
         report = self.folder / "repeat.json"
         child = os.fork()
@@ -359,7 +358,7 @@ def _can_mount() -> bool:
 
 
 def _warm_up() -> None:
-    """Imports and compiles here what the processes of the trials would each take seconds for."""
+    """Imports and compiles once what would take every process of a trial seconds."""
     import matplotlib.pyplot
     import torch.utils.tensorboard
 
@@ -382,15 +381,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="(default: all)")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help="(default: all)")
-    parser.add_argument("--moments", type=int, default=20, help="of a kill, and sizes of a disk (default: 20)")
-    parser.add_argument("--runs", type=int, default=200, help="in a row (default: 200)")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="of them at most (default: no limit)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of fuzzing for each reader (default: 60)")
+    parser.add_argument("--moments", type=int, default=20, help="moments of a kill, and sizes of a disk (default: 20)")
+    parser.add_argument("--runs", type=int, default=200, help="runs in a row (default: 200)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="limit of the runs in a row (default: no)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds of fuzzing for each reader (default: 60)")
     parser.add_argument("--folder", type=Path, default=Path("var/torture"), help="(default: var/torture)")
-    parser.add_argument("--fresh", action="store_true", help="forget the trials that were made")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier trials")
     options = parser.parse_args(argv)
     if "disk" in options.only and not _can_mount() and "KWS_TORTURE" not in os.environ:
-        # In a user namespace of its own anyone may mount a tmpfs.
+        # Any user may mount a tmpfs in a user namespace.
         os.environ["KWS_TORTURE"] = "again"
         arguments = sys.argv[1:] if argv is None else list(argv)
         os.execvp("unshare", ["unshare", "-rm", sys.executable, "-m", "benchmarks.torture", *arguments])

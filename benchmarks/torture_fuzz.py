@@ -1,4 +1,4 @@
-"""The fuzzers of `benchmarks.torture`: a reader gets damaged input, and may read it or refuse it with a message."""
+"""The fuzzers of `benchmarks.torture`: a reader must accept damaged input, or refuse it with a message."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ from kws.preprocess import splits
 from kws.preprocess.audio import read_clip
 
 MEANT = (ValueError, OSError)
-"""What a reader raises with a message for people."""
+"""Exceptions by which a reader refuses input, with a message."""
 
 Read = Callable[[bytes], object]
 
@@ -139,7 +139,7 @@ def _http(folder: Path) -> Iterator[tuple[bytes, Read]]:
 
 
 def _unpack(content: bytes, folder: Path) -> None:
-    """Unpacks an archive, and looks whether anything but files and folders was made, or anything outside."""
+    """Unpacks an archive, and checks that nothing but files and folders was made, and nothing outside the folder."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         archive, outside, inside = (Path(scratch) / name for name in ("archive", "beside.wav", "out"))
         archive.write_bytes(content)
@@ -163,7 +163,7 @@ def _tar(folder: Path) -> Iterator[tuple[bytes, Read]]:
             member.type, member.linkname = kind, "yes/a.wav"
             member.size = 300 if kind == tarfile.REGTYPE else 0
             archive.addfile(member, io.BytesIO(b"\1" * 300))
-        end = archive.offset + 2 * tarfile.BLOCKSIZE  # what follows are more zeros
+        end = archive.offset + 2 * tarfile.BLOCKSIZE  # only more zeros follow
 
     def read(content: bytes) -> None:
         _unpack(_with_checksums(content), folder)
@@ -172,7 +172,7 @@ def _tar(folder: Path) -> Iterator[tuple[bytes, Read]]:
 
 
 def _with_checksums(content: bytes) -> bytes:
-    """Makes the checksums of the headers of most tar archives right, as a damaged one is refused before all else."""
+    """Corrects the header checksums of most tar archives, because a wrong one is refused before anything else."""
     if len(content) % 5 == 0:
         return content
     blocks = [content[start : start + 512] for start in range(0, len(content), 512)]
@@ -206,7 +206,7 @@ def _recognizer() -> bundle.Recognizer:
 
 
 def damaged(whole: bytes) -> st.SearchStrategy[bytes]:
-    """Makes a file of another one: bytes changed, put in, left out, cut off, or all of it made up."""
+    """Damages a file: bytes are changed, inserted, removed or cut off, or the whole is random."""
     # The ends have the headers and the directory of a zip; the middle is mostly weights.
     place = st.one_of(st.integers(0, min(len(whole), 300)), st.integers(0, len(whole)),
                       st.integers(max(0, len(whole) - 3000), len(whole)))  # fmt: skip
@@ -225,7 +225,7 @@ def damaged(whole: bytes) -> st.SearchStrategy[bytes]:
 
 
 def run(name: str, seconds: float, folder: Path) -> str:
-    """Fuzzes a reader for some seconds in a process of its own, and returns what was wrong, or nothing."""
+    """Fuzzes a reader for some seconds in a separate process, and returns what was wrong, or an empty text."""
     last, report = folder / f"fuzz-{name}.input", folder / f"fuzz-{name}.txt"
     child = os.fork()
     if child == 0:

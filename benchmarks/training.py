@@ -1,4 +1,4 @@
-"""Training: the loop, the step, and two processes."""
+"""Throughput of training: the loop, the step, and two processes."""
 
 import dataclasses
 import multiprocessing
@@ -31,7 +31,7 @@ ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 
 def loop_versus_resident_batch(effort: Effort) -> Row:
-    """The loop of an epoch against its own step (augmentation included) with one batch that stays in memory."""
+    """An epoch of the loop against its own step (augmentation included) with one batch that stays in memory."""
     with measure.threads(num_cores()):
         loop = _steps(make_trainer())
         fed = make_trainer()
@@ -126,24 +126,24 @@ def two_processes_versus_one(effort: Effort) -> Row:
 
 
 def beside_a_busy_process(effort: Effort) -> Row:
-    """Training as it is started by default, beside a process that keeps one core busy, against one thread there."""
+    """Training with default threads against training with one, each beside a process that keeps a core busy."""
     busy = [sys.executable, "-c", "while True: pass"]
     with _Group(1, num_cores()) as default, _Group(1, 1) as single, subprocess.Popen(busy) as neighbour:
-        steps = 8 * effort.steps  # the first second goes into noticing
+        steps = 8 * effort.steps  # it takes a second to notice the other process
         rates = measure.in_turns(lambda: default.rate(steps), lambda: single.rate(steps), effort.repeats)
         neighbour.kill()
     return Row(row="train_beside_busy_vs_one_thread", goal=0.85, unit="clips/s", **rates)
 
 
 def make_trainer(world: World = ALONE, tensors: Path | None = None) -> Trainer:
-    """Makes what trains the default model, in a process that keeps freed memory as training does."""
+    """Makes a trainer of the default model, in a process that keeps freed memory as training does."""
     keep_freed_memory()
     return Trainer(Tensors(tensors or measure.tensors()), PRESET, PRESETS[PRESET].train, world)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Resident:
-    """Stands for a split whose every batch is the same."""
+    """Stands for a split all of whose batches are the same."""
 
     features: Tensor
     labels: Tensor
@@ -153,7 +153,7 @@ class _Resident:
 
 
 def _steps(trainer: Trainer) -> Iterator[int]:
-    """Trains epoch after epoch, and yields the clips of each step."""
+    """Trains epoch after epoch, and yields the number of clips of each step."""
     while True:
         for _ in trainer.train_epoch():
             yield trainer.step_clips
