@@ -7,7 +7,7 @@ locked=$(uv export --frozen --no-dev "${extras[@]}" --no-emit-project --no-hashe
 kfp=$(uv export --frozen --no-dev --extra kubeflow --no-emit-project --no-hashes --no-annotate --no-header | grep -oE '^kfp==[^ ;]+')
 pytorch=$(grep -oE '^torch==[^ ;]+' <<<"$locked")
 torchaudio=$(grep -oE '^torchaudio==[^ ;]+' <<<"$locked")
-# Only the CUDA build of PyTorch needs these; uv.lock has it because that is the default on Linux.
+# Only the CUDA build of PyTorch needs these; uv.lock has that build because it is the default on Linux.
 mapfile -t cuda < <(grep -oE '^(torch|triton|cuda-[a-z0-9-]+|nvidia-[a-z0-9-]+)\b' <<<"$locked" | grep -v '^torchaudio')
 
 skip=()
@@ -29,7 +29,7 @@ if [ "$TORCH" = cpu ]; then
         exit 1
     }
 fi
-# Steps run kfp's executor, which needs none of what compiling and submitting need.
+# Steps run only kfp's executor, which does not need kfp's dependencies for compiling and submitting.
 uv pip install --no-deps "$kfp"
 
 "$UV_PROJECT_ENVIRONMENT/bin/python" - "${pytorch#torch==}" <<'PYTHON'
