@@ -1,4 +1,4 @@
-"""Real parts for tests: real recordings where they are at hand, and a real HTTP server that can misbehave."""
+"""Real parts for tests: real recordings where they are available, and a real HTTP server that can misbehave."""
 
 import os
 import tarfile

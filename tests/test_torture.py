@@ -1,4 +1,4 @@
-"""The small cousin of `make torture`."""
+"""A small part of `make torture`."""
 
 import json
 import subprocess

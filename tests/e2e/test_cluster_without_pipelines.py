@@ -1,7 +1,7 @@
-"""What a real Kubernetes with the training operator shows without Kubeflow Pipelines: `make test-cluster KUBECONFIG=…`.
+"""Tests on a Kubernetes with the training operator, without Kubeflow Pipelines: `make test-cluster KUBECONFIG=…`.
 
-Minutes, and no image of ours: pods run what every test cluster has (KWS_E2E_IMAGE, by default busybox:1.35, of which
-sh, cat and sleep are used). All of it happens in namespaces that the tests make and delete.
+They take minutes and need none of our images: pods run an image that every test cluster has (KWS_E2E_IMAGE, by default
+busybox:1.35, of which sh, cat and sleep are used), in namespaces that the tests create and delete.
 """
 
 import json
@@ -148,7 +148,7 @@ def pod_spec(image: str, **container: Any) -> dict[str, Any]:
                  "volumeMounts": [{"name": "v", "mountPath": "/v"}]}, "FailedMount: MountVolume.SetUp failed"),
     ],
 )  # fmt: skip
-def test_what_a_pod_of_a_step_waits_for_is_told_in_the_words_of_kubernetes(
+def test_what_a_step_pod_waits_for_is_shown_in_the_words_of_kubernetes(
     namespace: str, image: str, container: dict[str, Any], reason: str
 ) -> None:
     run = uuid.uuid4().hex

@@ -95,7 +95,7 @@ def run_pipeline(runner: str, source: Path, folder: Path) -> dict[str, Any]:
     return dict(json.loads(summary.read_text()))
 
 
-def test_the_pipeline_in_containers_gives_what_it_gives_in_processes(
+def test_the_pipeline_gives_the_same_results_in_containers_and_in_processes(
     images: dict[str, str], real_corpus: Path, tmp_path: Path
 ) -> None:
     # The folders of pytest are for its user alone, and the containers have another where that is root.

@@ -1,10 +1,10 @@
-"""What only a cluster shows: `make e2e-cluster KUBECONFIG=…`, on kind after `make kind-up` or on any Kubeflow.
+"""Tests that need a cluster: `make e2e-cluster KUBECONFIG=…`, on kind after `make kind-up` or on any Kubeflow.
 
-KUBECONFIG           the cluster, in whose current context these tests make runs, jobs and pods
+KUBECONFIG           the cluster, in whose current context these tests create runs, jobs and pods
 KWS_E2E_NAMESPACE    where steps run (kubeflow)
-KWS_E2E_VOLUME       the volume, where it is a folder of this machine; on kind that is known
-KWS_E2E_SOURCE       recordings that the cluster can read, of at least the words yes, no, stop. With such a folder they
-                     are synthesized into it; elsewhere the default is the published archive
+KWS_E2E_VOLUME       the volume, if it is a folder of this machine; not needed on kind
+KWS_E2E_SOURCE       recordings that the cluster can read, of at least the words yes, no, stop. By default they are
+                     synthesized into the volume if it is such a folder; otherwise the published archive is used
 KWS_E2E_FLAGS        further flags of runs and schedules, such as --registry ghcr.io/me --cpu 600m --memory 2Gi
 """
 
@@ -161,7 +161,7 @@ def test_the_account_of_the_steps_may_do_what_the_launcher_does() -> None:
         assert kubectl("auth", "can-i", verb, resource, who).strip() == "yes"
 
 
-def test_a_run_trains_on_two_nodes_and_ends_with_what_it_made(trained: subprocess.CompletedProcess[str]) -> None:
+def test_a_run_trains_on_two_nodes_and_prints_its_results(trained: subprocess.CompletedProcess[str]) -> None:
     assert "submitted PyTorchJob" in trained.stderr
     assert "epoch 1/1" in trained.stderr  # the trainer's own lines, without a terminal
     for fact in ("accuracy ", "champion ", "version ", "report ", "run ", "make pull-model VERSION="):
@@ -171,7 +171,7 @@ def test_a_run_trains_on_two_nodes_and_ends_with_what_it_made(trained: subproces
         assert noise not in trained.stdout + trained.stderr
 
 
-def test_following_a_run_that_has_ended_shows_the_same_end(trained: subprocess.CompletedProcess[str]) -> None:
+def test_following_a_finished_run_shows_the_same_results(trained: subprocess.CompletedProcess[str]) -> None:
     end = trained.stdout[trained.stdout.index("step ") :]
     assert pipeline("follow", run_id(trained)[:8]).stdout == end
 
@@ -212,7 +212,7 @@ def test_a_run_that_fails_ends_with_a_status_and_the_reason() -> None:
     assert "make retry RUN=" in done.stderr
 
 
-def test_a_cancelled_run_takes_its_training_job_along(source: str) -> None:
+def test_cancelling_a_run_deletes_its_training_job(source: str) -> None:
     words = ["--words", "auto"] if source.startswith("/data/") else ["--words", "yes,no,stop"]
     run = run_id(pipeline("submit", "--no-follow", "--source", source, *words, "--epochs", "500"))
     wait_for("the training job", lambda: job_of(run), 1200, run=run)
@@ -237,7 +237,7 @@ def test_a_worker_that_is_killed_comes_back_and_training_succeeds(source: str) -
     assert pipeline("follow", run).returncode == 0
 
 
-def test_a_step_whose_pod_vanishes_is_tried_again_and_says_so(source: str) -> None:
+def test_a_step_whose_pod_vanishes_is_retried_and_says_so(source: str) -> None:
     words = ["--words", "auto"] if source.startswith("/data/") else ["--words", "yes,no,stop"]
     run = run_id(pipeline("submit", "--no-follow", "--source", source, *words, "--epochs", "300",
                           "--min-accuracy", "0"))  # fmt: skip
@@ -251,7 +251,7 @@ def test_a_step_whose_pod_vanishes_is_tried_again_and_says_so(source: str) -> No
     assert "2nd attempt, ended before: pod deleted" in " ".join(done.stdout.split())
 
 
-def test_an_image_that_there_is_not_ends_following_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_image_ends_following_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KWS_RUNTIME_IMAGE", "kws-runtime:there-is-none")
     done = pipeline("submit", "--source", "/data/e2e-recordings", *SHORT, "--patience", "0.2", check=False)
     run = run_id(done)

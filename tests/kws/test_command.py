@@ -63,7 +63,7 @@ def test_command_ends_with_a_status_and_a_line(code: str, status: int, line: str
         ("2>&-", 0, ""),
     ],
 )  # fmt: skip
-def test_output_that_takes_nothing_is_no_traceback(redirect: str, status: int, said: str) -> None:
+def test_full_or_closed_output_causes_no_traceback(redirect: str, status: int, said: str) -> None:
     done = command("", redirect)
     assert (done.returncode, done.stderr) == (status, said)
 
@@ -98,7 +98,7 @@ def test_output_that_nobody_reads_any_more_ends_the_command_without_a_word() -> 
     assert (done.returncode, done.stdout, done.stderr) == (CLOSED_PIPE, "result\n", "remark\n")
 
 
-def test_remarks_that_nobody_reads_do_not_end_the_command() -> None:
+def test_log_messages_that_cannot_be_written_do_not_end_the_command() -> None:
     code = "for _ in range(5000): print('x' * 100, file=sys.stderr)\nprint('done')"
     done = command(code, "2> >(head -1 > /dev/null)")
     assert (done.returncode, done.stdout) == (0, "result\ndone\n")

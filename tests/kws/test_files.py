@@ -255,5 +255,5 @@ def test_free_bytes_of_a_folder_that_is_not_there_yet_are_those_of_its_disk(tmp_
 @pytest.mark.parametrize(
     ("num_bytes", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (2_428_923_189, "2.43 GB"), (5e12, "5 TB")]
 )
-def test_bytes_are_written_for_people(num_bytes: float, text: str) -> None:
+def test_bytes_are_formatted_for_people(num_bytes: float, text: str) -> None:
     assert files.human_bytes(num_bytes) == text

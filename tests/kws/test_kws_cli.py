@@ -1,4 +1,4 @@
-"""The command `kws` and its subcommands, but for predict."""
+"""The command `kws` and its subcommands, except predict."""
 
 import json
 import logging

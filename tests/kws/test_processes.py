@@ -1,4 +1,4 @@
-"""Processes and their memory."""
+"""Freed memory of a process is kept."""
 
 import multiprocessing
 import resource

@@ -234,7 +234,7 @@ def test_the_pods_of_a_trainjob_are_under_the_policy_of_training() -> None:
     assert policy_admits("overlays/kind", "kws-trainer", labels)
 
 
-def test_tensorboard_reader_and_steps_let_nobody_in() -> None:
+def test_tensorboard_reader_and_steps_accept_no_connections() -> None:
     deployment = of_kind("overlays/profile", "Deployment")["kws-tensorboard"]
     reader = reader_manifest("r", claim="c", image="i:1", mount_path="/data")
     for labels in (deployment["spec"]["template"]["metadata"]["labels"], reader["metadata"]["labels"]):

@@ -1,4 +1,4 @@
-"""What a run on this machine shows of its steps."""
+"""What a run on this machine prints about its steps."""
 
 import io
 import subprocess

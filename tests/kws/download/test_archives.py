@@ -1,4 +1,4 @@
-"""Archives as people make them, and as attackers do: what is written, what is left out, and what is refused."""
+"""Archives, ordinary and hostile: what is written, what is left out, and what is refused."""
 
 import bz2
 import errno

@@ -409,7 +409,7 @@ def test_extraction_killed_half_way_starts_again_and_leaves_nothing(tmp_path: Pa
     assert left_over(tmp_path / "data") == []
 
 
-def test_archive_with_one_folder_around_everything_loses_it(tmp_path: Path) -> None:
+def test_single_top_folder_of_an_archive_is_dropped(tmp_path: Path) -> None:
     archive = pack(make_recordings(tmp_path / "recordings"), tmp_path / "my words.tgz", wrapping="yes")
     folder = download(str(archive), "", tmp_path / "data")
     assert folder.name.startswith("my-words-")

@@ -1,4 +1,4 @@
-"""What is seen in a folder of recordings, what is not, and whether it was edited."""
+"""Which files in a folder count as recordings, and whether the folder was edited."""
 
 import logging
 import os

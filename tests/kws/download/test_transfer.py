@@ -1,4 +1,4 @@
-"""Servers as they are: what comes is kept, and nothing wrong is taken for right."""
+"""Unreliable servers: what was received is kept, and nothing wrong is accepted."""
 
 import io
 import random
@@ -46,7 +46,7 @@ def fetched(server: FileServer, part: Path) -> bytes:
     return part.read_bytes()
 
 
-def test_server_that_resets_within_a_few_kilobytes_is_of_use_all_the_same(
+def test_transfer_from_a_server_that_resets_every_few_kilobytes_completes(
     file_server: FileServer, content: bytes, tmp_path: Path
 ) -> None:
     file_server.reset_after = 25_000
@@ -66,7 +66,7 @@ def test_part_with_more_than_was_asked_for_is_not_trusted(
 
 
 @pytest.mark.parametrize("header", ["{}, {}", "nonsense", "-5", "{}, 7"])
-def test_length_that_is_said_twice_or_is_none_is_no_obstacle(
+def test_repeated_or_invalid_length_header_is_tolerated(
     file_server: FileServer, content: bytes, tmp_path: Path, header: str
 ) -> None:
     file_server.content_length = header

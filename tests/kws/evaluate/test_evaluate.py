@@ -36,7 +36,7 @@ def by_hand() -> Evaluation:
     )
 
 
-def test_figures_by_hand(by_hand: Evaluation) -> None:
+def test_metrics_equal_those_computed_by_hand(by_hand: Evaluation) -> None:
     assert by_hand.num_clips == 10
     assert by_hand.accuracy == pytest.approx(0.6)
     a, b, c = by_hand.word_scores

@@ -1,4 +1,4 @@
-"""Worse recordings."""
+"""Evaluation under difficult conditions."""
 
 import numpy as np
 import pytest

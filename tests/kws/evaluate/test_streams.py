@@ -1,4 +1,4 @@
-"""Detection in streams: plans with known truth, what counts, thresholds, figures."""
+"""Detection in streams: plans with known truth, what counts, thresholds, metrics."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def test_nothing_detected_is_all_missed_and_no_alarm() -> None:
 @pytest.mark.parametrize(
     ("count", "low", "high"), [(0, 0, 3.69), (1, 0.0253, 5.57), (10, 4.80, 18.39), (100, 81.4, 121.6)]
 )
-def test_interval_of_a_count_is_the_exact_one_nearly(count: int, low: float, high: float) -> None:
+def test_interval_of_a_count_is_close_to_the_exact_one(count: int, low: float, high: float) -> None:
     assert poisson_interval(count) == pytest.approx((low, high), rel=0.01, abs=0.02)
 
 
@@ -142,7 +142,7 @@ def test_same_stream_comes_again_and_noise_is_as_loud_as_it_is_said_to_be(script
     assert np.sqrt(np.mean(spoken**2)) == pytest.approx(SPEECH_LEVEL, rel=0.05)
 
 
-def test_what_is_kept_of_a_stream_gives_the_events_of_the_detector(
+def test_stored_probabilities_of_a_stream_give_the_events_of_the_detector(
     expert: Recognizer, tone_corpus: Path, tmp_path: Path
 ) -> None:
     onnx.export(expert, tmp_path / "model.onnx")

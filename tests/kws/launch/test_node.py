@@ -1,4 +1,4 @@
-"""The process of a pod: torchrun with its log, its lease, and errors that cannot mend."""
+"""The process of a pod: torchrun with its log, its lease, and errors that a retry cannot fix."""
 
 import os
 import signal
@@ -91,7 +91,7 @@ def test_an_error_of_the_volume_is_tried_again_and_its_traceback_is_in_the_log_a
     assert (run / "attempt1").exists()
 
 
-def test_an_error_that_cannot_mend_ends_the_pod_at_once_with_a_status_of_its_own(run: Path) -> None:
+def test_an_error_that_a_retry_cannot_fix_ends_the_pod_at_once_with_its_own_status(run: Path) -> None:
     status, shown = ended(start(run, "hopeless"))
     assert status == HOPELESS_STATUS
     assert shown.splitlines()[-1] == "error: ValueError: epochs must be positive, got -1"
@@ -153,7 +153,7 @@ def test_a_pods_log_is_named_after_its_place_in_the_job() -> None:
     assert log_file(run, "kws-20240501-100000-a-node-0-1") == run / "logs" / "node-0-1.log"
 
 
-def test_of_what_libraries_say_people_see_nothing_and_the_file_has_all(tmp_path: Path) -> None:
+def test_messages_of_libraries_go_to_the_log_file_alone(tmp_path: Path) -> None:
     lines = [
         "going on at step 12 of epoch 1",
         "W1125 19:38:25.964000 1049 torch/distributed/elastic/multiprocessing/api.py:1012] closing signal SIGTERM",

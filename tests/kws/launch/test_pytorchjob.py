@@ -252,7 +252,7 @@ def test_a_job_is_built_the_same_every_time(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "manifest.yaml").read_text()) == built(config)
 
 
-def test_more_least_nodes_than_nodes_are_refused() -> None:
+def test_min_nodes_above_the_number_of_nodes_is_refused() -> None:
     with pytest.raises(ValueError, match=re.escape("min_nodes must be at most num_nodes (3), got 4")):
         built(ClusterConfig(image=IMAGE, min_nodes=4))
 
@@ -400,7 +400,7 @@ def ended(status: int, time: str, **more: str) -> dict[str, Any]:
     return {"terminated": {"exitCode": status, "finishedAt": f"2024-05-01T10:00:{time}Z", "reason": "Error", **more}}
 
 
-def test_a_failed_job_speaks_with_its_own_message_and_the_log_of_the_first_pod_to_fail() -> None:
+def test_a_failed_job_is_reported_with_its_message_and_the_log_of_the_first_pod_to_fail() -> None:
     seen = [
         pod("kws-1f3c-worker-0", {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ended(1, "09")}),
         pod("kws-1f3c-worker-1", {"state": ended(1, "05")}),
@@ -419,7 +419,7 @@ def test_a_failed_job_speaks_with_its_own_message_and_the_log_of_the_first_pod_t
     ]
 
 
-def test_a_failed_pod_whose_log_was_lost_speaks_through_its_status() -> None:
+def test_a_failed_pod_whose_log_was_lost_is_reported_by_its_status() -> None:
     seen = [pod("kws-1f3c-worker-0", {"state": ended(137, "05", reason="OOMKilled", message="epoch 1\nepoch 2")})]
     message = job_status.failure_message(submitted(CREATED, FAILED), seen, {}, "pytorch")
     assert message.endswith(
@@ -517,7 +517,7 @@ def test_a_refusal_without_words_is_told_by_its_reason() -> None:
     assert "got: Not Found; install what makes pytorchjobs.kubeflow.org work: the training operator" in told
 
 
-def test_a_job_that_may_mend_is_told_from_one_that_cannot() -> None:
+def test_a_job_that_a_retry_may_fix_is_told_from_one_that_it_cannot() -> None:
     def mends(job: dict[str, Any], status: int, **more: str) -> bool:
         return job_status.may_mend(
             job, [pod("kws-1f3c-worker-0", {"lastState": ended(status, "05", **more)})], "pytorch"

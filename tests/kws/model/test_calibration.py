@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say."""
+"""Calibration: the temperature and the calibration error."""
 
 import pytest
 import torch
@@ -26,14 +26,14 @@ def test_temperature_makes_the_labels_most_likely() -> None:
     assert loss(found) <= min(loss(found * factor) for factor in (0.5, 0.95, 1.05, 2))
 
 
-def test_calibration_error_by_hand() -> None:
+def test_calibration_error_equals_the_one_computed_by_hand() -> None:
     # 0.9 and 0.92 lie in one bin of 10, one of the two is right: |1 - 1.82| = 0.82. 0.6 is alone and right: 0.4.
     probabilities = torch.tensor([[0.9, 0.1], [0.92, 0.08], [0.6, 0.4]])
     labels = torch.tensor([0, 1, 0])
     assert expected_calibration_error(probabilities, labels, num_bins=10) == pytest.approx((0.82 + 0.4) / 3, abs=1e-6)
 
 
-def test_calibration_error_of_a_model_that_is_sure_and_right_is_none_and_of_one_that_is_wrong_is_all() -> None:
+def test_calibration_error_of_a_sure_model_is_0_if_it_is_right_and_1_if_it_is_wrong() -> None:
     sure = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     assert expected_calibration_error(sure, torch.tensor([0, 0])) == 0
     assert expected_calibration_error(sure, torch.tensor([1, 1])) == 1

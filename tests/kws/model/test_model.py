@@ -148,7 +148,7 @@ def test_normalization_is_part_of_the_model_and_of_its_weights() -> None:
     assert torch.equal(plain.std, std)
 
 
-def test_clips_do_not_hear_each_other() -> None:
+def test_scores_of_a_clip_do_not_depend_on_other_clips_of_the_batch() -> None:
     model = build(SMALL).eval()
     features = torch.randn(5, 128, 81)
     alone = torch.cat([model(clip[None]) for clip in features])

@@ -1,4 +1,4 @@
-"""Reading recordings: every kind of WAV there is, and what is none."""
+"""Reading recordings: every kind of WAV, other formats, and files that are no recordings."""
 
 import contextlib
 import io

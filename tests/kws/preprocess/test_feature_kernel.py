@@ -1,4 +1,4 @@
-"""Compiled features, held against those of PyTorch, in which a recognizer hears."""
+"""Features of the compiled kernel, compared with those of PyTorch, which a recognizer uses."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Mel spectrograms, held against torchaudio's."""
+"""Mel spectrograms, compared with torchaudio's."""
 
 from itertools import islice
 from pathlib import Path

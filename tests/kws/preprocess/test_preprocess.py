@@ -163,7 +163,7 @@ def test_noise_for_training_leaves_the_end_of_every_recording_unheard(tone_corpu
     np.testing.assert_allclose(np.load(tone_tensors / "noise.features.npy"), expected, atol=0.01)
 
 
-def test_again_it_does_nothing_and_says_so(
+def test_second_call_does_nothing_and_says_so(
     tone_corpus: Path, tone_tensors: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -329,14 +329,14 @@ def test_too_many_unreadable_clips_fail_and_the_first_ten_are_named(corpus: Path
     assert [path for path in (tmp_path / "tensors").iterdir() if path.suffix != ".lock"] == []
 
 
-def test_tensors_that_more_was_left_out_of_than_is_allowed_now_fail_too(corpus: Path, tmp_path: Path) -> None:
+def test_stored_tensors_with_more_left_out_than_now_allowed_fail_too(corpus: Path, tmp_path: Path) -> None:
     spoil(corpus, 3)
     preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0.1, num_processes=1)
     with pytest.raises(ValueError, match=r"at most 1.00% of the clips must be unreadable, got 3 of 120"):
         preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0.01, num_processes=1)
 
 
-def test_unreadable_noise_is_listed_and_does_without(corpus: Path, tmp_path: Path) -> None:
+def test_unreadable_noise_is_listed_and_left_out(corpus: Path, tmp_path: Path) -> None:
     (corpus / "_background_noise_" / "broken.wav").write_bytes(b"nothing")
     folder = preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0, num_processes=1)
     manifest = files.read_json(folder / files.MANIFEST)
@@ -409,7 +409,7 @@ def test_killed_with_workers_at_it_leaves_no_process_behind(corpus: Path, tmp_pa
     assert alive() == 0
 
 
-def test_two_at_once_make_it_one_after_the_other(tone_corpus: Path, tone_tensors: Path, tmp_path: Path) -> None:
+def test_second_of_two_concurrent_calls_finds_tensors(tone_corpus: Path, tone_tensors: Path, tmp_path: Path) -> None:
     both = [start(tone_corpus, tmp_path) for _ in range(2)]
     for process in both:
         process.join(60)

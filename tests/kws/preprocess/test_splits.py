@@ -1,4 +1,4 @@
-"""Who trains, who validates, who tests."""
+"""The splits: by lists, by speaker, and at random."""
 
 import random
 import subprocess
@@ -146,7 +146,7 @@ def test_entry_that_is_exact_means_that_recording_and_its_copies_in_other_format
     assert read_lists({"test": path}, clips).split_of == dict.fromkeys(["yes/a.wav", "yes/a.flac", clips[3]], "test")
 
 
-def test_recording_of_both_lists_tests(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_recording_in_both_lists_is_in_the_test_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = {"test": tmp_path / "testing_list.txt", "validation": tmp_path / "validation_list.txt"}
     paths["test"].write_text("yes/a_nohash_0.wav")
     paths["validation"].write_text("yes/A_nohash_0.wav\nno/b_nohash_0.wav\n")

@@ -115,7 +115,7 @@ def test_worse_or_equal_model_leaves_the_champion_where_it_is(
     assert champion(data_root) == before
 
 
-def test_champion_that_is_tried_again_stays_champion_and_nothing_is_written(
+def test_retried_promotion_of_the_champion_writes_nothing(
     publish: Publish, expert: Recognizer, data_root: Path
 ) -> None:
     publish(expert)

@@ -1,4 +1,4 @@
-"""What the Model Registry is told, with its own client over real HTTP; a stand-in keeps the records."""
+"""Registration in the Model Registry, with its own client over real HTTP; a stand-in keeps the records."""
 
 import json
 import logging

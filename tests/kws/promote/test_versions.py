@@ -1,4 +1,4 @@
-"""What is published: the files of a version, the record of champions, and going back."""
+"""What is published: the files of a version, the record of champions, and rollback."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def test_exported_models_hear_what_the_trained_one_hears(published: Path, expert
     assert manifest["int8"] == "published: accuracy 100.00% on the test split, model.onnx 100.00%"
 
 
-def test_eight_bits_that_cannot_be_evaluated_are_not_published_and_the_manifest_says_why(
+def test_int8_model_that_cannot_be_evaluated_is_not_published_and_the_manifest_says_why(
     published: Path, expert: Recognizer, tone_tensors: Path, tmp_path: Path
 ) -> None:
     tensors = tmp_path / "tensors"
@@ -194,7 +194,7 @@ def test_rollback_without_a_champion_before_says_what_there_is(published: Path) 
         versions.rollback(published)
 
 
-def test_command_goes_back_and_says_what_it_did(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rollback_command_says_what_it_did(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for expected in ("champion two, before three\n", "champion two, as before\n"):
         with pytest.raises(SystemExit) as caught:
             main(["rollback", "--data-root", str(data_root), "--version", "two", "--reason", "a test"])

@@ -83,7 +83,7 @@ def test_microphone_is_heard_and_the_words_are_logged(tab: "Tab") -> None:
     playwright.expect(tab.locator("#status")).to_have_text("The microphone is off.")
 
 
-def test_file_is_heard_and_a_word_that_is_never_to_count_does_not(tab: "Tab", sound: Path) -> None:
+def test_dropped_file_is_recognized_and_a_word_set_to_never_is_not_reported(tab: "Tab", sound: Path) -> None:
     for word in ("no", "stop", "yes"):
         tab.locator(f"#threshold-{word}").focus()
         tab.keyboard.press("End")

@@ -1,4 +1,4 @@
-"""The page's own server: files, the WebSocket, recordings; on a real socket, with a client that is not ours."""
+"""The page's own server: files, the WebSocket, recordings; on a real socket, with a third-party client."""
 
 import asyncio
 import dataclasses

@@ -1,4 +1,4 @@
-"""The server as clients meet it: processes of the command line, clients that are not ours."""
+"""The server from outside: processes of the command line, third-party clients."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""What a step makes of the gradient."""
+"""The optimizers: what a step does with the gradient."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Folders of runs, and who may start one."""
+"""Run folders, and which process may start one."""
 
 import contextlib
 import logging
@@ -60,7 +60,7 @@ def test_run_that_was_killed_goes_on_whatever_the_clock_says_now(tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{"])
-def test_damaged_settings_of_another_run_hinder_no_new_one(
+def test_damaged_settings_of_another_run_do_not_stop_a_new_run(
     tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -82,7 +82,7 @@ def test_damaged_settings_of_another_run_hinder_no_new_one(
         ({"tensors": {"path": "x"}, "preset": "default", "train": {"epochs": "many"}}, "epochs must be of"),
     ],
 )
-def test_damaged_settings_are_refused_by_who_trains(tmp_path: Path, content: object, message: str) -> None:
+def test_training_refuses_damaged_settings(tmp_path: Path, content: object, message: str) -> None:
     files.write_json(tmp_path / runs.CONFIG, content)
     with pytest.raises(ValueError, match=message):
         runs.read_config(tmp_path)

@@ -57,7 +57,7 @@ def test_the_volume_is_mounted_where_data_moves_and_nowhere_else(package: Path) 
         assert mount["pvcNameParameter"]["runtimeValue"]["constant"] == "kws-data"
 
 
-def test_every_step_asks_for_and_is_bounded_in_cpu_and_memory(package: Path) -> None:
+def test_every_step_has_requests_and_limits_of_cpu_and_memory(package: Path) -> None:
     for step, container in containers_of(package).items():
         assert {"resourceCpuRequest", "resourceCpuLimit", "resourceMemoryRequest", "resourceMemoryLimit"} <= set(
             container["resources"]
@@ -218,7 +218,7 @@ def test_a_cluster_of_kubeconfig_that_is_gone_is_named_in_a_sentence(
         (["--token-file", "/nowhere"], "token_file must be a file, got '/nowhere', which does not exist"),
     ],
 )
-def test_a_wrong_flag_is_refused_before_anything_is_asked(flags: list[str], message: str) -> None:
+def test_a_wrong_flag_is_refused_before_the_cluster_is_contacted(flags: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Cluster(**{flags[0].removeprefix("--").replace("-", "_"): flags[1]})
 

@@ -166,7 +166,7 @@ def test_schedule_replaces_the_one_of_its_name_and_is_deleted_by_it(
         runs.unschedule(cluster, "speech-commands")
 
 
-def test_run_under_way_is_cancelled_before_its_schedule_is_deleted(
+def test_run_in_progress_is_cancelled_before_its_schedule_is_deleted(
     pipelines: Pipelines, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runs, "POLL_SECONDS", 0.0)
@@ -180,13 +180,13 @@ def test_run_under_way_is_cancelled_before_its_schedule_is_deleted(
     assert f"POST runs/{other}:terminate" not in pipelines.asked
 
 
-def test_cron_expression_that_is_none_starts_nothing(pipelines: Pipelines, cluster: Cluster) -> None:
+def test_invalid_cron_expression_creates_no_schedule(pipelines: Pipelines, cluster: Cluster) -> None:
     with pytest.raises(ValueError, match="cron must have five fields"):
         runs.schedule(cluster, PipelineConfig(), PLACEMENT, cron="every monday")
     assert pipelines.asked == []
 
 
-def test_time_zone_is_refused_where_it_cannot_be_set_or_is_none(cluster: Cluster) -> None:
+def test_time_zone_is_refused_if_it_is_unknown_or_cannot_be_set(cluster: Cluster) -> None:
     with pytest.raises(ValueError, match="time zone must be a name such as Europe/Berlin or UTC, got 'Mars/Olympus'"):
         runs.set_time_zone(cluster, "Mars/Olympus", "x")
     with pytest.raises(ClusterError, match="the time zone must be set through kubeconfig, got none"):

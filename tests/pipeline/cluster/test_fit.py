@@ -1,4 +1,4 @@
-"""Whether a run fits is looked at before it is submitted: over real HTTP, from objects as Kubernetes gives them."""
+"""The check before submitting whether a run fits, over real HTTP, from objects as Kubernetes gives them."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def quota(used: dict[str, str] | None = None, **hard: str) -> dict[str, Any]:
     return {"metadata": {"name": "kws"}, "status": {"hard": limits, "used": used or {}}}
 
 
-def test_pods_that_fit_are_submitted_without_a_word(stand_in: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pods_that_fit_are_submitted_without_a_message(stand_in: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
     stand_in.nodes_of_cluster = [node()]
     stand_in.pods = [pod("500m"), pod("8", phase="Succeeded")]
     require_fit(Cluster(), SMALL, 2)
@@ -95,7 +95,7 @@ def test_other_runs_that_will_end_are_waited_for(stand_in: StandIn, capsys: pyte
         ({"extra": {"nvidia.com/gpu": "1"}}, {"gpus_per_node": 1}, True),
     ],
 )
-def test_nodes_take_what_their_state_labels_and_taints_let_them(
+def test_nodes_admit_pods_by_state_labels_and_taints(
     stand_in: StandIn, more: dict[str, Any], training: dict[str, Any], fits: bool
 ) -> None:
     stand_in.nodes_of_cluster = [node(**more)]

@@ -1,4 +1,4 @@
-"""Following a run: over real HTTP, from answers of Kubeflow Pipelines 2.17 and Kubernetes 1.34 that were recorded."""
+"""Following a run, over real HTTP, from recorded answers of Kubeflow Pipelines 2.17 and Kubernetes 1.34."""
 
 import argparse
 import json
@@ -72,7 +72,7 @@ def test_a_node_is_found_by_its_id_among_those_of_other_steps() -> None:
     assert again["train"] == ("speech-commands-x6sgt-1229726666", "speech-commands-x6sgt-1699352903")
 
 
-def test_where_argo_has_settings_of_its_own_the_plain_names_are_steps_too() -> None:
+def test_plain_node_names_of_argos_own_settings_are_steps_too() -> None:
     plain = "w.root.train.executor"
     tasks = [
         {"display_name": name, "state": state, "create_time": "2026-01-01T10:00:00Z",
@@ -227,7 +227,7 @@ def train_pod(**status: Any) -> dict[str, Any]:
     return pod("speech-commands-tqsdf-1042459628", "speech-commands-tqsdf(0).root(0).train(0).executor(0)", **status)
 
 
-def test_a_run_that_succeeded_ends_with_what_it_made(stand_in: StandIn, said: Any) -> None:
+def test_a_run_that_succeeded_prints_its_results(stand_in: StandIn, said: Any) -> None:
     stand_in.runs = [running("evaluate"), recorded("succeeded")]
     for step, digest in (("evaluate", EXECUTORS["evaluate"]), ("promote", "")):
         name = f"speech-commands-tqsdf(0).root(0).{step}(0).executor(0)"
@@ -294,7 +294,7 @@ def test_when_no_pod_is_left_the_log_that_was_kept_gives_the_reason(stand_in: St
     assert "vanished" not in text
 
 
-def test_a_step_that_was_killed_for_want_of_memory_says_so(stand_in: StandIn, said: Any) -> None:
+def test_a_step_that_ran_out_of_memory_says_so(stand_in: StandIn, said: Any) -> None:
     stand_in.runs = [recorded("failed")]
     ended = [{"name": "main", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}]
     name = "speech-commands-m9msh(0).root(0).download(0).executor(0)"
@@ -302,7 +302,7 @@ def test_a_step_that_was_killed_for_want_of_memory_says_so(stand_in: StandIn, sa
     assert "the run failed at download: OOMKilled (status 137)" in said()[1]
 
 
-def test_a_step_that_is_tried_again_says_so_and_why_in_its_row(stand_in: StandIn, said: Any) -> None:
+def test_a_retried_step_says_so_and_why_in_its_row(stand_in: StandIn, said: Any) -> None:
     stand_in.runs = [recorded("tried_again"), recorded("cancelled")]
     name = "speech-commands-x6sgt(0).root(0).train(0).executor"
     stand_in.nodes = {f"{name}(0)": "pod deleted", f"{name}(1)": ""}
@@ -316,7 +316,7 @@ def test_a_step_that_is_tried_again_says_so_and_why_in_its_row(stand_in: StandIn
     assert re.search(r"train +cancelled", text)
 
 
-def test_an_image_that_there_is_not_is_told_at_once_and_ends_the_patience(stand_in: StandIn, said: Any) -> None:
+def test_a_missing_image_is_reported_at_once_and_ends_following(stand_in: StandIn, said: Any) -> None:
     stand_in.runs = [running("train")]
     stand_in.pods = [train_pod(**waiting("ImagePullBackOff", 'Back-off pulling image "kws-launcher:1"'))]
     status, text = said(patience=0)
@@ -327,7 +327,7 @@ def test_an_image_that_there_is_not_is_told_at_once_and_ends_the_patience(stand_
     assert not [call for call in stand_in.calls if not call.startswith("GET")]  # the run is left
 
 
-def test_a_wait_that_may_mend_itself_is_told_and_followed_on(stand_in: StandIn, said: Any) -> None:
+def test_a_wait_that_may_resolve_by_itself_is_reported_and_following_goes_on(stand_in: StandIn, said: Any) -> None:
     stand_in.runs = [*[running("train")] * 5, recorded("succeeded")]
     stand_in.pods = [train_pod(phase="Running")]
     unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
@@ -365,7 +365,7 @@ def test_pods_that_a_quota_forbids_are_told_in_the_words_of_kubernetes(stand_in:
     assert "waits: FailedCreatePod: Error creating: forbidden: exceeded quota: kws" in said()[1]
 
 
-def test_the_last_picture_waits_for_steps_that_trail_the_run(stand_in: StandIn, said: Any) -> None:
+def test_the_final_table_waits_for_steps_that_trail_the_run(stand_in: StandIn, said: Any) -> None:
     trailing = running("promote") | {"state": "SUCCEEDED"}
     stand_in.runs = [trailing, trailing, recorded("succeeded")]
     status, text = said()

@@ -105,7 +105,7 @@ def test_too_small_a_disk_is_told_with_a_remedy(tmp_path: Path, monkeypatch: pyt
     assert not preflight.disk(tmp_path).problem
 
 
-def test_the_disk_must_hold_what_is_carried_to_the_nodes_as_often_as_it_is_kept(tmp_path: Path) -> None:
+def test_the_disk_must_hold_every_copy_of_the_images(tmp_path: Path) -> None:
     problem = preflight.disk(tmp_path, image_bytes=1 << 59).problem
     assert ", 3 times 5.76e+05 TB of it for our images, got " in problem
 
