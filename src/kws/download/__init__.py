@@ -1,5 +1,5 @@
-"""The first step: recordings onto the volume.
+"""The first step: copies recordings to the volume.
 
-In: an address, an archive or a folder. Out: datasets/<name>-<sha256>/, word folders and a manifest.
-Start with step.py; synthesize.py speaks a corpus where there is none.
+In: a URL, an archive or a folder. Out: datasets/<name>-<sha256>/ with a folder for every word and a manifest.
+Start with step.py; synthesize.py makes a synthetic corpus if there are no recordings.
 """

@@ -1,7 +1,8 @@
-"""Unpacking archives that anybody may have made.
+"""Unpacks untrusted archives.
 
-Nothing here depends on the filters of `tarfile`, which older releases of Python 3.11 do not have: regular files are
-written by name into folders made here, links and devices never are, and no small file fills the memory or the disk.
+This does not depend on the extraction filters of `tarfile`, which early releases of Python 3.11 lack: regular files are
+written by name into folders made here, symbolic links and devices are never created, and no decompression bomb fills
+the memory or the disk.
 """
 
 import bz2
@@ -27,21 +28,21 @@ from kws.progress import progress
 SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ\0": lzma.LZMAFile}
-"""What reads a compressed file, by the bytes it begins with."""
+"""The reader of a compressed file, by its magic bytes."""
 
 ZIP = (b"PK\3\4", b"PK\5\6")
 
 EXTRACTED = 2
-"""Bytes of disk for the recordings per byte of archive: speech in 16 bits compresses to 0.6 to 0.7."""
+"""Bytes of disk needed per byte of archive: 16-bit speech compresses to 0.6 to 0.7 of its size."""
 
 RATIO = 50
-"""Bytes that a byte of an archive may become. Recordings become 1.5, clips of mere zeros with a word in between 10."""
+"""Largest expansion of an archive. Recordings expand to 1.5 times, clips padded with zeros to 10 times their size."""
 
 ALWAYS = 1 << 30
-"""Bytes that an archive of any size may become."""
+"""Bytes to which an archive of any size may expand."""
 
 HEADER = 1 << 22
-"""Bytes that the headers of one member of a tar archive may have: long names, and the map of a sparse file."""
+"""Largest size in bytes of the headers of one tar member, which include long names and the map of a sparse file."""
 
 CHUNK = 1 << 18
 
@@ -50,11 +51,11 @@ _DAMAGE = (
     tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError, struct.error, ValueError,
     LookupError, ArithmeticError, RuntimeError, MemoryError,
 )  # fmt: skip
-"""What readers of archives raise, for one kind of damage or another."""
+"""Exceptions that the archive readers raise for damaged files."""
 
 
 class ArchiveError(ValueError):
-    """An archive is damaged, or not to be trusted."""
+    """Raised for an archive that is damaged or must not be trusted."""
 
 
 @dataclass(kw_only=True)
@@ -66,7 +67,7 @@ class Skipped:
     """The first of them, with the reasons."""
 
     def add(self, name: str, reason: str) -> None:
-        """Counts a member."""
+        """Counts a member, and keeps its name and reason if it is among the first."""
         self.num_members += 1
         if len(self.first) < NAMED:
             self.first[printable(name)[:200]] = reason
@@ -75,19 +76,19 @@ class Skipped:
 def unpack(archive: Path, folder: Path, source: str, name: str) -> Skipped:
     """Writes the regular files of an archive, tar (compressed or not) or zip, into a folder.
 
-    Hidden files are left out without a word: macOS packs a ._name beside every file.
+    Hidden files are skipped silently, as macOS packs a ._name beside every file.
 
     Args:
         archive: the file.
         folder: an empty folder.
-        source: what to call the archive in an error.
-        name: what to call it on the bar of progress.
+        source: name of the archive in error messages.
+        name: name of the archive on the progress bar.
 
     Returns:
-        What else is left out.
+        The other members that were skipped.
 
     Raises:
-        ArchiveError: it is no whole archive, has members outside its folder, or becomes far more than it is.
+        ArchiveError: the archive is damaged, has members outside its folder, or expands beyond the limits.
         OSError: the disk is full or broken.
     """
     size = archive.stat().st_size
@@ -102,16 +103,16 @@ def unpack(archive: Path, folder: Path, source: str, name: str) -> Skipped:
             raise
         except _DAMAGE as error:
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-                raise  # the disk's fault, not the archive's: that has offsets before the start of the file at most
+                raise  # an error of the disk; a damaged archive causes at most EINVAL, by a seek to a negative offset
             raise ArchiveError(
                 f"source must be a whole archive ({', '.join(SUFFIXES)}), got {source}: "
-                f"{error or type(error).__name__}; fetch or pack it anew"
+                f"{error or type(error).__name__}; download or pack it again"
             ) from error
     return writer.skipped
 
 
 def decompress(file: IO[bytes]) -> IO[bytes]:
-    """Returns what a file holds under gzip, bzip2 or xz, from its start on; the file itself, if it is plain."""
+    """Returns a reader of the content under gzip, bzip2 or xz, or the file itself if it is not compressed."""
     file.seek(0)
     start = file.read(6)
     file.seek(0)
@@ -122,63 +123,63 @@ def decompress(file: IO[bytes]) -> IO[bytes]:
 
 
 def require_space(num_bytes: int, folder: Path) -> None:
-    """Checks that a disk has room.
+    """Checks that the disk of a folder has enough free space.
 
     Raises:
-        ValueError: it has not.
+        ValueError: it has less than `num_bytes`.
     """
     free = files.free_bytes(folder)
     if num_bytes > free:
         raise ValueError(
-            f"data_root must have {files.human_bytes(num_bytes)} of free disk for the recordings, got "
-            f"{files.human_bytes(free)} in {folder}: free some, or name a data_root on another disk"
+            f"data_root must have {files.human_bytes(num_bytes)} of free disk space for the recordings, got "
+            f"{files.human_bytes(free)} in {folder}: free some, or choose a data_root on another disk"
         )
 
 
 class _Writer:
-    """Writes members into a folder, within bounds."""
+    """Writes members into a folder, up to a limit of bytes."""
 
     def __init__(self, folder: Path, source: str, most: int) -> None:
         self.folder = folder
         self.source = source
         self.most = most
-        """Bytes that the archive may become."""
+        """Bytes to which the archive may expand."""
         self.written = 0
         self.skipped = Skipped()
         self.made: set[Path] = set()
 
     def claim(self, num_bytes: int) -> None:
-        """Refuses an archive that becomes too much, before it does."""
+        """Counts bytes that are about to be written, and refuses an archive that exceeds the limit."""
         self.written += num_bytes
         self.check(self.written)
 
     def check(self, num_bytes: int) -> None:
         if num_bytes > self.most:
             raise ArchiveError(
-                f"source must become at most {RATIO} times its size (or {files.human_bytes(ALWAYS)}) when it is "
-                f"unpacked, got {self.source}, which becomes {files.human_bytes(num_bytes)} or more: do not use it"
+                f"source must expand to at most {RATIO} times its size (or {files.human_bytes(ALWAYS)}) when it is "
+                f"unpacked, got {self.source}, which expands to {files.human_bytes(num_bytes)} or more: do not use it"
             )
 
     def place(self, name: str) -> Path | None:
-        """Returns where a member goes, None where it is left out."""
+        """Returns the path to which a member is written, or None if it is skipped."""
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if ".." in parts:
             raise ArchiveError(
                 f"source must be an archive whose members stay in its folder, got {self.source} with "
-                f"{printable(name)[:200]}: do not use it, or pack its recordings anew"
+                f"{printable(name)[:200]}: do not use it, or pack its recordings again"
             )
         if not parts or any(part.startswith(".") for part in parts):
             return None
         if printable(name) != name or "\0" in name:
             self.skipped.add(name, "its name is not UTF-8")
         elif files.MANIFEST in parts:
-            self.skipped.add(name, "a manifest is made anew")
+            self.skipped.add(name, "the manifest is written by kws")
         else:
             return self.folder.joinpath(*parts)
         return None
 
     def write(self, name: str, source: IO[bytes], size: int) -> None:
-        """Writes a regular file."""
+        """Writes a regular file of `size` bytes, unless its name is skipped."""
         path = self.place(name)
         if path is None:
             return
@@ -194,7 +195,7 @@ class _Writer:
                 raise EOFError(f"{printable(name)} ends {left} bytes before its end")
 
     def link(self, name: str, target_name: str) -> None:
-        """Writes a file that is another one of the archive too."""
+        """Makes a hard link to another file of the archive."""
         path, target = self.place(name), self.place(target_name)
         if path is None:
             return
@@ -206,7 +207,7 @@ class _Writer:
             os.link(target, path)
 
     def _make_room(self, path: Path) -> None:
-        """Makes the folder of a file, and deletes what an earlier member of the same name left."""
+        """Makes the folder of a file, and deletes an earlier member of the same name."""
         if path.parent not in self.made:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.made.add(path.parent)
@@ -225,14 +226,14 @@ class _Writer:
 
 
 class _TarStream:
-    """What `tarfile` reads from: no more at a time than a header has, only forward, and not without end."""
+    """The stream from which `tarfile` reads, which limits the size of headers and members, and only moves forward."""
 
     def __init__(self, stream: IO[bytes], writer: _Writer) -> None:
         self.stream = stream
         self.writer = writer
         self.budget = HEADER
         self.last = b""
-        """What was read last."""
+        """The result of the last read."""
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= self.budget:
@@ -254,14 +255,14 @@ class _TarStream:
 def _unpack_tar(file: IO[bytes], writer: _Writer, bar: Any) -> None:
     data = decompress(file)
     if data is not file and data.read(2) == b"\x1f\x8b":
-        data = cast(IO[bytes], gzip.GzipFile(fileobj=data))  # a server compressed a .tar.gz once more
+        data = cast(IO[bytes], gzip.GzipFile(fileobj=data))  # some servers compress a .tar.gz a second time
     data.seek(0)
     stream = _TarStream(data, writer)
     with tarfile.open(
         fileobj=cast(IO[bytes], stream), mode="r:", encoding="utf-8", errors="surrogateescape"
     ) as members:
         while (member := members.next()) is not None:
-            members.members.clear()  # type: ignore[attr-defined]  # a million of them would fill the memory
+            members.members.clear()  # type: ignore[attr-defined]  # or a million members would fill the memory
             if member.isreg():
                 source = members.extractfile(member)
                 assert source is not None
@@ -273,10 +274,10 @@ def _unpack_tar(file: IO[bytes], writer: _Writer, bar: Any) -> None:
                 writer.skipped.add(member.name, f"it is {_KINDS.get(member.type, 'of an unknown kind')}")
             stream.budget = HEADER
             bar.update(file.tell() - bar.n)
-    # tarfile takes a damaged header for the end: the end is a block of zeros.
+    # tarfile mistakes a damaged header for the end, which really is a block of zeros.
     if len(stream.last) != tarfile.BLOCKSIZE or any(stream.last):
         raise tarfile.ReadError("it has no end, or a damaged header")
-    # An archive ends before its file does: only the rest has the checksum over everything.
+    # Reading on to the end of the file makes gzip and the others verify their checksum.
     while data.read(CHUNK):
         writer.check(data.tell())
 
@@ -292,7 +293,7 @@ _KINDS = {
 def _unpack_zip(file: IO[bytes], writer: _Writer, bar: Any) -> None:
     with zipfile.ZipFile(file) as members:
         infos = members.infolist()
-        # Members may overlap: a bomb's have petabytes. What they are said to have is what is read of them at most.
+        # Members may overlap, and add up to petabytes in a zip bomb. No more than the stated size is read of each.
         writer.check(sum(info.file_size for info in infos))
         for info in infos:
             name = _zip_name(info)
@@ -310,7 +311,7 @@ def _unpack_zip(file: IO[bytes], writer: _Writer, bar: Any) -> None:
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """Returns the name of a member: Windows writes backslashes, and macOS UTF-8 without saying so."""
+    """Returns the name of a member; Windows writes backslashes, and macOS writes UTF-8 without setting the flag."""
     name = info.filename
     if not info.flag_bits & 0x800:
         with contextlib.suppress(UnicodeError):

@@ -1,4 +1,4 @@
-"""What lies in a folder of recordings: one function lists it, for every step and command."""
+"""Lists the contents of a recordings folder, in the same way for every step and command."""
 
 import hashlib
 import logging
@@ -15,32 +15,32 @@ from kws.config import BACKGROUND_NOISE
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".wav", ".wave", ".flac", ".ogg", ".opus", ".mp3")
-"""Ends of the names of recordings, in any case: what people have and libsndfile reads."""
+"""File name suffixes of recordings, in upper or lower case; libsndfile reads these formats."""
 
 LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
-"""The lists of a split that may lie beside the folders of the words, in any case."""
+"""The split lists that may lie beside the word folders, by split; their case does not matter."""
 
 NAMED = 20
-"""Files without use that a manifest names; all are counted."""
+"""How many of the files that were not read a manifest names; it counts all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The contents of a folder of recordings. A clip id is `<word>/<name>`, and everything is sorted."""
+    """The contents of a recordings folder, sorted. A clip id is `<word>/<name>`."""
 
     folder: Path
     clips: Mapping[str, list[str]]
-    """Clip ids by word. Folders whose names begin with _ are of no word."""
+    """Clip ids by word. A folder whose name begins with _ is not a word."""
     noise: list[str]
-    """Ids of the background noises."""
+    """Ids of the background noise recordings."""
     lists: Mapping[str, Path]
-    """The lists that there are, by split."""
+    """The paths of the split lists that exist, by split."""
     not_read: Mapping[str, str]
-    """What is there besides, and why it is not read. Hidden files are not worth a word."""
+    """All other files except hidden ones, with the reason why each is not read."""
 
     @property
     def words(self) -> list[str]:
-        """The folders that hold recordings of a word."""
+        """The words, which are the names of their folders."""
         return list(self.clips)
 
     def clips_of(self, words: Iterable[str]) -> list[str]:
@@ -48,11 +48,11 @@ class Listing:
         return sorted(clip for word in words for clip in self.clips.get(word, []))
 
     def figures(self) -> dict[str, Any]:
-        """Returns, for a manifest, how many files are not read, and the first of them with the reasons."""
+        """Returns, for a manifest, how many files are not read, and the first NAMED of them with the reasons."""
         return {"num_files": len(self.not_read), "first": dict(list(self.not_read.items())[:NAMED])}
 
     def report(self) -> None:
-        """Logs what is not read, a line for every reason."""
+        """Logs which files are not read, in one line for every reason."""
         reasons: dict[str, list[str]] = {}
         for name, reason in self.not_read.items():
             reasons.setdefault(reason, []).append(name)
@@ -93,7 +93,7 @@ def list_recordings(folder: Path) -> Listing:
 
 
 def list_tree(folder: Path) -> list[Path]:
-    """Returns the recordings anywhere below a folder, sorted; names in the log what is not read."""
+    """Returns all recordings below a folder, sorted; logs which files are not read."""
     found: list[Path] = []
     others: list[Path] = []
     for parent, folders, names in os.walk(folder):
@@ -109,17 +109,17 @@ def list_tree(folder: Path) -> list[Path]:
 
 
 def is_recording(name: str) -> bool:
-    """Tells whether a file is a recording, by its name."""
+    """Tells by its name whether a file is a recording."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def printable(path: Path | str) -> str:
-    r"""Returns a path as text that can be written anywhere: bytes that are no UTF-8 become \udc…"""
+    r"""Returns a path as text that can be written anywhere; bytes that are not UTF-8 become \udc…"""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def content_digest(listing: Listing) -> str:
-    """Returns the SHA-256 over the names and contents of the recordings, noises and lists, in sorted order."""
+    """Returns the SHA-256 of the names and contents of all recordings, noise recordings and lists, in sorted order."""
     digest = hashlib.sha256()
     for name in _names(listing):
         digest.update(f"{name}\0{files.sha256_of(listing.folder / name)}\n".encode())
@@ -127,7 +127,7 @@ def content_digest(listing: Listing) -> str:
 
 
 def listing_digest(listing: Listing) -> str:
-    """Returns the SHA-256 over names, sizes and times of change, which is quick and notices what was edited."""
+    """Returns the SHA-256 of names, sizes and modification times: quick to compute, and different after an edit."""
     digest = hashlib.sha256()
     for name in _names(listing):
         status = (listing.folder / name).stat()
@@ -136,12 +136,12 @@ def listing_digest(listing: Listing) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Returns the manifest that `kws.download.step` left in a folder, None where there is none, or not one of ours."""
+    """Returns the manifest that `kws.download.step` left in a folder, or None if there is none or another tool's."""
     if not files.is_complete(folder):
         return None
     try:
         manifest = files.read_json(folder / files.MANIFEST)
-    except ValueError:  # NeMo's has a line of JSON for every recording
+    except ValueError:  # for example NeMo's, which has a line of JSON for every recording
         return None
     texts = ("name", "source", "sha256")
     ours = isinstance(manifest, dict) and all(isinstance(manifest.get(key), str) for key in texts)
@@ -149,11 +149,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def known_digest(listing: Listing) -> str | None:
-    """Returns the content digest that the manifest of a downloaded folder states, if nothing was edited since."""
+    """Returns the content digest from the manifest of a downloaded folder, or None if the folder was edited since."""
     manifest = read_manifest(listing.folder)
     if manifest is None:
         if files.is_complete(listing.folder):
-            log.info("%s is not of kws download: every file is read to tell the recordings from others",
+            log.info("%s is not of kws download: reading every file to compute the fingerprint of the recordings",
                      listing.folder / files.MANIFEST)  # fmt: skip
         return None
     if manifest.get("listing") == listing_digest(listing):
@@ -161,8 +161,8 @@ def known_digest(listing: Listing) -> str | None:
     if "listing" in manifest:
         before, now = Counter(manifest["words"]), Counter({word: len(some) for word, some in listing.clips.items()})
         changed = ", ".join(sorted((now - before) | (before - now))[:5])
-        log.warning("%s was edited (or copied) after its download%s: every file is read anew", listing.folder,
-                    f" (other numbers of recordings of {changed})" if changed else "")  # fmt: skip
+        log.warning("%s was edited (or copied) after its download%s: reading every file again", listing.folder,
+                    f" (the number of recordings changed for {changed})" if changed else "")  # fmt: skip
     return None
 
 
@@ -172,7 +172,7 @@ def _names(listing: Listing) -> list[str]:
 
 
 def _list_word(folder: "os.DirEntry[str]") -> tuple[list[str], dict[str, str]]:
-    """Returns the clip ids in the folder of a word, sorted, and what else there is with the reasons."""
+    """Returns the clip ids in a word folder, sorted, and the other files with the reasons why they are not read."""
     found: list[str] = []
     others: dict[str, str] = {}
     for entry in _scan(folder):
@@ -201,7 +201,7 @@ def _is_utf8(name: str) -> bool:
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:  # for example a symbolic link to itself
         return False
 
 

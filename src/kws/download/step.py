@@ -1,6 +1,6 @@
-"""Recordings from an address, an archive or a folder to datasets/<name>-<digest>/ under a data root.
+"""The download step: recordings from a URL, an archive or a folder to datasets/<name>-<digest>/ under a data root.
 
-What it leaves behind has a folder for each word at its root and is what `torchaudio.datasets.SPEECHCOMMANDS` opens with
+The resulting folder has a subfolder for each word. `torchaudio.datasets.SPEECHCOMMANDS` opens it with
 `url="<folder name>.tar.gz", folder_in_archive="datasets"`.
 """
 
@@ -27,24 +27,25 @@ log = logging.getLogger(__name__)
 
 
 def download(source: str, sha256: str, data_root: Path) -> Path:
-    """Brings recordings to a data root; does nothing where they are there already.
+    """Downloads or copies recordings to a data root; does nothing if they are there already.
 
-    An interrupted transfer resumes where it stopped. Two processes that ask for the same recordings at the same time
-    fetch them once.
+    An interrupted transfer resumes where it stopped. If two processes download the same recordings at the same time,
+    the recordings are transferred once.
 
     Args:
-        source: an http or https address or the path of an archive (.tar, compressed or not, or .zip), or a folder of
+        source: an http or https URL or the path of an archive (.tar, compressed or not, or .zip), or a folder of
             <word>/*.wav (.flac, .ogg, .opus, .mp3).
         sha256: the expected digest of the archive (of a folder: see `content_digest`) as 64 hexadecimal digits; empty:
-            that of the published archive where it is the source, else unchecked.
+            known for the published archive, and not checked for others.
         data_root: the folder that holds datasets/.
 
     Returns:
-        The folder datasets/<name>-<first 8 digits>/ with the folders of the words and manifest.json.
+        The folder datasets/<name>-<first 8 digits>/ with the word folders and manifest.json.
 
     Raises:
-        ValueError: the source is not there or not what it should be, the digest is wrong, or the disk is too small.
-        ConnectionError: the server cannot be reached or keeps breaking off; what came is kept for the next start.
+        ValueError: the source does not exist or is not as described above, the digest is wrong, or the disk is full.
+        ConnectionError: the server cannot be reached or keeps breaking off; what was received is kept for the next
+            start.
     """
     try:
         return _download(source, sha256, data_root)
@@ -52,8 +53,8 @@ def download(source: str, sha256: str, data_root: Path) -> Path:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ValueError(
-            f"data_root must have free disk for the recordings, got {data_root}, which is full: free some and start "
-            "again (a transfer goes on), or name a data_root on another disk"
+            f"data_root must have free disk space for the recordings, got {data_root}, which is full: free some and "
+            "start again (the transfer resumes), or choose a data_root on another disk"
         ) from error
 
 
@@ -67,15 +68,15 @@ def _download(source: str, sha256: str, data_root: Path) -> Path:
     path = Path(source)
     if path.is_dir():
         return _from_folder(path, sha256, data_root)
-    require(path.is_file(), "source", "be an http(s) address, an archive or a folder that exists (see the spelling, "
-            "and from where a relative path starts)", source)  # fmt: skip
+    require(path.is_file(), "source", "be an http(s) address, an archive or a folder that exists (check the spelling; "
+            "a relative path starts at the working directory)", source)  # fmt: skip
     return _from_archive(path, sha256, data_root)
 
 
 def _from_url(url: str, sha256: str, data_root: Path) -> Path:
     file_name = _safe_name(Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name) or "archive"
     name = _strip_suffix(file_name)
-    # Another address may end in the same name.
+    # The hash tells apart addresses that end in the same name.
     part = data_root / "downloads" / f"{file_name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.part"
     with files.lock(part):
         complete = _present(name, sha256, data_root) if sha256 else _fetched_before(url, data_root)
@@ -84,18 +85,18 @@ def _from_url(url: str, sha256: str, data_root: Path) -> Path:
         was_there = part.exists()
         remote = fetch(url, part)
         archive, digest = decoded(part, remote, sha256)
-        if sha256 and digest != sha256 and was_there:  # the transfer may have been at fault
-            log.info("sha256 of what was fetched of %s before is %s: fetching it anew", url, digest)
+        if sha256 and digest != sha256 and was_there:  # the earlier transfer may be at fault
+            log.info("sha256 of the earlier download of %s is %s: downloading it again", url, digest)
             discard(part)
             remote = fetch(url, part)
             archive, digest = decoded(part, remote, sha256)
         if sha256 and digest != sha256:
-            raise ValueError(f"sha256 of {url} must be {sha256}, got {digest}: correct sha256 if the archive is a new "
-                             f"one; else start again, and it is fetched anew. What came is kept, {part}")  # fmt: skip
+            raise ValueError(f"sha256 of {url} must be {sha256}, got {digest}: correct sha256 if the archive has been "
+                             f"replaced; else start again to download it anew. It is kept as {part}")  # fmt: skip
         try:
             folder = _extract(archive, url, name, digest, data_root, {"remote": dataclasses.asdict(remote)})
         except ArchiveError:
-            if not sha256:  # it may not be what the server meant to send: the next start asks again
+            if not sha256:  # it may be an error page or a broken transfer: the next start downloads again
                 discard(part)
             raise
         finally:
@@ -107,7 +108,9 @@ def _from_url(url: str, sha256: str, data_root: Path) -> Path:
 
 def _from_archive(path: Path, sha256: str, data_root: Path) -> Path:
     digest = files.sha256_of(path)
-    require(sha256 in ("", digest), f"sha256 of {path}", f"be {sha256} (correct it or get the archive anew)", digest)
+    require(
+        sha256 in ("", digest), f"sha256 of {path}", f"be {sha256} (correct it or download the archive again)", digest
+    )
     return _extract(path, str(path.absolute()), _strip_suffix(_safe_name(path.name)), digest, data_root, {})
 
 
@@ -151,7 +154,7 @@ def _extract(archive: Path, source: str, name: str, digest: str, data_root: Path
 
 def _build(source: str, name: str, digest: str, data_root: Path, extra: dict[str, Any],
            fill: Callable[[Path], None]) -> Path:  # fmt: skip
-    """Fills the folder of a data set and writes its manifest, unless it is complete."""
+    """Fills the folder of a data set by calling `fill` and writes its manifest, unless it is complete."""
     folder = data_root / "datasets" / f"{name}-{digest[:8]}"
 
     def build(staging: Path) -> None:
@@ -162,7 +165,7 @@ def _build(source: str, name: str, digest: str, data_root: Path, extra: dict[str
             "schema": 2, "name": name, "source": source, "sha256": digest, "num_clips": len(clips),
             "num_bytes": sum((staging / clip).stat().st_size for clip in clips),
             "words": {word: len(some) for word, some in listing.clips.items()}, "not_read": listing.figures(),
-            # By the second a later step knows that nothing was edited, and that the first still holds.
+            # If the quick `listing` digest still matches, a later step trusts `content` without reading the files.
             "content": content_digest(listing), "listing": listing_digest(listing),
         } | extra)  # fmt: skip
 
@@ -183,7 +186,7 @@ def _present(name: str, sha256: str, data_root: Path) -> Path | None:
 
 
 def _fetched_before(url: str, data_root: Path) -> Path | None:
-    """Returns the data set that came from an address without a known digest, if the server still has the same."""
+    """Returns the data set downloaded before from a URL without a known digest, if the server's file is unchanged."""
     for manifest_file in sorted((data_root / "datasets").glob(f"*/{files.MANIFEST}")):
         folder = manifest_file.parent
         manifest = read_manifest(folder)
@@ -192,7 +195,7 @@ def _fetched_before(url: str, data_root: Path) -> Path | None:
         try:
             now = look(url)
         except (OSError, ValueError, http.client.HTTPException) as error:
-            log.warning("%s cannot be asked for changes (%s): using %s as it is", url, error, folder)
+            log.warning("cannot check %s for changes (%s): using %s as it is", url, error, folder)
             return folder
         if before.same(now):
             log.info("%s is complete already, and %s has not changed", folder, url)
@@ -205,11 +208,11 @@ def _require_words(listing: Listing, source: str) -> None:
         names = sorted(printable(path.name) for path in listing.folder.iterdir())[:5]
         names += [f"{name} ({reason})" for name, reason in list(listing.not_read.items())[:2]]
         raise ValueError(f"source must hold a folder of WAV files for each word (<word>/*.wav), got {source} with "
-                         f"{', '.join(names) or 'nothing'}: arrange the recordings so")  # fmt: skip
+                         f"{', '.join(names) or 'nothing'}: arrange the recordings like this")  # fmt: skip
 
 
 def _strip_wrapping_folders(staging: Path) -> None:
-    """Moves everything up from a folder that holds all the words, as archives often have it, or from two."""
+    """Moves everything up out of the folders, one in another, that many archives wrap around the word folders."""
     while not list_recordings(staging).words:
         folders = [entry for entry in staging.iterdir() if entry.is_dir()]
         if len(folders) != 1:
@@ -217,7 +220,7 @@ def _strip_wrapping_folders(staging: Path) -> None:
         wrapping = folders[0].rename(staging / ".wrapping")  # a name that none of its own entries has
         for path in wrapping.iterdir():
             target = staging / path.name
-            target.unlink(missing_ok=True)  # of two files of a name, that beside the words is meant
+            target.unlink(missing_ok=True)  # of two files with one name, the one beside the words counts
             path.rename(target)
         wrapping.rmdir()
 
@@ -230,5 +233,5 @@ def _strip_suffix(file_name: str) -> str:
 
 
 def _safe_name(name: str) -> str:
-    """Returns a name for a folder, without what shells and file systems dislike."""
+    """Returns a folder name without characters that shells and file systems treat specially."""
     return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")[-100:]

@@ -1,7 +1,7 @@
-"""A small spoken corpus without a download: espeak-ng says the words in many synthetic voices.
+"""Makes a small corpus without a download: espeak-ng speaks the words in many synthetic voices.
 
-It is laid out as the published Speech Commands archive is, so that everything that reads one reads the other. A voice
-(accent, variant of the voice box, height) is a speaker, and a speaker is in one of the three splits only.
+The corpus is laid out like the published Speech Commands archive, so that the same code reads both. A voice (accent,
+variant and pitch) counts as a speaker, and each speaker is in only one of the three splits.
 """
 
 import concurrent.futures
@@ -36,21 +36,21 @@ VARIANTS = (
     "sandro", "travis", "victor",
 )  # fmt: skip
 PITCHES = (30, 40, 50, 60, 70)
-"""Heights of a voice on espeak-ng's scale of 0 to 99, where 50 is as the variant has it."""
+"""Pitches on espeak-ng's scale of 0 to 99, where 50 is the variant's own pitch."""
 
 SAMPLE_RATE = 16_000
 ENGINE_RATE = 22_050
-"""Samples per second of what espeak-ng gives."""
+"""Samples per second of espeak-ng's output."""
 
 LONGEST = int(0.95 * ENGINE_RATE)
-"""Samples that a word may take, so that it fits into its second."""
+"""Longest word in samples at ENGINE_RATE, so that it fits into a clip of one second."""
 
 NUM_PROCESSES = 2
-"""A constant and not the number of cores: what the engine says depends on what it said before in its process, so the
-same seed gives the same corpus only if the same process says the same words in the same order."""
+"""Number of worker processes. It is constant, as the output of espeak-ng depends on what it has spoken before: the same
+seed gives the same corpus only if each process speaks the same words in the same order."""
 
 VERSION = 1
-"""Counts the changes of what this module writes, so that a corpus of an older one is replaced."""
+"""Version of the corpus that this module writes; a corpus of another version is replaced."""
 
 _SYNCHRONOUS, _RATE, _VOLUME, _PITCH, _RANGE, _UTF8 = 2, 1, 2, 3, 4, 1  # constants of espeak-ng's speak_lib.h
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -65,12 +65,12 @@ class Speaker(NamedTuple):
 
     @property
     def id(self) -> str:
-        """Eight hexadecimal digits, as the file names of Speech Commands have."""
+        """Eight hexadecimal digits, like the speaker ids in the file names of Speech Commands."""
         return hashlib.sha256(f"{self.accent}+{self.variant}+{self.pitch}".encode()).hexdigest()[:8]
 
 
 class Engine:
-    """espeak-ng, driven through its C library. A process can have one only."""
+    """The C library of espeak-ng, of which a process can have only one instance."""
 
     def __init__(self) -> None:
         import espeakng_loader
@@ -80,28 +80,33 @@ class Engine:
         data = espeakng_loader.get_data_path().encode()
         rate = self.library.espeak_Initialize(_SYNCHRONOUS, 0, data, 0)
         assert rate == ENGINE_RATE, f"espeak-ng started with {rate} Hz"
-        self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # else the breath of some voices follows the clock
+        self.library.espeak_ng_SetRandSeed(
+            ctypes.c_long(1)
+        )  # otherwise the breath noise of some voices is seeded by the clock
 
         def receive(samples: Any, num_samples: int, _events: Any) -> int:
             if num_samples:
                 self.pieces.append(np.ctypeslib.as_array(samples, (num_samples,)).copy())
             return 0
 
-        self.callback = _CALLBACK(receive)  # kept, as the library calls it again and again
+        self.callback = _CALLBACK(receive)  # kept alive, as the library goes on calling it
         self.library.espeak_SetSynthCallback(self.callback)
 
     def say(self, word: str, speaker: Speaker, *, rate: int, pitch: int, range_: int) -> NDArray[np.float64]:
-        """Says a word.
+        """Speaks a word.
 
         Args:
-            word: what to say.
-            speaker: who says it.
+            word: the word; underscores are spoken as pauses.
+            speaker: the voice.
             rate: words per minute, 80 to 450.
-            pitch: height, 0 to 99.
-            range_: liveliness of the melody, 0 to 99.
+            pitch: pitch, 0 to 99.
+            range_: pitch range, 0 to 99.
 
         Returns:
-            The sound without silence before and after, in -1 to 1: float64 [samples] at ENGINE_RATE.
+            The sound without leading and trailing silence, float64 [samples] in -1 to 1 at ENGINE_RATE.
+
+        Raises:
+            ValueError: espeak-ng gives no sound for the word.
         """
         self.pieces.clear()
         voice = f"{speaker.accent}+{speaker.variant}"
@@ -128,19 +133,19 @@ def synthesize(
     clips_per_word: int = SynthesizeConfig.clips_per_word,
     seed: int = SynthesizeConfig.seed,
 ) -> None:
-    """Writes a corpus of synthetic speech; does nothing where the folder has this very corpus already.
+    """Writes a corpus of synthetic speech; does nothing if the folder has this very corpus already.
 
     The folder holds <word>/<speaker>_nohash_<take>.wav (16 kHz, mono, 16-bit, 1 s), validation_list.txt and
     testing_list.txt (a tenth of the speakers each), recordings of noise, and a manifest.json.
 
     Args:
-        folder: where to write. What an earlier call with other settings left there is replaced.
-        words: what to say.
-        clips_per_word: recordings of every word, by as many speakers as long as there are enough.
-        seed: draws speakers, splits, speeds, levels and noise.
+        folder: where to write. A synthetic corpus with other settings is replaced.
+        words: the words to speak.
+        clips_per_word: recordings per word, each by a different speaker as long as there are enough.
+        seed: random seed of speakers, splits, speeds, levels and noise.
 
     Raises:
-        ValueError: a setting is out of range, a word cannot be said within a second, or the folder holds other things.
+        ValueError: a setting is out of range, a word cannot be spoken within a second, or the folder holds other files.
     """
     SynthesizeConfig(words=",".join(words), clips_per_word=clips_per_word, seed=seed)
     settings = {"version": VERSION, "words": list(words), "clips_per_word": clips_per_word, "seed": seed}
@@ -190,7 +195,7 @@ def _build(staging: Path, name: str, settings: dict[str, Any]) -> None:
             raise
 
     _write_noises(staging / BACKGROUND_NOISE, random)
-    # The order of the speakers is random, so any tenth of them is.
+    # The order of the speakers is random, so any tenth of them is a random sample.
     num_held_out = max(1, round(len(speakers) / 10))
     for i, list_name in enumerate(("testing_list.txt", "validation_list.txt")):
         chosen = range(i * num_held_out, (i + 1) * num_held_out)
@@ -204,7 +209,7 @@ def _build(staging: Path, name: str, settings: dict[str, Any]) -> None:
 
 
 def _speak(folder: Path, speaker: Speaker, words: Sequence[str], num_takes: int, seed: Sequence[int]) -> list[int]:
-    """Lets a speaker say words into files, and returns their sizes in bytes."""
+    """Records words by a speaker to files, and returns the file sizes in bytes."""
     import soundfile
 
     random = np.random.default_rng(seed)
@@ -217,7 +222,7 @@ def _speak(folder: Path, speaker: Speaker, words: Sequence[str], num_takes: int,
 
 
 def _record(word: str, speaker: Speaker, random: np.random.Generator) -> NDArray[np.float64]:
-    """Returns a second with a word in it, at a random place and level, over faint noise: float64 [SAMPLE_RATE]."""
+    """Returns one second with a word at a random position and level over faint noise, float64 [SAMPLE_RATE]."""
     rate, pitch = int(random.integers(110, 190)), speaker.pitch + int(random.integers(-6, 7))
     range_ = int(random.integers(30, 80))
     for faster in (rate, 250, 450):
@@ -238,12 +243,12 @@ def _record(word: str, speaker: Speaker, random: np.random.Generator) -> NDArray
 
 
 def _amplitude(decibels: float) -> float:
-    """Returns the factor that a level in dB is; 0 dB is full scale."""
+    """Converts a level in dB to an amplitude; 0 dB is full scale."""
     return float(10 ** (decibels / 20))
 
 
 def _coloured(random: np.random.Generator, seconds: int, exponent: float) -> NDArray[np.float64]:
-    """Returns noise whose power falls with frequency: exponent 0 is white, 1 pink. float64 [samples], mean square 1."""
+    """Returns noise with power ∝ 1/frequency**exponent (0: white, 1: pink), float64 [samples] with mean square 1."""
     spectrum = np.fft.rfft(random.standard_normal(seconds * SAMPLE_RATE))
     spectrum *= np.maximum(np.arange(len(spectrum)), 20 * seconds) ** (-exponent / 2)  # flat below 20 Hz
     noise = np.fft.irfft(spectrum)
@@ -252,7 +257,7 @@ def _coloured(random: np.random.Generator, seconds: int, exponent: float) -> NDA
 
 
 def _write_noises(folder: Path, random: np.random.Generator, seconds: int = 15) -> None:
-    """Writes what the archive has in _background_noise_: long recordings of noise."""
+    """Writes long recordings of noise, as the published archive has in _background_noise_."""
     import soundfile
 
     time = np.arange(seconds * SAMPLE_RATE) / SAMPLE_RATE

@@ -1,4 +1,4 @@
-"""One file from a server that may break off, stall, or change it: what came is kept, and nothing wrong is taken."""
+"""Downloads one file from a server that may break off, stall or change it; resumes, and never mixes two versions."""
 
 import contextlib
 import dataclasses
@@ -29,56 +29,63 @@ log = logging.getLogger(__name__)
 
 USER_AGENT = "kws-download/1 (Python urllib)"
 CHUNK = 1 << 18
-"""Bytes read at a time, at most."""
+"""Largest number of bytes to read at a time."""
 
 TIMEOUT = 30.0
-"""Seconds without a byte after which a connection counts as cut."""
+"""Seconds without a byte after which a connection counts as broken."""
 
 ANSWER_TIMEOUT = 120.0
-"""Seconds after which an answer must have begun: header lines may trickle too."""
+"""Seconds within which the response headers must arrive, which a slow server may send byte by byte."""
 
 SLOWEST = 1000
-"""Bytes a second, on average over a time of `SLOW_FOR` seconds; below it a connection has stalled."""
+"""Bytes per second, averaged over SLOW_FOR seconds, below which a connection has stalled."""
 
 SLOW_FOR = 60.0
 
 TRIES = 5
-"""Times that an address is asked while no new byte comes, or too few; a connection that was of use starts the count
-again."""
+"""Number of consecutive tries without progress, or with too little, before giving up."""
 
 BACKOFF = 1.0
-"""Seconds before the second try; every further one waits twice as long."""
+"""Seconds to wait before the second try; the wait doubles with every further try."""
 
 LONGEST_WAIT = 300.0
-"""Seconds that a server may ask for with Retry-After."""
+"""Longest wait in seconds that is granted to a server's Retry-After."""
 
 CHANGES = 5
-"""Times that a file may change while it is fetched."""
+"""How often a file may change on the server during the transfer before giving up."""
 
 
 @dataclass(frozen=True)
 class Remote:
-    """What a server says about a file, by which a change of it is noticed."""
+    """The response headers by which a change of a file on the server is noticed."""
 
     etag: str | None = None
     modified: str | None = None
     length: int | None = None
     encoding: str = ""
-    """gzip where the server sends the file compressed, or says so of one that is."""
+    """gzip if the server compressed the file, or labels a file that is itself compressed so; else empty."""
 
     @classmethod
     def of(cls, response: http.client.HTTPResponse, length: int | None) -> "Remote":
-        """Reads the headers of a response; the length is that of the whole file."""
+        """Reads the headers of a response.
+
+        Args:
+            response: the response.
+            length: length of the whole file in bytes, None if unknown.
+
+        Raises:
+            ValueError: the file has a content encoding other than gzip.
+        """
         headers = response.headers
         encoding = (headers.get("Content-Encoding") or "identity").strip().lower().removeprefix("x-")
         if encoding not in ("identity", "gzip"):
-            raise ValueError(f"the server must send the file as it is, got Content-Encoding {encoding!r}")
+            raise ValueError(f"Content-Encoding of the server must be identity or gzip, got {encoding!r}")
         encoding = encoding.replace("identity", "")
         return cls(headers.get("ETag"), headers.get("Last-Modified"), length, encoding)
 
     @classmethod
     def of_json(cls, value: object) -> "Remote | None":
-        """Returns what was noted about a file, None where that is nothing."""
+        """Restores a value from its JSON, or returns None if it is not valid."""
         kinds: dict[str, Any] = {"etag": str, "modified": str, "length": int, "encoding": str}
         if not isinstance(value, Mapping) or not {"etag", "modified", "length"} <= set(value) <= set(kinds):
             return None
@@ -87,64 +94,74 @@ class Remote:
 
     @property
     def validator(self) -> str | None:
-        """What If-Range takes: a strong ETag, else the date."""
+        """The value for the If-Range header: a strong ETag, else the modification date."""
         return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
 
     def differs(self, other: "Remote") -> bool:
-        """Tells whether another answer is about another file, as far as both say anything."""
+        """Tells whether another response describes a different file, comparing the headers that both have."""
         pairs = ((self.etag, other.etag), (self.modified, other.modified), (self.length, other.length))
         return any(before is not None and after is not None and before != after for before, after in pairs)
 
     def same(self, other: "Remote") -> bool:
-        """Tells whether another answer is surely about the same file."""
+        """Tells whether another response certainly describes the same file."""
         return (self.etag, self.modified) != (None, None) and not self.differs(other)
 
 
 class Stalled(ConnectionError):
-    """Bytes come, but too few."""
+    """Raised if a connection is open but too slow."""
 
 
 class _AskWhole(ConnectionError):
-    """The part that was asked for cannot be had, or not be trusted."""
+    """Raised if the requested range is not available or cannot be trusted: the whole file must be requested."""
 
 
 def fetch(url: str, part: Path) -> Remote:
-    """Transfers a file, taking up again what an earlier try or an earlier process left, until it is whole.
+    """Downloads a file, resuming what an earlier try or process left, until it is complete.
+
+    Args:
+        url: an http or https URL.
+        part: where to write the file; a .json beside it records what the server said about it.
 
     Raises:
-        ValueError: the address is none, or the disk is too small.
-        ConnectionError: the server cannot be reached or keeps breaking off; what came is kept.
+        ValueError: the URL is not valid or not that of a file, or the disk is full.
+        ConnectionError: the server cannot be reached or keeps breaking off; what was received is kept.
     """
     return _Transfer(url, part).run()
 
 
 def look(url: str) -> Remote:
-    """Asks a server about a file, without fetching it.
+    """Requests the headers of a file without downloading it.
 
     Raises:
-        OSError: it does not say.
-        http.client.HTTPException: it says nonsense.
+        OSError: the server cannot be reached or answers with an error.
+        http.client.HTTPException: the response is not valid HTTP.
+        ValueError: the file has a content encoding other than gzip.
     """
     try:
         response = _open(url, method="HEAD")
     except urllib.error.HTTPError as error:
         if error.code not in (400, 403, 405, 501):
             raise
-        response = _open(url)  # an address that is signed for GET
+        response = _open(url)  # for example an address signed for GET only
     with response:
         return Remote.of(response, _length(response))
 
 
 def discard(part: Path) -> None:
-    """Deletes what was fetched of a file."""
+    """Deletes a partial download and the notes about it."""
     part.unlink(missing_ok=True)
     part.with_suffix(".json").unlink(missing_ok=True)
 
 
 def decoded(part: Path, remote: Remote, sha256: str) -> tuple[Path, str]:
-    """Returns the file that a server sent, and its digest, without the gzip that the server itself put around it.
+    """Removes the gzip encoding that a server added to a file, and returns the resulting file and its SHA-256.
 
-    Some servers say gzip of a .tar.gz that they send as it is.
+    Some servers label a .tar.gz as gzip-encoded though they send it unchanged; such a file is returned as it is.
+
+    Args:
+        part: the downloaded file.
+        remote: what the server said about it.
+        sha256: the expected digest, or empty.
     """
     digest = files.sha256_of(part)
     if remote.encoding != "gzip" or digest == sha256:
@@ -177,11 +194,11 @@ class _Transfer:
         self.url = url
         self.part = part
         self.notes = part.with_suffix(".json")
-        """What the server said about the file whose first bytes are there."""
+        """The file that records the `Remote` of the partial download."""
         self.whole = False
-        """The next request is for the whole file: what is there is compared on the way."""
+        """Whether the next request is for the whole file, which is then compared with the partial download."""
         self.most = self.size()
-        """Bytes of the file that were there at most; more are progress."""
+        """Largest size of the partial download so far; a larger one is progress."""
         self.changes = 0
 
     def size(self) -> int:
@@ -195,11 +212,11 @@ class _Transfer:
                 return self.try_once()
             except urllib.error.HTTPError as error:
                 asked_for = _retry_after(error)
-                # An address that was forwarded to may have been valid for a time only: the next try gets another one.
+                # The target of a redirect may have expired: the next try gets a new one.
                 forwarded = error.filename != _quote(self.url) and error.code in (400, 401, 403, 404, 410)
                 if error.code < 500 and error.code not in (408, 425, 429) and not forwarded:
                     raise ValueError(f"source must be the address of an archive, got {error.code} {error.reason} from "
-                                     f"{self.url}: see whether a browser opens it") from error  # fmt: skip
+                                     f"{self.url}: check whether a browser opens it") from error  # fmt: skip
                 failure: Exception = error
                 error.close()
             except (urllib.error.URLError, ConnectionError, http.client.HTTPException) as error:
@@ -217,8 +234,8 @@ class _Transfer:
             if tries >= TRIES or self.changes >= CHANGES:
                 raise ConnectionError(
                     f"{self.url} must be reachable and send the whole file, got {failure or type(failure).__name__} in "
-                    f"{TRIES} tries: see to the network and start again; the {files.human_bytes(size)} that came are "
-                    "kept"
+                    f"{TRIES} tries: check the network and start again; the {files.human_bytes(size)} received so far "
+                    "are kept"
                 ) from failure
             wait = max(BACKOFF * 2 ** (tries - 1), asked_for)
             log.warning("%s: %s; resuming at %s in %g s%s", self.url, failure or type(failure).__name__,
@@ -226,7 +243,7 @@ class _Transfer:
             time.sleep(wait)
 
     def try_once(self) -> Remote:
-        """Transfers what is missing over one connection."""
+        """Transfers the missing bytes over one connection."""
         have = self.size()
         known = self._read_notes() if have else None
         if known is not None and have == known.length and not self.whole:
@@ -245,13 +262,13 @@ class _Transfer:
             if response.status == 206:
                 return self._go_on(response, known or Remote(), have if headers else 0)
             if response.status != 200:
-                raise ConnectionError(f"the server answered {response.status} {response.reason} in place of the file")
+                raise ConnectionError(f"the server answered {response.status} {response.reason} instead of the file")
             if headers:
-                log.info("%s has changed or its server cannot resume: what is there is compared", self.url)
+                log.info("%s has changed or its server cannot resume: comparing it with what was received", self.url)
             return self._compare(response, Remote.of(response, _length(response)), have)
 
     def _go_on(self, response: http.client.HTTPResponse, known: Remote, start: int) -> Remote:
-        """Appends a part of the file to what is there, if it is the part that was asked for, of the same file."""
+        """Appends the received range, if it is the requested range of the same file."""
         match = re.fullmatch(r"\s*bytes\s+(\d+)-(\d+)/(\d+|\*)\s*", response.headers.get("Content-Range", ""))
         if match is None or int(match[1]) != start or int(match[2]) < start:
             raise self._ask_whole("the server sent another part of the file than asked for")
@@ -272,14 +289,14 @@ class _Transfer:
             for chunk in self._chunks(response, missing, start):
                 file.write(chunk)
             if file.tell() == start + missing and _has_more(response):
-                file.truncate(start)  # which of the bytes are those that were missing?
+                file.truncate(start)  # there is no telling which bytes are the missing ones
                 raise self._ask_whole("the server sent more than it said")
         return self._check(remote)
 
     def _compare(self, response: http.client.HTTPResponse, remote: Remote, have: int) -> Remote:
-        """Reads the whole file: keeps what is there as far as it is the same, and writes the rest.
+        """Reads the whole file: keeps the partial download as far as it is equal, and writes the rest.
 
-        What is there stays, and what was noted of it, until all of it is compared, or something differs.
+        The partial download and its notes stay unchanged until all of it has been compared, or a difference is found.
         """
         self._require_space(remote, min(have, remote.length or 0))
         position, there, rest = 0, b"", b""
@@ -293,7 +310,7 @@ class _Transfer:
                 rest = b""
             if not rest and position < have and remote.length not in (None, position):
                 raise ConnectionError(f"the connection ended after {position} of {remote.length} bytes")
-            if rest.startswith(there):  # all that is there, and more
+            if rest.startswith(there):  # the whole partial download is equal
                 position += len(there)
                 rest = rest[len(there) :]
             if position < have:
@@ -307,7 +324,7 @@ class _Transfer:
         return self._check(remote)
 
     def _chunks(self, response: http.client.HTTPResponse, num_bytes: int | None, start: int) -> Iterator[bytes]:
-        """Gives what comes as it comes, so that nothing is lost when the connection breaks, and up to a length."""
+        """Yields bytes as they arrive, so that none are lost when the connection breaks, up to `num_bytes`."""
         name = Path(urllib.parse.urlsplit(self.url).path).name
         title = f"resume {name} at {files.human_bytes(start)}" if start else f"download {name}"
         left = num_bytes
@@ -317,7 +334,7 @@ class _Transfer:
                 try:
                     chunk = response.read1(CHUNK if left is None else min(CHUNK, left))
                 except TimeoutError as error:
-                    raise ConnectionError(f"nothing came for {TIMEOUT:g} s") from error
+                    raise ConnectionError(f"no data for {TIMEOUT:g} s") from error
                 except OSError as error:
                     raise ConnectionError(str(error)) from error
                 if not chunk:
@@ -328,11 +345,11 @@ class _Transfer:
                 left = None if left is None else left - len(chunk)
                 if time.monotonic() - since > SLOW_FOR:
                     if came < SLOWEST * SLOW_FOR:
-                        raise Stalled(f"only {came} bytes came in {SLOW_FOR:g} s")
+                        raise Stalled(f"only {came} bytes in {SLOW_FOR:g} s")
                     since, came = time.monotonic(), 0
 
     def _check(self, remote: Remote) -> Remote:
-        """Returns what is known of a file that is whole."""
+        """Checks the size of the finished file."""
         size = self.size()
         if remote.length is not None and size < remote.length:
             raise ConnectionError(f"the connection ended after {size} of {remote.length} bytes")
@@ -363,11 +380,11 @@ class _Transfer:
 
 
 def _open(url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> http.client.HTTPResponse:
-    """Sends a request and reads the head of the answer, in a thread: no timeout of a socket limits all of that."""
+    """Sends a request and reads the response headers, in a thread, as no socket timeout limits the whole of it."""
     request = urllib.request.Request(
         _quote(url), headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **(headers or {})}, method=method
     )
-    # Those of urllib.request.build_opener, without files and FTP.
+    # The handlers of urllib.request.build_opener, except for files and FTP.
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler, urllib.request.UnknownHandler, urllib.request.HTTPHandler,
@@ -387,7 +404,7 @@ def _open(url: str, *, method: str = "GET", headers: Mapping[str, str] | None = 
     try:
         answer = answers.get(timeout=ANSWER_TIMEOUT)
     except queue.Empty:
-        raise ConnectionError(f"no answer came within {ANSWER_TIMEOUT:g} s") from None
+        raise ConnectionError(f"no answer within {ANSWER_TIMEOUT:g} s") from None
     if isinstance(answer, urllib.error.URLError | http.client.HTTPException | ConnectionError):
         raise answer
     if isinstance(answer, Exception):
@@ -397,12 +414,12 @@ def _open(url: str, *, method: str = "GET", headers: Mapping[str, str] | None = 
 
 
 def _quote(url: str) -> str:
-    """Returns an address in ASCII, as people paste it with spaces and letters of their language."""
+    """Percent-encodes an address, which people may paste with spaces and letters outside ASCII."""
     return urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
 
 
 def _length(response: http.client.HTTPResponse) -> int | None:
-    """Returns the length of a body, None where a server does not say, or contradicts itself."""
+    """Returns the length of a response body, or None if the server gives none or several different ones."""
     values = {one.strip() for line in response.headers.get_all("Content-Length") or [] for one in line.split(",")}
     (value,) = values if len(values) == 1 else ("",)
     return int(value) if re.fullmatch("[0-9]{1,18}", value) else None
@@ -418,7 +435,7 @@ def _has_more(response: http.client.HTTPResponse) -> bool:
 
 
 def _retry_after(error: urllib.error.HTTPError) -> float:
-    """Returns for how many seconds a server asks to be left alone: it says so as a number, or as a date."""
+    """Returns the seconds to wait according to Retry-After, which is a number of seconds or a date."""
     value = (error.headers.get("Retry-After") or "").strip()
     seconds = 0.0
     if re.fullmatch("[0-9]{1,9}", value):

@@ -1,5 +1,5 @@
-"""The second step: recordings become tensors.
+"""The second step: converts recordings to tensors.
 
-In: a folder of recordings. Out: tensors/<fingerprint>/, features, labels and clip ids by split.
-Start with step.py; audio.py reads one clip, features.py says what its features are.
+In: a recordings folder. Out: tensors/<fingerprint>/ with features, labels and clip ids of each split.
+Start with step.py; audio.py reads a clip, features.py defines its features.
 """

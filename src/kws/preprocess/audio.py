@@ -1,4 +1,4 @@
-"""Reading recordings: any WAV, FLAC, OGG, Opus or MP3 to a mono waveform of one length and one rate."""
+"""Reads recordings: converts WAV, FLAC, OGG, Opus and MP3 to mono waveforms of a given length and sample rate."""
 
 import functools
 import math
@@ -16,42 +16,44 @@ from kws.config import FeatureConfig, require
 Waveform = npt.NDArray[np.float32]
 
 LOUDEST = 16.0
-"""Largest sample of a recording, in full scales: +24 dB. Floats that an amplifier or a mixer drove over full scale
-exceed it by a few times at most, and are sound; beyond lie damaged files, and integers that were saved as floats."""
+"""Largest valid sample, as a multiple of full scale (+24 dB). Float recordings that an amplifier or mixer overdrove
+exceed full scale a few times at most, and are usable; larger samples come from damaged files or integers saved as
+floats."""
 
 MOST_SAMPLES = 1 << 27
-"""Longest recording: 2 h 20 min at 16 kHz, half a gigabyte. Compressed silence costs no disk and all of the memory."""
+"""Longest recording: 2 h 20 min at 16 kHz, or half a gigabyte. A tiny file of compressed silence could fill the
+memory."""
 
 BLOCK = 1 << 18
-"""Samples that libsndfile decodes at a time."""
+"""Number of samples that libsndfile decodes at a time."""
 
 _READABLE = "a WAV, FLAC, OGG, Opus or MP3 file"
 _HEADER = struct.Struct("<4sI8sIHHIIHH4sI")
-"""The 44 bytes before the samples of a canonical WAV file."""
+"""The 44-byte header of a canonical WAV file."""
 
 
 def read_clip(path: Path, config: FeatureConfig) -> Waveform:
     """Reads a recording as one clip.
 
     Args:
-        path: a WAV, FLAC, OGG, Opus or MP3 file of any rate, sample width and number of channels.
-        config: gives rate and length of the clip.
+        path: a WAV, FLAC, OGG, Opus or MP3 file of any sample rate, sample width and number of channels.
+        config: determines sample rate and length of the clip.
 
     Returns:
         float32 [num_samples], in -1 to 1.
 
     Raises:
-        ValueError: the file cannot be read, is empty, lasts too long, or has values that no recording has.
+        ValueError: the file cannot be read, is empty, is too long, or has samples that `require_sound` refuses.
         FileNotFoundError: there is no such file.
     """
     return fit_length(read_waveform(path, config.sample_rate), config)
 
 
 def read_waveform(path: Path, sample_rate: int) -> Waveform:
-    """Reads a recording whole, as float32 [samples] at `sample_rate`, channels averaged.
+    """Reads a whole recording as float32 [samples] at `sample_rate` Hz; averages its channels.
 
     Raises:
-        ValueError: the file cannot be read, is empty, lasts too long, or has values that no recording has.
+        ValueError: the file cannot be read, is empty, is too long, or has samples that `require_sound` refuses.
         FileNotFoundError: there is no such file.
     """
     pcm = _plain_pcm(_read_bytes(path), sample_rate)
@@ -63,10 +65,10 @@ def read_waveform(path: Path, sample_rate: int) -> Waveform:
 
 
 def require_sound(waveform: Waveform) -> None:
-    """Refuses float32 [samples] that no recording has: none, NaN, infinity, or far beyond full scale.
+    """Checks float32 [samples] of a recording.
 
     Raises:
-        ValueError: it is none.
+        ValueError: there are no samples, or some are NaN, infinite or above LOUDEST.
     """
     if waveform.size == 0:
         raise ValueError("the recording must have samples, got none")
@@ -76,12 +78,12 @@ def require_sound(waveform: Waveform) -> None:
     if max(highest, -lowest) > LOUDEST:
         raise ValueError(
             f"the recording must have samples of at most {LOUDEST:g} times full scale, got "
-            f"{max(highest, -lowest):.6g} (integers that were saved as floats are to be divided by 32768)"
+            f"{max(highest, -lowest):.6g} (if they are integers that were saved as floats, divide them by 32768)"
         )
 
 
 def _read_bytes(path: Path) -> bytes:
-    """Reads a file in one go, as most are small (twice as fast as `Path.read_bytes`), or the start of a huge one."""
+    """Reads a file in one call, as most are small (twice as fast as `Path.read_bytes`), or the start of a huge file."""
     most = 1 << 16
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -94,10 +96,10 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _plain_pcm(data: bytes, sample_rate: int) -> npt.NDArray[np.int16] | None:
-    """Returns the samples of a canonical WAV file (mono, 16-bit, the rate asked for), None for any other.
+    """Returns the samples of a canonical WAV file (mono, 16-bit, at `sample_rate`), or None for any other file.
 
-    Nearly every clip of Speech Commands is one, and this is 4.8 times faster than libsndfile. Every field has to be as
-    it should, and nothing behind the samples: what a reader makes of any other file is for libsndfile to say.
+    Nearly all clips of Speech Commands are such files, and this is 4.8 times faster than libsndfile. Every header field
+    must match and nothing may follow the samples; all other files are left to libsndfile.
     """
     length = len(data) - _HEADER.size
     if length <= 0 or length % 2:
@@ -109,10 +111,13 @@ def _plain_pcm(data: bytes, sample_rate: int) -> npt.NDArray[np.int16] | None:
 
 
 def _read_with_soundfile(path: Path) -> tuple[Waveform, int]:
-    """Reads what libsndfile reads, channels averaged, and its rate. What a header says of its length is not believed.
+    """Reads a recording with libsndfile, ignoring the length in its header, and averages its channels.
+
+    Returns:
+        float32 [samples], and their sample rate in Hz.
 
     Raises:
-        ValueError: the file cannot be read, or lasts too long.
+        ValueError: the file cannot be read, or is too long.
     """
     import soundfile
 
@@ -131,8 +136,10 @@ def _read_with_soundfile(path: Path) -> tuple[Waveform, int]:
         raise ValueError(
             f"the recording must be a WAV, FLAC, OGG, Opus or MP3 file, got {error.error_string}"
         ) from error
-    except TypeError as error:  # a name that ends in .raw
-        raise ValueError("the recording must be a WAV, FLAC, OGG, Opus or MP3 file, got one without header") from error
+    except TypeError as error:  # soundfile raises it for a name that ends in .raw
+        raise ValueError(
+            "the recording must be a WAV, FLAC, OGG, Opus or MP3 file, got one without a header"
+        ) from error
     return blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks]), rate
 
 
@@ -141,7 +148,7 @@ def _stream_class() -> Any:
     import soundfile
 
     class Stream(soundfile.SoundFile):  # type: ignore[misc]
-        """A file that is read on without a look at its length, and without a seek after every block."""
+        """A file that is read to its end whatever its header says, without a seek after every block."""
 
         def seekable(self) -> bool:
             return False
@@ -150,25 +157,25 @@ def _stream_class() -> Any:
 
 
 def resample(waveform: Waveform, rate: int, new_rate: int) -> Waveform:
-    """Resamples float32 [samples] from one rate to another, in Hz, with a windowed sinc.
+    """Resamples float32 [samples] from one rate to another, in Hz, with a windowed sinc filter.
 
-    The filter is torchaudio's default, bit for bit, without torch: a sinc of 6 zero crossings either way under a Hann
-    window, rolled off at 0.99 of the lower Nyquist frequency. Samples are within 3e-5 of what torchaudio gives: that is
-    the error of its convolution, and half a step of 16 bits.
+    The filter is bit for bit torchaudio's default, without torch: a sinc with 6 zero crossings on each side and a Hann
+    window, rolled off at 0.99 of the lower Nyquist frequency. Samples are within 3e-5 of torchaudio's, which is the
+    error of its convolution, and about one 16-bit quantization step.
 
     Raises:
-        ValueError: the rate is none that a recording of speech has.
+        ValueError: the rate is not between 1 kHz and 1 MHz.
     """
     require(1000 <= rate <= 1_000_000, "the rate of the recording", "lie in 1 kHz to 1 MHz", rate)
-    # The filter has as many taps as the two rates multiplied, over what they share: 6 GB for 22,051 Hz. The usual rates
-    # are kept exactly, others to 0.01 %.
+    # The size of the filter grows with the product of the two rates over their common divisors: 6 GB for 22,051 Hz.
+    # Limiting the denominator keeps the usual rates exact and others within 0.01 %.
     ratio = Fraction(new_rate, rate).limit_denominator(500)
     new, old = ratio.numerator, ratio.denominator
     if new == old:
         return waveform
     filters, reach = _resampling_filters(new, old)
     padded = np.pad(waveform, (reach, reach + old))
-    # The samples that each block of `new` outputs is made of: [blocks, taps], a view.
+    # The input samples of each block of `new` outputs: [blocks, taps], a view.
     windows = np.lib.stride_tricks.sliding_window_view(padded, filters.shape[0])[::old]
     resampled: Waveform = (windows @ filters).reshape(-1)
     return resampled[: -(-new * waveform.size // old)]
@@ -176,7 +183,7 @@ def resample(waveform: Waveform, rate: int, new_rate: int) -> Waveform:
 
 @functools.lru_cache(maxsize=16)
 def _resampling_filters(new: int, old: int) -> tuple[npt.NDArray[np.float32], int]:
-    """Returns the filters, float32 [taps, new], one for each phase of the outputs, and how far they reach back."""
+    """Returns the filters, float32 [taps, new], one for each output phase, and how many samples they reach back."""
     cutoff = 0.99 * min(new, old)
     crossings = 6
     reach = math.ceil(crossings * old / cutoff)
@@ -188,10 +195,10 @@ def _resampling_filters(new: int, old: int) -> tuple[npt.NDArray[np.float32], in
 
 
 def fit_length(waveform: Waveform, config: FeatureConfig) -> Waveform:
-    """Pads or cuts float32 [samples] to [num_samples].
+    """Pads or crops float32 [samples] to [num_samples].
 
-    With `fit` center, silence is added on both sides, and of a long recording the second with the most energy is
-    kept: recordings of users hold the word anywhere. With start, silence is added behind, and the first second kept.
+    With `fit` center, a short recording is padded on both sides and the loudest part of a long one is kept, as users'
+    recordings may have the word anywhere. With start, padding goes to the end and the first part is kept.
     """
     missing = config.num_samples - waveform.size
     if missing > 0:

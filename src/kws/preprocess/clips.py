@@ -1,6 +1,6 @@
-"""Clip ids: what names a clip of a data set, which class it is of, and how it is read.
+"""Clip ids: how the clips of a data set are named, which class they belong to, and how they are read.
 
-<word>/<name>.wav                                  a recording of a word, or of a word that is to be unknown
+<word>/<name>.wav                                  a recording of a word, or of one of the unknown words
 _background_noise_/<name>.wav@<start>@<gain>       silence: a second of noise, from a sample on, at a gain in dB
 """
 
@@ -15,23 +15,23 @@ from kws.config import BACKGROUND_NOISE, SILENCE, SPLITS, UNKNOWN, FeatureConfig
 from kws.preprocess.audio import Waveform, read_clip, read_waveform
 
 HELD_OUT_NOISE = 0.2
-"""Share of every noise recording, its end, that training never hears: the noise of evaluation."""
+"""Fraction of every noise recording, at its end, that is kept out of training and used for evaluation."""
 
 SILENCE_PARTS = {
     "train": (0.0, 1 - HELD_OUT_NOISE),
     "validation": (1 - HELD_OUT_NOISE, 1 - HELD_OUT_NOISE / 2),
     "test": (1 - HELD_OUT_NOISE / 2, 1.0),
 }
-"""From where to where, as shares of a noise recording, the silence of a split is cut."""
+"""The part of a noise recording, as fractions of its length, from which the silence of a split is cut."""
 
 SILENCE_GAIN_DB = (-30, 0)
-"""Range of the gain of silence: a room may be quiet."""
+"""Range of the gain of silence, as rooms may be quiet."""
 
 
 def word_of(clip: str, words: Sequence[str]) -> str:
-    """Returns the class of a clip among some classes: its folder, or unknown, or silence.
+    """Returns the class of a clip: the name of its folder, UNKNOWN or SILENCE.
 
-    A folder that is none of the classes stays what it is where there is no class of unknown words.
+    Without a class of unknown words, the name of the folder is returned even if it is not one of `words`.
     """
     folder = clip.split("/")[0]
     if folder == BACKGROUND_NOISE:
@@ -43,7 +43,7 @@ def read(recordings: Path, clip: str, features: FeatureConfig) -> Waveform:
     """Reads a clip as float32 [num_samples].
 
     Raises:
-        ValueError: the file cannot be read, is empty, or has values that are not numbers.
+        ValueError: the file cannot be read, is empty, is too long, or has invalid samples.
         FileNotFoundError: there is no such file.
     """
     if not clip.startswith(BACKGROUND_NOISE):
@@ -54,11 +54,11 @@ def read(recordings: Path, clip: str, features: FeatureConfig) -> Waveform:
 
 
 def choose_unknown(divided: Mapping[str, Sequence[str]], counts: Mapping[str, int]) -> dict[str, list[str]]:
-    """Chooses clips of the words that are to be unknown: of every word as many, by a hash of their ids.
+    """Chooses clips of the unknown words: the same number of every word, in the order of a hash of their ids.
 
     Args:
         divided: the clips of these words, by split.
-        counts: how many to choose for each split, if there are as many.
+        counts: how many to choose for each split; fewer if there are not as many.
 
     Returns:
         Clip ids by split, sorted.
@@ -69,21 +69,21 @@ def choose_unknown(divided: Mapping[str, Sequence[str]], counts: Mapping[str, in
         ranks = {}
         for clip in sorted(divided[split], key=_hash):
             seen[clip.split("/")[0]] += 1
-            ranks[clip] = seen[clip.split("/")[0]]  # among the clips of its word
+            ranks[clip] = seen[clip.split("/")[0]]  # rank among the clips of its word
         chosen[split] = sorted(sorted(ranks, key=ranks.__getitem__)[: counts[split]])
     return chosen
 
 
 def cut_silence(lengths: Mapping[str, int], counts: Mapping[str, int], features: FeatureConfig) -> dict[str, list[str]]:
-    """Draws seconds of noise recordings, each of a part of them that its split has to itself.
+    """Draws clips of silence from noise recordings; each split has its own part of every recording.
 
     Args:
-        lengths: samples of the noise recordings, by name.
-        counts: how many to draw for each split.
-        features: gives the length of a clip.
+        lengths: lengths of the noise recordings in samples, by name.
+        counts: how many clips to draw for each split.
+        features: determines the length of a clip.
 
     Returns:
-        Clip ids by split, sorted; of a split that no recording is long enough for, none.
+        Clip ids by split, sorted; none for a split if no recording is long enough for it.
     """
     found: dict[str, list[str]] = {}
     for split, (first, last) in SILENCE_PARTS.items():
@@ -100,7 +100,7 @@ def cut_silence(lengths: Mapping[str, int], counts: Mapping[str, int], features:
 
 
 def mean_per_word(clips: Iterable[str]) -> int:
-    """Returns how many clips a word has, on average, rounded up."""
+    """Returns the average number of clips per word, rounded up."""
     folders = [clip.split("/")[0] for clip in clips]
     return -(-len(folders) // max(len(set(folders)), 1))
 

@@ -1,10 +1,11 @@
-"""Features of many clips on the CPU, compiled.
+"""A compiled kernel that computes the features of many clips on the CPU.
 
-They are those of `kws.preprocess.features.MelSpectrogram`, computed several times as fast.
+It computes the features of `kws.preprocess.features.MelSpectrogram`, several times as fast.
 
-PyTorch makes each step a pass over memory: window, transform, squares, filters, logarithm, conversion. Here sixteen
-frames at a time go all the way, in memory that a core's first cache holds, side by side in vectors, so that the
-transform needs no shuffling. Importing this module compiles, for a second, so that workers are forked with it done.
+PyTorch makes a pass over memory for each operation: window, FFT, squares, filters, logarithm, conversion. This kernel
+takes sixteen frames at a time through all of them, in memory that fits the L1 cache. The frames lie side by side in
+vectors, so that the FFT needs no shuffling. Importing this module compiles the kernel, which takes a second, so that
+forked workers find it compiled.
 """
 
 import functools
@@ -28,52 +29,59 @@ Halves = npt.NDArray[np.uint16]
 
 
 class _Plan(NamedTuple):
-    """What a setting needs, and memory to work in. A row is a vector of LANES frames."""
+    """The tables and buffers for a `FeatureConfig`. A row is a vector of LANES frames."""
 
     hop: int
     before: int
-    """Samples of the first frame that lie before the clip."""
+    """Number of samples of the first frame that lie before the clip."""
     behind: int
+    """Number of samples of the last frame that lie after the clip."""
     num_frames: int
     samples: Floats
-    """The clip with its edges reflected, and zeros for the frames that only fill up the last vector."""
+    """The clip with reflected edges, and zeros for the frames that pad the last vector."""
     window: Floats
-    """Zeros follow, to a multiple of LANES."""
+    """The Hann window, padded with zeros to a multiple of LANES."""
     spectrum: Floats
-    """[n_fft / 2, re and im, LANES], or a little more"""
+    """[n_fft / 2, re and im, LANES], or a little more."""
     radices: Ints
+    """Radix of each stage of the FFT."""
     lengths: Ints
-    """Of the transforms that a stage takes apart."""
+    """Length of the transforms that each stage decomposes."""
     twiddles: Ints
-    """Where the factors of a stage are among the next two."""
+    """Where the twiddle factors of each stage begin in `cosines` and `sines`."""
     cosines: Floats
     sines: Floats
     order: Ints
-    """[n_fft / 2]: at which row a frequency comes out."""
+    """[n_fft / 2], the row of each frequency in the output of the FFT."""
     half_cosines: Floats
     half_sines: Floats
     power: Floats
-    """[bins, LANES]"""
+    """[bins, LANES]."""
     firsts: Ints
+    """First bin of each mel filter."""
     ends: Ints
-    """From which bin to which a mel filter reaches."""
+    """End of each mel filter, exclusive."""
     weights: Floats
     log: bool
     log_offset: np.float32
     valid: Floats
-    """One for a frame, zero for what only fills up the last vector."""
+    """1 for a frame, 0 for padding of the last vector."""
     tail: Floats
     tail_halves: Halves
     sums: Floats
     squares: Floats
-    """[num_mels, LANES]"""
+    """[num_mels, LANES]."""
 
 
 class FeatureKernel:
-    """Computes features. For one thread at a time; the same clip gives the same bits wherever it stands."""
+    """Computes features.
+
+    An instance must not be used by two threads at the same time. The result for a clip is bit for bit the same at every
+    position in a batch.
+    """
 
     BATCH = 8
-    """Clips that are best given at a time: more leave the cache before their turn."""
+    """Best number of clips per call; more would leave the cache before their turn."""
 
     def __init__(self, config: FeatureConfig) -> None:
         self.config = config
@@ -90,8 +98,8 @@ class FeatureKernel:
 
         Args:
             waveforms: float32 [clips, num_samples] in -1 to 1.
-            features: gets the result, float16 or float32 [clips, num_mels, num_frames].
-            counted: bool [clips], which clips the sums are of; none unless given.
+            features: array for the result, float16 or float32 [clips, num_mels, num_frames].
+            counted: bool [clips], which clips to include in the sums; default: none.
             sums: float64 [2, num_mels], to which the features and their squares are added.
         """
         config, shape, half = self.config, features.shape, features.dtype == np.float16
@@ -108,7 +116,7 @@ class FeatureKernel:
 
 @functools.cache
 def feature_kernel(config: FeatureConfig) -> FeatureKernel:
-    """Returns the `FeatureKernel` of this process: to plan one takes as long as the features of a hundred clips."""
+    """Returns the cached `FeatureKernel` of this process, as making one takes as long as a hundred clips."""
     return FeatureKernel(config)
 
 
@@ -179,14 +187,17 @@ def _round_up(number: int) -> int:
 
 
 def _aligned(size: int) -> Floats:
-    """Returns zeros from a multiple of 64 bytes on: a vector of sixteen floats then lies in one line of the cache."""
+    """Returns zeros aligned to 64 bytes, so that each vector of sixteen floats lies in one cache line."""
     memory = np.zeros(size + LANES, np.float32)
     first = -memory.ctypes.data % 64 // 4
     return memory[first : first + size]
 
 
 def _twiddles(radix: int, length: int) -> npt.NDArray[np.float64]:
-    """Returns the angles of a stage, for each place: of its three factors, or of a transform with its factors."""
+    """Returns the angles of the twiddle factors of a stage, for each place.
+
+    For radix 4 these are three per place; for other radices, the whole DFT matrix multiplied by the factors.
+    """
     places, outputs = np.arange(length // radix), np.arange(radix)
     if radix == 4:
         angles = np.outer(places, outputs[1:])
@@ -197,7 +208,7 @@ def _twiddles(radix: int, length: int) -> npt.NDArray[np.float64]:
 
 @njit
 def _fill_samples(waveform: Floats, before: int, behind: int, samples: Floats) -> None:
-    """Puts reflected edges around a clip."""
+    """Copies a clip to `samples`, with reflected edges."""
     whole = waveform.size // LANES * LANES
     for sample in range(0, whole, LANES):
         store(samples, before + sample, load(waveform, sample))
@@ -211,7 +222,10 @@ def _fill_samples(waveform: Floats, before: int, behind: int, samples: Floats) -
 
 @njit
 def _fill_window(frame: int, hop: int, samples: Floats, window: Floats, spectrum: Floats) -> None:
-    """Windowed samples. Even ones are real, odd ones imaginary parts; zeros behind turn phases only."""
+    """Writes windowed samples as complex numbers: even samples are the real, odd ones the imaginary parts.
+
+    Zeros follow the window instead of surrounding it, which only changes phases.
+    """
     for sample in range(0, window.size, LANES):
         fill_windowed(samples, frame * hop, hop, window, sample, spectrum)
     for index in range(window.size * LANES, spectrum.size):
@@ -220,7 +234,7 @@ def _fill_window(frame: int, hop: int, samples: Floats, window: Floats, spectrum
 
 @njit
 def _transform_by_four(size: int, length: int, cosines: Floats, sines: Floats, spectrum: Floats) -> None:
-    """A stage of the Fourier transform, in place: from each transform four of a quarter of its length."""
+    """Computes a radix-4 stage of the FFT in place: splits each transform into four of a quarter of its length."""
     end, step = 2 * size * LANES, length // 4 * 2 * LANES
     for place in range(length // 4):
         c1, c2, c3 = cosines[3 * place], cosines[3 * place + 1], cosines[3 * place + 2]
@@ -250,7 +264,7 @@ def _transform_by_four(size: int, length: int, cosines: Floats, sines: Floats, s
 def _transform_by_any(
     size: int, radix: int, length: int, cosines: Floats, sines: Floats, inputs: Floats, spectrum: Floats
 ) -> None:
-    """A stage that takes transforms apart by another number than four, with every product written out."""
+    """Computes a stage of the FFT with a radix other than four, as a plain DFT of that size."""
     end, step = 2 * size * LANES, length // radix * 2 * LANES
     for place in range(length // radix):
         for first in range(place * 2 * LANES, end, radix * step):
@@ -270,7 +284,7 @@ def _transform_by_any(
 
 @njit
 def _fill_power(order: Ints, cosines: Floats, sines: Floats, spectrum: Floats, power: Floats) -> None:
-    """The power of all bins, from the transform of even samples plus i times odd ones."""
+    """Computes the power of all bins from the FFT of (even samples) + i · (odd samples)."""
     half = order.size
     re, im = load(spectrum, 0), load(spectrum, LANES)
     first, last = re + im, re - im
@@ -295,7 +309,7 @@ def _fill_features(
     num_frames: int, half: bool, halves: Halves, floats: Floats, start: int, tail: Floats, tail_halves: Halves,
     counted: bool, valid: Floats, sums: Floats, squares: Floats,
 ) -> None:  # fmt: skip
-    """Mel filters, logarithm and sums of the frames from one on, written from `start` on."""
+    """Applies mel filters and logarithm to LANES frames from `frame` on, writes them from `start` on, and adds sums."""
     num_valid = min(num_frames - frame, LANES)
     weight = 0
     for mel in range(firsts.size):

@@ -1,4 +1,4 @@
-"""Mel spectrograms of clips."""
+"""Mel spectrograms of clips, with PyTorch."""
 
 import functools
 import math
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 3
-"""Part of the fingerprint of tensors: raise it when the same recording gives other features, or none any more."""
+"""Part of the fingerprint of tensors: increase it when the same recording gives different features, or becomes
+unreadable."""
 
 
 def mel_filters(config: FeatureConfig) -> npt.NDArray[np.float32]:
@@ -31,7 +32,7 @@ def mel_filters(config: FeatureConfig) -> npt.NDArray[np.float32]:
 
 
 def _slaney_mel(hertz: float) -> float:
-    """Linear to 1 kHz, logarithmic above."""
+    """Converts Hz to mels of Slaney's scale: linear up to 1 kHz, logarithmic above."""
     return hertz * 3 / 200 if hertz < 1000 else 15 + 27 * math.log(hertz / 1000) / math.log(6.4)
 
 
@@ -47,21 +48,20 @@ _MEL_SCALES = {
 
 
 class MelSpectrogram:
-    """The mel spectrogram of `torchaudio.transforms.MelSpectrogram`, with the logarithm that the settings ask for.
+    """Computes the mel spectrogram of `torchaudio.transforms.MelSpectrogram`, and its logarithm if the settings say so.
 
-    Power spectrum over centred Hann windows with reflected edges, times a bank of triangular mel filters. Measured
-    against torchaudio's on one thread it is several times as fast: a few clips at a time stay in the cache, in memory
-    that is used again for the next few; and as a filter spans few bins, groups of filters are multiplied with the bins
-    that they span.
+    The power spectrum over centred Hann windows with reflected edges is multiplied by a bank of triangular mel filters.
+    On one thread this is several times as fast as torchaudio: it computes a few clips at a time, in reused memory that
+    fits the cache, and multiplies groups of filters by only the bins that they span.
 
-    An instance is for one thread at a time, as its memory is for one call.
+    An instance must not be used by two threads at the same time, as they would share its buffers.
     """
 
     BATCH = 8
-    """Clips at a time that keep the working set in a core's cache."""
+    """Number of clips computed at a time, so that the working set fits a core's cache."""
 
     GROUP = 16
-    """Filters that are multiplied at once. Fewer would skip more zeros, but small products are slow."""
+    """Number of filters per matrix product. Fewer would skip more zeros, but small products are slow."""
 
     def __init__(self, config: FeatureConfig, device: "torch.device | str" = "cpu") -> None:
         import torch
@@ -69,7 +69,7 @@ class MelSpectrogram:
         self.config = config
         self.window = torch.hann_window(config.win_length, device=device)
         self.filters = torch.from_numpy(mel_filters(config)).to(device)
-        # Real and imaginary part of a bin, squared, have the same weight: so the products add them up as well.
+        # The squares of the real and imaginary part of a bin have the same weight, so the products sum them as well.
         weights = self.filters.repeat_interleave(2, dim=0)
         self._groups: list[tuple[slice, slice, Tensor]] = []
         for first in range(0, config.num_mels, self.GROUP):
@@ -80,7 +80,7 @@ class MelSpectrogram:
         before = config.n_fft // 2 - (config.n_fft - config.win_length) // 2
         self._edges = before, config.win_length - before
         self._padded = torch.empty(self.BATCH, config.num_samples + config.win_length, device=device)
-        # Zeros behind the window instead of around it only turn phases, which power does not see.
+        # Zeros after the window instead of around it only change phases, which do not affect the power.
         self._windowed = torch.zeros(self.BATCH, config.num_frames, config.n_fft, device=device)
         self._spectrum = torch.empty(
             self.BATCH, config.num_frames, config.n_fft // 2 + 1, dtype=torch.complex64, device=device
@@ -93,7 +93,7 @@ class MelSpectrogram:
             waveforms: float32 [clips, num_samples] in -1 to 1.
 
         Returns:
-            float32 [clips, num_mels, num_frames]: the natural logarithm of mel power + log_offset, or mel power.
+            float32 [clips, num_mels, num_frames]: the natural logarithm of mel power + log_offset, or the mel power.
         """
         import torch
 
@@ -125,7 +125,7 @@ class MelSpectrogram:
 
 
 def mel_spectrogram(config: FeatureConfig) -> MelSpectrogram:
-    """Returns the `MelSpectrogram` of this thread: making one takes longer than computing the features of a clip."""
+    """Returns the cached `MelSpectrogram` of this thread, as making one takes longer than the features of a clip."""
     return _make(config, threading.get_ident())
 
 
@@ -133,5 +133,5 @@ def mel_spectrogram(config: FeatureConfig) -> MelSpectrogram:
 def _make(config: FeatureConfig, thread: int) -> MelSpectrogram:
     import torch
 
-    with torch.inference_mode(False):  # what is made inside could not be used outside
+    with torch.inference_mode(False):  # or its tensors could not be used outside inference mode
         return MelSpectrogram(config)

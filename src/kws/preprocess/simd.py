@@ -1,8 +1,8 @@
-"""Sixteen numbers side by side, for numba: what compiled code adds and multiplies at once.
+"""A vector type of sixteen floats for numba, with the SIMD operations that the feature kernel needs.
 
-numba's own loops over rows of one array come out slow here: LLVM cannot know that rows do not overlap, and computes
-them one number at a time, or checks before each. With vectors as a type there is nothing to find out. LLVM makes them
-one register of AVX-512, two of AVX2, or four of SSE and NEON.
+numba's own loops over the rows of an array are slow here: LLVM cannot prove that rows do not overlap, so it computes
+one number at a time, or adds a check to every loop. An explicit vector type avoids that. LLVM maps a vector to one
+register of AVX-512, two of AVX2, or four of SSE and NEON.
 """
 
 import operator
@@ -21,7 +21,7 @@ LANES = 16
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _INTS = ir.VectorType(ir.IntType(32), LANES)
 _HALVES = ir.VectorType(ir.IntType(16), LANES)
-_FUSED = ("contract",)  # LLVM may make a product and a sum one instruction
+_FUSED = ("contract",)  # LLVM may fuse a product and a sum into one instruction
 
 
 class _Lanes(types.Type):
@@ -47,7 +47,7 @@ def _ints(value: int) -> ir.Constant:
 
 
 def _define(operation: Callable[..., Any], instruction: str) -> None:
-    """Lets `lanes + lanes` and `lanes + float32`, or another operation, be an instruction."""
+    """Compiles an operator such as + on (lanes, lanes) and (lanes, float32) to an LLVM instruction."""
 
     class _Typing(ConcreteTemplate):
         cases = [signature(lanes, lanes, lanes), signature(lanes, lanes, types.float32)]  # noqa: RUF012
@@ -100,8 +100,8 @@ def store(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
 def store_half(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
     """Writes LANES values below 65,504 into an array of float16, which is given as uint16.
 
-    By hand, as not every processor has an instruction for it, and numba's float16 is none on CPUs. To nearest, halfway
-    to even, like NumPy.
+    The conversion uses bit operations, as not every processor has an instruction for it and numba does not support
+    float16 on CPUs. It rounds to nearest, ties to even, as NumPy does.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -109,10 +109,10 @@ def store_half(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
         bits = builder.bitcast(value, _INTS)
         sign = builder.and_(builder.lshr(bits, _ints(16)), _ints(0x8000))
         size = builder.and_(bits, _ints(0x7FFFFFFF))
-        # The exponent's bias shrinks from 127 to 15, and 13 bits of the fraction go.
+        # The exponent's bias changes from 127 to 15, and 13 bits of the fraction are rounded away.
         odd = builder.and_(builder.lshr(size, _ints(13)), _ints(1))
         normal = builder.lshr(builder.add(builder.add(size, odd), _ints(0xFFF - (112 << 23))), _ints(13))
-        # Below 2^-14 steps are those of a float32 next to a half: let the addition round.
+        # Subnormal halves, below 2^-14, are as far apart as float32 values near 0.5: adding 0.5 rounds to them.
         added = builder.bitcast(builder.fadd(builder.bitcast(size, _FLOATS), _floats(0.5)), _INTS)
         small = builder.sub(added, _ints(126 << 23))
         is_small = builder.icmp_unsigned("<", size, _ints(113 << 23))
@@ -128,9 +128,10 @@ def store_half(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
 def fill_windowed(
     typing_context: Any, source: Any, start: Any, stride: Any, window: Any, sample: Any, target: Any
 ) -> Any:
-    """Takes LANES samples from `start + sample` on, times the window, of LANES frames that are `stride` apart.
+    """Multiplies LANES samples of each of LANES frames by the window, and stores them transposed.
 
-    Writes them to `target` from row `sample` on: a row has the same sample of each frame.
+    Frame i begins at `source[start + i * stride]`; its samples from `sample` on are taken. Row `sample` of `target` and
+    the following rows each get the same sample of all frames.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -146,7 +147,7 @@ def fill_windowed(
             at = builder.add(builder.add(start, sample), builder.mul(stride, number(frame)))
             row = builder.load(_pointer(context, builder, source_type, source, at, _FLOATS), align=4)
             rows.append(builder.fmul(row, factors))
-        # A square is transposed by swapping its corners, then the corners of each quarter, and so on.
+        # The square is transposed by swapping its off-diagonal quarters, then those within each quarter, and so on.
         step = LANES // 2
         while step:
             high = [bool(lane & step) for lane in range(LANES)]
@@ -167,13 +168,13 @@ def fill_windowed(
 
 @intrinsic
 def zero(typing_context: Any) -> Any:
-    """Gives LANES zeros."""
+    """Returns LANES zeros."""
     return lanes(), lambda context, builder, signature, arguments: _floats(0.0)
 
 
 @intrinsic
 def log(typing_context: Any, value: Any) -> Any:
-    """Gives natural logarithms of positive values, to the last bit or two: `logf` of the Cephes library."""
+    """Returns natural logarithms of positive values, accurate to the last bit or two (`logf` of the Cephes library)."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def times(a: Any, b: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which clip trains, which validates, which tests."""
+"""Divides clips into train, validation and test."""
 
 import codecs
 import hashlib
@@ -15,32 +15,32 @@ from kws.download.recordings import SUFFIXES
 log = logging.getLogger(__name__)
 
 NAMED = 10
-"""Entries of a list without a recording that a manifest names; all are counted."""
+"""How many of the list entries without a recording a manifest names; it counts all of them."""
 
 
 def speaker_of(clip: str) -> str:
-    """Returns who speaks in a clip: what stands before `_nohash_` in the name, else the whole name.
+    """Returns the speaker of a clip: the part of the name before `_nohash_`, or else the whole name.
 
     Args:
-        clip: a clip id, `<word>/<speaker>_nohash_<n>.wav`. Of a copy in another format (.flac) the same one speaks.
+        clip: a clip id, `<word>/<speaker>_nohash_<n>.wav`. A copy in another format (.flac) has the same speaker.
     """
     name = clip.rsplit("/", 1)[-1]
     if "_nohash_" not in name and "_nohash_" in name.lower():
-        name = name.lower()  # as old file systems shout: 0A7C2A8D_NOHASH_0.WAV
+        name = name.lower()  # old file systems make it 0A7C2A8D_NOHASH_0.WAV
     speaker, found, _ = name.partition("_nohash_")
     return speaker if found else PurePosixPath(name).with_suffix(".wav").name
 
 
 def names_speaker(clip: str) -> bool:
-    """Tells whether the name of a clip says who speaks."""
+    """Tells whether the name of a clip contains its speaker."""
     return "_nohash_" in clip.lower()
 
 
 def split_of_speaker(speaker: str, validation_percent: float = 10, test_percent: float = 10) -> str:
-    """Returns the split of a speaker as Speech Commands itself draws it: from SHA-1 of the name.
+    """Returns the split of a speaker as Speech Commands itself assigns it: by the SHA-1 of the speaker's name.
 
-    Source: `which_set` in the README of the data set (Warden, arXiv 1804.03209). A clip that is added later leaves
-    all others where they are.
+    Source: `which_set` in the README of the data set (Warden, arXiv 1804.03209). Adding clips later does not change
+    the split of any other clip.
     """
     digest = int(hashlib.sha1(speaker.encode()).hexdigest(), 16)
     percent = (digest % 2**27) * (100 / (2**27 - 1))
@@ -51,24 +51,25 @@ def split_of_speaker(speaker: str, validation_percent: float = 10, test_percent:
 
 @dataclass(frozen=True, kw_only=True)
 class Lists:
-    """What the lists of a data set say of its clips."""
+    """The splits that the lists of a data set assign to its clips."""
 
     split_of: Mapping[str, str]
-    """The splits of the clips that are listed."""
+    """The split of every listed clip."""
     figures: Mapping[str, Any] = field(default_factory=dict)
-    """For the manifest, for each list by its name: entries, how many match, are of other words, or match nothing."""
+    """For the manifest, by the name of the list: its entries, and how many match, are of other words, or match
+    nothing."""
 
 
 def read_lists(lists: Mapping[str, Path], clips: Sequence[str]) -> Lists:
-    """Finds the clips that lists name, however they spell them; says in the log how many entries match.
+    """Finds the clips that split lists name, allowing for differences in spelling; logs how many entries match.
 
-    An entry is a path that ends in `<word>/<name>`. What stands before it, slashes or backslashes, the case of letters
-    and the end of the name (.wav, where the recording is a .flac) make no difference, unless two recordings differ in
-    nothing else. Of a clip that both lists name, the test is right: it must not choose the model that it judges.
+    An entry is a path that ends in `<word>/<name>`. Leading folders, slashes or backslashes, case and the file suffix
+    (.wav for a recording that is a .flac) make no difference, unless two recordings differ in nothing else. A clip that
+    both lists name goes to the test split: test clips must not influence the choice of the best epoch.
 
     Args:
-        lists: the files by split.
-        clips: clip ids, of all words that matter.
+        lists: the list files, by split.
+        clips: clip ids of all chosen words.
     """
     exactly = set(clips)
     alike: dict[str, list[str]] = {}
@@ -86,7 +87,7 @@ def read_lists(lists: Mapping[str, Path], clips: Sequence[str]) -> Lists:
         for number, entry in read_list(path):
             clip = "/".join(PurePosixPath(entry.replace("\\", "/")).parts[-2:])
             found = alike.get(_key(clip), [])
-            if clip in exactly:  # the same in another format goes with it
+            if clip in exactly:  # a copy in another format goes with it
                 found = [one for one in found if _stem(one) == _stem(clip)]
             twice += [one for one in found if split_of.get(one, loosely.get(one, split)) != split]
             (split_of if clip in exactly else loosely).update(dict.fromkeys(found, split))
@@ -104,22 +105,24 @@ def read_lists(lists: Mapping[str, Path], clips: Sequence[str]) -> Lists:
         log.info("%s: %d of %d entries name a recording, %d are of other words", path.name, matched, entries,
                  of_other_words)  # fmt: skip
         if without:
-            log.warning("%s: %d entries name no recording that there is: %s", path, len(without), _some(without))
+            log.warning("%s: %d entries name recordings that do not exist: %s", path, len(without), _some(without))
         if twice:
-            log.warning("%s: %d recordings are in another list too, and count here: %s", path, len(twice), _some(twice))
+            log.warning(
+                "%s: %d recordings are also in another list; this one counts: %s", path, len(twice), _some(twice)
+            )
     return Lists(split_of=loosely | split_of, figures=figures)
 
 
 def read_list(path: Path) -> list[tuple[int, str]]:
-    """Reads a list of a split: UTF-8 or UTF-16, with a byte order mark or without, with line ends of any system.
+    """Reads a split list in UTF-8 or UTF-16, with or without a byte order mark, with the line ends of any system.
 
     Returns:
-        Numbers and texts of the lines that are not empty. A line that is no UTF-8 is read as Windows writes it.
+        Numbers and texts of the lines that are not empty. A line that is not UTF-8 is decoded as Windows-1252.
     """
     data = path.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         lines = data.decode("utf-16", "replace").splitlines()
-    elif b"\0" in data[:200]:  # ASCII in two bytes
+    elif b"\0" in data[:200]:  # UTF-16 without a byte order mark
         lines = data.decode("utf-16-le" if data[1:2] == b"\0" else "utf-16-be", "replace").splitlines()
     else:
         lines = [_decode(line) for line in data.removeprefix(codecs.BOM_UTF8).splitlines()]
@@ -127,13 +130,13 @@ def read_list(path: Path) -> list[tuple[int, str]]:
 
 
 def by_speaker(clips: Sequence[str], lists: Lists) -> dict[str, list[str]]:
-    """Splits clips so that a speaker is in one split only.
+    """Splits clips so that each speaker is in one split only.
 
-    The archive's own lists decide where they exist; without them the data set's hash of the speaker does.
+    The archive's own lists decide if they exist; otherwise the hash of the speaker does.
 
     Args:
         clips: clip ids.
-        lists: what the lists say of them.
+        lists: the splits that the lists assign to them.
 
     Returns:
         Clip ids of train, validation and test, each sorted.
@@ -144,9 +147,9 @@ def by_speaker(clips: Sequence[str], lists: Lists) -> dict[str, list[str]]:
 
 
 def speakers_in_two_splits(divided: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Counts what leaks: speakers who train and validate or test, and their clips that do not train.
+    """Counts leaks between splits: training speakers who are also in validation or test, and their clips there.
 
-    Only names with `_nohash_` tell the speaker.
+    Only clips with `_nohash_` in their name are counted, as others do not name their speaker.
     """
     train = {speaker_of(clip) for clip in divided["train"] if names_speaker(clip)}
     others = [clip for split in SPLITS if split != "train" for clip in divided[split] if names_speaker(clip)]
@@ -155,7 +158,7 @@ def speakers_in_two_splits(divided: Mapping[str, Sequence[str]]) -> dict[str, in
 
 
 def at_random(clips: Sequence[str], seed: int = 41) -> dict[str, list[str]]:
-    """Splits clips 95/3/2 % at random, whoever speaks.
+    """Splits clips 95/3/2 % at random, regardless of speakers.
 
     Clips are ordered by a hash of the seed and their id, so that neither the machine nor the order of files matters.
 
@@ -175,7 +178,7 @@ def _group(split: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _key(clip: str) -> str:
-    """What is left of a clip id without case, suffix, and the two ways of writing an ä."""
+    """Returns a clip id without its suffix, in lower case and Unicode normal form C."""
     return _stem(unicodedata.normalize("NFC", clip).casefold())
 
 

@@ -1,4 +1,4 @@
-"""From a folder of recordings to tensors that training maps into memory."""
+"""The preprocess step: converts a recordings folder to tensors, which training maps into memory."""
 
 import contextlib
 import dataclasses
@@ -31,12 +31,12 @@ log = logging.getLogger(__name__)
 CLIPS_PER_TASK = 256
 
 PRELOAD = ["kws.preprocess.feature_kernel", "kws.preprocess.step"]
-"""Modules that workers find loaded."""
+"""Modules that are imported before workers are forked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """Rows of one array that one process fills."""
+    """Rows of one array for a process to fill."""
 
     array: Path
     first_row: int
@@ -65,28 +65,29 @@ def preprocess(
     max_bad_fraction: float = 0.01,
     num_processes: int = 0,
 ) -> Path:
-    """Computes the features of all recordings of some words, split by split, once.
+    """Computes the features of all recordings of some words; does nothing if that has been done before.
 
-    The folder holds, for each split, `<split>.features.npy` ([clips, num_mels, num_frames], float16 for log-mel),
-    `<split>.labels.npy` (int64 [clips], indices into the words) and `<split>.clips.json` (clip ids, in the order of the
-    rows); `noise.features.npy` with one-second pieces of the background noises, if there are any; and manifest.json
-    with settings, words, counts, the normalization over the training split, clips left out with the reason, files that
-    are no recordings, what the lists of the split name, speakers in two splits, and the fingerprint.
+    The tensors folder holds, for each split, `<split>.features.npy` ([clips, num_mels, num_frames], float16 for
+    log-mel), `<split>.labels.npy` (int64 [clips], indices into the words) and `<split>.clips.json` (clip ids, in the
+    order of the rows); `noise.features.npy` with one-second pieces of the background noise, if there is any; and
+    manifest.json with settings, words, counts, the normalization over the training split, clips left out with the
+    reason, files that are no recordings, matches of the split lists, speakers in two splits, and the fingerprint.
 
     Args:
         recordings: a folder of `<word>/*.wav` (.flac, .ogg, .opus, .mp3), with the manifest.json of `kws.download.step`
             or without.
-        data_root: gets `tensors/<fingerprint>/`.
+        data_root: where to make `tensors/<fingerprint>/`.
         words: all, auto or a list; see `kws.config.PipelineConfig`.
-        unknown_words: empty, auto or a list. With it there are two more classes, each with as many clips as a word has
-            on average: unknown words, of each as many, and silence, where the recordings have noise to cut it from.
-        preset: decides the features, and the split where that is empty.
+        unknown_words: empty, auto or a list. If not empty there are two more classes, each with as many clips as a word
+            has on average: unknown words, with the same number of clips of each, and silence, if the recordings have
+            noise from which to cut it.
+        preset: name of the preset, which determines the features, and the split if `split` is empty.
         split: speaker, random or empty.
-        max_bad_fraction: largest share of clips that may be unreadable.
-        num_processes: processes of one thread each; 0 takes one for every core.
+        max_bad_fraction: largest fraction of unreadable clips, 0 to 1.
+        num_processes: number of worker processes, each with one thread; 0: one for every core.
 
     Returns:
-        The folder, complete.
+        The tensors folder, complete.
 
     Raises:
         ValueError: words are missing, a split is empty, or too many clips cannot be read.
@@ -105,7 +106,7 @@ def preprocess(
     divided = splits.by_speaker(clips, lists) if split == "speaker" else splits.at_random(clips)
     leaks = splits.speakers_in_two_splits(divided)
     if split == "speaker" and leaks["clips"]:
-        log.warning("%d speakers of the training clips are in the other splits too, with %d clips: accuracy there will "
+        log.warning("%d speakers of training clips are also in validation or test, with %d clips: accuracy there will "
                     "look better than it is for new speakers", leaks["speakers"], leaks["clips"])  # fmt: skip
     if unknown:
         divided, chosen = _add_classes(listing, divided, chosen, features)
@@ -143,13 +144,13 @@ def preprocess(
 
 
 def _remedy(split: str, lists: splits.Lists) -> str:
-    """Says what to do where a split has no clips."""
+    """Says what a user can do if a split has no clips."""
     if split == "random":
-        return "it takes 26 clips"
+        return "at least 26 clips are needed"
     if not lists.figures:
-        return "with few speakers take --split random"
+        return "with few speakers use --split random"
     said = ", ".join(f"{name} {figures['matched']}" for name, figures in lists.figures.items())
-    return f"clips that the lists name: {said}; there have to be two lists, or none"
+    return f"clips that the lists name: {said}; provide two lists that name clips, or none"
 
 
 def _find_words(listing: Listing, words: str) -> tuple[str, ...]:
@@ -162,13 +163,13 @@ def _find_words(listing: Listing, words: str) -> tuple[str, ...]:
     if missing:
         raise ValueError(
             f"words must be folders with recordings in {listing.folder}, got none for {', '.join(missing)}; there are "
-            f"{', '.join(found) or 'none'} (--words auto takes what there is)"
+            f"{', '.join(found) or 'none'} (--words auto takes all of them)"
         )
     return wanted
 
 
 def _find_unknown_words(listing: Listing, unknown_words: str, words: Sequence[str]) -> tuple[str, ...]:
-    """Returns the folders whose clips are to be of unknown words."""
+    """Returns the words whose clips form the class of unknown words."""
     if not unknown_words:
         return ()
     found = listing.words
@@ -197,23 +198,23 @@ def _add_classes(
     unknown = ids.choose_unknown(others, counts)
     lengths: dict[str, int] = {}
     for noise in listing.noise:
-        # One that cannot be read is named with the reason where the noise is saved.
+        # _save_noise reports recordings that cannot be read.
         with contextlib.suppress(ValueError, OSError):
             lengths[noise.split("/")[1]] = read_waveform(listing.folder / noise, features.sample_rate).size
     silence = ids.cut_silence(lengths, counts, features)
     found = {split: [*known[split], *unknown[split], *silence[split]] for split in SPLITS}
     if not all(silence.values()):
-        log.warning("there is no class %s: it takes recordings of 10 s of noise in %s", SILENCE, BACKGROUND_NOISE)
+        log.warning("there is no class %s: it needs noise recordings of at least 10 s in %s", SILENCE, BACKGROUND_NOISE)
         return {split: [*known[split], *unknown[split]] for split in SPLITS}, (*words, UNKNOWN)
     return found, (*words, UNKNOWN, SILENCE)
 
 
 def recordings_fingerprint(listing: Listing, clips: Sequence[str]) -> str:
-    """Returns the digest of the recordings: the manifest's, where a download was not edited, else of every byte."""
+    """Returns the digest of the recordings: from the manifest of an unedited download, else computed from all files."""
     if (known := known_digest(listing)) is not None:
         return known
     if read_manifest(listing.folder) is not None:
-        return content_digest(listing)  # what the manifest would say, were it made now
+        return content_digest(listing)  # as a manifest written now would have
     digest = hashlib.sha256()
     for name in (*clips, *listing.noise, *(path.name for path in listing.lists.values())):
         digest.update(f"{name}\0{files.sha256_of(listing.folder / name)}\n".encode())
@@ -239,7 +240,7 @@ def _compute(
     max_bad_fraction: float,
     num_processes: int,
 ) -> dict[str, Any]:
-    """Fills a folder with arrays and returns what the manifest says of them."""
+    """Fills a tensors folder with arrays, and returns their entries for the manifest."""
     tasks: list[_Task] = []
     for split, clips in divided.items():
         array = _array_path(folder, split)
@@ -256,7 +257,7 @@ def _compute(
         total_squares = np.zeros(features.num_mels)
         num_clips = sum(len(clips) for clips in divided.values())
         with progress(num_clips, "clips", "preprocess") as bar:
-            # In the order of the tasks, so that the sums are the same every time, to the last bit.
+            # In the order of the tasks, so that the sums are reproducible to the last bit.
             for task, done in zip(tasks, run(_fill, tasks), strict=True):
                 bad[task.array.name.split(".")[0]] |= done.bad
                 total += done.total
@@ -295,8 +296,8 @@ def _check_left_out(reasons: Mapping[str, str], num_clips: int, max_bad_fraction
     if len(reasons) > max_bad_fraction * num_clips:
         first_ten = "\n".join(f"  {clip}: {reason}" for clip, reason in list(reasons.items())[:10])
         raise ValueError(
-            f"at most {max_bad_fraction:.2%} of the clips must be unreadable, got {len(reasons)} of {num_clips} "
-            f"(--max-bad-fraction allows more, or mend them):\n{first_ten}"
+            f"at most {max_bad_fraction:.2%} of the clips may be unreadable, got {len(reasons)} of {num_clips} "
+            f"(repair them, or allow more with --max-bad-fraction):\n{first_ten}"
         )
 
 
@@ -311,15 +312,15 @@ def _create(path: Path, num_rows: int, features: FeatureConfig) -> None:
 
 @contextlib.contextmanager
 def workers(num_processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """Gives a `map` that runs in processes of one thread each, or in this process where that is enough.
+    """Yields a `map` that runs in worker processes of one thread each, or for one process in this one.
 
-    With them, this process does without the compiler of `kws.preprocess.feature_kernel`, which takes seconds to
+    With worker processes, this process need not import `kws.preprocess.feature_kernel`, whose compiler takes seconds to
     start and compile.
     """
     if num_processes == 1:
         yield map
         return
-    # A server that has compiled and has no threads yet forks workers at once and safely.
+    # A fork server that has compiled the kernel and has no threads yet forks workers quickly and safely.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_worker) as pool:
@@ -331,16 +332,16 @@ def workers(num_processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
 
 def _start_worker() -> None:
     end_with_parent()
-    os.environ["OMP_NUM_THREADS"] = "1"  # for PyTorch, which resamples recordings of another rate
+    os.environ["OMP_NUM_THREADS"] = "1"  # a worker must not start more threads
 
 
 def _fill(task: _Task) -> _Done:
-    """Computes the features of some clips into their rows, a few clips at a time so that they stay in the cache."""
+    """Writes the features of a task's clips to their rows, a few clips at a time so that they stay in the cache."""
     from kws.preprocess.feature_kernel import feature_kernel
 
     kernel = feature_kernel(task.features)
     array = np.load(task.array, mmap_mode="r")
-    # Rows are written, not mapped: then a full disk is an error, not a signal that ends the process.
+    # Rows are written, not memory-mapped: a full disk is then an exception, not a signal that kills the process.
     rows = np.empty((kernel.BATCH, *array.shape[1:]), dtype=array.dtype)
     waveforms = np.zeros((kernel.BATCH, task.features.num_samples), np.float32)
     bad: dict[int, str] = {}
@@ -372,7 +373,7 @@ def _save_noise(listing: Listing, folder: Path, features: FeatureConfig) -> tupl
     """Saves the features of one-second pieces of noise recordings.
 
     Returns:
-        How many pieces there are, and the recordings that cannot be read with the reasons.
+        The number of pieces, and the recordings that cannot be read, with the reasons.
     """
     from kws.preprocess.feature_kernel import feature_kernel
 
@@ -393,7 +394,7 @@ def _save_noise(listing: Listing, folder: Path, features: FeatureConfig) -> tupl
 
 
 def noise_pieces(path: Path, features: FeatureConfig, held_out: bool) -> list[npt.NDArray[np.float32]]:
-    """Cuts a recording of noise into float32 [num_samples] pieces, those for training or those held out."""
+    """Cuts a noise recording into float32 [num_samples] pieces: the held-out ones or those for training."""
     noise = read_waveform(path, features.sample_rate)
     border = int(noise.size * (1 - ids.HELD_OUT_NOISE))
     part = noise[border:] if held_out else noise[:border]

@@ -1,4 +1,4 @@
-"""Tensors that `kws.preprocess.step` made, opened for training and evaluation."""
+"""Opens a tensors folder of `kws.preprocess.step` for training and evaluation."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ from kws.config import FeatureConfig, from_dict, require, require_words
 class Split:
     """The clips of one split.
 
-    On the CPU the features are the file itself, mapped into memory: what is read is page cache and no data loader
-    process copies it. On a GPU they are on the device, whole.
+    On the CPU the features are the memory-mapped file: reads come from the page cache, and no data loader process
+    copies them. On a GPU all features are in its memory.
     """
 
     features: Tensor
-    """float16 [clips, num_mels, num_frames] (float32 for raw power)"""
+    """float16 [clips, num_mels, num_frames] (float32 for raw power)."""
     labels: Tensor
-    """int64 [clips]"""
+    """int64 [clips], indices into the words."""
     clips: list[str]
     """Clip ids."""
 
@@ -33,23 +33,27 @@ class Split:
         return len(self.clips)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Gathers clips.
+        """Gathers a batch of clips.
 
         Args:
             indices: int64 [batch] on the CPU.
 
         Returns:
-            float32 [batch, num_mels, num_frames] and int64 [batch], on the device.
+            Features, float32 [batch, num_mels, num_frames], and labels, int64 [batch], on the device.
         """
         indices = indices.to(self.features.device)
         return self.features.index_select(0, indices).float(), self.labels.index_select(0, indices)
 
 
 class Tensors:
-    """A complete folder of tensors."""
+    """A complete tensors folder."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
-        """Opens a folder.
+        """Opens a tensors folder.
+
+        Args:
+            folder: the folder.
+            device: where batches are needed.
 
         Raises:
             ValueError: the folder is not complete, or damaged.
@@ -76,7 +80,7 @@ class Tensors:
 
     @contextlib.contextmanager
     def _whole(self, name: str) -> Iterator[None]:
-        """Names a file of the folder, and the remedy, where reading it in the block fails."""
+        """Turns errors of the block, which reads a file of the folder, into one that names the file and the remedy."""
         try:
             yield
         except (ValueError, TypeError, KeyError, EOFError) as error:
@@ -85,14 +89,22 @@ class Tensors:
                              f"{self.folder} and run kws preprocess again") from error  # fmt: skip
 
     def split(self, name: str, most: int = 0) -> Split:
-        """Opens train, validation or test; with `most`, only that many clips, spread evenly over the split."""
+        """Opens a split.
+
+        Args:
+            name: train, validation or test.
+            most: if not 0, the number of clips to take, spread evenly over the split.
+
+        Raises:
+            ValueError: a file of the split is damaged.
+        """
         features = self._open(f"{name}.features.npy")
         with self._whole(f"{name}.labels.npy"):
             labels = torch.from_numpy(np.load(self.folder / f"{name}.labels.npy")).to(self.device)
             fits = labels.dtype == torch.int64 and labels.shape == (len(features),) and len(labels) > 0
-            require(fits, "labels", f"be of {len(features)} clips", list(labels.shape))
+            require(fits, "labels", f"have one entry for each of {len(features)} clips", list(labels.shape))
             fits = 0 <= int(labels.min()) <= int(labels.max()) < len(self.words)
-            require(fits, "labels", f"be of {len(self.words)} words", (int(labels.min()), int(labels.max())))
+            require(fits, "labels", f"lie in 0 to {len(self.words) - 1}", (int(labels.min()), int(labels.max())))
         with self._whole(f"{name}.clips.json"):
             clips = files.read_json(self.folder / f"{name}.clips.json")
             fits = isinstance(clips, list) and len(clips) == len(features) and all(isinstance(c, str) for c in clips)
@@ -104,13 +116,18 @@ class Tensors:
         return Split(features=features, labels=labels, clips=clips)
 
     def noise(self) -> Tensor | None:
-        """Opens the background noise, [pieces, num_mels, num_frames], or None where the recordings had none."""
+        """Opens the background noise, [pieces, num_mels, num_frames], or returns None if the recordings had none."""
         return self._open("noise.features.npy") if self.manifest["counts"]["noise"] else None
 
     def _open(self, name: str) -> Tensor:
         with self._whole(name):
-            # Copy-on-write, as torch wants writable memory: nothing writes, so nothing is copied.
+            # Copy-on-write, as torch wants writable memory; nothing is written, so nothing is copied.
             array = torch.from_numpy(np.load(self.folder / name, mmap_mode="c"))
             shape = [self.features.num_mels, self.features.num_frames]
-            require(list(array.shape[1:]) == shape, "features", f"be of the shape {shape}", list(array.shape[1:]))
+            require(
+                list(array.shape[1:]) == shape,
+                "features",
+                f"have the shape {shape} for each clip",
+                list(array.shape[1:]),
+            )
         return array if self.device.type == "cpu" else array.to(self.device)

@@ -365,5 +365,5 @@ def test_disk_that_is_full_is_said_to_be_full(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "words" / "yes").mkdir(parents=True)
     (tmp_path / "words" / "yes" / "a.wav").write_bytes(SOUND)
     monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(ValueError, match=r"data_root must have free disk for the recordings, got .*, which is full"):
+    with pytest.raises(ValueError, match=r"data_root must have free disk space .*, got .*, which is full"):
         download(str(tmp_path / "words"), "", tmp_path / "data")

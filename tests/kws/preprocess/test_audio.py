@@ -212,7 +212,7 @@ def test_name_that_is_no_utf8_is_read_and_one_without_header_refused(tmp_path: P
     path.write_bytes(content)
     assert read_waveform(path, 8000).size == 400
     (tmp_path / "clip.raw").write_bytes(content)
-    with pytest.raises(ValueError, match="got one without header"):
+    with pytest.raises(ValueError, match="got one without a header"):
         read_waveform(tmp_path / "clip.raw", 16_000)
 
 

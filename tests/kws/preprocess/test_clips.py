@@ -99,7 +99,7 @@ def test_without_noise_there_is_no_class_of_silence_and_a_warning(
     # Five seconds of hiss: a tenth of them is no clip.
     folder = preprocess(tone_corpus, tmp_path, words="yes,no", unknown_words="stop", num_processes=1)
     assert files.read_json(folder / files.MANIFEST)["words"] == ["yes", "no", "_unknown_"]
-    assert "there is no class _silence_: it takes recordings of 10 s of noise" in caplog.text
+    assert "there is no class _silence_: it needs noise recordings of at least 10 s" in caplog.text
     other = preprocess(tone_corpus, tmp_path, words="yes,no", num_processes=1)
     assert other.name != folder.name
     clip = next(clip for clip, word in read(folder, "test") if word == "_unknown_")

@@ -136,7 +136,7 @@ def test_entries_without_a_recording_are_named_with_their_lines(
     figures = lists.figures["testing_list.txt"]
     assert figures["first"] == ["line 2: yes/nä_nohash_0.wav", "line 4: yes/c_nohash_0.wav", "line 6: a.wav"]
     assert (figures["entries"], figures["matched"], figures["of_other_words"]) == (5, 1, 1)
-    assert f"{path}: 3 entries name no recording that there is: line 2: yes/nä_nohash_0.wav, line 4" in caplog.text
+    assert f"{path}: 3 entries name recordings that do not exist: line 2: yes/nä_nohash_0.wav, line 4" in caplog.text
 
 
 def test_entry_that_is_exact_means_that_recording_and_its_copies_in_other_formats(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_recording_in_both_lists_is_in_the_test_split(tmp_path: Path, caplog: py
     paths["validation"].write_text("yes/A_nohash_0.wav\nno/b_nohash_0.wav\n")
     lists = read_lists(paths, CLIPS)
     assert lists.split_of == {"yes/a_nohash_0.wav": "test", "no/b_nohash_0.WAV": "validation"}
-    assert "1 recordings are in another list too" in caplog.text
+    assert "1 recordings are also in another list" in caplog.text
 
 
 def test_speakers_who_train_and_test_are_counted() -> None:
