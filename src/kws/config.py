@@ -162,7 +162,7 @@ class ModelConfig:
             require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
         require(self.width % self.num_heads == 0, "width", f"be a multiple of num_heads ({self.num_heads})", self.width)
         require(self.stem in ("none", "conv"), "stem", "be none or conv", self.stem)
-        require(self.stem != "none" or self.frames_per_token == 1, "frames_per_token", "be 1 where stem is none",
+        require(self.stem != "none" or self.frames_per_token == 1, "frames_per_token", "be 1 if stem is none",
                 self.frames_per_token)  # fmt: skip
         for name in ("dropout", "drop_path"):
             require(0 <= getattr(self, name) < 1, name, "lie in 0 to 1", getattr(self, name))

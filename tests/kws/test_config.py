@@ -38,7 +38,7 @@ CONFIGS = (FeatureConfig, ModelConfig, AugmentConfig, TrainConfig, PipelineConfi
         (FeatureConfig, {"fit": "end"}, "fit must be center or start, got 'end'"),
         (FeatureConfig, {"mel_scale": "bark"}, "mel_scale must be slaney or htk, got 'bark'"),
         (ModelConfig, {"width": 130}, r"width must be a multiple of num_heads \(4\), got 130"),
-        (ModelConfig, {"stem": "none", "frames_per_token": 2}, "frames_per_token must be 1 where stem is none, got 2"),
+        (ModelConfig, {"stem": "none", "frames_per_token": 2}, "frames_per_token must be 1 if stem is none, got 2"),
         (ModelConfig, {"dropout": 1.0}, "dropout must lie in 0 to 1, got 1.0"),
         (AugmentConfig, {"time_shift": -1}, "time_shift must be at least 0, got -1"),
         (AugmentConfig, {"noise_snr_db": (3.0, 1.0)}, r"noise_snr_db must be in order, got \(3.0, 1.0\)"),

@@ -1,7 +1,7 @@
-"""The `.pth` file of a model: all that is needed to use it.
+"""The `.pth` file of a model, which holds everything needed to use it.
 
-A dict of weights, words, feature and model settings, normalization (among the weights), temperature, metrics and
-versions, in types that `torch.load(weights_only=True)` reads: nothing in it is executed.
+It is a dict of weights, words, feature and model settings, normalization (among the weights), temperature, metrics and
+versions, in types that `torch.load(weights_only=True)` reads, so that loading a file executes no code.
 """
 
 import dataclasses
@@ -30,43 +30,43 @@ FORMAT = 2
 
 CONTENT = {"weights": dict, "words": list, "features": dict, "model": dict, "temperature": float, "metrics": dict,
            "about": dict}  # fmt: skip
-"""What a `.pth` holds besides its format."""
+"""The entries of a `.pth` besides its format."""
 
 FORMER = {"conv_kernel": "0"}
-"""Model settings of earlier versions that are no more, and the value, as text, with which a model is what it was."""
+"""Model settings of earlier versions that have been removed, with the only value, as text, that is still supported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recognizer:
-    """A trained model with what belongs to it."""
+    """A trained model with its words, feature settings and metrics."""
 
     model: AudioTransformer
     words: list[str]
     features: FeatureConfig
     temperature: float = 1.0
-    """Scores are divided by it before they become probabilities; fitted on the validation split."""
+    """Divisor of the scores before the softmax, fitted on the validation split."""
     metrics: dict[str, float] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
-    """Where it comes from: preset, training settings, fingerprint of the tensors, versions."""
+    """Origin of the model: preset, training settings, fingerprint of the tensors, versions."""
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """Turns scores [clips, words] into probabilities of the same shape."""
+        """Converts scores [clips, words] to calibrated probabilities of the same shape."""
         return (scores.float() / self.temperature).softmax(-1)
 
     @torch.inference_mode()
     def hear(self, waveforms: Waveform) -> npt.NDArray[np.float32]:
-        """Turns float32 [clips, num_samples] into probabilities, float32 [clips, words]."""
+        """Converts waveforms, float32 [clips, num_samples] in -1 to 1, to probabilities, float32 [clips, words]."""
         return self.hear_features(mel_spectrogram(self.features)(torch.from_numpy(waveforms)).numpy())
 
     @torch.inference_mode()
     def hear_features(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Turns mel spectrograms, float32 [clips, num_mels, num_frames], into probabilities [clips, words]."""
+        """Converts mel spectrograms, float32 [clips, num_mels, num_frames], to probabilities [clips, words]."""
         probabilities = self.probabilities(self.model(torch.from_numpy(features).to(self.model.mean.device)))
         return probabilities.cpu().numpy()
 
     @property
     def num_parameters(self) -> int:
-        """Weights of the model."""
+        """Number of trainable parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
@@ -86,9 +86,9 @@ def save(path: Path, recognizer: Recognizer) -> None:
 
 
 def write(path: Path, content: object) -> None:
-    """Writes what `torch.save` makes of a value, atomically.
+    """Writes a value with `torch.save`, atomically.
 
-    By way of memory: where the disk is full, torch speaks of an unexpected position instead.
+    The file is made in memory first, as on a full disk `torch.save` reports an unexpected position instead.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -97,11 +97,11 @@ def write(path: Path, content: object) -> None:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Recognizer:
-    """Reads a `.pth`, and checks that it is whole: this is the one place that does.
+    """Reads and checks a `.pth`; no other code reads one.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a model of this project, of another format, or damaged.
+        ValueError: the file is not a model of this project, has another format, or is damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(f"model must be a .pth file, got {str(path)!r}, which does not exist")
@@ -111,26 +111,26 @@ def load(path: Path, device: torch.device | str = "cpu") -> Recognizer:
             content = torch.load(path, map_location=device, weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # torch raises what its unpickler and its zip reader raise
+    except Exception as error:  # torch passes on whatever its unpickler and its zip reader raise
         raise ValueError(
-            f"model must be a .pth file of kws train, got {str(path)!r}, which is damaged or none"
+            f"model must be a .pth file of kws train, got {str(path)!r}, which is damaged or another kind of file"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"model must be of format {FORMAT} (train it again), got {found!r} in {path}")
+        raise ValueError(f"model must have format {FORMAT} (train it again), got {found!r} in {path}")
     try:
         return _recognizer(content, device)
     except ValueError as error:
         raise ValueError(
-            f"model must be whole, got {path}, which is damaged or of another version (then train it again): {error}"
+            f"model must be intact, got {path}, which is damaged or of another version (train it again): {error}"
         ) from error
 
 
 def _recognizer(content: Mapping[str, Any], device: torch.device | str) -> Recognizer:
-    """Builds a recognizer of what a `.pth` holds.
+    """Builds a recognizer from the content of a `.pth`.
 
     Raises:
-        ValueError: something is missing, or does not fit the rest.
+        ValueError: an entry is missing, or does not fit the others.
     """
     for name, kind in CONTENT.items():
         require(isinstance(content.get(name), kind), name, f"be a {kind.__name__}", type(content.get(name)).__name__)
@@ -139,14 +139,14 @@ def _recognizer(content: Mapping[str, Any], device: torch.device | str) -> Recog
     require(math.isfinite(temperature) and temperature > 0, "temperature", "be positive", temperature)
     settings = {name: value for name, value in content["model"].items() if FORMER.get(name) != str(value)}
     features, config = from_dict(FeatureConfig, content["features"]), from_dict(ModelConfig, settings)
-    require(config.num_layers <= len(weights), "num_layers", "be as many as there are weights of", config.num_layers)
+    require(config.num_layers <= len(weights), "num_layers", "match the weights", config.num_layers)
     try:
-        with torch.device("meta"):  # shapes only, however large
+        with torch.device("meta"):  # only the shapes, without allocating memory
             expected = AudioTransformer(config, features, len(words)).state_dict()
     except RuntimeError as error:
         raise ValueError(f"the settings must be those of a model, got {error}") from error
     for name in sorted(map(str, expected.keys() ^ weights.keys())):
-        raise ValueError(f"weights must be those of the model, got {'no' if name in expected else 'one more,'} {name}")
+        raise ValueError(f"weights must be those of the model, got {'no' if name in expected else 'an extra'} {name}")
     for name, like in expected.items():
         value = weights[name]
         plain = isinstance(value, Tensor) and value.layout is torch.strided and value.is_floating_point()
@@ -163,5 +163,5 @@ def _recognizer(content: Mapping[str, Any], device: torch.device | str) -> Recog
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of what computes."""
+    """Returns the versions of kws, torch and Python."""
     return {"kws": version("kws"), "torch": version("torch"), "python": platform.python_version()}

@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say."""
+"""Calibration of probabilities by temperature scaling."""
 
 import math
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 LEAST = 0.5
-"""Lowest temperature: clips that are all recognized say nothing of how sure a model may be."""
+"""Lowest temperature; if all clips are recognized, the likelihood alone would drive it to zero."""
 
 
 def fit_temperature(scores: Tensor, labels: Tensor) -> float:
-    """Finds the temperature that makes the labels most likely (Guo et al., arXiv 1706.04599).
+    """Returns the temperature that maximizes the likelihood of the labels (Guo et al., arXiv 1706.04599).
 
     Args:
-        scores: float [clips, words].
+        scores: float [clips, words], not yet divided by a temperature.
         labels: int64 [clips].
     """
     scores = scores.double()
@@ -22,19 +22,19 @@ def fit_temperature(scores: Tensor, labels: Tensor) -> float:
         return float(torch.nn.functional.cross_entropy(scores / torch.tensor(log_temperature).exp(), labels))
 
     low, high = math.log(LEAST), math.log(20)
-    for _ in range(60):  # the loss is convex in the inverse temperature, so it has one valley
+    for _ in range(60):  # the loss is convex in the inverse temperature, so it has one minimum
         first, second = low + (high - low) / 3, high - (high - low) / 3
         low, high = (low, second) if loss(first) < loss(second) else (first, high)
     return float(torch.tensor((low + high) / 2).exp())
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, num_bins: int = 15) -> float:
-    """Returns the mean gap between confidence and accuracy over bins of confidence, weighted by clips.
+    """Returns the mean gap between confidence and accuracy over bins of confidence, weighted by their clips, 0 to 1.
 
     Args:
         probabilities: float [clips, words].
         labels: int64 [clips].
-        num_bins: bins of equal width.
+        num_bins: number of bins, which have equal widths.
     """
     confidence, predicted = probabilities.max(-1)
     correct = (predicted == labels).double()

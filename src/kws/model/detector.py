@@ -1,10 +1,11 @@
-"""Words in a stream of audio: windows ten times a second, smoothed, a threshold for each word, a pause after one.
+"""Detects words in an audio stream: smoothed probabilities of overlapping windows, and a threshold for each word.
 
-The server's page, `kws listen` and the evaluation of streams use this one detector. It works on any model, and on an
-ONNX file without torch. A frame of the mel spectrogram is computed once, with numpy, though it is in ten windows: the
-network takes the frames through `hear_features`.
+The model is applied to a window ten times per second; after a detection there is a refractory time. The server's page,
+`kws listen` and the evaluation of streams use this detector. It works with any model, and with an ONNX file without
+torch. Each frame of the mel spectrogram is computed once, with numpy, though it lies in ten windows: the model takes
+frames through `hear_features`.
 
-What comes out depends on the samples alone, not on how they are cut into pieces: the work is done a hop at a time.
+The result depends only on the samples, not on how they are cut into chunks, as the work is done one hop at a time.
 """
 
 import dataclasses
@@ -25,45 +26,45 @@ from kws.preprocess.audio import Waveform
 from kws.preprocess.features import mel_filters
 
 THRESHOLDS = "thresholds.json"
-"""The file beside a model that says when it is to be believed."""
+"""The file beside a model that holds the detection thresholds of its words."""
 
 UNMEASURED = 0.8
-"""The threshold of every word of a model that has no such file."""
+"""The threshold of every word if a model has no such file."""
 
 LONGEST_RISE = 3
-"""Hops that a detection waits, at most, for its probability to stop rising."""
+"""Largest number of hops that a detection is delayed while its probability rises."""
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """When a smoothed probability is a detection."""
+    """The settings by which smoothed probabilities become detections."""
 
     smoothing_seconds: float = 0.5
-    """The probabilities of the windows of so long are averaged."""
+    """Duration over which the probabilities of the windows are averaged."""
 
     hop_seconds: float = 0.1
-    """From one window to the next."""
+    """Time from one window to the next."""
 
     refractory_seconds: float = 0.8
-    """Pause after a detection, from its middle on."""
+    """Time after the middle of a detection during which no other word is reported."""
 
     thresholds: Mapping[str, float]
-    """Probability that each word must reach."""
+    """Smoothed probability that each word must reach, by word; above 1: never."""
 
     false_alarms_per_hour: float = math.nan
-    """What they were chosen for; NaN where they were not measured."""
+    """Largest rate of false alarms for which the thresholds were chosen; NaN if they were not measured."""
 
     measured_on: Mapping[str, Any] = field(default_factory=dict)
-    """The streams that they were chosen on."""
+    """Description of the streams on which the thresholds were chosen."""
 
     def __post_init__(self) -> None:
         for name in ("smoothing_seconds", "hop_seconds"):
             require(0 < getattr(self, name) <= 2, name, "lie in 0 to 2 s, and be more than 0", getattr(self, name))
         require(0 <= self.refractory_seconds <= 60, "refractory_seconds", "lie in 0 to 60", self.refractory_seconds)
         for word, threshold in self.thresholds.items():
-            # More than 1 is never reached: a word that cannot be told apart well enough is not reported.
+            # A threshold above 1 turns off a word that the model does not recognize well enough.
             require(0 < threshold <= 2, f"the threshold of {word}", "lie above 0 (above 1: never)", threshold)
 
     @classmethod
@@ -73,10 +74,10 @@ class Thresholds:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], words: list[str]) -> "Thresholds":
-        """Makes them of what a file holds.
+        """Builds thresholds from the content of a thresholds.json.
 
         Raises:
-            ValueError: a value is missing or impossible, or they are of other words.
+            ValueError: a value is missing or out of range, or the words are not those of the model.
         """
         try:
             found = cls(**{one.name: values[one.name] for one in dataclasses.fields(cls)
@@ -84,7 +85,7 @@ class Thresholds:
         except (TypeError, AttributeError) as error:
             raise ValueError(f"thresholds must be numbers for each word, got {error}") from error
         wanted = reported(words)
-        rule = f"be of the words of the model, {', '.join(wanted)}"
+        rule = f"be given for the words of the model, {', '.join(wanted)}"
         require(set(found.thresholds) == set(wanted), "thresholds", rule, sorted(found.thresholds))
         return found
 
@@ -93,7 +94,7 @@ class Thresholds:
         """Reads a thresholds.json.
 
         Raises:
-            ValueError: the file is none, or is one of other words.
+            ValueError: the file is damaged, or has the thresholds of other words.
             FileNotFoundError: there is no such file.
         """
         try:
@@ -103,51 +104,52 @@ class Thresholds:
 
     @classmethod
     def beside(cls, model: Path, words: list[str]) -> "Thresholds":
-        """Returns those that lie beside a model, or the unmeasured ones where none do."""
+        """Reads the thresholds.json beside a model; returns `unmeasured` if there is none."""
         path = model.parent / THRESHOLDS
         return cls.read(path, words) if path.is_file() else cls.unmeasured(words)
 
     def as_json(self) -> dict[str, Any]:
-        """Returns what the file holds; what was not measured is null."""
+        """Returns the content of a thresholds.json, with null for values that were not measured."""
         values = dataclasses.asdict(self)
         return values | {"false_alarms_per_hour": None if math.isnan(self.false_alarms_per_hour)
                          else self.false_alarms_per_hour}  # fmt: skip
 
 
 def reported(words: list[str]) -> list[str]:
-    """Returns the words that are reported: all but the classes of unknown words and of silence."""
+    """Returns the words that are reported: all except the classes of unknown words and silence."""
     return [word for word in words if not word.startswith("_")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
-    """A word that was heard."""
+    """A detected word."""
 
     time: float
-    """Middle of the windows that heard it best, in seconds from the start of the stream."""
+    """Middle of the windows with the highest probability, in seconds from the start of the stream."""
     word: str
     probability: float
-    """Smoothed, at its highest."""
+    """Highest smoothed probability."""
     begin: float
+    """Start of the word, estimated from its loudness, in seconds."""
     end: float
-    """From where to where it sounds, as far as its loudness tells, in seconds."""
+    """End of the word, likewise."""
 
 
 class Heard(NamedTuple):
-    """What one window gave."""
+    """The result of one window."""
 
     time: float
     """End of the window, in seconds from the start of the stream."""
     probabilities: Floats
-    """Smoothed, float32 [words]"""
+    """Smoothed probabilities, float32 [words]."""
     detection: Detection | None
 
 
 class MelFrames:
-    """The mel spectrogram of a stream, each frame computed once.
+    """Computes the mel spectrogram of a stream, each frame once.
 
-    Frame k is centred on sample k · hop_length; before the first sample there is silence. These are the frames that
-    the model was trained on, but for the reflected edges of clips: in a stream there is sound on both sides.
+    Frame k is centred on sample k · hop_length; before the first sample there is silence. The frames are those on which
+    the model was trained, except that clips have reflected edges where a stream has sound on both sides.
     """
 
     def __init__(self, config: FeatureConfig, frames_per_block: int) -> None:
@@ -161,7 +163,7 @@ class MelFrames:
         self._needed = (frames_per_block - 1) * config.hop_length + config.win_length
 
     def feed(self, samples: Waveform) -> list[Floats]:
-        """Takes samples, float32 [any], and returns the blocks of frames that they complete, [block, num_mels] each."""
+        """Takes samples, float32 [any], and returns the blocks of frames they complete, each [block, num_mels]."""
         config = self.config
         self._pending = np.concatenate((self._pending, samples))
         blocks, first = [], 0
@@ -182,7 +184,10 @@ class MelFrames:
 
 
 class Decider:
-    """Makes detections of smoothed probabilities, window by window. It knows no audio, so thresholds can be tried."""
+    """Turns smoothed probabilities into detections, window by window.
+
+    It needs no audio, so thresholds can be tried on probabilities that were computed before.
+    """
 
     def __init__(self, words: list[str], thresholds: Thresholds) -> None:
         self._refractory = thresholds.refractory_seconds
@@ -195,18 +200,18 @@ class Decider:
         self._num_rises = 0
 
     def set_thresholds(self, thresholds: list[float]) -> None:
-        """Changes the thresholds, also while it listens; in the order of the words that are reported."""
+        """Changes the thresholds, also in mid-stream; they are in the order of `reported`."""
         self._thresholds = np.array(thresholds, np.float32)
 
     def step(self, time: float, probabilities: Floats) -> tuple[float, int, float] | None:
         """Takes the next window.
 
         Args:
-            time: of its middle, in seconds.
-            probabilities: smoothed, float32 [words].
+            time: middle of the window, in seconds.
+            probabilities: smoothed probabilities, float32 [words].
 
         Returns:
-            Probability, index among the words, and time of a detection, or None.
+            Probability, index of the word, and time of a detection, or None.
         """
         scores = probabilities[self._targets]
         above = scores >= self._thresholds
@@ -232,12 +237,15 @@ class Decider:
         self._quiet_until = time + self._refractory
         self._armed[which] = False
         if above is not None:
-            self._armed &= ~above  # a word that is as high at the same time is the same sound
+            self._armed &= ~above  # another word above its threshold at the same time is the same sound
         return score, self._targets[which], time
 
 
 class Detector:
-    """One stream. For one thread at a time; a model may be shared by many."""
+    """Detects words in one stream.
+
+    An instance must not be used by two threads at the same time; many instances may share a model.
+    """
 
     def __init__(self, recognizer: AnyRecognizer, thresholds: Thresholds) -> None:
         config = recognizer.features
@@ -252,25 +260,25 @@ class Detector:
         num_windows = self._smoothed.maxlen or 1
         self.lag = config.num_samples / rate / 2 + (num_windows - 1) / 2 * self.hop_seconds
         self._mel = MelFrames(config, self.hop_frames)
-        # A detection that waited is still to be seen whole.
+        # Enough frames that the whole word is still there when a delayed detection is reported.
         self._frames = self._mel.silence(config.num_frames + (num_windows + LONGEST_RISE + 1) * self.hop_frames)
         self._num_frames = 0
         self.thresholds = dict(thresholds.thresholds)
         self._decider = Decider(self.words, thresholds)
         self.hop_samples = self.hop_frames * config.hop_length
         self.samples = 0
-        """How many came."""
+        """Number of samples received so far."""
         self.is_log = config.log
 
     def set_thresholds(self, thresholds: Mapping[str, float]) -> None:
-        """Changes the thresholds while it listens."""
+        """Changes the thresholds in mid-stream."""
         self.thresholds = dict(thresholds)
         self._decider.set_thresholds([thresholds[word] for word in reported(self.words)])
 
     def feed(self, samples: Waveform) -> list[Heard]:
-        """Takes samples of the model's rate, float32 [any] in -1 to 1, and returns what the windows in them gave.
+        """Takes samples at the model's sample rate, float32 [any] in -1 to 1, and returns the results of new windows.
 
-        The first window is heard after half a second, with silence before it.
+        The first window ends after half a second, and has silence before that.
         """
         self.samples += samples.size
         found = []
@@ -282,7 +290,7 @@ class Detector:
         return found
 
     def finish(self) -> list[Heard]:
-        """Ends the stream: silence follows, so that the last word comes to the middle of a window."""
+        """Ends the stream by adding silence, so that the last word reaches the middle of a window."""
         silence = np.zeros(int((self.lag + self.hop_seconds) * self._config.sample_rate), np.float32)
         found = self.feed(silence)
         last = self._decider.finish()
@@ -297,7 +305,7 @@ class Detector:
 
     @property
     def newest_frames(self) -> Floats:
-        """The frames of the last hop, float32 [hop_frames, num_mels], for whoever shows them."""
+        """The frames of the last hop, float32 [hop_frames, num_mels], for display."""
         return self._frames[-self.hop_frames :]
 
     def _hear(self) -> Heard:
@@ -313,7 +321,7 @@ class Detector:
         return Detection(time=round(time, 3), word=self.words[index], probability=probability, begin=begin, end=end)
 
     def _extent(self, time: float) -> tuple[float, float]:
-        """Finds where a word begins and ends: the frames around its loudest that are well above the rest."""
+        """Estimates where a word begins and ends: the frames around the loudest one that stand out from the rest."""
         per_second = self._config.sample_rate / self._config.hop_length
         middle = len(self._frames) - 1 - round((self.seconds - time) * per_second)
         reach = self._config.num_frames // 2

@@ -1,13 +1,13 @@
-"""The recognizer: a Transformer over the frames of a mel spectrogram.
+"""The network: a Transformer over the frames of a mel spectrogram.
 
 Letters in shapes:
-    N  clips of a batch
+    N  clips in a batch
     F  mel bins (128)
     T  frames (81)
     L  tokens: T / frames_per_token, rounded up
-    C  channels of a token (width)
+    C  channels per token (width)
     H  attention heads
-    D  channels of a head, C / H
+    D  channels per head, C / H
     K  words
 """
 
@@ -24,12 +24,12 @@ from kws.config import FeatureConfig, ModelConfig
 
 
 class AudioTransformer(nn.Module):
-    """Features of clips in, a score for every word out.
+    """Maps the features of clips to a score for every word.
 
     features [N, F, T] → normalize → stem → tokens [N, L, C] → + positions → blocks → mean over tokens → scores [N, K]
 
-    The `baseline` preset (no stem, no positions, post-norm, ff 2048, dropout 0.1) computes what
-    `nn.TransformerEncoder` of `nn.TransformerEncoderLayer(128, 4, batch_first=True)` does, and has its weights.
+    The `baseline` preset (no stem, no positions, post-norm, feed-forward 2048, dropout 0.1) is equivalent to
+    `nn.TransformerEncoder` with `nn.TransformerEncoderLayer(128, 4, batch_first=True)`, and has the same weights.
     """
 
     def __init__(self, config: ModelConfig, features: FeatureConfig, num_words: int) -> None:
@@ -59,10 +59,10 @@ class AudioTransformer(nn.Module):
         """Scores words.
 
         Args:
-            features: float [N, F, T] as `kws.preprocess.features.MelSpectrogram` gives them.
+            features: float [N, F, T], as computed by `kws.preprocess.features.MelSpectrogram`.
 
         Returns:
-            float [N, K], logarithms of unnormalized probabilities.
+            Scores (logits), float [N, K].
         """
         x = (features - self.mean[:, None]) / self.std[:, None]
         x = self.stem(x)  # [N, L, C]
@@ -75,23 +75,24 @@ class AudioTransformer(nn.Module):
 
 
 class FramesAsTokens(nn.Module):
-    """No stem: a frame of F mel bins is a token of C = F channels."""
+    """The stem `none`: each frame of F mel bins is a token of C = F channels."""
 
     def __init__(self, config: ModelConfig, features: FeatureConfig) -> None:
         super().__init__()
         if config.width != features.num_mels:
-            raise ValueError(f"width must equal num_mels ({features.num_mels}) where stem is none, got {config.width}")
+            raise ValueError(f"width must equal num_mels ({features.num_mels}) if stem is none, got {config.width}")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turns [N, F, T] into [N, T, F]."""
+        """Transposes [N, F, T] to [N, T, F]."""
         return x.transpose(1, 2)
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution whose weights get their gradient, on the CPU, from threads that do not spin for each other.
+    """A convolution that computes the gradient of its weights, on the CPU, in threads that do not spin-wait.
 
-    In oneDNN's own way they do, some 1,600 times a step, and never give their core away meanwhile: beside another busy
-    process training is then slower than on one thread by a factor of three. Here each thread takes a part of the batch.
+    The threads of oneDNN wait for each other some 1,600 times per training step without yielding their core: beside
+    another busy process, training is then three times slower than on one thread. Here each thread takes a part of the
+    batch instead.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -110,7 +111,7 @@ class Conv2d(nn.Conv2d):
 
 
 class _ConvolutionInParts(torch.autograd.Function):
-    """A convolution; see `Conv2d`."""
+    """The convolution of `Conv2d`, with the weight gradient computed in parts of the batch."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
@@ -133,7 +134,7 @@ class _ConvolutionInParts(torch.autograd.Function):
             )
 
         def on_one_thread(input: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
-            torch.get_num_threads()  # a new thread takes over the number of others with its first question
+            torch.get_num_threads()  # the first call in a new thread resets the number, so ask before setting it
             torch.set_num_threads(1)
             with torch.no_grad():
                 return part(input, gradient, False, True, ctx.biases is not None)[1:]
@@ -157,10 +158,10 @@ def _helpers() -> ThreadPoolExecutor:
 
 
 class ConvStem(nn.Module):
-    """Four 3 × 3 convolutions over mel bins and frames, then a projection of the remaining mel bins.
+    """Four 3 × 3 convolutions over mel bins and frames, then a projection of the remaining mel bins and channels.
 
-    Each halves the mel axis; together they shorten the time axis by `frames_per_token`, the first ones by two. A
-    pattern is found whatever its pitch, which matters with few clips.
+    Each halves the mel axis; together they shorten the time axis by `frames_per_token`, the first ones by two.
+    Convolutions find a pattern at any pitch, which matters with few clips.
     """
 
     CHANNELS = (16, 32, 64, 96)
@@ -172,21 +173,22 @@ class ConvStem(nn.Module):
             stride = 2 if frames % 2 == 0 and number < len(self.CHANNELS) else frames
             convs.append(Conv2d(last, channels, 3, stride=(2, stride), padding=1))
             last, frames = channels, frames // stride
-        # The layout of the weights decides that of all between: on the CPU the stem takes two thirds of the time.
+        # The memory format of the weights determines that of all activations, and with it the speed of the stem, which
+        # on the CPU takes two thirds of the time.
         self.convs = nn.ModuleList(convs).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.project = nn.Linear(last * math.ceil(features.num_mels / 2 ** len(convs)), config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turns [N, F, T] into [N, L, C]."""
+        """Maps [N, F, T] to tokens [N, L, C]."""
         x = x[:, None].contiguous(memory_format=torch.channels_last)
         for conv in self.convs:
-            x = F.relu(conv(x))  # at last [N, channels, F / 16, L]
+            x = F.relu(conv(x))  # after the last one [N, channels, F / 16, L]
         tokens: Tensor = self.project(x.permute(0, 3, 2, 1).flatten(2))
         return tokens
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward part, each with a residual."""
+    """Attention and a feed-forward layer, each with a residual connection."""
 
     def __init__(self, config: ModelConfig, drop_path: float) -> None:
         super().__init__()
@@ -209,14 +211,14 @@ class Block(nn.Module):
             return normed
         y: Tensor = self.dropout(branch(norm(x)))
         if self.training and self.drop_path > 0:
-            # A clip skips the branch; the others are scaled so that the mean stays.
+            # Some clips skip the branch; the others are scaled to keep the mean.
             keep = 1 - self.drop_path
             y = y * y.new_empty(len(y), 1, 1).bernoulli_(keep).div_(keep)
         return x + y
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; queries, keys and values come from one product."""
+    """Multi-head self-attention; one product computes queries, keys and values."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -224,7 +226,7 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
-        # What nn.MultiheadAttention starts from.
+        # Initialized as in nn.MultiheadAttention.
         nn.init.xavier_uniform_(self.qkv.weight)
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.out.bias)
@@ -234,7 +236,7 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [N, H, L, D]
         dropout = self.dropout if self.training else 0.0
         if x.device.type == "cpu":
-            # For so few tokens the plain products are faster than the fused kernel, 2 to 10 times with its gradient.
+            # With so few tokens plain products are faster than the fused kernel, 2 to 10 times including the gradient.
             weights = (q * q.size(-1) ** -0.5 @ k.transpose(-1, -2)).softmax(-1)  # [N, H, L, L]
             x = F.dropout(weights, dropout) @ v
         else:
@@ -244,7 +246,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two products with a non-linearity between."""
+    """The feed-forward layer: two linear layers with an activation function between them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -1,11 +1,10 @@
-"""A model as one ONNX file, waveform in and probabilities out, for machines without torch.
+"""A model as one ONNX file that maps waveforms to probabilities, for machines without torch.
 
-Only `export` needs torch; reading a file and hearing words takes numpy and onnxruntime.
+Only `export` needs torch; loading and running a model takes numpy and onnxruntime.
 
-The graph has a second input, `features`, which need not be given: the rows of mel spectrograms that were computed
-elsewhere, and come out behind those of the waveforms. Who listens to a stream gives it, and computes a frame once
-instead of ten times (`kws.serve.detector`). It is an initializer of no rows that may be overridden, so that whoever
-gives waveforms alone need not know of it.
+The graph has a second, optional input, `features`: mel spectrograms that were computed elsewhere, whose results follow
+those of the waveforms. `kws.model.detector` uses it to compute each frame of a stream once instead of ten times. In the
+graph it is an overridable initializer with no rows, so that a caller who gives only waveforms need not know of it.
 """
 
 import contextlib
@@ -37,12 +36,12 @@ if TYPE_CHECKING:
 FORMAT = "1"
 OPSET = 18
 FEATURES = {"cosines", "sines", "mel_filters"}
-"""Names of constants in the graph whose products stay in float32: powers span too many decades for int8."""
+"""Names of constants in the graph whose products stay in float32, as powers span too many decades for int8."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnnxRecognizer:
-    """An exported model with what belongs to it."""
+    """An exported model with its words, feature settings and metadata."""
 
     session: "InferenceSession"
     words: list[str]
@@ -51,20 +50,20 @@ class OnnxRecognizer:
     about: dict[str, Any]
 
     def hear(self, waveforms: Waveform) -> npt.NDArray[np.float32]:
-        """Turns float32 [clips, num_samples] into probabilities, float32 [clips, words]."""
+        """Converts waveforms, float32 [clips, num_samples] in -1 to 1, to probabilities, float32 [clips, words]."""
         (probabilities,) = self.session.run(None, {"waveforms": waveforms})
         return np.asarray(probabilities)
 
     @property
     def takes_features(self) -> bool:
-        """Whether the file has the second input, which exports of earlier versions had not."""
+        """Whether the file has the second input, which exports of earlier releases lack."""
         return any(value.name == "features" for value in self.session.get_overridable_initializers())
 
     def hear_features(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Turns mel spectrograms, float32 [clips, num_mels, num_frames], into probabilities [clips, words].
+        """Converts mel spectrograms, float32 [clips, num_mels, num_frames], to probabilities [clips, words].
 
         Raises:
-            ValueError: the file was exported before there was this input.
+            ValueError: the file was exported by an earlier release, without this input.
         """
         if not self.takes_features:
             raise ValueError("model must be an .onnx file that takes features, got an older one; export it again")
@@ -78,11 +77,11 @@ def load(path: Path, num_threads: int = 0) -> OnnxRecognizer:
 
     Args:
         path: the file.
-        num_threads: threads of a call; 0 takes one for every core.
+        num_threads: threads for a call; 0: one for every core.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no model of this project.
+        ValueError: the file is not a model of this project, or is damaged.
     """
     import onnxruntime
 
@@ -90,45 +89,45 @@ def load(path: Path, num_threads: int = 0) -> OnnxRecognizer:
         raise FileNotFoundError(f"model must be an .onnx file, got {str(path)!r}, which does not exist")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads or num_cores()
-    # Threads that spin while they wait for each other lose more beside a busy process than they win alone.
+    # Spinning threads lose more time beside a busy process than they gain on an idle machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4  # no warning that features may be overridden; what is wrong is raised as well
+    options.log_severity_level = 4  # hides the warning that features can be overridden; errors are raised as well
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a class of its own for every kind of damage
         raise ValueError(f"model must be an .onnx file of kws export, got {str(path)!r}, which is damaged") from error
     about = session.get_modelmeta().custom_metadata_map
     if about.get("kws_format") != FORMAT:
-        raise ValueError(f"model must be an .onnx file of kws export, got another one: {path}")
+        raise ValueError(f"model must be an .onnx file of kws export, got one of another program: {path}")
     try:
         return _recognizer(session, about)
     except ValueError as error:
-        raise ValueError(f"model must be whole, got {path}, which is damaged: {error}") from error
+        raise ValueError(f"model must be intact, got {path}, which is damaged: {error}") from error
 
 
 def _recognizer(session: "InferenceSession", metadata: Mapping[str, str]) -> OnnxRecognizer:
-    """Builds a recognizer of a graph and its metadata.
+    """Builds a recognizer from a graph and its metadata.
 
     Raises:
-        ValueError: something is missing, or does not fit the rest.
+        ValueError: an entry is missing, or does not fit the others.
     """
     known = {name: files.parse_json(metadata.get(name, "").encode(), name)
              for name in ("words", "features", "num_parameters", "about")}  # fmt: skip
     require_words(known["words"])
     require(type(known["num_parameters"]) is int, "num_parameters", "be a whole number", known["num_parameters"])
-    require(isinstance(known["about"], dict), "about", "be a table", known["about"])
+    require(isinstance(known["about"], dict), "about", "be a JSON object", known["about"])
     recognizer = OnnxRecognizer(session=session, **known | {"features": from_dict(FeatureConfig, known["features"])})
     shapes = [(node.name, node.type, node.shape[1:]) for node in session.get_inputs()]
     expected = ("waveforms", "tensor(float)", [recognizer.features.num_samples])
     require(shapes == [expected], "inputs", f"be {expected[0]} of {expected[2][0]} samples", shapes)
-    # A clip of noise meets nearly every weight: one that is not a number comes out as such.
+    # A clip of noise involves nearly every weight: a NaN among them shows in the output.
     noise = np.random.default_rng(0).standard_normal((1, recognizer.features.num_samples), dtype=np.float32)
     try:
         heard = recognizer.hear(0.1 * noise)
-    except Exception as error:  # a class of its own for every kind of damage, again
-        raise ValueError(f"the graph must hear a clip, got {str(error).splitlines()[0]}") from error
+    except Exception as error:  # as above, onnxruntime has many classes of errors
+        raise ValueError(f"the graph must compute a clip, got {str(error).splitlines()[0]}") from error
     fits = heard.shape == (1, len(recognizer.words)) and heard.dtype == np.float32
-    require(fits, "probabilities", f"be of {len(recognizer.words)} words", heard.shape)
+    require(fits, "probabilities", f"be float32 [1, {len(recognizer.words)}]", heard.shape)
     require(bool(np.isclose(heard.sum(), 1, atol=1e-3)), "probabilities", "add up to 1", float(heard.sum()))
     return recognizer
 
@@ -136,14 +135,17 @@ def _recognizer(session: "InferenceSession", metadata: Mapping[str, str]) -> Onn
 def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
     """Writes a model as ONNX, atomically.
 
-    The graph has everything: mel spectrogram (the Fourier transform as a product), model, temperature, softmax. Words
-    and settings are in its metadata.
+    The graph contains the mel spectrogram (the Fourier transform as a matrix product), the model, the temperature and
+    the softmax. Words and settings are in its metadata.
 
     Args:
         recognizer: the model; its window must have an even length.
         path: the file to write.
-        int8: matrices of the model in 8 bits, a scale for every column, and the other factor quantized as it comes
+        int8: quantize the matrices of the model to 8 bits with a scale for every column, and activations at run time
             (dynamic quantization). Convolutions and features stay in float32.
+
+    Raises:
+        ValueError: the length of the window is odd.
     """
     import onnx
     import torch
@@ -169,18 +171,18 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
                 self.register_buffer(name, value)
 
         def halves(self, padded: Tensor, first: int) -> Tensor:
-            """Cuts half windows, the first of them from a sample on, out of whole blocks of samples."""
+            """Gathers half windows from blocks of samples; the first half window starts at sample `first`."""
             num_blocks = (config.hop_length * (config.num_frames - 1) + half) // block
-            # No -1: of no clips, onnxruntime could not tell what it stands for.
+            # No -1, which onnxruntime cannot infer if there are no clips.
             blocks = padded[:, first : first + num_blocks * block].reshape(padded.size(0), num_blocks, block)
             return blocks[:, self.blocks].reshape(padded.size(0), config.num_frames, half)
 
         def forward(self, waveforms: Tensor, features: Tensor) -> Tensor:
             edge = config.n_fft // 2
             padded = torch.nn.functional.pad(waveforms[:, None], (edge, edge), mode="reflect")[:, 0]
-            behind = self.halves(padded, edge)  # [N, T, win_length / 2], from the middle of a window on
-            before = self.halves(padded, edge - half + 1).flip(2)  # and back from it
-            # Around the middle of a window cosines are even and sines odd: half of the products are enough.
+            behind = self.halves(padded, edge)  # [N, T, win_length / 2], from the middle of a window onwards
+            before = self.halves(padded, edge - half + 1).flip(2)  # and backwards
+            # About the middle of a window cosines are even and sines odd, so half of the products are enough.
             power = ((behind + before) @ self.cosines).square() + ((behind - before) @ self.sines).square()
             mel = power @ self.mel_filters
             if config.log:
@@ -191,7 +193,7 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         whole, small = Path(folder) / "whole.onnx", Path(folder) / "small.onnx"
-        # The exporter by tracing: half a second and no further packages, where the newer one takes 20 s.
+        # The tracing exporter takes half a second and no further packages, the newer one 20 s.
         torch.onnx.export(
             WaveformToWords().eval(), example, whole, dynamo=False, opset_version=OPSET,
             input_names=["waveforms", "features"], output_names=["probabilities"],
@@ -221,9 +223,9 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
 
 @contextlib.contextmanager
 def _silent_root_logger() -> Iterator[None]:
-    """Drops what is logged by no logger in particular, for a block.
+    """Drops messages of the root logger for the block.
 
-    The quantizer names every product that it leaves alone: a page that reads like a failure.
+    The quantizer logs there every product that it leaves in float32, which looks like a failure.
     """
 
     def drop(record: logging.LogRecord) -> bool:
@@ -239,8 +241,10 @@ def _silent_root_logger() -> Iterator[None]:
 def _spectrum(config: FeatureConfig, block: int) -> dict[str, "Tensor"]:
     """Returns the constants of the mel spectrogram.
 
-    Which blocks of samples make the half windows (int64 [frames, win_length / 2 / block]); the windowed transform
-    (float32 [win_length / 2, bins], twice); the mel filters (float32 [bins, num_mels]).
+    Returns:
+        `blocks`, the blocks of samples in each half window, int64 [frames, win_length / 2 / block]; `cosines` and
+        `sines`, the windowed Fourier transform, float32 [win_length / 2, bins]; and `mel_filters`, float32
+        [bins, num_mels].
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Any model, `.pth` or ONNX, and what it says of a recording. An ONNX model needs no torch."""
+"""Recognizes recordings with any model, `.pth` or ONNX. An ONNX model needs no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ AnyRecognizer: TypeAlias = "Recognizer | OnnxRecognizer"
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A word, and how probable the model finds it."""
+    """A word and its probability according to the model, 0 to 1."""
 
     word: str
     probability: float
@@ -28,10 +28,10 @@ def load(path: Path, num_threads: int = 0) -> AnyRecognizer:
 
     Args:
         path: the file.
-        num_threads: threads of a call to an ONNX model; 0 takes one for every core.
+        num_threads: threads for a call of an ONNX model; 0: one for every core.
 
     Raises:
-        ValueError: the file is no model.
+        ValueError: the file is not a model, or is damaged.
         FileNotFoundError: there is no such file.
     """
     if path.suffix == ".onnx":
@@ -47,9 +47,9 @@ def predict(recognizer: AnyRecognizer, path: Path, top: int = 1) -> list[Predict
     """Returns the most probable words of a recording, the most probable first.
 
     Args:
-        recognizer: a model that `kws.model.bundle.load` or `kws.model.onnx.load` read.
-        path: a recording of any rate, width and channels; the second with the most energy counts.
-        top: how many words.
+        recognizer: a model from `load`.
+        path: a recording with any sample rate, sample width and number of channels; its loudest second counts.
+        top: the number of words to return.
 
     Raises:
         ValueError: the file cannot be read as a recording.
@@ -61,5 +61,5 @@ def predict(recognizer: AnyRecognizer, path: Path, top: int = 1) -> list[Predict
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:
-    """Returns files as they are, and for each folder the recordings in it, sorted (itself, where it has none)."""
+    """Returns paths with each folder replaced by its recordings, sorted; a folder without any stays in the list."""
     return [file for path in paths for file in (list_tree(path) if path.is_dir() else []) or [path]]

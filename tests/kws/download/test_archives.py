@@ -212,7 +212,7 @@ def test_ten_gigabytes_in_a_small_file_are_refused_with_little_memory_and_disk(t
     error = bounded(path, tmp_path, 300)
     assert error.startswith("source must be")
     assert error.count("\n") == 1
-    assert ("header of a member has more than" if kind == "header" else "becomes") in error
+    assert ("header of a member has more than" if kind == "header" else "expands to") in error
 
 
 def test_many_tiny_members_do_not_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     "no words": (lambda c: c.pop("words"), "words must be a list, got 'NoneType'"),
     "no weights": (lambda c: c.pop("weights"), "weights must be a dict, got 'NoneType'"),
     "one weight less": (lambda c: c["weights"].pop("head.bias"), "must be those of the model, got no head.bias"),
-    "one weight more": (lambda c: c["weights"].update(x=torch.zeros(1)), "got one more, x"),
+    "one weight more": (lambda c: c["weights"].update(x=torch.zeros(1)), "got an extra x"),
     "wrong shape": (lambda c: c["weights"].update(mean=torch.zeros(7)), r"mean must have the shape \[128\], got \[7\]"),
     "not a number": (lambda c: c["weights"]["head.bias"].fill_(torch.nan), "head.bias must be finite, got 'NaN or"),
     "infinity": (lambda c: c["weights"]["mean"].fill_(torch.inf), "mean must be finite"),
@@ -81,7 +81,7 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     "a clip of a year": (lambda c: c["features"].update(num_samples=10**12), "num_samples must be at most 10000000"),
     "a huge model": (lambda c: c["model"].update(width=2**20, num_heads=1), "must have the shape"),
     "a model beyond all": (lambda c: c["model"].update(width=2**40, num_heads=1), "must be those of a model, got"),
-    "endless layers": (lambda c: c["model"].update(num_layers=10**12), "num_layers must be as many as there are"),
+    "endless layers": (lambda c: c["model"].update(num_layers=10**12), "num_layers must match the weights, got"),
 }  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def test_damaged_model_is_refused_with_what_is_wrong_and_its_file(
     content = torch.load(path, weights_only=True)
     change(content)
     torch.save(content, path)
-    with pytest.raises(ValueError, match=rf"model must be whole, got .*model\.pth, which is damaged .*: .*{message}"):
+    with pytest.raises(ValueError, match=rf"model must be intact, got .*model\.pth, which is damaged .*: .*{message}"):
         bundle.load(path)
 
 
@@ -148,7 +148,7 @@ def test_file_of_anything_else_is_refused_and_not_executed(tmp_path: Path, make_
 @pytest.mark.parametrize(("content", "found"), [([1, 2], "'list'"), ({"state_dict": {}}, "None"), ({"format": 1}, "1")])
 def test_model_of_another_format_is_refused(tmp_path: Path, content: object, found: str) -> None:
     torch.save(content, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match=rf"model must be of format 2 \(train it again\), got {found} in"):
+    with pytest.raises(ValueError, match=rf"model must have format 2 \(train it again\), got {found} in"):
         bundle.load(tmp_path / "model.pth")
 
 

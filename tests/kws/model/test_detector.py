@@ -161,7 +161,7 @@ def test_thresholds_are_read_as_they_were_written(tmp_path: Path) -> None:
         ("{", "must be what kws evaluate --stream wrote"),
         ("[1]", "must be numbers for each word"),
         ("{}", "missing"),
-        ('{"thresholds": {"go": 0.5}}', "must be of the words of the model, go, stop, got .'go'."),
+        ('{"thresholds": {"go": 0.5}}', "must be given for the words of the model, go, stop, got .'go'."),
         ('{"thresholds": {"go": 0.5, "stop": -1}}', "the threshold of stop must lie above 0"),
         ('{"thresholds": {"go": 0.5, "stop": "high"}}', "must be numbers"),
         ('{"thresholds": {"go": 0.5, "stop": 0.5}, "hop_seconds": 0}', "hop_seconds must lie in"),

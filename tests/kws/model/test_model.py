@@ -176,7 +176,7 @@ def test_drop_path_keeps_the_mean() -> None:
 
 
 def test_frames_as_tokens_need_as_many_mel_bins_as_channels() -> None:
-    with pytest.raises(ValueError, match=r"width must equal num_mels \(128\) where stem is none, got 64"):
+    with pytest.raises(ValueError, match=r"width must equal num_mels \(128\) if stem is none, got 64"):
         build(ModelConfig(stem="none", width=64))
 
 

@@ -131,7 +131,7 @@ print(json.dumps([found.word, sorted({{"torch", "onnx"}} & set(sys.modules))]))
     [
         ("words", None, "words must be a JSON file"),
         ("words", "[1, 2]", "words must be a list of two words or more"),
-        ("words", '["no", "stop", "yes", "go"]', r"probabilities must be of 4 words, got \(1, 3\)"),
+        ("words", '["no", "stop", "yes", "go"]', r"probabilities must be float32 \[1, 4\], got \(1, 3\)"),
         ("features", '{"num_samples": 8000}', "inputs must be waveforms of 8000 samples"),
         ("features", '{"num_samples": "x"}', "num_samples must be of the type int, got 'x'"),
         ("num_parameters", '"many"', "num_parameters must be a whole number"),
@@ -145,7 +145,7 @@ def test_metadata_that_does_not_fit_is_refused(
     metadata = {entry.key: entry.value for entry in graph.metadata_props if entry.key != name}
     onnx_format.helper.set_model_props(graph, metadata | ({} if value is None else {name: value}))
     onnx_format.save(graph, tmp_path / "changed.onnx")
-    with pytest.raises(ValueError, match=rf"model must be whole, got .*changed.onnx, which is damaged: {message}"):
+    with pytest.raises(ValueError, match=rf"model must be intact, got .*changed.onnx, which is damaged: {message}"):
         onnx.load(tmp_path / "changed.onnx")
 
 
@@ -177,5 +177,5 @@ def test_file_that_is_no_model_is_refused(exported: Path, tmp_path: Path) -> Non
     other = onnx_format.load(exported)
     del other.metadata_props[:]
     onnx_format.save(other, broken)
-    with pytest.raises(ValueError, match=r"model must be an .onnx file of kws export, got another one"):
+    with pytest.raises(ValueError, match=r"model must be an .onnx file of kws export, got one of another program"):
         onnx.load(broken)

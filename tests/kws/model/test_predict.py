@@ -146,7 +146,10 @@ def test_model_that_cannot_be_read_ends_with_status_2_and_one_line(
     clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "other.pth").write_bytes(b"nothing")
-    for name, message in (("absent.pth", "which does not exist"), ("other.pth", "which is damaged or none")):
+    for name, message in (
+        ("absent.pth", "which does not exist"),
+        ("other.pth", "which is damaged or another kind of file"),
+    ):
         assert run("--model", tmp_path / name, clip) == 2
         shown = capsys.readouterr()
         assert shown.out == ""

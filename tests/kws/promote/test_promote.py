@@ -215,7 +215,7 @@ def test_champion_of_another_format_is_followed_by_the_next_good_model(
     torch.save({"format": 1}, data_root / "models" / "weak" / "model.pth")
     decision = publish(expert)
     assert decision.is_champion
-    assert "weak cannot be read: model must be of format" in decision.reason
+    assert "weak cannot be read: model must have format" in decision.reason
     assert champion(data_root)["version"] == "expert"
 
 
