@@ -1,7 +1,6 @@
-"""Chooses what starts a training: torchrun where there is no cluster, a PyTorchJob or a TrainJob where there is one.
+"""Chooses the launcher of a training: torchrun without a cluster, a PyTorchJob or a TrainJob on a cluster.
 
-Nothing else in the code knows the difference. No launcher needs torch: the step that launches a job runs in an image
-without it.
+No other code depends on the choice. Launchers need no torch, as the train step runs in an image without it.
 """
 
 import os
@@ -14,12 +13,12 @@ LAUNCHERS = ("torchrun", "pytorchjob", "trainjob")
 
 
 def launcher() -> Launcher:
-    """Returns what starts a training here: a PyTorchJob inside a cluster, torchrun elsewhere.
+    """Returns the launcher for this environment: a PyTorchJob in a pod of a cluster, torchrun elsewhere.
 
-    The environment variable KWS_LAUNCHER (torchrun, pytorchjob, or trainjob for Kubeflow Trainer v2) decides otherwise.
+    The environment variable KWS_LAUNCHER (torchrun, pytorchjob, or trainjob for Kubeflow Trainer v2) overrides this.
 
     Raises:
-        ValueError: KWS_LAUNCHER is none of them, or KWS_PYTORCHJOB does not describe the cluster.
+        ValueError: KWS_LAUNCHER has another value, or KWS_PYTORCHJOB is not valid.
     """
     here = "pytorchjob" if "KUBERNETES_SERVICE_HOST" in os.environ else "torchrun"
     choice = os.environ.get("KWS_LAUNCHER") or here

@@ -1,4 +1,4 @@
-"""One training, whatever starts it, and the protocol of what starts it. Needs no torch."""
+"""The description of a training, independent of how it is launched, and the protocol of launchers. Needs no torch."""
 
 import hashlib
 import re
@@ -9,49 +9,49 @@ from typing import Protocol
 from kws.config import require
 
 TRAINER = "kws.train.trainer"
-"""The module that trains: torchrun starts one process of it for every device or few cores."""
+"""The module that trains; torchrun starts one process of it for every GPU, or for every few CPU cores."""
 
 MAX_RESTARTS = 3
-"""How often torchrun starts the processes of a job again after one died; they resume from the last checkpoint."""
+"""How often torchrun restarts the processes of a job after one died; they resume from the latest checkpoint."""
 
 MAX_NAME_LENGTH = 46
-"""Longest name of a job: a pod of a TrainJob adds -node-0-999-abcde, one of a PyTorchJob -worker-999, and its name is a
-DNS label of at most 63 characters. JobSet refuses a longer name only after the TrainJob was accepted."""
+"""Longest name of a job. Pod names are DNS labels of at most 63 characters, and add -node-0-999-abcde (TrainJob) or
+-worker-999 (PyTorchJob). JobSet would refuse a longer name, but only after the TrainJob was accepted."""
 
 FRESH_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-"""Environment of torchrun that lets killed processes be started again. By default, torchrun keeps one store for all
-attempts, and a process may read there the address of one that is dead (pytorch issue 135712)."""
+"""Environment of torchrun under which killed processes can be restarted. By default, torchrun shares one store among
+all attempts, in which a process may find the address of a dead one (pytorch issue 135712)."""
 
 
 HOPELESS_STATUS = 65
-"""Exit status of a pod whose training failed of what starting again cannot mend (EX_DATAERR of sysexits.h)."""
+"""Exit status of a pod whose training failed with an error that would recur (EX_DATAERR of sysexits.h)."""
 
 ORPHANED_STATUS = 75
-"""Exit status of a pod whose step did not come back (EX_TEMPFAIL)."""
+"""Exit status of a pod whose train step was lost and not retried (EX_TEMPFAIL)."""
 
 
 class LaunchError(Exception):
-    """Training failed; the message is the job's own."""
+    """Raised if training failed; the message is the job's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One training, whatever starts it."""
+    """A training to launch."""
 
     name: str
-    """The same for every attempt, as a step that is tried again must find its own job: `job_name(run id)`."""
+    """Name of the job, `job_name(folder.name)`: the same in every attempt, so that a retried step finds its own job."""
 
     arguments: tuple[str, ...]
     """The command line of `python -m kws.train.trainer`."""
 
     folder: Path
-    """Of the run, on the volume: logs and the lease of the job lie there."""
+    """The run folder, on the volume, which also holds the logs and the lease of the job."""
 
     num_nodes: int
-    """Machines to train on."""
+    """Number of machines to train on."""
 
     processes_per_node: int
-    """Training processes of a machine."""
+    """Training processes on each machine."""
 
     def __post_init__(self) -> None:
         fits = re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", self.name) and len(self.name) <= MAX_NAME_LENGTH
@@ -62,26 +62,29 @@ class Training:
 
 
 class Launcher(Protocol):
-    """What starts a training and waits for its end."""
+    """Starts a training and waits for its end."""
 
     def run(self, job: Training, manifest_path: Path | None = None) -> None:
-        """Returns only when training succeeded.
+        """Runs the training to its end; returns only if it succeeded.
 
         Args:
             job: what to train.
-            manifest_path: where to write, as YAML, what was started; None writes nothing.
+            manifest_path: if given, the file to which the started job or command is written as YAML.
 
         Raises:
             LaunchError: training failed; the message is the job's own.
             ValueError: the job cannot run here.
-            SystemExit: this process was told to stop (SIGTERM: status 143, SIGINT: 130), and training with it.
+            SystemExit: a signal stopped this process (SIGTERM: status 143, SIGINT: 130) and the training.
         """
 
 
 def job_name(run_id: str) -> str:
-    """Returns the name of the job that trains a run: always the same, and one that Kubernetes takes.
+    """Returns the name of the job for a run: always the same, and valid in Kubernetes.
 
-    An id that is too long, or has other characters than a-z, 0-9 and -, is cut and gets a digest of the whole.
+    An id that is too long, or has characters other than a-z, 0-9 and -, is shortened and gets a digest of the whole id.
+
+    Raises:
+        ValueError: the id is empty.
     """
     require(run_id != "", "run_id", "not be empty", run_id)
     slug = re.sub(r"[^a-z0-9]+", "-", run_id.lower()).strip("-")

@@ -1,6 +1,6 @@
-"""What a training job says about itself: how it ended, why its pods wait, whether it is ours. Pure functions.
+"""Interprets the state of a training job: how it ended, why its pods wait, whether it is ours. Pure functions.
 
-Jobs and pods are what the API gives: dictionaries.
+Jobs and pods are dictionaries, as the Kubernetes API returns them.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class JobKind:
-    """A kind of job that trains: what `ClusterLauncher` has to know of it."""
+    """A kind of training job, as far as `ClusterLauncher` needs to know it."""
 
     kind: str
     group: str
@@ -25,26 +25,26 @@ class JobKind:
     plural: str
 
     operator: str
-    """What has to be installed for it."""
+    """What must be installed on the cluster, for error messages."""
 
     container: str
     """Name of the container that trains."""
 
     name_label: str
-    """Label of the pods that holds the name of their job."""
+    """Pod label that holds the name of the job."""
 
     pods_made_by: Callable[[str], str]
-    """Returns, for the name of a job, that of the object whose events tell why there are no pods."""
+    """Maps the name of a job to that of the object whose events say why there are no pods."""
 
     build: "Callable[[Training, ClusterConfig, V1OwnerReference | None], dict[str, Any]]"
-    """Builds the manifest, as the API takes it."""
+    """Builds the manifest of a job."""
 
     node_rank: Callable[[Mapping[str, str]], int]
-    """Returns the number of a pod in its job, from its labels."""
+    """Maps the labels of a pod to its number in the job."""
 
 
 def verdict(job: Mapping[str, Any]) -> Literal["Succeeded", "Failed"] | None:
-    """Returns how a job, as the API gives it, ended; None while it has not."""
+    """Returns how a job ended, or None if it has not ended."""
     if _condition(job, "Failed") is not None:
         return "Failed"
     return "Succeeded" if _condition(job, "Succeeded", "Complete") is not None else None
@@ -58,20 +58,20 @@ def _condition(job: Mapping[str, Any], *states: str) -> Mapping[str, Any] | None
 
 
 def on_conflict(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> Literal["adopt", "replace", "wait"]:
-    """Decides what becomes of a job that has the name of the one to submit.
+    """Decides what to do about an existing job with the name of the one to submit.
 
-    It is adopted while it runs and when it succeeded: an earlier attempt of the same step submitted it. One that
-    failed is replaced, and training resumes from its last checkpoint. One that is being deleted is waited for.
+    A job that runs or has succeeded was submitted by an earlier attempt of the same step, and is adopted. A failed job
+    is replaced, and training resumes from the latest checkpoint. A job that is being deleted must be waited for.
 
     Raises:
-        LaunchError: the job is not ours, or does something else.
+        LaunchError: the job is not ours, or has other settings.
     """
     name, namespace = existing["metadata"]["name"], existing["metadata"]["namespace"]
     remedy = f"delete it: kubectl -n {namespace} delete {existing['kind'].lower()} {name}"
     labels, annotations = (existing["metadata"].get(part) or {} for part in ("labels", "annotations"))
     if any(labels.get(key) != value for key, value in LABELS.items()):
         raise LaunchError(
-            f"the name {name} must be free or our own, got a {existing['kind']} of someone else; {remedy}"
+            f"the name {name} must be unused or that of a job of kws, got another {existing['kind']}; {remedy}"
         )
     if "deletionTimestamp" in existing["metadata"]:
         return "wait"
@@ -83,7 +83,7 @@ def on_conflict(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> Liter
 
 
 def waiting_reason(pod: Mapping[str, Any]) -> str:
-    """Returns why a pod, as the API gives it, does not run: no machine, no image, too many restarts; "" if it does."""
+    """Returns why a pod does not run (no node, no image, too many restarts …), or "" if it runs."""
     status = pod.get("status", {})
     for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
         waiting = container.get("state", {}).get("waiting")
@@ -96,16 +96,16 @@ def waiting_reason(pod: Mapping[str, Any]) -> str:
 
 
 def first_failure(pods: Iterable[Mapping[str, Any]], container: str) -> tuple[str, Mapping[str, Any]] | None:
-    """Returns the name of the pod whose container of that name failed first, and how, or None.
+    """Returns the name of the pod whose container failed first, and the terminated state of that container, or None.
 
-    A container that was started again keeps how it ended before in `lastState`.
+    The previous end of a restarted container is in its `lastState`.
     """
     failures = _failures(pods, container)
     return min(failures, key=lambda failure: failure[:2])[1:] if failures else None
 
 
 def _failures(pods: Iterable[Mapping[str, Any]], container: str) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """Returns when each container that failed did, the name of its pod, and how."""
+    """Returns, for each failure of a container, its time, the name of the pod, and the terminated state."""
     return [
         (str(ended.get("finishedAt")), pod["metadata"]["name"], ended)
         for pod in pods
@@ -117,14 +117,15 @@ def _failures(pods: Iterable[Mapping[str, Any]], container: str) -> list[tuple[s
 
 
 def is_hopeless(pods: Iterable[Mapping[str, Any]], container: str) -> bool:
-    """Tells whether a pod ended with an error that starting again cannot mend."""
+    """Tells whether a pod ended with an error that would recur after a restart."""
     return any(ended["exitCode"] == HOPELESS_STATUS for _, _, ended in _failures(pods, container))
 
 
 def may_mend(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], container: str) -> bool:
-    """Tells whether a job that failed may succeed when it is submitted again.
+    """Tells whether a failed job may succeed when it is submitted again.
 
-    Not where its time was over, where no pod ever failed, and where memory was too small or nobody waited for it.
+    It will not if its deadline passed, if no pod failed, if memory was too small, if the error would recur, or if its
+    train step was lost.
     """
     failure = first_failure(pods, container)
     if failure is None or "deadline" in (_condition(job, "Failed") or {}).get("message", ""):
@@ -136,12 +137,12 @@ def may_mend(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], containe
 def failure_message(
     job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], last_lines: Mapping[str, Sequence[str]], container: str
 ) -> str:
-    """Says why a job failed: the job's own condition, then the last lines of the pod that failed first.
+    """Says why a job failed: the job's own condition, then the last log lines of the pod that failed first.
 
     Args:
-        job: as the API gives it.
-        pods: the last that was seen of each. The operator deletes those of a job that was tried too often.
-        last_lines: the end of the log of every pod, under its name.
+        job: the job.
+        pods: each pod as last seen; the operator deletes the pods of a job that was restarted too often.
+        last_lines: the end of every pod's log, by the name of the pod.
         container: name of the container that trains.
     """
     name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
@@ -149,7 +150,7 @@ def failure_message(
     reason = ": ".join(filter(None, (condition.get("reason"), condition.get("message"))))
     if not reason:
         hopeless = is_hopeless(pods, container)
-        reason = "starting it again cannot mend this" if hopeless else "it does not say why"
+        reason = "starting it again would not help" if hopeless else "it gives no reason"
     message = f"{job['kind']} {namespace}/{name} failed: {reason}"
     failure = first_failure(pods, container)
     if failure is None:
@@ -159,5 +160,5 @@ def failure_message(
     lines = last_lines.get(pod) or str(ended.get("message", "")).splitlines()
     why = f"status {ended['exitCode']}" + (f", {ended['reason']}" if ended.get("reason") not in (None, "Error") else "")
     if ended.get("reason") == "OOMKilled":
-        why += "; its memory was too small: raise memory in KWS_PYTORCHJOB"
+        why += "; it ran out of memory: raise memory in KWS_PYTORCHJOB"
     return "\n  ".join((f"{message}; {pod} ended with {why}:", *lines))

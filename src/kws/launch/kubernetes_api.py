@@ -1,4 +1,4 @@
-"""Calls to the Kubernetes API: made again while it is away, and explained when it refuses."""
+"""Calls to the Kubernetes API, with retries while it is unavailable, and explanations of its errors."""
 
 import itertools
 import json
@@ -11,13 +11,13 @@ from kws.launch.job import LaunchError
 from kws.launch.job_status import JobKind
 
 PATIENCE_SECONDS = 600.0
-"""How long the Kubernetes API may be away before the step gives up."""
+"""How long the Kubernetes API may be unavailable before the step gives up."""
 
 
 def is_transient(error: Exception) -> bool:
-    """Tells whether a call to the API may succeed when made again: no answer, overload, an error of the server.
+    """Tells whether a failed call may succeed on a retry: no answer, overload, or an error of the server.
 
-    The operator's webhook is one of them: until it is up, every PyTorchJob is refused with status 500.
+    This includes the operator's webhook: until it is up, every PyTorchJob is refused with status 500.
     """
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
@@ -31,7 +31,15 @@ Result = TypeVar("Result")
 
 
 def retry(call: Callable[[], Result], patience: float = PATIENCE_SECONDS) -> Result:
-    """Makes a call until it succeeds, fails for good, or has failed for as long as `patience`, in seconds."""
+    """Repeats a call, with exponential back-off, until it succeeds.
+
+    Args:
+        call: the call.
+        patience: seconds of transient failures after which to give up.
+
+    Raises:
+        Exception: the error of the last call, if it is not transient or `patience` is exhausted.
+    """
     start = time.monotonic()
     for attempt in itertools.count():
         try:
@@ -46,7 +54,7 @@ def retry(call: Callable[[], Result], patience: float = PATIENCE_SECONDS) -> Res
 
 
 def reason(error: Exception) -> str:
-    """Returns what an error of the API says, without its headers."""
+    """Returns the message of an API error, without its headers."""
     try:
         return str(json.loads(getattr(error, "body", "") or "")["message"])
     except (ValueError, KeyError, TypeError):
@@ -54,16 +62,16 @@ def reason(error: Exception) -> str:
 
 
 def is_held_by_quota(error: Exception) -> bool:
-    """Tells whether a quota refuses an object for now: it is used up, or Kubernetes has not counted yet what uses it.
+    """Tells whether a quota refuses an object for now: it is used up, or Kubernetes has not computed its usage yet.
 
-    The second lasts up to five minutes where the quota is older than what defines the jobs that it counts.
+    The latter lasts up to five minutes if the quota is older than the CustomResourceDefinition of the jobs it counts.
     """
     said = reason(error)
     return getattr(error, "status", 0) == 403 and ("exceeded quota" in said or "status unknown for quota" in said)
 
 
 def explain(error: Exception, kind: JobKind, namespace: str) -> LaunchError:
-    """Returns an error of the API in its own words, with the remedy where there is one."""
+    """Converts an API error to a LaunchError with the API's message, and a remedy if one is known."""
     remedy = _remedy(getattr(error, "status", 0), reason(error), kind, namespace)
     return LaunchError(f"the Kubernetes API must accept the {kind.kind}, got: {reason(error)}{remedy and '; '}{remedy}")
 
@@ -72,14 +80,14 @@ def _remedy(status: int, said: str, kind: JobKind, namespace: str) -> str:
     if status == 401:
         return "the step needs a service account with a valid token"
     if status == 404 and "namespaces" in said:
-        return f"make the namespace {namespace}, or name another one in KWS_PYTORCHJOB"
+        return f"create the namespace {namespace}, or name another one in KWS_PYTORCHJOB"
     if status == 404:
-        return f"install what makes {kind.plural}.{kind.group} work: {kind.operator}"
+        return f"install the operator of {kind.plural}.{kind.group}: {kind.operator}"
     if status == 403 and "exceeded quota" in said:
-        return (f"delete what is not needed (kubectl -n {namespace} get resourcequotas,{kind.plural}), ask for less "
+        return (f"delete what is not needed (kubectl -n {namespace} get resourcequotas,{kind.plural}), request less "
                 "in KWS_PYTORCHJOB, or have the quota raised")  # fmt: skip
     if status == 403 and "status unknown for quota" in said:
-        return f"wait until kubectl -n {namespace} get resourcequotas shows what is used, then try again"
+        return f"wait until kubectl -n {namespace} get resourcequotas shows the usage, then try again"
     if "being terminated" in said:
         return f"the namespace {namespace} is being deleted: name another one"
     if "denied the request" in said or status == 422:

@@ -1,9 +1,10 @@
-"""Whether anybody still waits for a training: a lease on the volume, which the step renews and the pods watch.
+"""A lease on the volume, which the train step renews and the pods watch, so that a job does not outlive its step.
 
-A step that was killed cannot delete its job. The pods train on for as long as the lease lasts, so that a step that is
-tried again finds its job at work and adopts it; then they end with a checkpoint. A lease is a file whose content
-changes. Nobody compares clocks: a pod counts by its own how long it has seen no change, and leaves what it saw last in
-a second file, so that a pod that is started again after that ends at once.
+A step that was killed cannot delete its job. The pods go on training until the lease expires, so that a retry of the
+step finds its job running and adopts it; after that they end with a checkpoint. A lease is a file whose content
+changes with every renewal. Clocks of different machines are never compared: a pod measures by its own clock how long
+the content has not changed. Once the lease has expired, the pod copies its content to a second file, so that a pod that
+is restarted later ends at once.
 """
 
 import contextlib
@@ -22,9 +23,9 @@ RENEW_SECONDS = 30.0
 
 
 class LeaseKeeper:
-    """Renews the lease of a run for as long as a block lasts, in a thread of its own, and gives it up at its end.
+    """Context manager that renews the lease of a run in a thread, and releases it at the end of the block.
 
-    The API may be away for minutes: the lease, which is on the volume, is renewed all the same.
+    The lease is on the volume so that it is renewed even while the Kubernetes API is unavailable.
     """
 
     def __init__(self, run: Path, every: float = RENEW_SECONDS) -> None:
@@ -33,7 +34,7 @@ class LeaseKeeper:
         self.thread = threading.Thread(target=self._keep, name=f"lease of {run.name}", daemon=True)
 
     def __enter__(self) -> "LeaseKeeper":
-        files.write_json(self.run / LEASE, uuid.uuid4().hex)  # before the job is there; an error is the step's
+        files.write_json(self.run / LEASE, uuid.uuid4().hex)  # before the job exists; an error fails the step
         self.thread.start()
         return self
 
@@ -52,13 +53,13 @@ class LeaseKeeper:
 
 
 def give_up(run: Path) -> None:
-    """Ends a lease with its job: what trains there later has none, or one of its own."""
+    """Deletes the lease of a run, so that a later training has no lease or its own."""
     for name in (LEASE, ENDED):
         (run / name).unlink(missing_ok=True)
 
 
 class LeaseWatch:
-    """Tells when a lease was not renewed for too long."""
+    """Watches the lease of a run from a pod."""
 
     def __init__(self, run: Path, seconds: float) -> None:
         self.run, self.seconds = run, seconds
@@ -66,13 +67,13 @@ class LeaseWatch:
         self.since = time.monotonic()
 
     def has_ended(self) -> bool:
-        """Tells whether nobody renewed the lease for as long as it lasts; never where there is none."""
+        """Tells whether the lease was not renewed for `seconds`; false if there is no lease."""
         try:
             content = (self.run / LEASE).read_text()
-        except FileNotFoundError:  # started by hand
+        except FileNotFoundError:  # a job that was started by hand has no lease
             self.since = time.monotonic()
             return False
-        except OSError:  # the volume is away: nobody is seen to renew
+        except OSError:  # the volume is unavailable, which counts as no renewal
             content = self.seen
         with contextlib.suppress(OSError):
             if content and (self.run / ENDED).read_text() == content:

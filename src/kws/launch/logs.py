@@ -1,4 +1,4 @@
-"""Shows the log of a pod line by line while it runs, through restarts and cut connections."""
+"""Prints the log of a pod line by line while it runs, across restarts and broken connections."""
 
 import collections
 import contextlib
@@ -12,16 +12,16 @@ from typing import Any
 from kws.launch.kubernetes_api import is_transient, retry
 
 NUM_LAST_LINES = 10
-"""Lines of a failed pod's log that the error quotes; the last is the trainer's own error."""
+"""Number of lines of a failed pod's log that the error quotes; the last is the trainer's own error."""
 
 AGAIN_SECONDS = 2.0
-"""Before a log that broke off is opened again."""
+"""Seconds before a log that broke off is opened again."""
 
 
 def split_timestamp(line: str) -> tuple[str, str]:
-    """Splits a line of a log into its time, written so that later times sort behind, and its text.
+    """Splits a log line into its timestamp, in a form that sorts by time, and its text.
 
-    The kubelet leaves out zeros at the end of the fraction of a second.
+    The kubelet drops trailing zeros of the fraction of a second, which are restored.
     """
     match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(?:Z|[+-]\d\d:\d\d) ?", line)
     if match is None:
@@ -31,7 +31,7 @@ def split_timestamp(line: str) -> tuple[str, str]:
 
 
 def split_lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    """Splits a stream into lines, wherever it was cut, and gives each as soon as it is whole."""
+    """Joins the chunks of a stream and yields each line as soon as it is complete."""
     rest = b""
     for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
@@ -42,7 +42,7 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[str]:
 
 
 class LogFollower(threading.Thread):
-    """Prints the log of one pod line by line until the pod has ended, through restarts and cut connections."""
+    """Thread that prints the log of a pod line by line until the pod ends, across restarts and broken connections."""
 
     def __init__(self, core: Any, pod: Mapping[str, Any], container: str, node: int) -> None:
         about = pod["metadata"]
@@ -54,7 +54,7 @@ class LogFollower(threading.Thread):
         self.read_at = 0.0
 
     def run(self) -> None:
-        """Prints until the pod has ended and all was read."""
+        """Prints until the pod has ended and its log has been read to the end."""
         while True:
             read_to_end = self._read()
             if self._ended() and read_to_end:
@@ -62,22 +62,22 @@ class LogFollower(threading.Thread):
             time.sleep(AGAIN_SECONDS)
 
     def _read(self) -> bool:
-        """Prints what is new, waiting for more until the container ends; returns whether it read to the end."""
+        """Prints new lines until the container ends; returns whether it read to the end."""
         from kubernetes.client import ApiException
 
-        # The API can skip what is old by whole seconds only; the rest is skipped by the times of the lines.
+        # The API can skip old lines by whole seconds only; _print skips the rest by their timestamps.
         since = {"since_seconds": int(time.monotonic() - self.read_at) + 5} if self.last_time else {}
         try:
             response = self.core.read_namespaced_pod_log(
                 self.pod, self.namespace, container=self.container, follow=True, timestamps=True,
                 _preload_content=False, _request_timeout=(30, 300), **since,
             )  # fmt: skip
-            # A log that is silent for 300 s may be a connection that died unnoticed: it is opened again.
+            # If a log is silent for 300 s, its connection may have died unnoticed, so it is opened again.
             with contextlib.closing(response):
                 for line in split_lines(response.stream(amt=None, decode_content=False)):
                     self._print(line)
         except ApiException as error:
-            return not is_transient(error)  # has no log yet, or none any more
+            return not is_transient(error)  # there is no log yet, or no longer
         except Exception as error:
             if not is_transient(error):
                 raise
@@ -91,7 +91,7 @@ class LogFollower(threading.Thread):
             return
         self.last_time = when or self.last_time
         self.last_lines.append(text)
-        # One write for a line: the threads of other pods write too.
+        # One write per line, as the threads of other pods write too.
         sys.stdout.write(f"[{self.node}] {text}\n")
         sys.stdout.flush()
 

@@ -1,10 +1,10 @@
-"""What a pod of a training job runs: torchrun, and beside it what the pod has to know.
+"""The command of a pod of a training job: runs torchrun, keeps its log, and watches the lease.
 
     python -m kws.launch.node --run DIR [--lease SECONDS] -- ARGUMENTS OF TORCHRUN
 
-Keeps what torchrun and its processes print in `logs/` of the run, as the pod and its log may be gone a second later,
-and shows what people need of it. Ends training with a checkpoint when the step did not renew its lease, and gives up at
-once where an error cannot be mended by starting again. Needs no torch itself.
+Writes the output of torchrun and its processes to `logs/` in the run folder, as the pod and its log may be deleted
+within a second, and shows the lines that matter to people. Ends training with a checkpoint when the lease of the train
+step has expired, and gives up at once on an error that would recur. Needs no torch itself.
 """
 
 import argparse
@@ -25,13 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs torchrun and returns the exit status of the pod."""
     parser = argparse.ArgumentParser(prog="kws.launch.node", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="the folder of the run")
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run folder")
     parser.add_argument("--lease", type=float, default=0, metavar="SECONDS",
-                        help="end after so long without a step that waits for it (default: never)")  # fmt: skip
+                        help="end when the lease was not renewed for this long (default: never)")  # fmt: skip
     parser.add_argument("torchrun", nargs="+", metavar="ARGUMENT", help="arguments of torchrun")
     options = parser.parse_args(argv)
     watch = LeaseWatch(options.run, options.lease) if options.lease else None
-    orphaned = f"no step has waited for this job for {options.lease:.0f} s: it ends; a step that is tried again goes on"
+    orphaned = f"no step has waited for this job for {options.lease:.0f} s: it ends; a retry of the step will resume it"
     if watch is not None and watch.has_ended():
         print(orphaned, file=sys.stderr)
         return ORPHANED_STATUS
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def log_file(run: Path, host: str) -> Path:
-    """Returns the file for the log of a pod, which is named after its job and its place in it: logs/worker-0.log."""
+    """Returns the log file of a pod, which has the pod's name without that of the job, such as logs/worker-0.log."""
     return run / LOGS / f"{host.removeprefix(job_name(run.name) + '-')}.log"
 
 

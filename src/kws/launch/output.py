@@ -1,7 +1,7 @@
-"""What torchrun and its processes print: all of it goes to a file, and what people need is shown.
+"""Filters the output of torchrun and its processes: writes all of it to a file, and shows the lines that matter.
 
-When one process dies, those that talk to it fail too, each with a traceback of 75 lines, and torchrun starts all again.
-That is a healthy restart and worth one line.
+When a process dies, the others fail as well, each with a traceback of 75 lines, and torchrun restarts all of them. Such
+a restart is normal and is shown as one line.
 """
 
 import re
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import IO
 
 LOGS = "logs"
-"""Folder of a run: what each of its pods printed."""
+"""Subfolder of a run folder, with the output of each pod."""
 
-# Lines of the libraries, which begin with a level, a date and a process, or the place in their sources.
+# Log lines of libraries, which begin with a level, a date and a process id, or with a source location.
 _LIBRARY = re.compile(
     r"\[?[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+|\[?/\S+\.(cc|cpp|h|py):\d+|frame #\d+|Exception raised from "
 )
@@ -24,7 +24,7 @@ _SUMMARY = re.compile(r"\S*ChildFailedError: ?$|=+$")
 
 
 class Output:
-    """Sorts lines into those for people and those for the file alone."""
+    """Writes every line to a file, and shows those that matter to people."""
 
     def __init__(self, path: Path, show: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)):
         self.path, self.show = path, show
@@ -34,14 +34,14 @@ class Output:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, line: str) -> None:
-        """Keeps a line, and shows it, or what it means, where people need it."""
+        """Writes a line to the file, and shows it, or a summary, if it matters to people."""
         self._keep(line)
         died = _DIED.search(line)
         if died:
             because = f" ({self.error})" if self.error and int(died[1]) > 0 else ""
             how = _ended(int(died[1])) + because
-            self.show(f"process {died[2]} {how}; where restarts are left, training goes on from the last checkpoint; "
-                      f"all that was said: {self.path}")  # fmt: skip
+            self.show(f"process {died[2]} {how}; if restarts remain, training resumes from the latest checkpoint; "
+                      f"full output: {self.path}")  # fmt: skip
             self.error = ""
         elif self._is_for_people(_RANK.sub("", line)):
             self.show(line)
@@ -51,7 +51,7 @@ class Output:
             if self.file is None:
                 self.file = self.path.open("a", buffering=1)
             self.file.write(line + "\n")
-        except OSError as error:  # a volume that is full or away must not end what is shown
+        except OSError as error:  # lines must still be shown if the volume is full or unavailable
             if self.file is not None:
                 self.show(f"{self.path} cannot be written: {error}")
             self.file = None
@@ -66,7 +66,7 @@ class Output:
             return False
         if line[:1].isspace() or not line:
             return False
-        if self.in_traceback:  # its last line: the error
+        if self.in_traceback:  # the last line of a traceback is the error
             self.in_traceback = False
             self.error = line
             return False

@@ -1,4 +1,4 @@
-"""What the pods of a training job look like, whichever controller makes them, and how a job is written down."""
+"""The pod template of training jobs of any kind, and the serialization of job manifests."""
 
 import hashlib
 import json
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
     from kubernetes.client import V1OwnerReference, V1PodTemplateSpec
 
 USER = 1000
-"""Numeric user and group of the pods: the kubelet cannot tell whether a user with a name is root."""
+"""User and group of the pods; numeric, as the kubelet cannot tell whether a named user is root."""
 
 PORT = 23456
-"""Port of the rendezvous, the training operator's default."""
+"""Port of torchrun's rendezvous, the training operator's default."""
 
 GRACE_SECONDS = 60
-"""From SIGTERM to SIGKILL. torchrun gives its processes 30 s of it, and they write a checkpoint within 10."""
+"""Seconds from SIGTERM to SIGKILL. torchrun gives its processes 30 of them, and they write a checkpoint within 10."""
 
 LABELS = {"app.kubernetes.io/name": "kws", "app.kubernetes.io/component": "trainer"}
 FINGERPRINT = "kws/spec-sha256"
-"""Annotation of a job: what it does, so that one that does something else is not adopted."""
+"""Annotation with a digest of a job's spec, so that a job with another spec is not adopted."""
 
 
 def step_owner(namespace: str) -> "V1OwnerReference | None":
-    """Returns a reference to the step's own pod, so that the job goes when the pod goes.
+    """Returns an owner reference to the step's own pod, so that the job is deleted with the pod.
 
     Name and uid come from KWS_POD_NAME and KWS_POD_UID (downward API) or from KFP_POD_NAME and KFP_POD_UID, which
     Kubeflow Pipelines sets on every step.
 
     Args:
-        namespace: that of the job. An owner in another would count as missing, and the job would be deleted at once.
+        namespace: the namespace of the job. Kubernetes deletes an object whose owner is in another namespace at once.
 
     Returns:
         The reference, or None outside a pod and for a job in another namespace.
@@ -53,21 +53,21 @@ def step_owner(namespace: str) -> "V1OwnerReference | None":
 
 
 def command_of(job: Training, config: ClusterConfig, *flags: str) -> list[str]:
-    """Returns what a pod runs: torchrun, which finds the other pods by the variables that a controller set.
+    """Returns the command of a pod: torchrun, which finds the other pods by the variables that the operator sets.
 
     Args:
         job: what to train.
-        config: where and how.
-        flags: more flags of torchrun.
+        config: settings of the pods.
+        flags: additional flags of torchrun.
     """
     return ["python", "-m", "kws.launch.node", f"--run={job.folder}", f"--lease={config.lease_seconds}", "--",
             f"--nproc-per-node={job.processes_per_node}", *flags, "-m", TRAINER]  # fmt: skip
 
 
 def environment_of(job: Training, config: ClusterConfig) -> dict[str, str]:
-    """Returns the environment variables of a pod that trains."""
+    """Returns the environment variables of a pod."""
     return {
-        "HOME": "/tmp",  # the only place that can be written but for the volume; caches go there
+        "HOME": "/tmp",  # the only writable folder besides the volume; caches go there
         "OMP_NUM_THREADS": str(max(1, int(settings.cores(config.cpu)) // job.processes_per_node)),
         **FRESH_STORE,
         **config.env,
@@ -75,7 +75,7 @@ def environment_of(job: Training, config: ClusterConfig) -> dict[str, str]:
 
 
 def resources_of(config: ClusterConfig) -> dict[str, str]:
-    """Returns what a pod asks for, and may use at most."""
+    """Returns the resource requests and limits of a pod, which are equal."""
     resources = {"cpu": config.cpu, "memory": config.memory}
     if config.gpus_per_node:
         resources[config.gpu_resource] = str(config.gpus_per_node)
@@ -83,7 +83,7 @@ def resources_of(config: ClusterConfig) -> dict[str, str]:
 
 
 def pod_template(job: Training, config: ClusterConfig, container_name: str) -> "V1PodTemplateSpec":
-    """Builds the pod of one node, fit for a namespace with the restricted pod security standard."""
+    """Builds the pod template of a node, which conforms to the restricted pod security standard."""
     from kubernetes import client
 
     resources = resources_of(config)
@@ -96,7 +96,7 @@ def pod_template(job: Training, config: ClusterConfig, container_name: str) -> "
         env=[client.V1EnvVar(name=name, value=value) for name, value in environment_of(job, config).items()],
         ports=[client.V1ContainerPort(name="pytorchjob-port", container_port=PORT)],
         resources=client.V1ResourceRequirements(requests=resources, limits=resources),
-        # The end of the log becomes part of the pod's status, which outlives a restart.
+        # The end of the log goes to the pod's status, which survives a restart.
         termination_message_policy="FallbackToLogsOnError",
         security_context=client.V1SecurityContext(
             allow_privilege_escalation=False,
@@ -125,7 +125,7 @@ def pod_template(job: Training, config: ClusterConfig, container_name: str) -> "
             run_as_user=USER,
             run_as_group=USER,
             fs_group=USER,
-            # Without this every start walks over all files of the volume.
+            # Otherwise every start of a pod changes the owner of all files on the volume.
             fs_group_change_policy="OnRootMismatch",
             seccomp_profile=client.V1SeccompProfile(type="RuntimeDefault"),
         ),
@@ -148,26 +148,26 @@ def pod_template(job: Training, config: ClusterConfig, container_name: str) -> "
     )
     metadata = client.V1ObjectMeta(
         labels=LABELS,
-        # A service mesh's proxy would stand between the processes, and would keep the pod running after they ended.
+        # A service mesh's sidecar would intercept the rendezvous, and keep the pod running after training has ended.
         annotations={"sidecar.istio.io/inject": "false"},
     )
     return client.V1PodTemplateSpec(metadata=metadata, spec=spec)
 
 
 def to_manifest(model: Any) -> Any:
-    """Returns a model of the SDK as what the API takes: dictionaries, lists, strings and numbers."""
+    """Converts an object of the Kubernetes SDK to dictionaries, lists, strings and numbers, as the API takes them."""
     from kubernetes import client
 
     return client.ApiClient().sanitize_for_serialization(model)
 
 
 def fingerprint(spec: Any) -> str:
-    """Returns a digest of what a job does, a model of the SDK."""
+    """Returns a digest of the spec of a job, an object of the SDK or a dictionary."""
     return hashlib.sha256(json.dumps(to_manifest(spec), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def save_manifest(manifest: Mapping[str, Any], path: Path) -> None:
-    """Writes a manifest as YAML, such that `kubectl apply` takes it."""
+    """Writes a manifest as YAML for `kubectl apply`, atomically."""
     import yaml
 
     with atomic_write(path, "w") as file:

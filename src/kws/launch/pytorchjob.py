@@ -1,4 +1,4 @@
-"""A PyTorchJob, for the training operator (Kubeflow Trainer v1)."""
+"""Builds a PyTorchJob, for the training operator (Kubeflow Trainer v1)."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,34 +14,34 @@ if TYPE_CHECKING:
 
 GROUP, VERSION = "kubeflow.org", "v1"
 CONTAINER = "pytorch"
-"""The operator looks for the container of this name."""
+"""The container name that the operator requires."""
 
 
 def build_job(
     job: Training, config: ClusterConfig, owner: "V1OwnerReference | None" = None
 ) -> "KubeflowOrgV1PyTorchJob":
-    """Builds the PyTorchJob that trains.
+    """Builds the PyTorchJob of a training.
 
-    What the operator does with it, and why it looks so:
+    How the operator treats it, and the reasons for its form:
 
-    * The operator tells torchrun through PET_* variables how many nodes there are and where they meet: the c10d store
-      in `<job>-worker-0:23456`. It does not pass on nprocPerNode, so the command names the number as well. Left out,
-      nprocPerNode becomes "auto", one process for every core, while WORLD_SIZE counts one.
-    * There are workers only. To the workers of a job that has a master, the operator adds an init container without a
+    * The operator tells torchrun through PET_* variables how many nodes there are and where the rendezvous is: the c10d
+      store at `<job>-worker-0:23456`. It does not pass on nprocPerNode, so the command states the number as well.
+      Without nprocPerNode it would be "auto", one process for every core, while WORLD_SIZE counts one.
+    * There are only workers. If a job has a master, the operator adds to its workers an init container without a
       security context, which a namespace with the restricted pod security standard refuses. A job that is not elastic
-      is one whose fewest nodes are all of them.
-    * restartPolicy is OnFailure. A training process that gets SIGTERM exits with 143, but torchrun stands above it and
-      exits with 1, which the policy ExitCode takes for an error that will not mend: a drained machine would fail the
-      job. OnFailure restarts whatever the status was, and replaces a pod that was evicted. The price is that a real
-      error is tried again too, as often as backoffLimit, the sum over all pods, allows.
+      has as its minimum the full number of nodes.
+    * restartPolicy is OnFailure. A training process that gets SIGTERM exits with 143, but its parent torchrun exits
+      with 1, which the policy ExitCode treats as a permanent error: draining a machine would fail the job. OnFailure
+      restarts on any status, and replaces evicted pods. The price is that a permanent error is retried as well, up to
+      backoffLimit, which counts the restarts of all pods.
 
     Args:
         job: what to train.
-        config: where and how.
-        owner: the pod whose end ends the job.
+        config: settings of the pods.
+        owner: the pod with which the job is deleted.
 
     Raises:
-        ValueError: the cluster's settings do not allow as many nodes or processes.
+        ValueError: the settings do not allow this number of nodes or processes.
     """
     from kubeflow import training
     from kubernetes import client
@@ -57,7 +57,7 @@ def build_job(
         min_replicas=config.min_nodes if config.elastic else nodes, max_replicas=nodes,
         max_restarts=config.max_restarts,
         rdzv_backend="c10d", rdzv_host=f"{job.name}-worker-0", rdzv_port=PORT, rdzv_id=job.name,
-        # By default a pod gives up after 60 s without the first one, and after 600 s with too few.
+        # By default a pod gives up after 60 s without worker 0, and after 600 s with too few workers.
         rdzv_conf=[training.KubeflowOrgV1RDZVConf(key=key, value=wait) for key in ("read_timeout", "join_timeout")],
     )  # fmt: skip
     workers = training.KubeflowOrgV1ReplicaSpec(
@@ -70,7 +70,7 @@ def build_job(
         pytorch_replica_specs={"Worker": workers},
         run_policy=training.KubeflowOrgV1RunPolicy(
             active_deadline_seconds=config.active_deadline_seconds,
-            # The job fails as soon as the restarts of all pods, counted together, reach this number.
+            # The job fails as soon as the total number of restarts of all pods reaches this number.
             backoff_limit=config.pod_restarts * nodes + 1,
             clean_pod_policy=config.clean_pod_policy,
             ttl_seconds_after_finished=config.ttl_seconds_after_finished,

@@ -1,4 +1,4 @@
-"""Where and how the pods of a training job run on a cluster: settings, read from the environment of the step."""
+"""Settings of the pods of a training job on a cluster, read from the environment of the train step."""
 
 import dataclasses
 import json
@@ -13,10 +13,10 @@ from kws.config import from_dict, require
 from kws.launch.job import MAX_RESTARTS
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-"""Holds the namespace of the pod that this runs in."""
+"""File with the namespace of the pod in which this runs."""
 
 SETTINGS = "KWS_PYTORCHJOB"
-"""Environment variable with a JSON object of the fields of `ClusterConfig`, whichever kind of job is launched."""
+"""Environment variable with a JSON object of the fields of `ClusterConfig`, for every kind of job."""
 
 _CORES = re.compile(r"\d+(\.\d+)?m?")
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|[MGTPE]|[KMGTPE]i)?")
@@ -24,89 +24,89 @@ _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|[MGTPE]|[KMGTPE]i)?")
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """Where and how the pods of a PyTorchJob run. What they do is `TrainJob`'s to say."""
+    """Where and how the pods of a training job run. What they do is in `kws.launch.job.Training`."""
 
     image: str
-    """Image with the package kws and torch. It needs a tag other than latest, which would be pulled anew each time."""
+    """Image with the package kws and torch. Its tag must not be latest, which would be pulled for every pod."""
 
     namespace: str = ""
     """Namespace of the job; empty: the step's own."""
 
     pvc: str = "kws-data"
-    """PersistentVolumeClaim with data sets, tensors and runs. More than one machine needs ReadWriteMany."""
+    """PersistentVolumeClaim with data sets, tensors and runs; ReadWriteMany for more than one machine."""
 
     mount_path: str = "/data"
-    """Where the volume is mounted: the pipeline's data_root."""
+    """Where the volume is mounted, which is the pipeline's data_root."""
 
     gpus_per_node: int = 0
-    """GPUs of a pod; 0 trains on CPUs."""
+    """GPUs per pod; 0: train on CPUs."""
 
     gpu_resource: str = "nvidia.com/gpu"
-    """The name that the device plugin gives to a GPU."""
+    """The device plugin's resource name for a GPU."""
 
     cpu: str = "2"
-    """Cores of a pod, request and limit."""
+    """CPU cores per pod, request and limit."""
 
     memory: str = "4Gi"
-    """Memory of a pod, request and limit. What lies in shared memory counts."""
+    """Memory per pod, request and limit, including shared memory."""
 
     shm_size: str = "1Gi"
     """Size of /dev/shm, through which the processes of a pod exchange gradients. A container's default is 64 MB."""
 
     elastic: bool = True
-    """Whether training goes on with fewer pods while one is away; without it, training waits until all are there. A
-    TrainJob always waits."""
+    """Whether training goes on with fewer pods while some are missing; if false, it waits for all of them. A TrainJob
+    always waits."""
 
     min_nodes: int = 1
-    """Fewest pods that an elastic job trains with."""
+    """Smallest number of pods with which an elastic job trains."""
 
     max_restarts: int = MAX_RESTARTS
-    """How often torchrun starts the processes of an elastic job again after one died, before it gives up its pod."""
+    """How often torchrun restarts the processes of an elastic job after one died, before the pod fails."""
 
     pod_restarts: int = 3
-    """How often each pod may be started again before the job fails."""
+    """How often each pod may be restarted before the job fails."""
 
     rendezvous_seconds: int = 1800
-    """How long a pod waits for the others, which may have to wait for a machine or for their image."""
+    """How long a pod waits for the others, which may still wait for a machine or for their image."""
 
     node_selector: Mapping[str, str] = field(default_factory=dict)
-    """Labels of the machines that may train."""
+    """Labels of the machines on which pods may run."""
 
     tolerations: Sequence[Mapping[str, Any]] = ()
     """Taints that the pods tolerate, as in a pod's manifest: {"key": …, "operator": …, "value": …, "effect": …}."""
 
     env: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables for the training processes; they win over those set here."""
+    """Environment variables for the training processes; they override those that the launcher sets."""
 
     runtime: str = "kws-torch"
-    """Of a TrainJob: the runtime that has its pods, that of manifests/trainer-v2."""
+    """Only for a TrainJob: name of the runtime that defines its pods; the default is that of manifests/trainer-v2."""
 
     runtime_kind: Literal["ClusterTrainingRuntime", "TrainingRuntime"] = "ClusterTrainingRuntime"
-    """Of a TrainJob: whether the runtime is the cluster's, or one of the namespace."""
+    """Only for a TrainJob: whether the runtime belongs to the cluster or to the namespace."""
 
     service_account: str = ""
-    """Service account of the pods, whose token they do not get; empty: the namespace's default."""
+    """Service account of the pods, which do not get its token; empty: the namespace's default."""
 
     active_deadline_seconds: int = 86_400
-    """After so long the job is stopped and has failed."""
+    """Seconds after which the job is stopped and counts as failed."""
 
     ttl_seconds_after_finished: int = 86_400
-    """So long after its end the job is deleted, with its pods and their logs."""
+    """Seconds after its end at which the job is deleted, with its pods and their logs."""
 
     clean_pod_policy: Literal["Running", "All", "None"] = "Running"
-    """Which pods are deleted when the job ends. Running ends those that wait for one that will not come, and keeps the
-    logs of the others; the operator's default, None, keeps their resources too."""
+    """Which pods are deleted when the job ends. Running deletes pods that still wait for others, and keeps the logs of
+    the rest; with the operator's default, None, the former would keep their resources."""
 
     lease_seconds: int = 900
-    """How long a job trains on after its step was killed. A step that is tried again within it adopts the job; later
-    the job has ended, with a checkpoint, and is submitted again. 0: it trains to its end."""
+    """How long a job goes on training after its step was killed. A retry of the step within this time adopts the job;
+    after it the job has ended, with a checkpoint, and a retry submits it again. 0: it trains to its end."""
 
     attempts: int = 3
-    """How often the step submits a job that failed of what may mend: a machine, a network, a volume."""
+    """How often the step submits a job that fails with a transient error, of a machine, a network or a volume."""
 
     delete_when_done: bool = True
-    """Delete the job as soon as it has ended and its log and outcome are in `logs/` of the run: finished jobs count
-    towards quotas."""
+    """Delete the job as soon as it has ended and its logs and outcome are in `logs/` of the run folder; finished jobs
+    count towards quotas."""
 
     def __post_init__(self) -> None:
         tag = self.image.rsplit("/", 1)[-1].partition(":")[2]
@@ -141,25 +141,29 @@ class ClusterConfig:
 
     @classmethod
     def from_environment(cls) -> "ClusterConfig":
-        """Reads the settings from KWS_PYTORCHJOB, and the namespace, where they name none, from the step's own pod.
+        """Reads the settings from KWS_PYTORCHJOB; without a namespace there, takes that of the step's own pod.
 
         Raises:
-            ValueError: the variable is missing or no JSON object, a field is unknown, or a value is out of range.
+            ValueError: the variable is missing or not a JSON object, a field is unknown, or a value is out of range.
         """
         values = read_settings(os.environ.get(SETTINGS, ""), "image")
         config = from_dict(cls, values)
         return config if config.namespace else dataclasses.replace(config, namespace=own_namespace())
 
     def to_environment(self) -> dict[str, str]:
-        """Returns what `from_environment` reads, to be set on the step that launches."""
+        """Returns the environment variable that `from_environment` reads, for the train step."""
         return {SETTINGS: json.dumps(dataclasses.asdict(self))}
 
 
 def read_settings(text: str, *needed: str) -> dict[str, Any]:
-    """Reads a value of KWS_PYTORCHJOB.
+    """Parses a value of KWS_PYTORCHJOB.
+
+    Args:
+        text: the value.
+        needed: fields that it must have.
 
     Raises:
-        ValueError: it is no JSON object, or lacks a field that is needed.
+        ValueError: it is not a JSON object, or lacks a needed field.
     """
     try:
         values = json.loads(text)
@@ -171,10 +175,10 @@ def read_settings(text: str, *needed: str) -> dict[str, Any]:
 
 
 def own_namespace() -> str:
-    """Returns the namespace of the pod that this runs in, or that of a standalone Kubeflow Pipelines outside of one."""
+    """Returns the namespace of the pod in which this runs; outside a pod, `kubeflow`, as in a standalone install."""
     return NAMESPACE_FILE.read_text().strip() if NAMESPACE_FILE.exists() else "kubeflow"
 
 
 def cores(quantity: str) -> float:
-    """Returns the cores that a Kubernetes quantity stands for: "500m" is 0.5."""
+    """Converts a Kubernetes quantity to a number of cores: "500m" is 0.5."""
     return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)

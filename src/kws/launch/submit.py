@@ -1,8 +1,8 @@
-"""Trains on a cluster: submits a job of some kind, follows it to its end.
+"""Trains on a cluster: submits a job, of whatever kind, and follows it to its end.
 
-The objects are built with the models of Kubeflow's SDKs, but sent with the plain Kubernetes client: the SDKs' clients
-hide the status of an error, which decides here whether to adopt a job or to try again, and leave out of the logs the
-pods that are not running yet.
+The manifests are built with the classes of Kubeflow's SDKs, but sent with the plain Kubernetes client: the SDKs' own
+clients hide the status of an error, which decides here whether to adopt a job or to retry, and their logs omit pods
+that are not running yet.
 """
 
 import contextlib
@@ -29,21 +29,21 @@ from kws.launch.settings import ClusterConfig
 
 POLL_SECONDS = 5.0
 EVENTS_SECONDS = 15.0
-"""A job without pods for so long has a reason, which is looked up."""
+"""Seconds without pods after which the events of the job are searched for a reason."""
 
 QUOTA_SECONDS = 15.0
 FIRST_DELAY_SECONDS = 30
-"""Before a failed job is submitted again; then twice as long each time."""
+"""Seconds before a failed job is submitted again; the delay doubles with every attempt."""
 
 
 class JobFailed(LaunchError):
-    """A job failed, or cannot but fail."""
+    """Raised if a job failed, or is certain to fail."""
 
     def __init__(self, message: str, job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], hopeless: bool) -> None:
         super().__init__(message)
         self.job, self.pods = job, pods
         self.hopeless = hopeless
-        """Whether it would fail again."""
+        """Whether it would fail again if submitted again."""
 
 
 class ClusterLauncher:
@@ -63,7 +63,7 @@ class ClusterLauncher:
                 kubernetes_config.load_kube_config()
             except kubernetes_config.ConfigException as error:
                 raise ValueError(f"KUBECONFIG must name the configuration of a cluster, got: {error}") from error
-        # It tells of every connection that it tries again, in three lines; `retry` says it in one.
+        # urllib3 logs every retried connection in three lines; `retry` logs it in one.
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         self.place = (kind.group, kind.version, self.namespace, kind.plural)
         self.jobs = client.CustomObjectsApi()
@@ -72,9 +72,9 @@ class ClusterLauncher:
     def run(self, job: Training, manifest_path: Path | None = None) -> None:
         """Submits the job, or adopts its own from an earlier attempt, and follows it; see `Launcher.run`.
 
-        The logs of all pods appear with the number of the node in front. A job that failed of what may mend (a
-        machine, a network, a volume) is submitted again; one that has ended is deleted once what it printed and how it
-        ended are on the volume. Told to stop, this deletes the job, and the pods write a checkpoint.
+        Prints the logs of all pods, each line with the number of its node in front. Submits a job again that failed
+        with a transient error (of a machine, a network, a volume). Deletes a job that has ended once its logs and
+        outcome are on the volume. On SIGTERM or SIGINT deletes the job, whose pods then write a checkpoint.
         """
         from kubernetes.client import ApiException
 
@@ -94,7 +94,7 @@ class ClusterLauncher:
                 raise
 
     def _train(self, job: Training, manifest: Mapping[str, Any]) -> None:
-        """Submits the job until it succeeds, fails for good, or has failed too often."""
+        """Submits the job until it succeeds, fails permanently, or has failed too often."""
         for attempt in itertools.count(1):
             uid = self._submit(manifest)
             try:
@@ -110,7 +110,7 @@ class ClusterLauncher:
                 time.sleep(delay)
 
     def _finish(self, job: Training, last: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> None:
-        """Writes down how a job ended, beside its logs, and then deletes it: finished jobs count towards quotas."""
+        """Writes the outcome of a job beside its logs, then deletes it, as finished jobs count towards quotas."""
         if not self.config.delete_when_done:
             return
         outcome = {"job": last, "pods": [{"name": pod["metadata"]["name"], "status": pod.get("status")}
@@ -118,7 +118,7 @@ class ClusterLauncher:
         try:
             write_json(job.folder / LOGS / "job.json", outcome)
         except OSError as error:
-            say(f"{self._called(job.name)} stays, as how it ended could not be written down: {error}")
+            say(f"{self._called(job.name)} is not deleted, as its outcome could not be written to the volume: {error}")
             return
         retry(lambda: self._delete(job.name))
 
@@ -126,7 +126,7 @@ class ClusterLauncher:
         return f"{self.kind.kind} {self.namespace}/{name}"
 
     def _submit(self, manifest: Mapping[str, Any]) -> str:
-        """Makes the job, or finds the one that an earlier attempt made, and returns its uid."""
+        """Creates the job, or adopts the one of an earlier attempt, and returns its uid."""
         from kubernetes.client import ApiException
 
         name = manifest["metadata"]["name"]
@@ -138,7 +138,7 @@ class ClusterLauncher:
                 say(f"submitted {self._called(name)}")
                 return str(made["metadata"]["uid"])
             except ApiException as error:
-                if is_held_by_quota(error):  # others end and make room, or it is counted
+                if is_held_by_quota(error):  # until other jobs end, or the usage is computed
                     refused_since = refused_since or time.monotonic()
                     if time.monotonic() - refused_since > PATIENCE_SECONDS:
                         raise
@@ -149,7 +149,7 @@ class ClusterLauncher:
                     raise
             existing = self._get(name)
             if existing is None:
-                continue  # deleted in between
+                continue  # deleted in the meantime
             what = on_conflict(existing, manifest)
             if what == "adopt":
                 say(f"adopted {self._called(name)} of an earlier attempt")
@@ -161,27 +161,30 @@ class ClusterLauncher:
             time.sleep(POLL_SECONDS)
 
     def _own(self, name: str, owners: Sequence[Mapping[str, Any]]) -> None:
-        """Hands an adopted job to this step's pod; with the pod of the earlier attempt it would be deleted."""
+        """Makes this step's pod the owner of an adopted job, which would be deleted with the pod of the old attempt."""
         patch = {"metadata": {"ownerReferences": owners}}
         retry(lambda: self.jobs.patch_namespaced_custom_object(
             *self.place, name, patch, _request_timeout=60))  # fmt: skip
 
     def _follow(self, name: str, uid: str, num_nodes: int) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
-        """Waits for the job's end, showing the logs of its pods, and returns the last that was seen of both.
+        """Waits for the end of the job and prints the logs of its pods.
+
+        Returns:
+            The job and its pods as last seen.
 
         Raises:
-            JobFailed: the job failed, or cannot but fail.
-            LaunchError: it was deleted.
+            JobFailed: the job failed, or is certain to fail.
+            LaunchError: the job was deleted.
         """
         followers: dict[str, LogFollower] = {}
         pods: dict[str, Mapping[str, Any]] = {}
         said: dict[str, str] = {}
         started = time.monotonic()
         while True:
-            # The job before the pods: those of a job that has ended are then all seen.
+            # The job is read before the pods, so that once it has ended all of its pods have been seen.
             job = self._get(name)
             if job is None or job["metadata"]["uid"] != uid:
-                raise LaunchError(f"{self._called(name)} must stay until it ends, got deleted")
+                raise LaunchError(f"{self._called(name)} must not be deleted before it ends, but someone deleted it")
             for pod in self._pods(name):
                 pod_uid = pod["metadata"]["uid"]
                 pods[pod_uid] = pod
@@ -212,24 +215,24 @@ class ClusterLauncher:
         last_lines = {follower.pod: list(follower.last_lines) for follower in followers.values()}
         message = failure_message(job, seen, last_lines, self.kind.container)
         if hopeless:
-            retry(lambda: self._delete(name))  # its pods would be started again and again
+            retry(lambda: self._delete(name))  # otherwise its pods would be restarted again and again
         raise JobFailed(message, job, seen, hopeless or not may_mend(job, seen, self.kind.container))
 
     def _why_no_pods(self, name: str) -> str:
-        """Returns the latest complaint of the controller that is to make the pods, such as a quota; "" for none."""
+        """Returns the latest warning of the controller that creates the pods, such as an exceeded quota, or ""."""
         from kubernetes.client import ApiException
 
         try:
             events = retry(lambda: self.core.list_namespaced_event(
                 self.namespace, field_selector=f"involvedObject.name={self.kind.pods_made_by(name)},type=Warning",
                 _request_timeout=60))  # fmt: skip
-        except ApiException:  # may not be read
+        except ApiException:  # no permission to read events
             return ""
         found = [f"{event.reason}: {event.message}" for event in events.items]
         return found[-1] if found else ""
 
     def _get(self, name: str) -> Any:
-        """Returns the job as the API gives it, or None where there is none."""
+        """Returns the job, or None if there is none."""
         from kubernetes.client import ApiException
 
         try:
@@ -246,7 +249,7 @@ class ClusterLauncher:
         return list(to_manifest(listed)["items"])
 
     def _delete(self, name: str) -> None:
-        """Deletes the job, which stays visible until its pods are gone; does nothing where there is none."""
+        """Deletes the job, which stays visible until its pods are gone; does nothing if there is none."""
         from kubernetes.client import ApiException
 
         try:
@@ -260,7 +263,7 @@ class ClusterLauncher:
 
 @contextlib.contextmanager
 def _exit_on_sigterm() -> Iterator[None]:
-    """Makes SIGTERM raise SystemExit in the block. Python allows this in the main thread only."""
+    """Makes SIGTERM raise SystemExit in the block; does nothing outside the main thread, where Python forbids it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -21,36 +21,35 @@ from kws.launch.output import LOGS, Output
 from kws.processes import die_with_parent, handle_signals
 
 _GRACE_SECONDS = 40
-"""torchrun gives its processes 30 s to end after a signal; then it kills them."""
+"""Seconds before torchrun is killed; after a signal, it gives its own processes 30 s to end."""
 
 _ASK_SECONDS = 2.0
 
 _HOPELESS = re.compile(
     r"\w*(Value|FloatingPoint|Type|Assertion|Attribute|Key|Index|Name|Import|ModuleNotFound|PackageNotFound|Decode)Error\b"
 )
-"""Errors that come back however often training is started again; what a machine, a network or a volume does is an
-OSError or a RuntimeError."""
+"""Errors that recur after every restart; failures of a machine, a network or a volume are OSError or RuntimeError."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchrunLauncher:
-    """Trains on this machine, with torchrun in a process group of its own."""
+    """Trains on this machine, with torchrun in its own process group."""
 
     module: str = TRAINER
-    """What every process runs."""
+    """Python module that every process runs."""
 
     max_restarts: int = MAX_RESTARTS
-    """How often all processes are started again after one of them died."""
+    """How often all processes are restarted after one of them died."""
 
     def run(self, job: Training, manifest_path: Path | None = None) -> None:
         """Runs torchrun and waits for its end; see `Launcher.run`.
 
-        Output appears as it comes. SIGTERM and SIGINT reach torchrun, and from there, both as SIGTERM, the training
-        processes, which have 30 s to write a checkpoint. Should this process be killed, the kernel tells torchrun.
+        Shows output immediately. SIGTERM and SIGINT are passed on to torchrun as SIGTERM, and by it to the training
+        processes, which have 30 s to write a checkpoint. If this process is killed, the kernel signals torchrun.
         """
         if job.num_nodes > 1:
             raise ValueError(
-                f"num_nodes must be 1 where there is no cluster, got {job.num_nodes}: "
+                f"num_nodes must be 1 without a cluster, got {job.num_nodes}: "
                 "submit the pipeline to Kubeflow, or raise processes_per_node"
             )
         with tempfile.TemporaryDirectory(prefix="kws-torchrun-") as folder:
@@ -62,14 +61,14 @@ class TorchrunLauncher:
             ]  # fmt: skip
             changes = {
                 **FRESH_STORE,
-                # Left alone, torchrun gives several processes one thread each, and one process all cores.
+                # By default torchrun gives several processes one thread each, and a single process all cores.
                 "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads_per_process(job)),
-                # torchrun copies the first error that a process recorded to this file.
+                # torchrun copies to this file the first error that a process recorded.
                 "TORCHELASTIC_ERROR_FILE": str(error_file),
             }
             if manifest_path is not None:
                 write_json(manifest_path, {"command": command, "env": changes})  # JSON is YAML
-            # On a terminal the bar of the trainer is drawn, and nothing may stand between.
+            # On a terminal the trainer draws its progress bar itself, which needs an unfiltered stream.
             output = None if sys.stderr.isatty() else Output(job.folder / LOGS / "torchrun.log")
             watch = ErrorWatch(Path(folder))
             status = run_group(command, os.environ | changes, output, lambda: watch.hopeless() != "")
@@ -79,19 +78,19 @@ class TorchrunLauncher:
 
 
 def threads_per_process(job: Training) -> int:
-    """Returns the compute threads that each training process may have on this machine."""
+    """Returns the number of compute threads for each training process on this machine."""
     return max(1, num_cores() // job.processes_per_node)
 
 
 class ErrorWatch:
-    """Finds among the errors that the processes recorded one that starting again cannot mend."""
+    """Searches the errors that the processes recorded for one that would recur after a restart."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        """Of torchrun's --log-dir."""
+        """The folder of torchrun's --log-dir."""
 
     def hopeless(self) -> str:
-        """Returns the error, or "" while there is none."""
+        """Returns the first such error, or "" if there is none yet."""
         for path in sorted(self.folder.glob("*/attempt_*/*/error.json")):
             error = recorded_error(path)
             if _HOPELESS.match(error):
@@ -105,18 +104,18 @@ def run_group(
     output: Output | None = None,
     must_end: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Runs a command in a process group of its own and returns its exit status.
+    """Runs a command in its own process group and returns its exit status.
 
-    SIGTERM is passed on, and SIGINT as SIGTERM: Ctrl-C too is to end training in order, with a checkpoint.
+    Passes on SIGTERM, and SIGINT as SIGTERM, so that Ctrl-C also ends training with a checkpoint.
 
     Args:
-        command: what to run.
-        environment: all of it.
-        output: gets what the command prints, line by line; None leaves it to this process's own streams.
-        must_end: asked every few seconds; when it says so, the command is ended in order.
+        command: the command line.
+        environment: the complete environment of the command.
+        output: receives the output of the command line by line; None: the command inherits this process's streams.
+        must_end: called every few seconds; once it returns true, the command is stopped with SIGTERM.
 
     Raises:
-        SystemExit: a signal came; raised after the command has ended.
+        SystemExit: a signal arrived; raised after the command has ended.
     """
     received: list[int] = []
     process: subprocess.Popen[bytes] | None = None
@@ -128,7 +127,7 @@ def run_group(
 
     parent = os.getpid()
     with handle_signals(pass_on), contextlib.ExitStack() as stack:
-        # Between fork and exec nothing but one system call happens here, so threads of this process do no harm.
+        # preexec_fn makes a single system call, so that other threads of this process cannot deadlock it.
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, process_group=0,
             stdout=None if output is None else subprocess.PIPE, stderr=None if output is None else subprocess.STDOUT,
@@ -137,7 +136,7 @@ def run_group(
         if output is not None:
             stack.callback(_read(process, output).join)
         try:
-            if received:  # before there was a process
+            if received:  # before the process existed
                 _signal_group(process, signal.SIGTERM)
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -150,19 +149,19 @@ def run_group(
                 _end_group(process)
     if received:
         name = signal.Signals(received[0]).name
-        print(f"stopped by {name}; started again, training resumes from its last checkpoint", file=sys.stderr)
+        print(f"stopped by {name}; when started again, training resumes from the latest checkpoint", file=sys.stderr)
         raise SystemExit(128 + received[0])
     return status
 
 
 def _read(process: "subprocess.Popen[bytes]", output: Output) -> threading.Thread:
-    """Starts what hands on the lines of a process until its end."""
+    """Starts a thread that passes the output lines of a process to `output` until it ends."""
     stream = process.stdout
     assert stream is not None
 
     def read() -> None:
         for line in stream:
-            with contextlib.suppress(OSError):  # nobody reads: the training goes on all the same
+            with contextlib.suppress(OSError):  # training must go on even if nobody reads its output
                 output.write(line.decode(errors="replace").rstrip("\r\n"))
         output.close()
 
@@ -186,7 +185,7 @@ def _end_group(process: "subprocess.Popen[bytes]") -> None:
 
 
 def recorded_error(error_file: Path) -> str:
-    """Returns what `torch.distributed.elastic.multiprocessing.errors.record` wrote: "ValueError: …"; "" if nothing."""
+    """Returns the error, such as "ValueError: …", that torch's `record` decorator wrote to a file, or ""."""
     try:
         message = json.loads(error_file.read_text(encoding="utf-8"))["message"]
     except (FileNotFoundError, ValueError):
@@ -195,12 +194,12 @@ def recorded_error(error_file: Path) -> str:
 
 
 def describe(status: int) -> str:
-    """Says how torchrun ended where no process recorded an error."""
+    """Describes the exit status of torchrun, for the case that no process recorded an error."""
     if status == -signal.SIGKILL:
-        return "torchrun was killed by SIGKILL, as the system does for want of memory: a larger limit helps"
+        return "torchrun was killed by SIGKILL, probably for lack of memory: raise the memory limit"
     if status < 0:
         return f"torchrun was killed by {signal.Signals(-status).name}"
     return (
         f"torchrun ended with status {status} and no process recorded an error; "
-        "one may have been killed for want of memory: see the output above"
+        "one may have been killed for lack of memory: see the output above"
     )

@@ -1,4 +1,4 @@
-"""A TrainJob, for Kubeflow Trainer v2, over the runtime of manifests/trainer-v2."""
+"""Builds a TrainJob, for Kubeflow Trainer v2, based on the runtime of manifests/trainer-v2."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
 
 GROUP, VERSION = "trainer.kubeflow.org", "v1alpha1"
 CONTAINER = "node"
-"""Trainer replaces image, command and environment of the container of this name, in the job of this name."""
+"""Name of the replicated job and of its container, whose image, command and environment Trainer replaces."""
 
 OF_THE_RUNTIME = ("shm_size", "node_selector", "tolerations", "service_account")
-"""Settings that a PyTorchJob carries itself. A TrainJob has a field to override them, but not the same one in any two
-releases of Trainer, so they stay in the runtime, which the operator of the cluster writes."""
+"""Settings that only a PyTorchJob takes. A TrainJob could override them, but by a different field in every release of
+Trainer, so they must be set in the runtime, which the administrator of the cluster writes."""
 
 
 def build_job(
     job: Training, config: ClusterConfig, owner: "V1OwnerReference | None" = None
 ) -> "TrainerV1alpha1TrainJob":
-    """Builds the TrainJob that trains.
+    """Builds the TrainJob of a training.
 
-    The runtime has the pod: volume, shared memory, security, how often it is restarted. Trainer tells torchrun in PET_*
-    variables how many nodes there are and that they meet at the first; it knows no elastic jobs, so a pod that is lost
-    stops the others until it is back.
+    The runtime defines the pod: volume, shared memory, security and number of restarts. Trainer tells torchrun in PET_*
+    variables how many nodes there are, with the rendezvous at the first. It does not support elastic jobs, so a lost
+    pod stops the others until it is back.
 
     Args:
         job: what to train.
-        config: where and how.
-        owner: the pod whose end ends the job.
+        config: settings of the pods.
+        owner: the pod with which the job is deleted.
 
     Raises:
-        ValueError: a setting belongs into the runtime, or there are fewer GPUs than processes.
+        ValueError: a setting belongs in the runtime, or there are fewer GPUs than processes.
     """
     from kubeflow_trainer_api import models
 
@@ -54,7 +54,7 @@ def build_job(
             default = field.default if field.default is not dataclasses.MISSING else {}
             value = getattr(config, field.name)
             where = f"the {config.runtime_kind} {config.runtime}"
-            require(value == default, field.name, f"be set in {where} where Kubeflow Trainer v2 launches", value)
+            require(value == default, field.name, f"be set in {where} if KWS_LAUNCHER is trainjob", value)
     require(config.gpus_per_node == 0 or job.processes_per_node <= config.gpus_per_node, "processes_per_node",
             f"be at most gpus_per_node ({config.gpus_per_node}), a GPU for each", job.processes_per_node)  # fmt: skip
 

@@ -210,7 +210,7 @@ def test_ten_gigabytes_in_a_small_file_are_refused_with_little_memory_and_disk(t
         info.pax_headers = {"GNU.sparse.size": str(size), "GNU.sparse.map": "0,512", "GNU.sparse.numblocks": "1"}
         path.write_bytes(info.tobuf(format=tarfile.PAX_FORMAT) + bytes(2048))
     error = bounded(path, tmp_path, 300)
-    assert error.startswith("source must be")
+    assert error.startswith(("source must be", "source must expand"))
     assert error.count("\n") == 1
     assert ("header of a member has more than" if kind == "header" else "expands to") in error
 

@@ -157,7 +157,7 @@ def test_a_launcher_told_to_stop_lets_the_processes_stop_in_order(notes: Path, s
     _, output = process.communicate(timeout=60)
 
     assert process.returncode == 128 + signum
-    assert f"stopped by {signum.name}; started again, training resumes from its last checkpoint" in output
+    assert f"stopped by {signum.name}; when started again, training resumes from the latest checkpoint" in output
     assert {path.read_text() for path in notes.glob("stopped-*")} == {"SIGTERM"}
     assert len(list(notes.glob("stopped-*"))) == 2
     assert not any(map(is_alive, [*trainers, agent]))
@@ -188,7 +188,7 @@ def test_a_killed_torchrun_leaves_no_process_behind_and_is_reported(notes: Path)
 
 def test_several_nodes_without_a_cluster_are_refused_with_a_remedy(tmp_path: Path) -> None:
     job = Training(name="kws-test", folder=tmp_path, arguments=(), num_nodes=2, processes_per_node=1)
-    with pytest.raises(ValueError, match="num_nodes must be 1 where there is no cluster, got 2: submit the pipeline"):
+    with pytest.raises(ValueError, match="num_nodes must be 1 without a cluster, got 2: submit the pipeline"):
         TorchrunLauncher().run(job)
 
 

@@ -77,7 +77,7 @@ def test_a_process_that_was_killed_is_one_line_and_training_goes_on(run: Path) -
     status, shown = ended(start(run, "killed"))
     assert status == 0
     (line,) = (line for line in shown.splitlines() if "killed" in line)
-    assert line.startswith("process 0 was killed by SIGKILL; where restarts are left, training goes on from")
+    assert line.startswith("process 0 was killed by SIGKILL; if restarts remain, training resumes from")
     assert shown.splitlines() == ["attempt 0", line, "attempt 1", "trained"]
     assert "failed (exitcode: -9)" in log_of(run)
 
@@ -86,7 +86,7 @@ def test_an_error_of_the_volume_is_tried_again_and_its_traceback_is_in_the_log_a
     status, shown = ended(start(run, "volume"))
     assert status == 0
     assert "Traceback" not in shown
-    assert "process 0 ended with status 1 (OSError: [Errno 5] Input/output error); where restarts are left" in shown
+    assert "process 0 ended with status 1 (OSError: [Errno 5] Input/output error); if restarts remain" in shown
     assert "OSError: [Errno 5] Input/output error" in log_of(run)
     assert (run / "attempt1").exists()
 

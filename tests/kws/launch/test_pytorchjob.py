@@ -378,7 +378,7 @@ def test_a_job_of_an_earlier_attempt_is_adopted_or_replaced(existing: dict[str, 
 
 
 def test_a_job_of_someone_else_is_left_alone() -> None:
-    with pytest.raises(LaunchError, match="got a PyTorchJob of someone else; delete it: kubectl -n kubeflow delete"):
+    with pytest.raises(LaunchError, match="got another PyTorchJob; delete it: kubectl -n kubeflow delete"):
         job_status.on_conflict(submitted(CREATED, labels={}), built(SETTINGS["elastic on CPUs"]))
 
 
@@ -423,7 +423,7 @@ def test_a_failed_pod_whose_log_was_lost_is_reported_by_its_status() -> None:
     seen = [pod("kws-1f3c-worker-0", {"state": ended(137, "05", reason="OOMKilled", message="epoch 1\nepoch 2")})]
     message = job_status.failure_message(submitted(CREATED, FAILED), seen, {}, "pytorch")
     assert message.endswith(
-        "kws-1f3c-worker-0 ended with status 137, OOMKilled; its memory was too small: raise memory in KWS_PYTORCHJOB:"
+        "kws-1f3c-worker-0 ended with status 137, OOMKilled; it ran out of memory: raise memory in KWS_PYTORCHJOB:"
         "\n  epoch 1\n  epoch 2"
     )
 
@@ -486,7 +486,7 @@ REFUSALS = {
               "count/pytorchjobs.kubeflow.org=1, used: count/pytorchjobs.kubeflow.org=8, limited: 8",
               "delete what is not needed (kubectl -n kubeflow get resourcequotas,pytorchjobs)"),
     "new quota": (403, 'pytorchjobs.kubeflow.org "kws-1" is forbidden: status unknown for quota: kws, resources: '
-                  "count/pytorchjobs.kubeflow.org", "wait until kubectl -n kubeflow get resourcequotas shows what is"),
+                  "count/pytorchjobs.kubeflow.org", "get resourcequotas shows the usage"),
     "namespace": (403, 'pytorchjobs.kubeflow.org "kws-1" is forbidden: unable to create new content in namespace '
                   "kubeflow because it is being terminated", "the namespace kubeflow is being deleted"),
     "webhook": (403, 'admission webhook "v.kubeflow.org" denied the request: spec.nprocPerNode: Invalid value: "x"',
@@ -494,8 +494,8 @@ REFUSALS = {
     "policy": (403, "no image of this registry may run here", ""),
     "invalid": (422, 'PyTorchJob.kubeflow.org "kws-1" is invalid: spec.runPolicy.backoffLimit: Invalid value: -1',
                 "change what it names"),
-    "no namespace": (404, 'namespaces "kubeflow" not found', "make the namespace kubeflow"),
-    "no operator": (404, "the server could not find the requested resource", "install what makes pytorchjobs.kubeflow"),
+    "no namespace": (404, 'namespaces "kubeflow" not found', "create the namespace kubeflow"),
+    "no operator": (404, "the server could not find the requested resource", "install the operator of pytorchjobs"),
     "token": (401, "Unauthorized", "the step needs a service account with a valid token"),
 }  # fmt: skip
 
@@ -514,7 +514,7 @@ def test_a_refusal_without_words_is_told_by_its_reason() -> None:
     missing = ApiException(status=404, reason="Not Found")
     missing.body = "404 page not found\n"
     told = str(kubernetes_api.explain(missing, PYTORCH_JOB, "kubeflow"))
-    assert "got: Not Found; install what makes pytorchjobs.kubeflow.org work: the training operator" in told
+    assert "got: Not Found; install the operator of pytorchjobs.kubeflow.org work: the training operator" in told
 
 
 def test_a_job_that_a_retry_may_fix_is_told_from_one_that_it_cannot() -> None:
@@ -539,7 +539,7 @@ def test_an_error_that_cannot_mend_ends_a_job_that_has_not_failed_yet() -> None:
     assert not job_status.is_hopeless([pod("kws-1f3c-worker-0", {"lastState": ended(1, "05")})], "pytorch")
     ends = {"kws-1f3c-worker-0": ["error: ValueError: batch_size must be positive, got -1"]}
     assert job_status.failure_message(submitted(CREATED), seen, ends, "pytorch").splitlines() == [
-        "PyTorchJob kubeflow/kws-1f3c failed: starting it again cannot mend this; kws-1f3c-worker-0 ended with status "
+        "PyTorchJob kubeflow/kws-1f3c failed: starting it again would not help; kws-1f3c-worker-0 ended with status "
         "65:",
         "  error: ValueError: batch_size must be positive, got -1",
     ]

@@ -250,7 +250,7 @@ def test_job_of_someone_else_is_left_alone(kubernetes: Kubernetes, train: Callab
     theirs = ours(kubernetes, train)
     theirs["metadata"]["labels"] = {}
     kubernetes.create(theirs, Play("", 100))
-    with pytest.raises(LaunchError, match="must be free or our own, got a PyTorchJob of someone else; delete it"):
+    with pytest.raises(LaunchError, match="must be unused or that of a job of kws, got another PyTorchJob; delete it"):
         train()
     assert NAME in kubernetes.jobs
 
@@ -284,7 +284,7 @@ def test_failure_that_another_attempt_cannot_mend_is_told_at_once(
 
 def test_job_that_was_deleted_meanwhile_has_not_succeeded(kubernetes: Kubernetes, train: Callable[[], None]) -> None:
     kubernetes.plays = [Play(vanishes=True)]
-    with pytest.raises(LaunchError, match=f"PyTorchJob kubeflow/{NAME} must stay until it ends, got deleted"):
+    with pytest.raises(LaunchError, match=f"PyTorchJob kubeflow/{NAME} must not be deleted before it ends"):
         train()
 
 

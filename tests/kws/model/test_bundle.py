@@ -113,7 +113,7 @@ def test_model_of_an_earlier_version_is_read_where_it_lacks_nothing_and_else_ref
         ("stem", "linear", "stem must be none or conv, got 'linear'"),
     ):
         torch.save(content | {"model": content["model"] | {name: value}}, path)
-        with pytest.raises(ValueError, match=rf"of another version \(then train it again\): .*{message}"):
+        with pytest.raises(ValueError, match=rf"of another version \(train it again\): .*{message}"):
             bundle.load(path)
 
 
