@@ -1,4 +1,4 @@
-"""Evaluating a model: how often it is right, where it is wrong, and how much its probabilities mean."""
+"""Evaluates a model on clips: accuracy, F1, confusion matrix, calibration error, and the worst mistakes."""
 
 import csv
 import dataclasses
@@ -43,7 +43,7 @@ class WordScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """A clip that was taken for another word."""
+    """A clip that was recognized as another word."""
 
     clip: str
     truth: str
@@ -53,30 +53,31 @@ class Mistake:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is known of a model after it heard some clips."""
+    """The evaluation of a model on a set of clips."""
 
     words: list[str]
     matrix: npt.NDArray[np.float64]
     """Counts [true words, predicted words]."""
     calibration_error: float
+    """Expected calibration error, 0 to 1."""
     mistakes: list[Mistake]
-    """The most confident ones first."""
+    """The NUM_MISTAKES most confident mistakes, the most confident first."""
     more: Mapping[str, Any] = field(default_factory=dict)
-    """What the step finds besides: robustness, streams, thresholds, all as JSON."""
+    """Additional results of the evaluate step, as JSON: robustness, streams, thresholds."""
 
     @property
     def num_clips(self) -> int:
-        """Clips heard."""
+        """Number of clips."""
         return int(self.matrix.sum())
 
     @property
     def accuracy(self) -> float:
-        """Share of the clips that were recognized."""
+        """Fraction of the clips that were recognized."""
         return float(self.matrix.trace() / self.matrix.sum())
 
     @property
     def word_scores(self) -> list[WordScore]:
-        """Precision, recall and F1 of every word that was spoken."""
+        """Precision, recall and F1 of every word that has clips."""
         spoken, said, right = self.matrix.sum(axis=1), self.matrix.sum(axis=0), self.matrix.diagonal()
         return [
             WordScore(
@@ -88,12 +89,12 @@ class Evaluation:
 
     @property
     def macro_f1(self) -> float:
-        """Mean F1 over the words that were spoken."""
+        """Mean F1 over the words that have clips."""
         scores = self.word_scores
         return sum(score.f1 for score in scores) / len(scores)
 
     def summary(self) -> dict[str, Any]:
-        """Returns the figures as JSON."""
+        """Returns the metrics as JSON."""
         return {
             "accuracy": self.accuracy,
             "macro_f1": self.macro_f1,
@@ -105,7 +106,7 @@ class Evaluation:
         }
 
     def csv(self) -> str:
-        """Returns the confusion matrix as CSV: a row for each true word, a column for each predicted one."""
+        """Returns the confusion matrix as CSV, with a row for each true and a column for each predicted word."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["true \\ predicted", *self.words])
@@ -115,12 +116,12 @@ class Evaluation:
 
 
 def compare(known: Sequence[str], probabilities: Tensor, truth: Sequence[str], clips: Sequence[str]) -> Evaluation:
-    """Compares what a model said with the truth.
+    """Compares the predictions of a model with the true words.
 
     Args:
         known: the words of the model.
         probabilities: float [clips, words of the model].
-        truth: the word of every clip; one that the model does not know counts as a mistake.
+        truth: the true word of every clip; a word that the model does not know counts as a mistake.
         clips: clip ids.
     """
     words = [*known, *sorted(set(truth) - set(known))]
@@ -141,12 +142,12 @@ def compare(known: Sequence[str], probabilities: Tensor, truth: Sequence[str], c
 
 
 def evaluate_tensors(recognizer: Recognizer, tensors: Tensors, split: str = "test") -> Evaluation:
-    """Evaluates a model on a split of tensors.
+    """Evaluates a model on a split of the tensors.
 
-    A model of other features hears the recordings of the same clips instead.
+    If the model has other features than the tensors, it is evaluated on the recordings of the same clips.
 
     Raises:
-        ValueError: the model has other features, and the recordings are no longer there or readable.
+        ValueError: the model has other features, and the recordings no longer exist or cannot be read.
     """
     part = tensors.split(split)
     truth = [tensors.words[label] for label in part.labels.tolist()]
@@ -156,7 +157,7 @@ def evaluate_tensors(recognizer: Recognizer, tensors: Tensors, split: str = "tes
     else:
         recordings = Path(tensors.manifest["recordings"]["path"])
         if not recordings.is_dir():
-            raise ValueError(f"recordings must exist to evaluate a model of other features, got {str(recordings)!r}")
+            raise ValueError(f"recordings must exist to evaluate a model with other features, got {str(recordings)!r}")
         unreadable: dict[str, str] = {}
         probabilities = hear(recognizer, recordings, part.clips, unreadable)
         for clip, reason in unreadable.items():
@@ -166,15 +167,15 @@ def evaluate_tensors(recognizer: Recognizer, tensors: Tensors, split: str = "tes
 
 @computing()
 def evaluate_recordings(recognizer: AnyRecognizer, recordings: Path) -> tuple[Evaluation, dict[str, str]]:
-    """Evaluates a model on a folder of `<word>/*.wav` (.flac, …), as far as it knows the words.
+    """Evaluates a model on a folder of `<word>/*.wav` (.flac, …), on the words that it knows.
 
-    Other words are to be recognized as unknown by a model that has this class, and are left out for any other.
+    If the model has a class of unknown words, all other words belong to it; otherwise they are left out.
 
     Returns:
-        The evaluation, and the clips that cannot be read with the reasons.
+        The evaluation, and the clips that cannot be read, with the reasons.
 
     Raises:
-        ValueError: the folder holds no word that the model knows, or nothing that can be read.
+        ValueError: the folder holds no word that the model knows, or no readable file.
     """
     listing = list_recordings(recordings)
     listing.report()
@@ -193,19 +194,19 @@ def evaluate_recordings(recognizer: AnyRecognizer, recordings: Path) -> tuple[Ev
     probabilities = hear(recognizer, recordings, found, unreadable)
     clips = [clip for clip in found if clip not in unreadable]
     if not clips:
-        raise ValueError(f"recordings must hold files that can be read, got {len(found)} that cannot in {recordings}")
+        raise ValueError(f"recordings must hold readable files, got {len(found)} unreadable ones in {recordings}")
     truth = [ids.word_of(clip, recognizer.words) for clip in clips]
     return compare(recognizer.words, probabilities, truth, clips), unreadable
 
 
 def hear(recognizer: AnyRecognizer, recordings: Path, clips: Sequence[str], unreadable: dict[str, str]) -> Tensor:
-    """Reads and hears recordings, a batch at a time.
+    """Reads recordings and applies a model to them, a batch at a time.
 
     Args:
         recognizer: the model.
-        recordings: the folder of the words.
+        recordings: the recordings folder.
         clips: clip ids.
-        unreadable: gets the clips that cannot be read, which are left out, with the reasons.
+        unreadable: receives the clips that cannot be read, with the reasons; they are left out of the result.
 
     Returns:
         Probabilities, float32 [readable clips, words].
@@ -227,7 +228,7 @@ def hear(recognizer: AnyRecognizer, recordings: Path, clips: Sequence[str], unre
 
 @torch.inference_mode()
 def score(recognizer: Recognizer, batches: Iterator[Tensor]) -> Tensor:
-    """Scores features batch by batch: float32 [clips, words]."""
+    """Returns the scores (logits) of batches of features, float32 [clips, words]."""
     device = recognizer.model.mean.device
     none = torch.empty(0, len(recognizer.words))
     return torch.cat([none, *(recognizer.model(features.to(device)).float().cpu() for features in batches)])

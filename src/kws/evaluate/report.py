@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML page with pictures and sounds inside, which needs no network."""
+"""Writes the report of an evaluation: a self-contained HTML page with embedded pictures and sounds."""
 
 import importlib.resources
 import io
@@ -25,15 +25,15 @@ def write_report(
     path: Path, recognizer: AnyRecognizer, evaluation: Evaluation, title: str, recordings: Path,
     training: Sequence[Mapping[str, Any]] = (),
 ) -> None:  # fmt: skip
-    """Writes the page, atomically.
+    """Writes the report, atomically.
 
     Args:
         path: the file.
         recognizer: the model that was evaluated.
-        evaluation: what was found.
-        title: names the clips it heard, as in "test split".
-        recordings: the folder of clip ids; where a mistaken clip is still there, the page shows and plays it.
-        training: the lines of metrics.jsonl, one for every epoch; empty: the page is without curves.
+        evaluation: the results.
+        title: name of the clips, as in "test split".
+        recordings: the recordings folder; the page shows and plays mistaken clips that still exist there.
+        training: the lines of metrics.jsonl, one for every epoch; empty: no training curves.
     """
     template = importlib.resources.files("kws.evaluate").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -57,7 +57,7 @@ def write_report(
 
 
 def _pictures(evaluation: Evaluation, training: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Returns the curves, as far as there are figures for them: a title, what it shows, and the picture."""
+    """Returns the plots for which there are results, each with a title and a caption."""
     found: list[tuple[str, str, Figure]] = []
     if robustness := evaluation.more.get("robustness"):
         number = evaluation.more["num_robustness_clips"]
@@ -79,14 +79,17 @@ def _pictures(evaluation: Evaluation, training: Sequence[Mapping[str, Any]]) -> 
 def write_stream_report(
     folder: Path, recognizer: AnyRecognizer, thresholds: Thresholds, reports: Sequence[StreamReport], title: str
 ) -> list[dict[str, Any]]:
-    """Writes streams.html, detection.png, streams.json and thresholds.json into a folder, and returns the figures.
+    """Writes streams.html, detection.png, streams.json and thresholds.json into a folder, each atomically.
 
     Args:
-        folder: gets the files, each atomically.
-        recognizer: the model that listened.
-        thresholds: those that were measured.
-        reports: what was found, a condition each.
-        title: names the recordings.
+        folder: where to write.
+        recognizer: the model that was evaluated.
+        thresholds: the thresholds that were evaluated.
+        reports: the results, one for each noise level.
+        title: name of the recordings.
+
+    Returns:
+        The metrics, one dictionary for each noise level.
     """
     rows = [report.summary() for report in reports]
     curves = {f"{report.snr_db:g} dB": report.curve for report in reports}
@@ -108,7 +111,7 @@ def write_stream_report(
 
 
 def _show(recognizer: AnyRecognizer, recordings: Path, clip: str) -> dict[str, str]:
-    """Returns sound and picture of a clip as data URIs, or nothing where it cannot be read any more."""
+    """Returns sound and spectrogram of a clip as data URIs, both empty if it can no longer be read."""
     import torch
 
     try:
@@ -124,7 +127,7 @@ def _show(recognizer: AnyRecognizer, recordings: Path, clip: str) -> dict[str, s
 
 
 def _wav(waveform: Waveform, sample_rate: int) -> bytes:
-    """Packs float32 [samples] as a 16-bit WAV file."""
+    """Encodes float32 [samples] as a 16-bit WAV file."""
     buffer = io.BytesIO()
     soundfile.write(buffer, waveform, sample_rate, format="WAV", subtype="PCM_16")
     return buffer.getvalue()

@@ -1,6 +1,6 @@
-"""Robustness: accuracy with noise, filters, shifts and gains that the clips of training did not have.
+"""Robustness: the accuracy on clips that are changed by noise, filters, shifts and gains.
 
-Noise is the part of the archive's background recordings that training never hears: `clips.HELD_OUT_NOISE`.
+The noise is the part of the background noise that is kept out of training (`clips.HELD_OUT_NOISE`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +17,11 @@ from kws.preprocess.audio import Waveform, resample
 from kws.preprocess.step import noise_pieces
 
 Change = Callable[[int, Waveform], Waveform]
-"""A condition: takes the number of a clip and its waveform, and returns the waveform under that condition."""
+"""A condition: maps the number of a clip and its waveform to the changed waveform."""
 
 
 def add_noise(noises: Sequence[Waveform], snr_db: float) -> Change:
-    """Adds a piece of noise at a signal-to-noise ratio, in dB of mean power over the clip."""
+    """Returns a condition that adds noise at a signal-to-noise ratio, in dB of mean power over the clip."""
 
     def change(number: int, waveform: Waveform) -> Waveform:
         noise = noises[number % len(noises)]
@@ -33,7 +33,7 @@ def add_noise(noises: Sequence[Waveform], snr_db: float) -> Change:
 
 
 def shift(samples: int) -> Change:
-    """Moves the word later (or earlier, where negative), with silence behind it."""
+    """Returns a condition that shifts the word later (earlier if negative), and fills the gap with silence."""
 
     def change(number: int, waveform: Waveform) -> Waveform:
         moved = np.zeros_like(waveform)
@@ -47,17 +47,17 @@ def shift(samples: int) -> Change:
 
 
 def gain(factor: float) -> Change:
-    """Scales the waveform, and clips it at full scale as a recorder does."""
+    """Returns a condition that scales the waveform, and clips it at full scale as a recorder does."""
     return lambda number, waveform: (waveform * factor).clip(-1, 1)
 
 
 def bandwidth(sample_rate: int, new_rate: int) -> Change:
-    """Takes away what a recorder of a lower rate does not hear."""
+    """Returns a condition that limits the bandwidth to that of a lower sample rate, in Hz."""
     return lambda number, waveform: resample(resample(waveform, sample_rate, new_rate), new_rate, sample_rate)
 
 
 def conditions(recordings: Path, recognizer: AnyRecognizer) -> dict[str, Change]:
-    """Returns all conditions by name; those with noise only where the recordings have any."""
+    """Returns all conditions by name; those with noise only if the recordings have any."""
     features = recognizer.features
     tenth = features.sample_rate // 10
     found: dict[str, Change] = {
@@ -79,12 +79,16 @@ def conditions(recordings: Path, recognizer: AnyRecognizer) -> dict[str, Change]
 
 
 def measure(recognizer: AnyRecognizer, recordings: Path, clips: Sequence[str]) -> Mapping[str, float]:
-    """Returns the accuracy under every condition.
+    """Returns the accuracy under every condition, 0 to 1.
 
     Args:
         recognizer: the model.
-        recordings: the folder of the words.
-        clips: clip ids, those of the test split.
+        recordings: the recordings folder.
+        clips: clip ids of the test split.
+
+    Raises:
+        ValueError: a recording cannot be read.
+        FileNotFoundError: a recording no longer exists.
     """
     waveforms = [ids.read(recordings, clip, recognizer.features) for clip in clips]
     truth = [ids.word_of(clip, recognizer.words) for clip in clips]

@@ -1,4 +1,4 @@
-"""The step: evaluates a `.pth` on the test split, in noise and in streams, and writes the report."""
+"""The evaluate step: evaluates a `.pth` on the test split, in noise and in streams, and writes the report."""
 
 import dataclasses
 import json
@@ -21,28 +21,31 @@ from kws.train.runs import METRICS
 log = logging.getLogger(__name__)
 
 ROBUSTNESS_CLIPS = 400
-"""Test clips that are heard under every condition, at most: enough for 2 points either way."""
+"""Largest number of test clips for each robustness condition: enough for ± 2 percentage points."""
 
 STREAM_CLIPS = 1000
-"""With fewer test clips than this a stream says nothing, and is left out."""
+"""Smallest number of test clips for an evaluation in streams; with fewer it would mean little."""
 
 CLIPS_PER_HOUR = 2000
-"""Test clips for which a stream is an hour long; it is never longer."""
+"""Number of test clips per hour of stream; a stream is at most one hour long."""
 
 STREAM_SNR_DB = 10.0
-"""Signal-to-noise ratio of the streams of this step; `kws evaluate --stream` has others."""
+"""Signal-to-noise ratio of the streams of this step, in dB; `kws evaluate --stream` has others."""
 
 
 @computing()
 def evaluate(model: Path, tensors: Path, report: Path) -> Evaluation:
-    """Evaluates a `.pth` on the test split and writes the report, an HTML page that stands alone.
+    """Evaluates a `.pth` on the test split and writes the report, a self-contained HTML page.
 
-    Robustness, and thresholds for streams, need the recordings: where they are no longer there, both are left out.
+    Robustness and thresholds for streams need the recordings, and are left out if these no longer exist.
 
     Args:
         model: a file of `kws.model.bundle`.
-        tensors: a folder of `kws.preprocess.step`.
+        tensors: a tensors folder of `kws.preprocess.step`.
         report: the page to write.
+
+    Raises:
+        ValueError: the model or the tensors are damaged.
     """
     files.delete_unfinished(report.parent)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,18 +63,18 @@ def evaluate(model: Path, tensors: Path, report: Path) -> Evaluation:
 
 
 def _in_noise(recognizer: Recognizer, recordings: Path, clips: list[str]) -> dict[str, Any]:
-    """Measures robustness on clips from all over the test split."""
+    """Measures robustness on clips spread evenly over the test split."""
     some = clips[:: -(-len(clips) // ROBUSTNESS_CLIPS)]
     try:
         found = robustness.measure(recognizer, recordings, some)
     except (OSError, ValueError) as error:
-        log.warning("robustness is not measured: %s", error)
+        log.warning("robustness is not evaluated: %s", error)
         return {}
     return {"robustness": dict(found), "num_robustness_clips": len(some)}
 
 
 def _in_streams(recognizer: Recognizer, recordings: Path, num_clips: int) -> dict[str, Any]:
-    """Chooses thresholds on a stream of the validation split, and counts mistakes on one of the test split."""
+    """Chooses thresholds on a stream of the validation split, and evaluates them on one of the test split."""
     if num_clips < STREAM_CLIPS:
         return {}
     try:
@@ -79,20 +82,20 @@ def _in_streams(recognizer: Recognizer, recordings: Path, num_clips: int) -> dic
             recognizer, recordings, hours=min(1.0, num_clips / CLIPS_PER_HOUR), snrs_db=[STREAM_SNR_DB]
         )
     except (OSError, ValueError) as error:
-        log.warning("streams are not measured: %s", error)
+        log.warning("streams are not evaluated: %s", error)
         return {}
-    left_out = ("detections", "truth")  # long, and of use only beside the streams themselves
+    left_out = ("detections", "truth")  # long, and useful only together with the streams themselves
     rows = [{name: value for name, value in report.summary().items() if name not in left_out} for report in reports]
     return {"thresholds": thresholds.as_json(), "streams": rows}
 
 
 def _training(tensors: Path, run: str) -> list[dict[str, Any]]:
-    """Reads the epochs of the run that made a model, where runs/ is beside tensors/ as on the volume."""
+    """Reads the metrics of the run that trained a model, if runs/ is beside tensors/ as on the volume."""
     path = tensors.parent.parent / "runs" / run / METRICS
     if not run or not path.is_file():
         return []
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
-        log.warning("the report is without the course of the training: %s: %s", path, error)
+        log.warning("the report has no training curves: %s: %s", path, error)
         return []

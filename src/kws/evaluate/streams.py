@@ -1,10 +1,10 @@
-"""Detection in streams: long audio with known truth, misses against false alarms an hour, and thresholds.
+"""Evaluates detection in long audio streams with known content: misses, false alarms per hour, and thresholds.
 
-A stream is what a device hears: clips of the words at random gaps, words that are none of them, and whole sentences,
-all over noise that training never heard. The model listens to it as `kws listen` does. Every detection that is not the
-word spoken there counts as a false alarm, wherever it is, and so does a word that is reported twice.
+A stream imitates what a device hears: clips of the words at random gaps, other words, and whole sentences, all over
+noise that training never used. The model listens to it as `kws listen` does. Every detection that is not the word
+spoken at that time counts as a false alarm, and so does a word that is detected twice.
 
-Thresholds are chosen on streams of the validation split, the figures come from streams of the test split.
+Thresholds are chosen on streams of the validation split; metrics are computed on streams of the test split.
 """
 
 import dataclasses
@@ -33,35 +33,35 @@ from kws.progress import progress
 log = logging.getLogger(__name__)
 
 SNRS_DB = (20, 10, 5)
-"""Signal-to-noise ratios, of the mean power of an utterance over that of the noise."""
+"""Signal-to-noise ratios in dB: the mean power of an utterance over that of the noise."""
 
 SHARES = {"word": 0.4, "unknown": 0.3, "sentence": 0.3}
-"""What is spoken, as shares of the utterances: words of the model, others of the corpus, and sentences."""
+"""Shares of the kinds of utterances: words of the model, other words of the corpus, and sentences."""
 
 GAPS = (0.5, 4.0)
 """Range of the pauses between utterances, in seconds."""
 
 SPEECH_LEVEL = 0.05
-"""Root mean square of every utterance, -26 dB of full scale; the noise lies below by the signal-to-noise ratio."""
+"""Root mean square of every utterance, 26 dB below full scale; the noise is lower by the signal-to-noise ratio."""
 
 TOLERANCE = 0.25
-"""A detection belongs to a clip if its middle lies in it, or so many seconds beside it."""
+"""A detection belongs to an utterance if its middle lies within it, or this many seconds before or after it."""
 
 NUM_SENTENCES = 120
-"""Renditions of sentences, each by another voice."""
+"""Number of sentences that are synthesized, each with a random voice."""
 
 NUM_LEVELS = 60
-"""Thresholds that are tried for every word."""
+"""Number of thresholds that are tried for every word."""
 
 LOWEST_LEVEL = 0.2
-"""Below it no threshold is tried."""
+"""Lowest threshold that is tried."""
 
 MOVES = np.concatenate((np.linspace(-6, -1, 20, endpoint=False), np.linspace(-1, 1, 81), np.linspace(1.25, 4, 12)))
-"""By how much of log-odds all thresholds are moved for a curve. Finest around 0: what a model is surest of lies in a
-narrow range, as training with smoothed labels lets no probability near 1."""
+"""Offsets in log-odds by which all thresholds are moved for the points of a curve. They are densest around 0, as
+training with label smoothing keeps confident probabilities in a narrow range below 1."""
 
 NEVER = 1.5
-"""The threshold of a word that cannot be reported without too many false alarms."""
+"""The threshold of a word that cannot be detected without too many false alarms."""
 
 SENTENCES = (
     "The weather will be cloudy with some rain towards the evening.",
@@ -95,64 +95,64 @@ SENTENCES = (
     "The river was frozen for the whole of January.",
     "Let us meet at the library around noon.",
 )
-"""What is said that is none of the words; one that has a word of the model in it is left out."""
+"""Sentences to speak between the words; a sentence that contains a word of the model is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
-    """Something that is spoken in a stream."""
+    """An utterance in a stream."""
 
     begin: float
     end: float
-    """In seconds."""
+    """In seconds from the start of the stream, as `begin`."""
     kind: str
     """word, unknown or sentence."""
     word: str
-    """A word of the model; empty for all else."""
+    """The word of the model; empty for other kinds."""
     source: str
-    """The clip, or the sentence."""
+    """The clip id, or the number of the sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """A stream, and how probable the model found each word in it."""
+    """A stream with the probabilities that the model assigned to its windows."""
 
     name: str
     seconds: float
     spoken: Sequence[Utterance]
     times: npt.NDArray[np.float64]
-    """Of the middle of the windows, in seconds."""
+    """float64 [windows], the middle of each window in seconds."""
     probabilities: Floats
-    """Smoothed, float32 [windows, words]"""
+    """Smoothed probabilities, float32 [windows, words]."""
 
     @property
     def hours(self) -> float:
-        """How long it is."""
+        """Length of the stream in hours."""
         return self.seconds / 3600
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of the detections in a stream."""
+    """The detections in a stream, compared with what was spoken."""
 
     hours: float
     found: Counter[str]
-    """By word."""
+    """Number of correct detections by word."""
     spoken: Counter[str]
-    """By word."""
+    """Number of utterances by word."""
     false_alarms: Counter[str]
-    """By the word that was reported."""
+    """Number of false alarms by detected word."""
     causes: Counter[str]
-    """The false alarms, by what was there: word (another), again, unknown, sentence, noise."""
+    """Number of false alarms by cause: word (another word), again (detected twice), unknown, sentence, noise."""
 
     @property
     def missed(self) -> float:
-        """Share of the words spoken that were not found."""
+        """Miss rate, the fraction of the spoken words that were not detected."""
         return 1 - self.found.total() / max(self.spoken.total(), 1)
 
     @property
     def per_hour(self) -> float:
-        """False alarms an hour."""
+        """False alarms per hour."""
         return self.false_alarms.total() / self.hours
 
     def __add__(self, other: "Outcome") -> "Outcome":
@@ -164,22 +164,22 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamReport:
-    """The figures of one condition."""
+    """The results at one signal-to-noise ratio."""
 
     snr_db: float
     outcome: Outcome
     curve: list[tuple[float, float]]
-    """False alarms an hour and share missed, from the lowest thresholds to the highest: all moved together."""
+    """False alarms per hour and miss rate, while all thresholds are moved together from low to high."""
     detections: list[tuple[float, str, float]] = field(repr=False)
-    """Time, word and probability."""
+    """Time in seconds, word and probability."""
     spoken: Sequence[Utterance] = field(repr=False)
 
     def missed_at(self, per_hour: float) -> float:
-        """Returns the smallest share missed with at most so many false alarms an hour, on this very curve."""
+        """Returns the lowest miss rate on the curve with at most `per_hour` false alarms per hour."""
         return min((missed for alarms, missed in self.curve if alarms <= per_hour), default=1.0)
 
     def summary(self) -> dict[str, Any]:
-        """Returns the figures as JSON."""
+        """Returns the results as JSON."""
         outcome = self.outcome
         low, high = poisson_interval(outcome.false_alarms.total())
         return {
@@ -202,7 +202,7 @@ class StreamReport:
 
 
 def poisson_interval(count: int) -> tuple[float, float]:
-    """Returns the 95 % interval of the mean of a Poisson count, by Wilson and Hilferty's cube; 0 gives 0 to 3.7."""
+    """Returns the 95 % interval of the mean of a Poisson count, by the Wilson-Hilferty approximation; 0: 0 to 3.7."""
 
     def bound(number: int, z: float) -> float:
         return number * (1 - 1 / (9 * number) + z / (3 * math.sqrt(number))) ** 3 if number else 0.0
@@ -211,20 +211,20 @@ def poisson_interval(count: int) -> tuple[float, float]:
 
 
 class Script:
-    """Who speaks when: the plan of a stream, which can be rendered with more noise or less."""
+    """The script of a stream, which can be rendered at several signal-to-noise ratios."""
 
     def __init__(self, recordings: Path, recognizer: AnyRecognizer, split: str, hours: float, seed: int = 0) -> None:
-        """Draws the plan.
+        """Draws a script at random.
 
         Args:
-            recordings: a folder of the words, with noises.
-            recognizer: the model, which knows some of the words.
+            recordings: a recordings folder with background noise.
+            recognizer: the model, which determines the words to detect.
             split: validation or test.
-            hours: how long.
-            seed: of everything drawn, with the split.
+            hours: length of the stream.
+            seed: random seed, which is combined with the split.
 
         Raises:
-            ValueError: there is no clip of a word of the model in this split, or no noise.
+            ValueError: the split has no clip of a word of the model, or there is no noise.
         """
         self.recordings = recordings
         self.features = recognizer.features
@@ -242,13 +242,13 @@ class Script:
         require(len(sources["word"]) > 0, "recordings", f"hold clips of {', '.join(targets)} in the {split} split",
                 str(recordings))  # fmt: skip
         self._noises = _read_noises(listing, split, self.features.sample_rate)
-        require(len(self._noises) > 0, "recordings", f"hold noises of 5 s and more in {BACKGROUND_NOISE}",
+        require(len(self._noises) > 0, "recordings", f"hold noise of at least 5 s in {BACKGROUND_NOISE}",
                 str(recordings))  # fmt: skip
         self._sentences = _sentences(targets, self.features.sample_rate, [seed, *split.encode()])
         self._random = [seed, *split.encode(), 1]
         kinds = [kind for kind in SHARES if sources[kind]]
         shares = np.array([SHARES[kind] for kind in kinds])
-        # Every clip is used as often as any other of its kind, in random order.
+        # In random order, but every clip of a kind equally often.
         orders = {kind: _shuffled(sources[kind], random) for kind in kinds}
         self.spoken: list[Utterance] = []
         time = 0.0
@@ -263,7 +263,7 @@ class Script:
         self.seconds = time
 
     def render(self, snr_db: float) -> Iterator[Waveform]:
-        """Yields the stream, a pause and an utterance at a time: float32 [any]."""
+        """Yields the stream in pieces of a pause and an utterance, float32 [any]."""
         rate = self.features.sample_rate
         random = np.random.default_rng(self._random)
         noise = _endless(self._noises, rate, random)
@@ -289,7 +289,7 @@ def _shuffled(sources: Sequence[str], random: np.random.Generator) -> Iterator[s
 
 
 def _levelled(speech: Waveform, fade: int = 320) -> Waveform:
-    """Scales an utterance to the level of speech and fades its ends, as its own noise must not begin with a click."""
+    """Scales an utterance to SPEECH_LEVEL and fades its ends, so that its own noise does not begin with a click."""
     scaled = speech * np.float32(SPEECH_LEVEL / max(float(np.sqrt(np.mean(np.square(speech, dtype=np.float64)))), 1e-5))
     ramp = np.linspace(0, 1, fade, dtype=np.float32)
     scaled[:fade] *= ramp
@@ -298,7 +298,7 @@ def _levelled(speech: Waveform, fade: int = 320) -> Waveform:
 
 
 def _read_noises(listing: Listing, split: str, sample_rate: int) -> list[Waveform]:
-    """Reads the part of every noise that the split has to itself, scaled to a mean square of 1."""
+    """Reads the split's own part of every noise recording, scaled to a mean square of 1."""
     first, last = ids.SILENCE_PARTS[split]
     found = []
     for name in listing.noise:
@@ -315,7 +315,7 @@ def _read_noises(listing: Listing, split: str, sample_rate: int) -> list[Wavefor
 
 
 def _endless(noises: Sequence[Waveform], rate: int, random: np.random.Generator) -> Callable[[int], Waveform]:
-    """Returns a function that gives the next samples of endless noise, another recording every half minute or so."""
+    """Returns a function that yields the next samples of endless noise; the recording changes about twice a minute."""
     fade = rate // 50
     ramp = np.linspace(0, 1, fade, dtype=np.float32)
 
@@ -344,12 +344,12 @@ def _endless(noises: Sequence[Waveform], rate: int, random: np.random.Generator)
 
 
 def _sentences(words: Sequence[str], rate: int, seed: Sequence[int]) -> list[Waveform]:
-    """Lets synthetic voices say sentences without any of some words."""
+    """Synthesizes sentences that contain none of `words`, with random voices."""
     from kws.download.synthesize import ACCENTS, ENGINE_RATE, PITCHES, VARIANTS, Speaker, engine
 
     random = np.random.default_rng(seed)
     allowed = [text for text in SENTENCES if not set(_split(text)) & set(words)]
-    require(len(allowed) > 0, "words", "leave sentences to say without them", ", ".join(words))
+    require(len(allowed) > 0, "words", "leave at least one sentence without them", ", ".join(words))
     found = []
     for number in range(NUM_SENTENCES):
         pitch = int(random.choice(PITCHES))
@@ -376,15 +376,15 @@ def score(
     seconds: float,
     name: str,
 ) -> Scored:
-    """Lets a model listen to a stream, and keeps what it found in every window.
+    """Applies a model to a stream, and keeps the probabilities of every window.
 
     Args:
         recognizer: the model.
-        thresholds: give hop and smoothing.
-        stream: float32 pieces at the model's rate.
-        spoken: the truth.
+        thresholds: determine hop and smoothing.
+        stream: float32 pieces at the model's sample rate.
+        spoken: the utterances in the stream.
         seconds: length of the stream.
-        name: for the progress.
+        name: name on the progress bar.
     """
     detector = Detector(recognizer, thresholds)
     found: list[Heard] = []
@@ -400,9 +400,10 @@ def score(
 
 
 def detect(scored: Scored, words: list[str], thresholds: Thresholds) -> list[tuple[float, str, float]]:
-    """Returns time, word and probability of what a detector with these thresholds reports.
+    """Returns time, word and probability of every detection with the given thresholds.
 
-    Windows in which no word is near its threshold change nothing, so only the others are looked at.
+    Only windows in which a word exceeds its threshold, and the windows after them, can change the state of the
+    detector, so all others are skipped.
     """
     decider = Decider(words, thresholds)
     targets = [words.index(word) for word in reported(words)]
@@ -418,7 +419,7 @@ def detect(scored: Scored, words: list[str], thresholds: Thresholds) -> list[tup
 
 
 def judge(detections: Iterable[tuple[float, str, float]], spoken: Sequence[Utterance], hours: float) -> Outcome:
-    """Compares detections with the truth."""
+    """Compares detections with the utterances in the stream."""
     begins = np.array([one.begin for one in spoken])
     found: Counter[str] = Counter()
     alarms: Counter[str] = Counter()
@@ -454,7 +455,7 @@ def _with(thresholds: Thresholds, values: Mapping[str, float]) -> Thresholds:
 
 
 def _moved(thresholds: Thresholds, by: float) -> Thresholds:
-    """Moves all thresholds by so much of log-odds; what is never reported stays so."""
+    """Moves all thresholds by an offset in log-odds; words that are never detected stay so."""
     return _with(thresholds, {word: value if value > 1 else _probability(_log_odds(value) + by)
                               for word, value in thresholds.thresholds.items()})  # fmt: skip
 
@@ -465,7 +466,7 @@ def _total(scored: Sequence[Scored], words: list[str], thresholds: Thresholds) -
 
 
 def _levels(scored: Sequence[Scored], words: list[str]) -> list[float]:
-    """Returns the thresholds to try: probabilities that windows had, many of the highest and few of the lower."""
+    """Returns the thresholds to try: probabilities that occurred in windows, more of them among the highest."""
     targets = [words.index(word) for word in reported(words)]
     scores = np.concatenate([one.probabilities[:, targets].max(axis=1) for one in scored])
     scores = np.sort(scores[scores >= LOWEST_LEVEL])[::-1]
@@ -478,27 +479,28 @@ def _levels(scored: Sequence[Scored], words: list[str]) -> list[float]:
 def choose_thresholds(
     scored: Sequence[Scored], words: list[str], thresholds: Thresholds, false_alarms_per_hour: float
 ) -> Thresholds:
-    """Chooses the threshold of each word so that most are found with at most so many false alarms in all.
+    """Chooses the thresholds that detect the most words within a limit of false alarms.
 
-    All levels are tried for all words at once; then, beginning with thresholds that are never reached, that of one word
-    after the other is lowered where it finds the most for a false alarm. As words compete, what came out is tried, and
-    raised as a whole until the limit holds.
+    Every level is first tried for all words at once. Then, starting with thresholds that are never reached, a greedy
+    search lowers the threshold that gains the most detections per false alarm, until the limit is used up. As words
+    compete with each other, the result is tried as a whole, and all thresholds are raised together until the limit
+    holds.
 
     Args:
         scored: streams of the validation split.
         words: the words of the model.
-        thresholds: give smoothing and pause.
+        thresholds: determine smoothing and refractory time.
         false_alarms_per_hour: the limit, over all words.
 
     Raises:
-        ValueError: the limit is none.
+        ValueError: the limit is not positive.
     """
     require(false_alarms_per_hour > 0, "false_alarms_per_hour", "be positive", false_alarms_per_hour)
     targets = reported(words)
     levels = _levels(scored, words)
     tried = [_total(scored, words, _with(thresholds, dict.fromkeys(targets, level))) for level in levels]
     budget = false_alarms_per_hour * tried[0].hours
-    chosen = dict.fromkeys(targets, len(levels))  # the index of a level; past the last one: never
+    chosen = dict.fromkeys(targets, len(levels))  # index of a level; past the last level: never
     found = dict.fromkeys(targets, 0)
     spent = dict.fromkeys(targets, 0)
     while True:
@@ -509,7 +511,7 @@ def choose_thresholds(
                 cost = tried[index].false_alarms[word] - spent[word]
                 if gain <= 0 or sum(spent.values()) + cost > budget:
                     continue
-                # Where nothing is lost, the highest threshold that finds as many is the safest.
+                # Among equally good thresholds the highest is the safest.
                 worth = (gain + 1e-3 * index) / max(cost, 0.05)
                 if worth > best_worth:
                     best, best_worth = (word, index), worth
@@ -526,7 +528,7 @@ def choose_thresholds(
     result = _moved(result, 0.02 * step)
     never = [word for word, value in result.thresholds.items() if value > 1]
     if never:
-        log.warning("never reported, as they cannot be told from other sounds: %s", ", ".join(never))
+        log.warning("words that are never detected, as they cause too many false alarms: %s", ", ".join(never))
     return dataclasses.replace(
         result,
         thresholds={word: round(value, 6) for word, value in result.thresholds.items()},
@@ -551,19 +553,22 @@ def evaluate_streams(
     room: Path | None = None,
     snrs_db: Sequence[float] = SNRS_DB,
 ) -> tuple[Thresholds, list[StreamReport]]:
-    """Chooses thresholds on streams of the validation split, and measures them on streams of the test split.
+    """Chooses thresholds on streams of the validation split, and evaluates them on streams of the test split.
 
     Args:
         recognizer: the model.
-        recordings: a folder of `<word>/*.wav` with noises, whose lists or speakers make the splits.
-        hours: length of a stream; there are two for each signal-to-noise ratio.
-        false_alarms_per_hour: the limit for the choice.
-        thresholds: measured as they are instead of chosen.
-        room: a long recording without any of the words, on which the limit is to hold as well.
-        snrs_db: the signal-to-noise ratios.
+        recordings: a folder of `<word>/*.wav` with background noise, whose lists or speakers determine the splits.
+        hours: length of each stream; there are two for each signal-to-noise ratio.
+        false_alarms_per_hour: the limit for the choice of thresholds.
+        thresholds: if given, these are evaluated, and none are chosen.
+        room: a long recording without any of the words, in which the limit must hold as well.
+        snrs_db: the signal-to-noise ratios in dB.
+
+    Returns:
+        The thresholds, and a report for each signal-to-noise ratio.
 
     Raises:
-        ValueError: there are no clips of the words, or no noise; or a setting is out of range.
+        ValueError: there are no clips of the words or no noise, or a setting is out of range.
     """
     require(0 < hours <= 1000, "hours", "lie in 0 to 1000, and be more than 0", hours)
     words = recognizer.words

@@ -1,4 +1,4 @@
-"""The model card: what a reader should know before using a model, in the format of Hugging Face's cards."""
+"""Writes the model card, in the format of Hugging Face's cards."""
 
 import importlib.resources
 import math
@@ -20,16 +20,16 @@ SPEECH_COMMANDS = {
     "language": "en",
     "text": "Recordings of [Speech Commands v0.02](https://arxiv.org/abs/1804.03209) by Pete Warden, Google, under "
     "[CC BY 4.0](https://creativecommons.org/licenses/by/4.0/): one-second clips by 2,618 volunteers, over the "
-    "microphones of their own devices. Whoever passes this model on names the source.",
+    "microphones of their own devices. Whoever redistributes this model must credit the source.",
 }  # fmt: skip
 
 
 def wilson(accuracy: float, num_clips: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a share by Wilson's score, which holds near 0 and 1 too.
+    """Returns the 95 % confidence interval of an accuracy (Wilson score interval, which also holds near 0 and 1).
 
     Args:
-        accuracy: the share that was found, 0 to 1.
-        num_clips: of how many.
+        accuracy: the measured accuracy, 0 to 1.
+        num_clips: the number of clips.
     """
     z = 1.959964
     middle = (accuracy + z * z / (2 * num_clips)) / (1 + z * z / num_clips)
@@ -46,11 +46,11 @@ def write_card(
     Args:
         path: the file.
         recognizer: the model.
-        version: its name.
-        evaluation: evaluation.json.
-        tensors: manifest.json of the tensors.
-        thresholds: those of the bundle.
-        int8: what became of model.int8.onnx.
+        version: name of the version.
+        evaluation: content of evaluation.json.
+        tensors: content of the manifest.json of the tensors.
+        thresholds: the published thresholds.
+        int8: a sentence that says whether model.int8.onnx was published, and why.
     """
     template = importlib.resources.files("kws.promote").joinpath("card.md.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(
@@ -74,7 +74,7 @@ def write_card(
         unknown=UNKNOWN if UNKNOWN in recognizer.words else "",
         counts=tensors["counts"],
         data=_describe(tensors),
-        thresholds=f"chosen for at most {thresholds.false_alarms_per_hour:g} false alarms an hour."
+        thresholds=f"chosen for at most {thresholds.false_alarms_per_hour:g} false alarms per hour."
         if measured
         else "0.8 for every word, as none were measured.",
         int8=int8,
@@ -85,7 +85,7 @@ def write_card(
 
 
 def _describe(tensors: Mapping[str, Any]) -> dict[str, str]:
-    """Returns what is known of the recordings: name, licence, language, words for the reader."""
+    """Returns what is known about the recordings: name, licence, language, and text for the card."""
     folder = Path(tensors["recordings"]["path"])
     try:
         manifest = files.read_json(folder / files.MANIFEST)
@@ -93,9 +93,9 @@ def _describe(tensors: Mapping[str, Any]) -> dict[str, str]:
         manifest = {}
     source, digest = manifest.get("source", ""), manifest.get("sha256", "")
     speakers = {
-        "speaker": "A speaker is in one split only, so the figures are for voices that training never heard.",
-        "random": "The split is random: voices of the test split were heard in training, and the figures are too good "
-        "for new ones.",
+        "speaker": "Each speaker is in one split only, so the figures apply to speakers unseen in training.",
+        "random": "The split is random: speakers of the test split also occur in training, so the figures are too "
+        "good for new speakers.",
     }[tensors.get("split", "speaker")]  # fmt: skip
     if source == SPEECH_COMMANDS_URL or digest == SPEECH_COMMANDS_SHA256:
         return SPEECH_COMMANDS | {"speakers": speakers}
@@ -105,7 +105,7 @@ def _describe(tensors: Mapping[str, Any]) -> dict[str, str]:
         "licence_id": "other",
         "language": "und",
         "text": f"Recordings of the folder `{folder.name}` (fingerprint "
-        f"`{tensors['recordings']['fingerprint'][:12]}`). Their licence, and whether the speakers agreed, is known to "
-        "whoever recorded them: say so here before the model is passed on.",
+        f"`{tensors['recordings']['fingerprint'][:12]}`). Their licence and the speakers' consent are known only to "
+        "whoever recorded them: state both here before redistributing the model.",
         "speakers": speakers,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Filling the folder of a version: the files that are deployed, and what is known of them."""
+"""Fills the folder of a version: the files to deploy, and their documentation."""
 
 import logging
 import shutil
@@ -25,15 +25,15 @@ from kws.promote.card import write_card
 log = logging.getLogger(__name__)
 
 INT8_LOSS = 0.005
-"""Accuracy that 8 bits may cost, as a share, for the smaller model to be published."""
+"""Largest loss of accuracy (0 to 1) with which the 8-bit model is still published."""
 
 ONNX_GAP = 2e-3
-"""How far a probability of model.onnx may be from that of model.pth."""
+"""Largest difference between the probabilities of model.onnx and model.pth."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """What a version is made of."""
+    """The content of a version to publish."""
 
     name: str
     recognizer: Recognizer
@@ -41,14 +41,14 @@ class Version:
     evaluation: Path
     report: Path
     tensors: Path
-    """The folder, whose test split is what 8 bits are judged by."""
+    """The tensors folder, on whose test split the 8-bit model is evaluated."""
 
 
 def fill(staging: Path, version: Version) -> None:
     """Writes all files of a version, its manifest last.
 
     Raises:
-        ValueError: model.onnx does not hear what model.pth hears.
+        ValueError: the probabilities of model.onnx differ from those of model.pth.
     """
     for source, name in ((version.model, versions.MODEL), (version.evaluation, versions.EVALUATION),
                          (version.report, versions.REPORT)):  # fmt: skip
@@ -58,7 +58,7 @@ def fill(staging: Path, version: Version) -> None:
     tensors = Tensors(version.tensors)
     reference = _reference(recognizer, tensors)
     soundfile.write(staging / versions.REFERENCE, reference, recognizer.features.sample_rate, subtype="PCM_16")
-    reference = read_clip(staging / versions.REFERENCE, recognizer.features)  # as whoever checks reads it
+    reference = read_clip(staging / versions.REFERENCE, recognizer.features)  # read back, as a server will read it
     onnx.export(recognizer, staging / versions.ONNX)
     exported = onnx.load(staging / versions.ONNX)
     _compare(recognizer, exported, reference)
@@ -86,13 +86,13 @@ def fill(staging: Path, version: Version) -> None:
 
 
 def _thresholds(evaluation: Mapping[str, Any], words: list[str]) -> Thresholds:
-    """Returns those that the evaluation chose, or else the same for every word."""
+    """Returns the thresholds that the evaluation chose, or if there are none `Thresholds.unmeasured`."""
     found = evaluation.get("thresholds")
     return Thresholds.from_json(found, words) if found else Thresholds.unmeasured(words)
 
 
 def _reference(recognizer: Recognizer, tensors: Tensors) -> Waveform:
-    """Returns a clip to check the model by: the first readable one of the test split, or else a rising tone."""
+    """Returns the reference clip: the first readable one of the test split, or else a rising tone."""
     recordings = Path(tensors.manifest["recordings"]["path"])
     for clip in tensors.split("test").clips[:20]:
         try:
@@ -104,16 +104,16 @@ def _reference(recognizer: Recognizer, tensors: Tensors) -> Waveform:
 
 
 def _compare(recognizer: Recognizer, exported: OnnxRecognizer, reference: Waveform) -> None:
-    """Checks that the exported model hears what the trained one hears: a clip, the same softly, and silence."""
+    """Checks the exported model against the trained one on a clip, the same clip 20 dB softer, and silence."""
     waveforms = np.stack([reference, reference / 10, np.zeros_like(reference)])
     gap = float(np.abs(exported.hear(waveforms) - recognizer.hear(waveforms)).max())
     if gap > ONNX_GAP:
-        raise ValueError(f"{versions.ONNX} must give the probabilities of {versions.MODEL} to {ONNX_GAP:g}, got "
-                         f"{gap:.4f} between them; is it another version of onnxruntime than uv.lock's?")  # fmt: skip
+        raise ValueError(f"{versions.ONNX} must give the probabilities of {versions.MODEL} within {ONNX_GAP:g}, got a "
+                         f"difference of {gap:.4f}; install the version of onnxruntime in uv.lock")  # fmt: skip
 
 
 def _publish_int8(staging: Path, recognizer: Recognizer, exported: OnnxRecognizer, tensors: Tensors) -> str:
-    """Writes the model in 8 bits if it is as good, and returns what came of it, in a sentence."""
+    """Writes the 8-bit model if it is accurate enough, and returns a sentence about the result."""
     recordings = Path(tensors.manifest["recordings"]["path"])
     path = staging / versions.INT8
     onnx.export(recognizer, path, int8=True)
@@ -133,7 +133,7 @@ def _evaluate(recognizer: OnnxRecognizer, tensors: Tensors, recordings: Path) ->
     """Evaluates an exported model on the recordings of the test split.
 
     Raises:
-        ValueError: the recordings are no longer there, or cannot be read.
+        ValueError: the recordings no longer exist, or cannot be read.
     """
     part = tensors.split("test")
     unreadable: dict[str, str] = {}

@@ -1,7 +1,7 @@
-"""Kubeflow's Model Registry: tells it which versions there are and which is champion.
+"""Registers versions in Kubeflow's Model Registry, and marks which one is champion.
 
-Each of its three records (model, version, artifact) is written only where it is missing, so that what a broken call
-left is completed by the next. Nothing depends on the registry: where it is away, the run goes on with a warning.
+Each of the three records (model, version, artifact) is written only if it is missing, so that the next call completes
+what an interrupted one left. Nothing depends on the registry: if it is unavailable, the run goes on with a warning.
 """
 
 import asyncio
@@ -20,47 +20,47 @@ from kws.model import versions
 log = logging.getLogger(__name__)
 
 ADDRESS = "KWS_MODEL_REGISTRY"
-"""Environment variable with the address of the registry; without it none is told."""
+"""Environment variable with the address of the registry; if it is not set, nothing is registered."""
 
 MODEL_NAME = "kws"
 CLAIM = "kws-data"
-"""The claim that is mounted as the data root of a cluster."""
+"""The PersistentVolumeClaim that is mounted as the data root on a cluster."""
 
 SECONDS = 10.0
-"""A registry that has not answered by then is away."""
+"""Seconds after which a registry that has not answered counts as unavailable."""
 
 TOKEN_FILE = "KF_PIPELINES_SA_TOKEN_PATH"
-"""Environment variable with the file of a token, where the registry asks for one; Kubeflow sets it in its pods."""
+"""Environment variable with the path of a token file, for a registry that requires one; Kubeflow sets it in pods."""
 
 
 def tell(address: str, data_root: Path, version: str) -> bool:
-    """Registers a version and says which one is champion; a registry that is away costs a warning.
+    """Registers a version and marks the champion; errors are only logged.
 
     Args:
-        address: of the registry, such as http://model-registry-service.kubeflow:8080; empty: nothing is done.
-        data_root: the folder of models/.
+        address: address of the registry, such as http://model-registry-service.kubeflow:8080; empty: does nothing.
+        data_root: the folder that holds models/.
         version: the version.
 
     Returns:
-        Whether the registry knows now.
+        Whether the version was registered.
     """
     if not address:
         return False
     try:
         register(address, data_root, version)
-    except Exception as error:  # of the client, its HTTP library, or a registry that answers nonsense: never the run's
+    except Exception as error:  # of the client, its HTTP library or the registry: none may fail the run
         said = " ".join(str(error).split())[:300]
-        log.warning("the model registry %s was not told of %s: %s", address, version, said)
+        log.warning("the model registry %s did not take %s: %s", address, version, said)
         return False
-    log.info("the model registry %s knows %s", address, version)
+    log.info("registered %s in the model registry %s", version, address)
     return True
 
 
 def register(address: str, data_root: Path, version: str) -> None:
-    """Registers a version, as often as it is called.
+    """Registers a version and marks the champion; may be called repeatedly.
 
     Raises:
-        ValueError: the address is none, the registry does not answer in time, or it refuses.
+        ValueError: the address is not valid, the registry does not answer in time, or its client is not installed.
     """
     folder = versions.version_folder(data_root, version)
     manifest = versions.read_manifest(folder)
@@ -73,8 +73,8 @@ def register(address: str, data_root: Path, version: str) -> None:
         asyncio.run(asyncio.wait_for(_register(parsed, data_root, folder, manifest, champion), SECONDS))
     except TimeoutError as error:
         raise ValueError(
-            f"it must answer within {SECONDS:g} s; is the address right, and may this pod reach it? "
-            f"curl {address.rstrip('/')}/api/model_registry/v1alpha3/registered_models"
+            f"it must answer within {SECONDS:g} s, got no answer; check the address, and whether this pod can reach "
+            f"it: curl {address.rstrip('/')}/api/model_registry/v1alpha3/registered_models"
         ) from error
     except ModuleNotFoundError as error:
         raise ValueError(f"its client must be installed (pip install 'kws[registry]'), got {error}") from error
@@ -123,7 +123,7 @@ async def _register(
 
 
 def uri_of(data_root: Path, version: str) -> str:
-    """Returns where a version lies: on the claim of a cluster, or in a folder of this machine."""
+    """Returns the URI of a version: on the PersistentVolumeClaim of a cluster, or in a folder of this machine."""
     path = f"{versions.MODELS}/{version}"
     if data_root == Path(PipelineConfig().data_root):
         return f"pvc://{CLAIM}/{path}"
@@ -131,7 +131,7 @@ def uri_of(data_root: Path, version: str) -> str:
 
 
 def _properties(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what is shown beside a version: its figures and where it comes from."""
+    """Returns the properties to show with a version: its metrics and origin."""
     found: dict[str, Any] = {
         "accuracy": float(manifest.get("accuracy") or 0.0),
         "words": ", ".join(manifest.get("words", [])),

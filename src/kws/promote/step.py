@@ -1,4 +1,7 @@
-"""Publishing models, and deciding which one is in use: `kws.model.versions` says what is written where."""
+"""The promote step: publishes a model as a version, and decides whether it becomes champion.
+
+The files of a version are described in `kws.model.versions`.
+"""
 
 import logging
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What became of a model."""
+    """The result of the promote step."""
 
     version: str
     path: str
@@ -28,7 +31,7 @@ class Decision:
     reason: str
     accuracy: float
     champion_accuracy: float | None
-    """Of the champion it met, on the same clips; None where there was none."""
+    """Accuracy of the previous champion on the same clips; None if they were not compared."""
 
 
 @computing()
@@ -41,19 +44,22 @@ def promote(
     min_accuracy: float,
     model_registry: str = "",
 ) -> Decision:
-    """Publishes a model as a version, and makes it champion if it is better than the champion there is.
+    """Publishes a model as a version, and makes it champion if it is better than the current one.
 
     Args:
-        model: a `.pth`.
-        tensors: the folder whose test split decides.
+        model: a `.pth` file.
+        tensors: the tensors folder on whose test split the models are compared.
         evaluation: JSON of `kws.evaluate.accuracy.Evaluation.summary` on that split.
-        report: the HTML page.
-        data_root: gets `models/<version>/`; the version is the name of the training run.
-        min_accuracy: what a champion must reach, 0 to 1.
-        model_registry: address of a Kubeflow Model Registry that is told; empty: none.
+        report: the HTML report.
+        data_root: where to make `models/<version>/`; the version has the name of the training run.
+        min_accuracy: test accuracy that a champion must reach, 0 to 1.
+        model_registry: address of a Kubeflow Model Registry in which to register the version; empty: none.
 
     Returns:
-        The decision with its reason; a model that does not become champion is no error.
+        The decision with its reason, whether or not the model becomes champion.
+
+    Raises:
+        ValueError: an input file is damaged, or the exported model differs from the trained one.
     """
     require(0 <= min_accuracy <= 1, "min_accuracy", "lie in 0 to 1", min_accuracy)
     recognizer = pth.load(model)
@@ -69,7 +75,7 @@ def promote(
         try:
             champion = versions.champion(data_root)
         except ValueError as error:
-            without = f"the one before is not known: {error}"
+            without = f"the previous champion is unknown: {error}"
             log.warning("%s", error)
         is_champion, reason, other = _decide(version, accuracy, min_accuracy, champion, without, data_root, tensors)
         if is_champion and champion != version:
@@ -84,10 +90,10 @@ def promote(
 
 
 def _free_name(model: Path, recognizer: pth.Recognizer, models: Path) -> str:
-    """Returns the name of the training run, or the digest of the model where it has none that can be a folder's.
+    """Returns the name for a version: that of the training run, or if it cannot name a folder, the model's digest.
 
-    A folder of that name that holds another model is left alone: then the name gets the digest too. One that is
-    damaged is deleted.
+    If a version of that name holds another model, the digest is appended. The manifest of a damaged version is deleted,
+    so that the version is published again.
     """
     digest = files.sha256_of(model)
     run = recognizer.about.get("run")
@@ -99,8 +105,8 @@ def _free_name(model: Path, recognizer: pth.Recognizer, models: Path) -> str:
         try:
             manifest = versions.verify(folder)
         except (ValueError, OSError) as error:
-            log.warning("%s is published anew, as it is damaged: %s", version, error)
-            (folder / files.MANIFEST).unlink()  # so that it counts as half made
+            log.warning("%s is published again, as it is damaged: %s", version, error)
+            (folder / files.MANIFEST).unlink()  # so that it counts as incomplete
             return version
         if manifest["files"].get(versions.MODEL) == digest:
             return version
@@ -111,19 +117,19 @@ def _decide(
     version: str, accuracy: float, min_accuracy: float, champion: str | None, without: str, data_root: Path,
     tensors: Path,
 ) -> tuple[bool, str, float | None]:  # fmt: skip
-    """Returns whether a version is to be champion, why, and the accuracy of the champion it met.
+    """Returns whether a version becomes champion, the reason, and the accuracy of the current champion if compared.
 
     Args:
-        version: the new one.
-        accuracy: of it.
-        min_accuracy: what a champion must reach.
+        version: the new version.
+        accuracy: its accuracy.
+        min_accuracy: accuracy that a champion must reach.
         champion: the version in use, or None.
         without: why there is none.
-        data_root: has models/.
-        tensors: the folder whose test split decides.
+        data_root: the folder that holds models/.
+        tensors: the tensors folder on whose test split the models are compared.
     """
     if champion == version:
-        return True, "it was before", None
+        return True, "it already was", None
     if accuracy < min_accuracy:
         return False, f"accuracy {accuracy:.2%} is below min_accuracy {min_accuracy:.2%}", None
     if (record := versions.was_rolled_back(data_root, version)) is not None:
@@ -133,11 +139,11 @@ def _decide(
         return True, f"accuracy {accuracy:.2%}, and {without}", None
     folder = data_root / versions.MODELS / champion
     if not (folder / versions.MODEL).is_file():
-        return True, f"accuracy {accuracy:.2%}, and {champion} is no longer there", None
+        return True, f"accuracy {accuracy:.2%}, and {champion} no longer exists", None
     try:
         rival = pth.load(folder / versions.MODEL)
         versions.verify(folder)
-    except (ValueError, OSError) as error:  # of an older version of the project, or damaged: then none can use it
+    except (ValueError, OSError) as error:  # damaged or of an older release, so unusable
         log.warning("the champion %s cannot be read: %s", champion, error)
         return True, f"accuracy {accuracy:.2%}, and {champion} cannot be read: {error}", None
     other = evaluate_tensors(rival, Tensors(tensors)).accuracy

@@ -122,7 +122,7 @@ def test_retried_promotion_of_the_champion_writes_nothing(
     paths = [data_root / "models" / "champion.json", data_root / "models" / "expert" / "manifest.json"]
     before = [path.stat().st_mtime_ns for path in paths]
     again = publish(expert)
-    assert (again.is_champion, again.reason) == (True, "it was before")
+    assert (again.is_champion, again.reason) == (True, "it already was")
     assert [path.stat().st_mtime_ns for path in paths] == before
 
 
@@ -204,7 +204,7 @@ def test_champion_whose_folder_was_deleted_is_followed_by_the_next_good_model(
     shutil.rmtree(data_root / "models" / "weak")
     decision = publish(expert)
     assert decision.is_champion
-    assert "weak is no longer there" in decision.reason
+    assert "weak no longer exists" in decision.reason
     assert champion(data_root)["version"] == decision.version
 
 
@@ -237,7 +237,7 @@ def test_damaged_note_of_the_champion_is_said_to_be_so_and_the_next_good_model_f
     (data_root / "models" / "champion.json").write_bytes(content)
     decision = publish(expert)
     assert decision.is_champion
-    assert re.search(rf"the one before is not known: .*{message}", decision.reason)
+    assert re.search(rf"the previous champion is unknown: .*{message}", decision.reason)
     assert champion(data_root)["version"] == "expert"
 
 
@@ -260,7 +260,7 @@ def test_published_model_that_was_damaged_is_published_anew(
     (data_root / "models" / "expert" / "model.pth").write_bytes(b"")
     assert publish(expert).version == "expert"
     assert bundle.load(data_root / "models" / "expert" / "model.pth").words == expert.words
-    assert "expert is published anew, as it is damaged" in caplog.text
+    assert "expert is published again, as it is damaged" in caplog.text
 
 
 def test_another_model_of_the_same_name_is_published_beside_it(

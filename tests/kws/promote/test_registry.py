@@ -127,7 +127,7 @@ def test_token_is_sent_where_kubeflow_gives_one(
 def test_registry_that_is_away_costs_a_warning(address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     assert not registry.tell(address, tmp_path, published(tmp_path, "20261125-1"))
-    assert f"the model registry {address} was not told of 20261125-1" in caplog.text
+    assert f"the model registry {address} did not take 20261125-1" in caplog.text
 
 
 def test_registry_that_does_not_answer_is_given_up(
@@ -136,7 +136,7 @@ def test_registry_that_does_not_answer_is_given_up(
     monkeypatch.setattr(registry, "SECONDS", 0.2)
     server.delay = 2.0
     assert not registry.tell(server.address, tmp_path, published(tmp_path, "20261125-1"))
-    assert "it must answer within 0.2 s; is the address right" in caplog.text
+    assert "it must answer within 0.2 s, got no answer; check the address" in caplog.text
 
 
 def test_version_lies_on_the_claim_of_a_cluster_or_in_a_folder_of_this_machine(tmp_path: Path) -> None:
