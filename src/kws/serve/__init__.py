@@ -1,5 +1,6 @@
-"""After the last step: a model at work, over REST, gRPC and a page that listens.
+"""After the last step: serves a model over REST, gRPC and a web page.
 
-In: a model of one file, or the champion of models/ for as long as the server runs. Out: words and probabilities.
-Start with server.py; service.py answers, models.py holds the model, protocol.py is the Open Inference Protocol.
+In: an .onnx file, or the current champion of models/. Out: words and probabilities.
+Start with server.py; service.py handles requests, models.py loads and swaps the model, protocol.py is the Open
+Inference Protocol.
 """

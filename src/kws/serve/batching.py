@@ -1,7 +1,7 @@
-"""Requests that come at once are heard together.
+"""Batches concurrent requests.
 
-As many batches run at a time as there are cores, each on one: that is a third faster than one batch on all of them, and
-a request that finds a free core waits for nobody. Those that come while all cores are busy make up the next batch.
+Every core computes its own batch, which has a third more throughput than one batch at a time on all cores, and a
+request that finds a free core need not wait. Requests that arrive while all cores are busy form the next batch.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from kws.serve.models import Served
 
 
 class Busy(Exception):
-    """More is waiting than the server takes on; try again later."""
+    """Raised if too many clips are waiting."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,19 @@ class _Waiting:
 
 
 class Batcher:
-    """Hears the clips of many requests, few runs of the model at a time. Lives in one event loop."""
+    """Computes the clips of concurrent requests in batches. Must be used from one event loop."""
 
     def __init__(self, *, num_threads: int, max_batch: int, max_waiting: int) -> None:
-        """Takes its bounds.
+        """Initializes the batcher.
 
         Args:
-            num_threads: runs at a time.
-            max_batch: clips of a run that are gathered from several requests; a single request may have more.
-            max_waiting: clips that may wait; beyond it requests are turned away.
+            num_threads: number of batches that are computed at the same time.
+            max_batch: largest number of clips in a batch of several requests; a single request may have more.
+            max_waiting: largest number of waiting clips; beyond it requests are refused.
         """
         self.num_waiting = 0
         self.batch_sizes: Any = None
-        """A histogram of prometheus_client that observes how many clips each run had, or None."""
+        """A histogram of prometheus_client that observes the number of clips in each batch, or None."""
         self._free = num_threads
         self._max_batch = max_batch
         self._max_waiting = max_waiting
@@ -49,13 +49,20 @@ class Batcher:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="hear")
 
     async def hear(self, served: Served, waveforms: Waveform) -> npt.NDArray[np.float32]:
-        """Turns float32 [clips, num_samples] into probabilities, float32 [clips, words], by one version of a model.
+        """Computes the probabilities of clips with a version of the model.
+
+        Args:
+            served: the version.
+            waveforms: float32 [clips, num_samples] in -1 to 1.
+
+        Returns:
+            Probabilities, float32 [clips, words].
 
         Raises:
             Busy: too many clips are waiting.
         """
         if self.num_waiting and self.num_waiting + len(waveforms) > self._max_waiting:
-            raise Busy(f"clips that wait must be at most {self._max_waiting}, got {self.num_waiting}; try again later")
+            raise Busy(f"waiting clips must be at most {self._max_waiting}, got {self.num_waiting}; try again later")
         answer: asyncio.Future[npt.NDArray[np.float32]] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(served, waveforms, answer))
         self.num_waiting += len(waveforms)
@@ -63,7 +70,7 @@ class Batcher:
         return await answer
 
     def _start(self) -> None:
-        """Starts runs while there are free threads and waiting clips."""
+        """Starts batches while there are free threads and waiting clips."""
         while self._free and self._queue:
             batch = [self._queue.popleft()]
             size = len(batch[0].waveforms)
@@ -75,7 +82,7 @@ class Batcher:
                 batch.append(self._queue.popleft())
                 size += len(batch[-1].waveforms)
             self.num_waiting -= size
-            batch = [each for each in batch if not each.answer.done()]  # a client may have gone meanwhile
+            batch = [each for each in batch if not each.answer.done()]  # a client may have disconnected meanwhile
             if not batch:
                 continue
             self._free -= 1
@@ -86,7 +93,7 @@ class Batcher:
             run.add_done_callback(lambda done, batch=batch: self._finish(batch, done))  # type: ignore[misc]
 
     def _finish(self, batch: list[_Waiting], run: "asyncio.Future[npt.NDArray[np.float32]]") -> None:
-        """Hands the answers of a run to those who wait for them, and starts the next."""
+        """Distributes the results of a batch to its requests, and starts the next batch."""
         self._free += 1
         first = 0
         error = run.exception()
@@ -101,5 +108,5 @@ class Batcher:
         self._start()
 
     def close(self) -> None:
-        """Waits for the runs under way."""
+        """Waits for the batches in progress."""
         self._pool.shutdown()

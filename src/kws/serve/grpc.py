@@ -1,7 +1,7 @@
-"""The gRPC side of the Open Inference Protocol.
+"""The gRPC interface of the Open Inference Protocol.
 
-The messages are those of `tritonclient`, which are the protocol's own and Triton's beside them. What the server does
-not do (loading models, shared memory, …) is answered with UNIMPLEMENTED by the base class.
+The messages come from `tritonclient`, which has those of the protocol and Triton's extensions. For methods that the
+server does not support (loading models, shared memory, …) the base class answers UNIMPLEMENTED.
 """
 
 from collections.abc import Awaitable, Callable
@@ -31,7 +31,7 @@ Method = Callable[[Any, Any, Any], Awaitable[Any]]
 
 
 def _answered(method: Method) -> Method:
-    """Turns what is refused into a status with its sentence."""
+    """Converts `Refused` to a gRPC status with its message."""
 
     async def call(self: Any, request: Any, context: Any) -> Any:
         try:
@@ -43,22 +43,22 @@ def _answered(method: Method) -> Method:
 
 
 class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Answers by a `Service`."""
+    """Answers gRPC calls by a `Service`."""
 
     def __init__(self, service: "Service") -> None:
         self.service = service
 
     async def ServerLive(self, request: Any, context: Any) -> Any:
-        """Tells that the process answers."""
+        """Tells that the process is alive."""
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: Any, context: Any) -> Any:
-        """Tells whether there is a model that answers."""
+        """Tells whether the server is ready for inference."""
         return pb.ServerReadyResponse(ready=self.service.is_ready)
 
     @_answered
     async def ModelReady(self, request: Any, context: Any) -> Any:
-        """Tells whether a model, or a version of it, answers."""
+        """Tells whether a model, or a version of it, is ready for inference."""
         self.service.require_name(request.name)
         served = self.service.models.current
         known = served is not None and request.version in ("", served.version)
@@ -79,7 +79,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         )  # fmt: skip
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
-        """Hears clips."""
+        """Recognizes clips."""
         with self.service.observe("grpc") as observed:
             try:
                 most = self.service.config.max_request_mib << 20
@@ -127,7 +127,7 @@ def _read(request: Any) -> Call:
 
 
 def _write(call: Call, request: Any, served: Any, outputs: Any) -> Any:
-    """Returns a ModelInferResponse: raw where the request was, as clients expect."""
+    """Returns a ModelInferResponse, with raw outputs if the request had raw inputs, as clients expect."""
     answer = pb.ModelInferResponse(model_name=request.model_name, model_version=served.version, id=call.id)
     for output in outputs:
         tensor = answer.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
@@ -144,12 +144,12 @@ async def start(service: "Service", address: str) -> tuple[Any, int]:
     """Starts a gRPC server in the running event loop.
 
     Returns:
-        The server, and the port it listens at.
+        The server, and the port on which it listens.
 
     Raises:
         OSError: the port is taken.
     """
-    # Messages up to twice the bound are let in, so that the refusal can name the setting.
+    # gRPC accepts messages up to twice the limit, so that our own error can name the setting.
     most = 2 * (service.config.max_request_mib << 20)
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", most), ("grpc.so_reuseport", 0)])
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(service), server)
@@ -157,7 +157,7 @@ async def start(service: "Service", address: str) -> tuple[Any, int]:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
         raise OSError(
-            f"grpc_port must be free, got {address}, which is taken; name another with --grpc-port"
+            f"grpc_port must be free, got {address}, which is in use; choose another with --grpc-port"
         ) from error
     await server.start()
     return server, port

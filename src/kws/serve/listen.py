@@ -1,4 +1,4 @@
-"""Listening without a server: to a file, to standard input, to the microphone of this machine."""
+"""Listens without a server: to a file, to standard input, or to the microphone of this machine."""
 
 import logging
 import queue
@@ -17,19 +17,19 @@ from kws.preprocess.audio import Waveform, read_waveform, require_sound
 log = logging.getLogger(__name__)
 
 PIECE = 1600
-"""Samples that are read at a time: a tenth of a second."""
+"""Number of samples that are read at a time: a tenth of a second."""
 
 LONGEST_QUEUE = 50
-"""Pieces from the microphone that may wait: 5 s. What comes on top is dropped, and counted."""
+"""Largest number of pieces from the microphone that wait: 5 s. Further pieces are dropped, and counted."""
 
 
 def listen(recognizer: AnyRecognizer, thresholds: Thresholds, source: Iterable[Waveform]) -> Iterator[Detection]:
-    """Yields what is heard in a stream, as soon as it is.
+    """Yields the words in a stream as soon as they are detected.
 
     Args:
         recognizer: the model.
-        thresholds: when a word counts.
-        source: pieces of the stream, float32 [any] in -1 to 1 at the model's rate.
+        thresholds: the detection thresholds.
+        source: pieces of the stream, float32 [any] in -1 to 1 at the model's sample rate.
     """
     detector = Detector(recognizer, thresholds)
     for piece in source:
@@ -38,16 +38,16 @@ def listen(recognizer: AnyRecognizer, thresholds: Thresholds, source: Iterable[W
 
 
 def open_file(path: Path, sample_rate: int) -> Iterator[Waveform]:
-    """Yields a recording piece by piece; one of another rate is read and resampled whole.
+    """Yields a recording piece by piece; one with another sample rate is read and resampled as a whole.
 
     Raises:
-        ValueError: it cannot be read, or is empty.
+        ValueError: the file cannot be read, or is empty.
         FileNotFoundError: there is no such file.
     """
     import soundfile
 
     if not path.is_file():
-        raise FileNotFoundError(f"the recording must be a file, got {str(path)!r}, which is none")
+        raise FileNotFoundError(f"the recording must be a file, got {str(path)!r}, which is not")
     try:
         about = soundfile.info(path)
         if about.samplerate != sample_rate or about.frames < 1:
@@ -70,14 +70,14 @@ def pieces(waveform: Waveform) -> Iterator[Waveform]:
 
 
 def standard_input(sample_rate: int, file: BinaryIO | None = None) -> Iterator[Waveform]:
-    """Yields what comes through a pipe: a WAV, as `arecord` writes it, or bare 16-bit samples, little-endian, mono.
+    """Yields samples from standard input: a WAV, as `arecord` writes it, or raw 16-bit samples, little-endian, mono.
 
     Args:
-        sample_rate: what it must have.
-        file: read instead.
+        sample_rate: the required sample rate in Hz.
+        file: a file to read instead of standard input.
 
     Raises:
-        ValueError: the WAV has another rate or width.
+        ValueError: the WAV has another sample rate or sample width, or no samples.
     """
     file = file or sys.stdin.buffer
     head = file.read(4)
@@ -95,13 +95,13 @@ def standard_input(sample_rate: int, file: BinaryIO | None = None) -> Iterator[W
 
 
 def _read_wav_header(file: BinaryIO, sample_rate: int) -> int:
-    """Reads to the first sample, and returns the number of channels. A pipe tells no length that can be relied on."""
+    """Reads up to the first sample, and returns the number of channels; ignores the length, unknown in a pipe."""
     file.read(8)
     form = b""
     while (name := file.read(4)) != b"data":
         size = int.from_bytes(file.read(4), "little")
         if len(name) < 4 or size > 1 << 20:
-            raise ValueError("standard input must be a WAV with samples, got one without")
+            raise ValueError("standard input must be a WAV with samples, got none")
         content = file.read(size + size % 2)
         form = content if name == b"fmt " else form
     file.read(4)
@@ -109,21 +109,21 @@ def _read_wav_header(file: BinaryIO, sample_rate: int) -> int:
     rate, bits = int.from_bytes(form[4:8], "little"), int.from_bytes(form[14:16], "little")
     if (rate, bits) != (sample_rate, 16) or channels < 1 or kind not in (wave.WAVE_FORMAT_PCM, 0xFFFE):
         raise ValueError(
-            f"standard input must be WAV of {sample_rate} Hz and 16 bit (arecord -f S16_LE -r {sample_rate}), got "
-            f"{rate} Hz and {bits} bit; a file of any kind is read by its name"
+            f"standard input must be WAV with {sample_rate} Hz and 16 bit (arecord -f S16_LE -r {sample_rate}), got "
+            f"{rate} Hz and {bits} bit; give the name of the file instead, which may have any format"
         )
     return channels
 
 
 def microphone(sample_rate: int) -> Iterator[Waveform]:
-    """Yields what the microphone of this machine hears, until the process is interrupted.
+    """Yields sound from the microphone of this machine, until the process is interrupted.
 
     Raises:
-        ValueError: there is no PortAudio, or no microphone that gives this rate.
+        ValueError: PortAudio is missing, or no microphone supports this sample rate.
     """
     try:
         import sounddevice
-    except (ImportError, OSError) as error:  # OSError: the package is there, the library PortAudio is not
+    except (ImportError, OSError) as error:  # OSError: the package is installed, but not the library PortAudio
         raise ValueError(
             "the microphone must be reachable through PortAudio, got none; install it (apt install libportaudio2) and "
             "the package (pip install 'kws[microphone]')"
@@ -143,7 +143,7 @@ def microphone(sample_rate: int) -> Iterator[Waveform]:
     try:
         stream = sounddevice.InputStream(sample_rate, PIECE, channels=1, dtype="float32", callback=receive)
         stream.start()
-    except Exception as error:  # PortAudioError, and what its parts raise where there is no device
+    except Exception as error:  # PortAudioError, and other errors if there is no device
         raise ValueError(f"the microphone must give {sample_rate} Hz mono, got {error}") from error
     log.info("listening; Ctrl-C ends it")
     shown, silent = 0, 0
@@ -152,7 +152,7 @@ def microphone(sample_rate: int) -> Iterator[Waveform]:
             piece = waiting.get()
             if num_dropped > shown:
                 shown = num_dropped
-                log.warning("this machine is too slow: %d tenths of a second were not heard", num_dropped)
+                log.warning("this machine is too slow: %d tenths of a second were dropped", num_dropped)
             silent = 0 if piece.any() else silent + 1
             if silent == 20:
                 log.warning("the microphone gives digital silence: is it muted?")

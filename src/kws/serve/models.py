@@ -1,7 +1,7 @@
-"""The model at work: loaded with proof, replaced when another becomes champion, never gone in between.
+"""Loads and checks the model to serve, and swaps it without interruption when another version becomes champion.
 
-Whoever answers a request takes `Models.current` once, and with it one version: its session stays as long as someone
-holds it, so that a swap neither waits for requests nor breaks them.
+Code that handles a request reads `Models.current` once, and so uses one version throughout. Its session lives as long
+as it is referenced, so that a swap neither waits for requests nor breaks them.
 """
 
 import logging
@@ -22,7 +22,7 @@ from kws.preprocess.audio import Waveform, read_clip
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 30.0
-"""After so long a champion that was refused is tried again: a volume may have been away."""
+"""Seconds after which a refused champion is tried again, as the volume may have been unavailable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +33,14 @@ class Served:
     version: str
     thresholds: Thresholds
     card: str
-    """MODEL_CARD.md; empty where there is none."""
+    """Content of MODEL_CARD.md; empty if there is none."""
 
 
 def load_file(path: Path) -> Served:
-    """Loads one `.onnx` file, from a published folder or alone.
+    """Loads an `.onnx` file, which may or may not be in the folder of a version.
 
     Raises:
-        ValueError: it is no model of this project, or does not hear as it should.
+        ValueError: the file is not a model of this project, is damaged, or fails its check.
         FileNotFoundError: there is no such file.
     """
     if files.is_complete(path.parent) and path.name in versions.read_manifest(path.parent)["files"]:
@@ -54,15 +54,15 @@ def load_file(path: Path) -> Served:
 
 
 def load_version(folder: Path, name: str = versions.ONNX) -> Served:
-    """Loads a published version, whose every file has the digest that its manifest states.
+    """Loads a published version, after checking its files against the digests in its manifest.
 
     Args:
         folder: models/<version>.
-        name: the file that answers.
+        name: the model file to load.
 
     Raises:
-        ValueError: a file is missing or damaged, or the model does not hear its reference clip as it did when it was
-            published.
+        ValueError: a file is missing or damaged, or the probabilities of the reference clip differ from those in the
+            manifest.
         OSError: the volume cannot be read.
     """
     manifest = versions.verify(
@@ -83,10 +83,10 @@ def load_version(folder: Path, name: str = versions.ONNX) -> Served:
 
 
 def _prove(recognizer: OnnxRecognizer, reference: Path | None, expected: list[float] | None, path: Path) -> None:
-    """Lets a model hear a clip, so that what is wrong with it shows before it answers anyone.
+    """Applies a model to a clip, so that a defect shows before the model is served.
 
     Raises:
-        ValueError: its answer is no answer, or not that of the machine that published it.
+        ValueError: the result is not valid, or differs from the one on publication.
     """
     samples = recognizer.features.num_samples
     clip: Waveform = np.zeros(samples, np.float32)
@@ -95,37 +95,37 @@ def _prove(recognizer: OnnxRecognizer, reference: Path | None, expected: list[fl
     try:
         heard = recognizer.hear(np.stack([clip, clip]))
     except Exception as error:  # onnxruntime raises a class of its own for every kind of damage
-        raise ValueError(f"{path} must hear a clip of {samples} samples, got {error}") from error
+        raise ValueError(f"{path} must accept a clip of {samples} samples, got {error}") from error
     if heard.shape != (2, len(recognizer.words)) or not np.allclose(heard.sum(axis=1), 1, atol=1e-3):
         raise ValueError(f"{path} must give a probability for each of {len(recognizer.words)} words, got another model")
     if expected is not None:
         gap = float(np.abs(heard[0] - np.asarray(expected, np.float32)).max())
         if gap > versions.REFERENCE_TOLERANCE:
             raise ValueError(
-                f"{path} must hear its reference clip as when it was published (within "
-                f"{versions.REFERENCE_TOLERANCE}), got a probability that is {gap:.3f} away: this machine computes it "
-                "otherwise; serve model.onnx, or publish it from a machine like this"
+                f"{path} must give its reference clip the same probabilities as on publication (within "
+                f"{versions.REFERENCE_TOLERANCE}), got one that differs by {gap:.3f}: this machine computes "
+                "differently; serve model.onnx, or publish the model from a machine like this one"
             )
 
 
 class Models:
-    """Holds the model at work, and follows models/champion.json where it was given a data root."""
+    """Holds the model that is served, and follows models/champion.json if it was given a data root."""
 
     def __init__(
         self, *, current: Served | None = None, data_root: Path | None = None, name: str = versions.ONNX
     ) -> None:
-        """Takes a model that is loaded, or a data root whose champion is to be followed.
+        """Takes a loaded model, or a data root whose champion to follow.
 
         Args:
-            current: the model at first.
-            data_root: the folder of models/.
-            name: the file of a version that answers.
+            current: the model to serve at first.
+            data_root: the folder that holds models/.
+            name: the model file of a version to serve.
         """
         self.current = current
         self.num_swaps = 0
         self.num_refused = 0
         self.refusal = ""
-        """Why the last champion was refused; empty where it was not."""
+        """Why the latest champion was refused; empty if it was not."""
         self._data_root = data_root
         self._name = name
         self._refused: tuple[str, float] = ("", 0.0)
@@ -134,13 +134,13 @@ class Models:
 
     @property
     def follows(self) -> bool:
-        """Whether another champion takes the place of the model at work."""
+        """Whether the served model changes with the champion."""
         return self._data_root is not None
 
     def look(self) -> bool:
-        """Reads champion.json, and swaps models where it names another version; returns whether it did.
+        """Reads champion.json, and swaps the model if it names another version; returns whether it did.
 
-        A champion that cannot be loaded is refused with a line in the log, and the model at work stays.
+        A champion that cannot be loaded is refused with a line in the log, and the current model stays.
         """
         assert self._data_root is not None
         try:
@@ -158,7 +158,7 @@ class Models:
         before = self.current.version if self.current else "none"
         self.current, self.refusal = served, ""
         self.num_swaps += 1
-        log.info("version %s answers (before: %s)", served.version, before)
+        log.info("serving version %s (before: %s)", served.version, before)
         return True
 
     def _refuse(self, error: Exception) -> None:
@@ -177,12 +177,12 @@ class Models:
         self.refusal = reason
 
     def follow(self, seconds: float, swapped: Callable[[], None] = lambda: None) -> None:
-        """Looks for another champion every so many seconds, in a thread, until `close`.
+        """Polls for a new champion in a thread, until `close`.
 
-        Polling, as volumes of several machines tell nobody what changed on them.
+        It polls, as volumes that machines share do not notify of changes.
 
         Args:
-            seconds: between two looks.
+            seconds: polling interval.
             swapped: called in the thread after every swap.
         """
 
@@ -195,7 +195,7 @@ class Models:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends following."""
+        """Stops following the champion."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()

@@ -1,8 +1,9 @@
-"""Open Inference Protocol, version 2: what a request says, and what an answer looks like, over REST and gRPC alike.
+"""Requests and responses of the Open Inference Protocol, version 2, for REST and gRPC.
 
-One input, `waveforms`: FP32 of shape [clips, samples], or BYTES of shape [clips], each an audio file of any kind (in
-JSON as base64). Two outputs: `probabilities`, FP32 [clips, words], and `words`, BYTES [clips], the most probable ones.
-Triton's extensions are read as well: binary tensors over REST, and `classification`, the k best words of each clip.
+There is one input, `waveforms`: FP32 [clips, samples], or BYTES [clips], each an audio file of any format (in JSON as
+base64). There are two outputs: `probabilities`, FP32 [clips, words], and `words`, BYTES [clips], the most probable
+ones. Two extensions of Triton are supported: binary tensors over REST, and `classification`, the k best words of each
+clip.
 """
 
 import base64
@@ -34,7 +35,7 @@ Array = npt.NDArray[Any]
 
 
 class Refused(Exception):
-    """A request that is not answered, with the sentence that says why."""
+    """Raised for a request that is refused; the message says why."""
 
     def __init__(self, message: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
         super().__init__(message)
@@ -42,7 +43,7 @@ class Refused(Exception):
 
 
 def demand(condition: bool, name: str, rule: str, value: object) -> None:
-    """Refuses the request with "{name} must {rule}, got {value}" unless the condition holds."""
+    """Raises Refused "{name} must {rule}, got {value}" unless the condition holds."""
     if not condition:
         shown = repr(value)
         raise Refused(f"{name} must {rule}, got {shown if len(shown) < 80 else shown[:77] + '...'}")
@@ -50,7 +51,7 @@ def demand(condition: bool, name: str, rule: str, value: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """An input as it came: its data are a list of JSON or numbers of gRPC, or raw bytes."""
+    """An input tensor of a request, with its data as a list (from JSON or gRPC) or as raw bytes."""
 
     name: str
     datatype: str
@@ -61,12 +62,12 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """An output that is asked for."""
+    """A requested output."""
 
     name: str
     binary: bool = False
     classes: int = 0
-    """Only the so many best words of each clip, as text; 0: the numbers."""
+    """If not 0, return only this many best words of each clip, as text, instead of all probabilities."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +86,11 @@ def read_rest(body: bytes, header_length: str | None) -> Call:
     """Reads the body of a REST request.
 
     Args:
-        body: JSON, or JSON and behind it the raw bytes of tensors.
-        header_length: bytes of the JSON, the header Inference-Header-Content-Length; None: all.
+        body: JSON, or JSON followed by the raw bytes of tensors.
+        header_length: value of the header Inference-Header-Content-Length, the length of the JSON; None: all of it.
 
     Raises:
-        Refused: it is none.
+        Refused: the request is not valid.
     """
     size = len(body)
     if header_length is not None:
@@ -112,7 +113,7 @@ def read_rest(body: bytes, header_length: str | None) -> Call:
         if "binary_data_size" in own:
             length = own["binary_data_size"]
             demand(_is_count(length) and length <= len(raw), f"binary_data_size of {name}",
-                   f"be at most {len(raw)}, the bytes that are left behind the JSON", length)  # fmt: skip
+                   f"be at most {len(raw)}, the number of bytes that remain after the JSON", length)  # fmt: skip
             demand(data is None, f"{name}", "have data or binary_data_size, not both", "both")
             piece, raw = raw[:length], raw[length:]
         else:
@@ -121,7 +122,7 @@ def read_rest(body: bytes, header_length: str | None) -> Call:
         demand(isinstance(shape, list) and all(_is_count(side) for side in shape), f"shape of {name}",
                "be a list of integers of at least 0", shape)  # fmt: skip
         tensors.append(Tensor(name=name, datatype=_text(entry, "datatype", name), shape=shape, data=data, raw=piece))
-    demand(len(raw) == 0, "the raw bytes behind the JSON", "all belong to an input by binary_data_size",
+    demand(len(raw) == 0, "the raw bytes after the JSON", "all belong to an input by binary_data_size",
            f"{len(raw)} more")  # fmt: skip
     binary = parameters.get("binary_data_output", False)
     wishes = [
@@ -135,22 +136,22 @@ def read_rest(body: bytes, header_length: str | None) -> Call:
 
 
 def wish(name: str, parameters: Mapping[str, Any], binary: object = False) -> Wish:
-    """Returns an output that is asked for, checked.
+    """Checks and returns a requested output.
 
     Args:
-        name: of the output.
-        parameters: binary_data, and classification.
-        binary: what binary_data is where it is not among the parameters.
+        name: the name of the output.
+        parameters: its parameters binary_data and classification.
+        binary: the default of binary_data.
 
     Raises:
-        Refused: there is no such output, or it cannot be had so.
+        Refused: there is no such output, or it does not support the parameters.
     """
     demand(name in (PROBABILITIES, WORDS), "an output", f"be {PROBABILITIES} or {WORDS}", name)
     binary = parameters.get("binary_data", binary)
     demand(isinstance(binary, bool), f"binary_data of {name}", "be true or false", binary)
     classes = parameters.get("classification", 0)
     demand(_is_count(classes) and (classes == 0 or name == PROBABILITIES), f"classification of {name}",
-           f"be a number of words, of {PROBABILITIES} only", classes)  # fmt: skip
+           f"be a number of words, and only for {PROBABILITIES}", classes)  # fmt: skip
     return Wish(name=name, binary=bool(binary), classes=classes)
 
 
@@ -178,13 +179,13 @@ def _is_count(value: object) -> bool:
 
 
 def waveforms_of(call: Call, served: Served, config: ServeConfig) -> Waveform:
-    """Returns what is to be heard, float32 [clips, num_samples].
+    """Returns the clips of a request, float32 [clips, num_samples].
 
     Raises:
-        Refused: the input is missing, of another type or shape, too large, or no audio.
+        Refused: the input is missing, has another type or shape, is too large, or is not audio.
     """
     names = [tensor.name for tensor in call.inputs]
-    demand(names == [INPUT], "inputs", f"be one, named {INPUT}", ", ".join(names) or "none")
+    demand(names == [INPUT], "inputs", f"be one tensor named {INPUT}", ", ".join(names) or "none")
     (tensor,) = call.inputs
     demand(tensor.datatype in ("FP32", "BYTES"), f"datatype of {INPUT}", "be FP32 or BYTES", tensor.datatype)
     shape = list(tensor.shape)
@@ -213,14 +214,14 @@ def _demand_clips(clips: int, config: ServeConfig) -> None:
 def _floats(tensor: Tensor, count: int) -> Waveform:
     """Reads the data of an FP32 tensor as float32 [count]."""
     if tensor.raw is not None:
-        demand(len(tensor.raw) == 4 * count, f"data of {INPUT}", f"be {4 * count} bytes, as its shape says",
+        demand(len(tensor.raw) == 4 * count, f"data of {INPUT}", f"be {4 * count} bytes according to its shape",
                len(tensor.raw))  # fmt: skip
         return np.frombuffer(tensor.raw, dtype="<f4")
     try:
         values = np.asarray(tensor.data)
     except ValueError as error:  # lists of unequal lengths
         raise Refused(f"data of {INPUT} must be numbers of one shape, got lists of unequal lengths") from error
-    demand(values.size == count, f"data of {INPUT}", f"be {count} numbers, as its shape says", values.size)
+    demand(values.size == count, f"data of {INPUT}", f"be {count} numbers according to its shape", values.size)
     demand(values.dtype.kind in "fiu", f"data of {INPUT}", "be numbers", f"something else ({values.dtype})")
     with np.errstate(over="ignore"):
         return values.reshape(-1).astype(np.float32)
@@ -233,7 +234,7 @@ def _byte_strings(tensor: Tensor, count: int) -> list[bytes]:
         rest = memoryview(tensor.raw)
         while len(rest):
             length = struct.unpack_from("<I", rest)[0] if len(rest) >= 4 else len(rest)
-            demand(length + 4 <= len(rest), f"data of {INPUT}", "be byte strings, each behind its length in 4 bytes",
+            demand(length + 4 <= len(rest), f"data of {INPUT}", "be byte strings, each after its length in 4 bytes",
                    f"{len(rest)} bytes for one of {length}")  # fmt: skip
             found.append(bytes(rest[4 : 4 + length]))
             rest = rest[4 + length :]
@@ -247,12 +248,12 @@ def _byte_strings(tensor: Tensor, count: int) -> list[bytes]:
                     raise Refused(f"data of {INPUT} must be audio files in base64, got {error}") from error
             demand(isinstance(each, bytes), f"data of {INPUT}", "be strings", type(each).__name__)
             found.append(each)
-    demand(len(found) == count, f"data of {INPUT}", f"be {count} byte strings, as its shape says", len(found))
+    demand(len(found) == count, f"data of {INPUT}", f"be {count} byte strings according to its shape", len(found))
     return found
 
 
 def _read_audio(data: bytes, number: int, served: Served, config: ServeConfig) -> Waveform:
-    """Reads an audio file as a clip, float32 [num_samples], as preprocessing reads recordings."""
+    """Decodes an audio file to a clip, float32 [num_samples], in the same way as preprocessing."""
     features = served.recognizer.features
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -260,7 +261,7 @@ def _read_audio(data: bytes, number: int, served: Served, config: ServeConfig) -
             samples = file.read(most + 1, dtype="float32", always_2d=True)
             rate = file.samplerate
         if len(samples) > most:
-            raise ValueError(f"it must last {config.max_seconds:g} s at most (the server's --max-seconds), got more")
+            raise ValueError(f"it must last at most {config.max_seconds:g} s (the server's --max-seconds), got more")
         waveform: Waveform = samples.mean(axis=1)
         require_sound(waveform)
         waveform = waveform if rate == features.sample_rate else resample(waveform, rate, features.sample_rate)
@@ -297,11 +298,11 @@ class Output:
 
 
 def outputs_of(call: Call, served: Served, probabilities: npt.NDArray[np.float32]) -> list[Output]:
-    """Returns the outputs that were asked for.
+    """Returns the requested outputs.
 
     Args:
         call: the request.
-        served: the model that heard.
+        served: the model that computed the probabilities.
         probabilities: float32 [clips, words].
     """
     names, found = served.recognizer.words, []
@@ -324,7 +325,7 @@ def outputs_of(call: Call, served: Served, probabilities: npt.NDArray[np.float32
 
 
 def write_rest(call: Call, name: str, served: Served, outputs: Sequence[Output]) -> tuple[bytes, dict[str, str]]:
-    """Returns the body of a REST answer and its headers."""
+    """Returns the body and the headers of a REST response."""
     entries: list[dict[str, Any]] = []
     raw = []
     for output in outputs:
@@ -346,7 +347,7 @@ def write_rest(call: Call, name: str, served: Served, outputs: Sequence[Output])
 
 
 def model_metadata(name: str, served: Served) -> dict[str, Any]:
-    """Describes the model. `labels` names the columns of the probabilities."""
+    """Returns the metadata of the model; `labels` names the columns of the probabilities."""
     words = served.recognizer.words
     return {
         "name": name,
@@ -363,5 +364,5 @@ def model_metadata(name: str, served: Served) -> dict[str, Any]:
 
 
 def error_body(message: str) -> bytes:
-    """Returns the body of an error."""
+    """Returns the body of an error response."""
     return json.dumps({"error": message}).encode()

@@ -1,10 +1,10 @@
-"""The server: REST, gRPC, metrics and the page, over the model that `models.py` holds.
+"""The server: REST, gRPC, metrics and the page, for the model that `models.py` holds.
 
-GET  /v2/health/live, /v2/health/ready      probes of Kubernetes
-GET  /v2, /v2/models/kws                    what is served
+GET  /v2/health/live, /v2/health/ready      probes for Kubernetes
+GET  /v2, /v2/models/kws                    metadata of the server and the model
 POST /v2/models/kws/infer                   the Open Inference Protocol: see protocol.py
 GET  /metrics                               Prometheus
-GET  /docs                                  all of this, to try
+GET  /docs                                  interactive documentation of these addresses
 GET  /                                      the page; its WebSocket is /listen, its recordings are /collection
 """
 
@@ -43,11 +43,13 @@ Responses = dict[int | str, dict[str, Any]]
 Name = Annotated[str, InPath(description="The model", examples=["kws"])]
 
 MOST_JSON_ON_LOOP = 1 << 18
-"""Bytes of a request that are read at once; a larger one is read in a thread, so that others need not wait for it."""
+"""Largest JSON request in bytes that is parsed in the event loop; a larger one is parsed in a thread, so that others
+need not wait for it."""
 
 
 class Draining:
-    """Middleware: once the server is about to stop, answers ask their clients to connect anew, to another one."""
+    """Middleware that closes connections after the response while the server is stopping, so that clients reconnect
+    to another server."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app
@@ -65,7 +67,7 @@ class Draining:
 
 
 async def _body(request: Request, config: ServeConfig) -> bytes:
-    """Reads the body of a request up to the bound."""
+    """Reads the body of a request; refuses one that exceeds the limit."""
     most = config.max_request_mib << 20
     too_large = Refused(
         f"the request must have at most {most} bytes (the server's --max-request-mib), got more",
@@ -84,7 +86,7 @@ async def _body(request: Request, config: ServeConfig) -> bytes:
 
 
 def create_app(service: Service) -> FastAPI:
-    """Returns the HTTP side of a service."""
+    """Returns the HTTP application of a service."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -111,17 +113,17 @@ def create_app(service: Service) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        sentence = f"{'.'.join(str(part) for part in first['loc'])} is not as it must be: {first['msg']}"
+        sentence = f"{'.'.join(str(part) for part in first['loc'])} is not valid: {first['msg']}"
         return Response(protocol.error_body(sentence), 400, media_type="application/json")
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return Response(protocol.error_body("the server failed; its log tells why"), 500, media_type="application/json")
+        return Response(protocol.error_body("the server failed; see its log"), 500, media_type="application/json")
 
     errors: Responses = {
         code: {"description": text, "content": {"application/json": {"schema": _ERROR}}}
-        for code, text in ((400, "Not understood"), (404, "No such model or version"))
+        for code, text in ((400, "Invalid request"), (404, "No such model or version"))
     }
     not_ready: Responses = {503: {"description": "No model yet", "content": {"application/json": {"schema": _ERROR}}}}
 
@@ -129,19 +131,19 @@ def create_app(service: Service) -> FastAPI:
     async def server_metadata() -> dict[str, Any]:
         return service.metadata()
 
-    @app.get("/v2/health/live", tags=["server"], summary="Whether the process answers")
+    @app.get("/v2/health/live", tags=["server"], summary="Whether the process is alive")
     async def live() -> dict[str, bool]:
         return {"live": True}
 
-    @app.get("/v2/health/ready", tags=["server"], summary="Whether there is a model that answers",
+    @app.get("/v2/health/ready", tags=["server"], summary="Whether the server is ready for inference",
              responses={503: {"description": "Not ready", "content": {"application/json": {"schema": {
                  "type": "object"}}}}})  # fmt: skip
     async def ready() -> Response:
-        reason = "" if service.is_ready else (service.models.refusal or "no model, or about to stop")
+        reason = "" if service.is_ready else (service.models.refusal or "no model yet, or the server is stopping")
         body = json.dumps({"ready": service.is_ready} | ({"reason": reason} if reason else {}))
         return Response(body, 200 if service.is_ready else 503, media_type="application/json")
 
-    @app.get("/v2/models", tags=["model"], summary="The models")
+    @app.get("/v2/models", tags=["model"], summary="Names of the models")
     async def list_models() -> dict[str, Any]:
         return {"models": [config.model_name]}
 
@@ -150,19 +152,19 @@ def create_app(service: Service) -> FastAPI:
     async def metadata(name: Name) -> dict[str, Any]:
         return protocol.model_metadata(name, service.served(name))
 
-    @app.get("/v2/models/{name}/versions/{wanted}", tags=["model"], summary="The same of a version",
+    @app.get("/v2/models/{name}/versions/{wanted}", tags=["model"], summary="Inputs, outputs and words of a version",
              responses=errors | not_ready)  # fmt: skip
     async def version_metadata(name: Name, wanted: str) -> dict[str, Any]:
         return protocol.model_metadata(name, service.served(name, wanted))
 
-    @app.get("/v2/models/{name}/ready", tags=["model"], summary="Whether the model answers",
+    @app.get("/v2/models/{name}/ready", tags=["model"], summary="Whether the model is ready for inference",
              responses=errors | not_ready)  # fmt: skip
     async def model_ready(name: Name) -> dict[str, Any]:
         service.served(name)
         return {"name": name, "ready": True}
 
-    @app.get("/v2/models/{name}/versions/{wanted}/ready", tags=["model"], summary="Whether the version answers",
-             responses=errors | not_ready)  # fmt: skip
+    @app.get("/v2/models/{name}/versions/{wanted}/ready", tags=["model"],
+             summary="Whether the version is ready for inference", responses=errors | not_ready)  # fmt: skip
     async def version_ready(name: Name, wanted: str) -> dict[str, Any]:
         service.served(name, wanted)
         return {"name": name, "ready": True}
@@ -170,7 +172,9 @@ def create_app(service: Service) -> FastAPI:
     async def answer(request: Request, name: str, wanted: str) -> Response:
         with service.observe("rest") as observed:
             try:
-                body = await _body(request, config)  # even of a request that is refused: its client is still sending
+                body = await _body(
+                    request, config
+                )  # read it even if the request is refused, as its client is still sending
                 served = service.served(name, wanted)
                 length = request.headers.get(protocol.HEADER_LENGTH)
                 if len(body) > MOST_JSON_ON_LOOP and length is None:
@@ -193,15 +197,15 @@ def create_app(service: Service) -> FastAPI:
         | {
             200: {"description": "Probabilities and words", "content": {"application/json": {"schema": _ANSWER}}},
             413: {"description": "Too large", "content": {"application/json": {"schema": _ERROR}}},
-            429: {"description": "Too much is waiting", "content": {"application/json": {"schema": _ERROR}}},
+            429: {"description": "Too many clips are waiting", "content": {"application/json": {"schema": _ERROR}}},
         },
     }
 
-    @app.post("/v2/models/{name}/infer", summary="Hear clips", **inference)
+    @app.post("/v2/models/{name}/infer", summary="Recognize clips", **inference)
     async def infer(request: Request, name: Name) -> Response:
         return await answer(request, name, "")
 
-    @app.post("/v2/models/{name}/versions/{wanted}/infer", summary="Hear clips by a version", **inference)
+    @app.post("/v2/models/{name}/versions/{wanted}/infer", summary="Recognize clips with a version", **inference)
     async def version_infer(request: Request, name: Name, wanted: str) -> Response:
         return await answer(request, name, wanted)
 
@@ -294,19 +298,19 @@ _ANSWER = {
 
 
 def open_models(model: Path | None, data_root: Path | None, config: ServeConfig) -> Models:
-    """Loads a file, or the champion of a data root.
+    """Loads a model file, or the champion of a data root.
 
-    A data root without a champion, or with a damaged one, is waited for: the server lives and is not ready.
+    If the data root has no champion yet, or a damaged one, the server starts all the same, but is not ready.
 
     Raises:
-        ValueError: both or neither are given, or the file is no model.
+        ValueError: both or neither are given, or the file is not a model.
         FileNotFoundError: there is no such file or folder.
     """
     if (model is None) == (data_root is None):
         raise ValueError("one of model and data_root must be given, got " + ("both" if model else "neither"))
     if model is not None:
         if model.suffix != ".onnx":
-            raise ValueError(f"model must be an .onnx file (kws export makes one of a .pth), got {str(model)!r}")
+            raise ValueError(f"model must be an .onnx file (kws export converts a .pth), got {str(model)!r}")
         return Models(current=models.load_file(model))
     assert data_root is not None
     if not data_root.is_dir():
@@ -319,19 +323,19 @@ def open_models(model: Path | None, data_root: Path | None, config: ServeConfig)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, without its own handling of signals: `serve` drains before it stops."""
+    """uvicorn without its own signal handlers, as `serve` drains before it stops."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leaves signals alone."""
+        """Installs no signal handlers."""
         yield
 
 
 async def serve(models: Models, config: ServeConfig) -> None:
-    """Serves until SIGTERM or SIGINT, then answers what came before and for `drain_seconds`.
+    """Serves until SIGTERM or SIGINT, and for `drain_seconds` after that; then finishes the requests in progress.
 
     Raises:
-        OSError: a port is taken.
+        OSError: a port is in use.
     """
     service = Service(models, config)
     app = create_app(service)
@@ -349,7 +353,7 @@ async def serve(models: Models, config: ServeConfig) -> None:
         socket = server.config.bind_socket()
     except SystemExit:
         raise OSError(
-            f"port must be free, got {config.host}:{config.port}, which is taken; name another with --port"
+            f"port must be free, got {config.host}:{config.port}, which is in use; choose another with --port"
         ) from None
     remote = None
     if config.grpc_port >= 0:
@@ -360,13 +364,13 @@ async def serve(models: Models, config: ServeConfig) -> None:
     running = asyncio.create_task(server.serve(sockets=[socket]))
     while not server.started and not running.done():
         await asyncio.sleep(0.01)
-    log.info("REST, metrics and the page at http://%s:%d (Ctrl-C ends it), %d runs at a time", config.host,
+    log.info("REST, metrics and the page at http://%s:%d (Ctrl-C to stop), %d batches at a time", config.host,
              socket.getsockname()[1], service.num_threads)  # fmt: skip
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not running.done():
         service.draining = True
-        log.info("stopping: not ready any more, answering for %g s", config.drain_seconds)
+        log.info("stopping: no longer ready, but answering for %g s more", config.drain_seconds)
         await asyncio.sleep(config.drain_seconds)
         if remote is not None:
             await remote.stop(30)

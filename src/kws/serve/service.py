@@ -1,4 +1,4 @@
-"""What answers, whatever the protocol: the model at work, the batches, the metrics."""
+"""The part of the server that does not depend on the protocol: model, batches and metrics."""
 
 import asyncio
 import contextlib
@@ -22,13 +22,13 @@ from kws.serve.protocol import Call, Output, Refused
 
 @dataclass
 class Observed:
-    """What becomes of a request, for the metrics."""
+    """The status of a request, for the metrics."""
 
     status: str = "500"
 
 
 class Service:
-    """What answers, whatever the protocol: the model at work, the batches, the metrics."""
+    """Handles requests of any protocol: holds the model, forms batches and counts metrics."""
 
     def __init__(self, models: Models, config: ServeConfig) -> None:
         self.models = models
@@ -46,25 +46,25 @@ class Service:
             "kws_requests", "Requests for inference", ["protocol", "status"], registry=registry
         )
         self._seconds = prometheus_client.Histogram(
-            "kws_request_seconds", "Time from a whole request to its answer", ["protocol"], registry=registry,
+            "kws_request_seconds", "Time from the complete request to its answer", ["protocol"], registry=registry,
             buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
         )  # fmt: skip
         self.batcher.batch_sizes = prometheus_client.Histogram(
-            "kws_batch_clips", "Clips of one run of the model", registry=registry, buckets=(1, 2, 4, 8, 16, 32, 64)
+            "kws_batch_clips", "Clips per batch", registry=registry, buckets=(1, 2, 4, 8, 16, 32, 64)
         )
-        self._words = prometheus_client.Counter("kws_words", "Words heard", ["word"], registry=registry)
-        waiting = prometheus_client.Gauge("kws_waiting_clips", "Clips that wait", registry=registry)
+        self._words = prometheus_client.Counter("kws_words", "Recognized words", ["word"], registry=registry)
+        waiting = prometheus_client.Gauge("kws_waiting_clips", "Clips in the queue", registry=registry)
         waiting.set_function(lambda: self.batcher.num_waiting)
         swaps = prometheus_client.Gauge("kws_model_swaps", "Changes of the model", registry=registry)
         swaps.set_function(lambda: self.models.num_swaps)
         refused = prometheus_client.Gauge("kws_models_refused", "Champions that could not be loaded", registry=registry)
         refused.set_function(lambda: self.models.num_refused)
         self._info = prometheus_client.Gauge(
-            "kws_model_info", "1 for the version that answers", ["version"], registry=registry
+            "kws_model_info", "1 for the version that is served", ["version"], registry=registry
         )
 
     def metrics(self) -> bytes:
-        """Returns all metrics as text for Prometheus."""
+        """Returns all metrics in Prometheus' text format."""
         self._info.clear()
         if (served := self.models.current) is not None:
             self._info.labels(version=served.version).set(1)
@@ -72,7 +72,7 @@ class Service:
 
     @contextlib.contextmanager
     def observe(self, protocol_: str) -> Iterator[Observed]:
-        """Counts and times a request; the block sets the status."""
+        """Counts and times a request; the block sets the status of what it yields."""
         observed = Observed()
         started = time.perf_counter()
         try:
@@ -83,7 +83,7 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is a model that answers, and the server is not about to stop."""
+        """Whether a model is loaded and the server is not about to stop."""
         return self.models.current is not None and not self.draining
 
     def metadata(self) -> dict[str, Any]:
@@ -91,35 +91,35 @@ class Service:
         return {"name": "kws", "version": version("kws"), "extensions": list(protocol.EXTENSIONS)}
 
     def require_name(self, name: str) -> None:
-        """Refuses any model but the one that is served."""
+        """Raises Refused unless `name` is that of the served model."""
         if name != self.config.model_name:
             raise Refused(f"model must be {self.config.model_name}, got {name!r}", HTTPStatus.NOT_FOUND)
 
     def served(self, name: str, wanted: str = "") -> Served:
-        """Returns the model at work.
+        """Returns the model that is served.
 
         Args:
-            name: of the model.
-            wanted: a version, which must be the one at work; empty: whichever is.
+            name: the name of the model in the request.
+            wanted: the version in the request; empty: any.
 
         Raises:
-            Refused: there is another model or version, or none yet.
+            Refused: another model or version is served, or none yet.
         """
         self.require_name(name)
         served = self.models.current
         if served is None:
             reason = self.models.refusal or "there is no champion yet"
-            raise Refused(f"the server must have a model to answer: {reason}", HTTPStatus.SERVICE_UNAVAILABLE)
+            raise Refused(f"the server must have a model, got none: {reason}", HTTPStatus.SERVICE_UNAVAILABLE)
         if wanted not in ("", served.version):
-            raise Refused(f"version must be {served.version}, the one that answers, got {wanted!r}",
+            raise Refused(f"version must be {served.version}, the one that is served, got {wanted!r}",
                           HTTPStatus.NOT_FOUND)  # fmt: skip
         return served
 
     async def hear(self, served: Served, waveforms: Waveform) -> Any:
-        """Turns float32 [clips, num_samples] into probabilities, float32 [clips, words].
+        """Converts waveforms, float32 [clips, num_samples], to probabilities, float32 [clips, words].
 
         Raises:
-            Refused: too much is waiting.
+            Refused: too many clips are waiting.
         """
         try:
             return await self.batcher.hear(served, waveforms)
@@ -127,7 +127,11 @@ class Service:
             raise Refused(str(busy), HTTPStatus.TOO_MANY_REQUESTS) from busy
 
     async def infer(self, call: Call, served: Served) -> list[Output]:
-        """Answers a request by a version of the model."""
+        """Returns the outputs of a request, computed by a version of the model.
+
+        Raises:
+            Refused: the input is not valid, or too many clips are waiting.
+        """
         slow = call.inputs and (call.inputs[0].datatype == "BYTES" or call.inputs[0].raw is None)
         if slow:  # decoding audio files and lists of numbers takes milliseconds
             waveforms = await asyncio.to_thread(protocol.waveforms_of, call, served, self.config)

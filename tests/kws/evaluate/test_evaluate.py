@@ -277,7 +277,7 @@ def test_report_of_a_model_without_mistakes_says_so(expert: Recognizer, tone_ten
         tmp_path / "report.html", expert, evaluate_tensors(expert, Tensors(tone_tensors)), "test split", tmp_path
     )
     page = parse(tmp_path / "report.html")
-    assert "None." in page.text
+    assert "No mistakes." in page.text
     assert len(page.references) == 1
 
 

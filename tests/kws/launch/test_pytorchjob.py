@@ -486,7 +486,7 @@ REFUSALS = {
               "count/pytorchjobs.kubeflow.org=1, used: count/pytorchjobs.kubeflow.org=8, limited: 8",
               "delete what is not needed (kubectl -n kubeflow get resourcequotas,pytorchjobs)"),
     "new quota": (403, 'pytorchjobs.kubeflow.org "kws-1" is forbidden: status unknown for quota: kws, resources: '
-                  "count/pytorchjobs.kubeflow.org", "get resourcequotas shows the usage"),
+                  "count/pytorchjobs.kubeflow.org", "wait until kubectl -n kubeflow get resourcequotas"),
     "namespace": (403, 'pytorchjobs.kubeflow.org "kws-1" is forbidden: unable to create new content in namespace '
                   "kubeflow because it is being terminated", "the namespace kubeflow is being deleted"),
     "webhook": (403, 'admission webhook "v.kubeflow.org" denied the request: spec.nprocPerNode: Invalid value: "x"',
@@ -514,7 +514,7 @@ def test_a_refusal_without_words_is_told_by_its_reason() -> None:
     missing = ApiException(status=404, reason="Not Found")
     missing.body = "404 page not found\n"
     told = str(kubernetes_api.explain(missing, PYTORCH_JOB, "kubeflow"))
-    assert "got: Not Found; install the operator of pytorchjobs.kubeflow.org work: the training operator" in told
+    assert "got: Not Found; install the operator of pytorchjobs.kubeflow.org: the training operator" in told
 
 
 def test_a_job_that_a_retry_may_fix_is_told_from_one_that_it_cannot() -> None:

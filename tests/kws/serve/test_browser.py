@@ -89,7 +89,7 @@ def test_dropped_file_is_recognized_and_a_word_set_to_never_is_not_reported(tab:
         tab.keyboard.press("End")
         playwright.expect(tab.locator(f"#threshold-{word}")).to_have_attribute("aria-valuetext", "never")
     tab.set_input_files("#file", sound)
-    playwright.expect(tab.locator("#status")).to_contain_text("0 words heard", timeout=30_000)
+    playwright.expect(tab.locator("#status")).to_contain_text("0 words detected", timeout=30_000)
     tab.get_by_role("button", name="Restore the thresholds").click()
     tab.set_input_files("#file", sound)
     playwright.expect(tab.locator("#status")).to_contain_text("yes.wav: 20.0 s", timeout=30_000)
@@ -115,8 +115,8 @@ def test_taught_word_is_kept_and_can_be_deleted(tab: "Tab", server: Page) -> Non
 
 @pytest.mark.parametrize(
     ("error", "said"),
-    [("NotAllowedError", "was denied"), ("NotFoundError", "There is no microphone"), ("NotReadableError", "is busy"),
-     ("", "only to pages at https:// or at localhost")],
+    [("NotAllowedError", "was denied"), ("NotFoundError", "There is no microphone"), ("NotReadableError", "is in use"),
+     ("", "only on pages at https:// or localhost")],
 )  # fmt: skip
 def test_each_reason_for_no_microphone_has_a_sentence_of_its_own(
     chromium: "Browser", server: Page, error: str, said: str

@@ -88,7 +88,7 @@ def test_pipe_with_an_unknown_length_and_further_chunks_is_read_to_its_end() -> 
     [
         ([], "kws listen must be given one of FILE, - and --microphone, got none"),
         (["a.wav", "--microphone"], "kws listen must be given one of FILE, - and --microphone, got --microphone and a"),
-        (["absent.wav"], "the recording must be a file, got 'absent.wav', which is none"),
+        (["absent.wav"], "the recording must be a file, got 'absent.wav', which is not"),
         (["--thresholds", "absent.json", "-"], "absent.json"),
     ],
 )
@@ -112,7 +112,7 @@ def test_file_that_is_no_recording_ends_with_a_sentence(
 def test_pipe_of_another_rate_is_refused(stream: Path) -> None:
     content = bytearray(stream.read_bytes())
     content[24:28] = (44_100).to_bytes(4, "little")
-    with pytest.raises(ValueError, match=r"must be WAV of 16000 Hz and 16 bit .* got 44100 Hz"):
+    with pytest.raises(ValueError, match=r"must be WAV with 16000 Hz and 16 bit .* got 44100 Hz"):
         next(standard_input(RATE, io.BytesIO(bytes(content))))
 
 

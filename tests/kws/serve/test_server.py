@@ -163,12 +163,12 @@ GOOD = {"name": "waveforms", "datatype": "FP32", "shape": [1, 16000], "data": [0
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"name": "input0"}, "inputs must be one, named waveforms, got 'input0'"),
+        ({"name": "input0"}, "inputs must be one tensor named waveforms, got 'input0'"),
         ({"datatype": "INT16"}, "datatype of waveforms must be FP32 or BYTES, got 'INT16'"),
         ({"datatype": 5}, "datatype of waveforms must be a string"),
         ({"shape": [1, -16000]}, "shape of waveforms must be a list of integers of at least 0"),
         ({"shape": [1, 15999]}, r"shape of waveforms must be \[clips, 16000\]"),
-        ({"shape": [2, 16000]}, "data of waveforms must be 32000 numbers, as its shape says, got 16000"),
+        ({"shape": [2, 16000]}, "data of waveforms must be 32000 numbers according to its shape, got 16000"),
         ({"shape": [1 << 40, 16000]}, r"clips of a request must be 1 to 64 \(the server's --max-clips\)"),
         ({"shape": [0, 16000], "data": []}, "clips of a request must be 1 to 64"),
         ({"shape": "16000"}, "shape of waveforms must be a list of integers"),
@@ -184,7 +184,7 @@ GOOD = {"name": "waveforms", "datatype": "FP32", "shape": [1, 16000], "data": [0
         ({"parameters": []}, "parameters of waveforms must be an object"),
         ({"datatype": "BYTES", "shape": [1], "data": ["%%"]}, "must be audio files in base64"),
         ({"datatype": "BYTES", "shape": [1], "data": [7]}, "data of waveforms must be strings"),
-        ({"datatype": "BYTES", "shape": [2], "data": ["AAAA"]}, "must be 2 byte strings, as its shape says, got 1"),
+        ({"datatype": "BYTES", "shape": [2], "data": ["AAAA"]}, "must be 2 byte strings according to its shape, got 1"),
         ({"datatype": "BYTES", "shape": [1], "data": ["AAAA"]}, "audio file 0 must be one that libsndfile reads"),
         ({"datatype": "BYTES", "shape": [1], "data": [""]}, "audio file 0 must be one that libsndfile reads"),
     ],
@@ -205,7 +205,7 @@ def test_bad_input_gets_a_400_with_a_sentence(server: Server, change: dict[str, 
         (b'{"inputs": NaN}', {}, "the request must be JSON"),
         (b"[" * 100_000, {}, "the request must be JSON"),
         (b'{"inputs": {}}', {}, "inputs of the request must be a list of objects"),
-        (b'{"inputs": []}', {}, "inputs must be one, named waveforms, got 'none'"),
+        (b'{"inputs": []}', {}, "inputs must be one tensor named waveforms, got 'none'"),
         (b'{"id": 5, "inputs": []}', {}, "id must be a string"),
         (b'{"inputs": [], "outputs": [{"name": "logits"}]}', {}, "an output must be probabilities or words"),
         (b"{}", {"inference-header-content-length": "-3"}, "must be a number of bytes"),
@@ -225,13 +225,13 @@ def test_raw_tensors_are_checked_against_their_shape(server: Server) -> None:
     status, answer = server.post(
         "/v2/models/kws/infer", text + b"\0" * 8, {"inference-header-content-length": str(len(text))}
     )
-    assert (status, answer["error"]) == (400, "data of waveforms must be 64000 bytes, as its shape says, got 8")
+    assert (status, answer["error"]) == (400, "data of waveforms must be 64000 bytes according to its shape, got 8")
     text = json.dumps({"inputs": [head | {"datatype": "BYTES", "shape": [1]}]}).encode()
     raw = struct.pack("<I", 1 << 31) + b"RIFF"
     status, answer = server.post(
         "/v2/models/kws/infer", text + raw, {"inference-header-content-length": str(len(text))}
     )
-    assert (status, "each behind its length" in answer["error"]) == (400, True)
+    assert (status, "each after its length" in answer["error"]) == (400, True)
 
 
 @pytest.mark.parametrize("rate", [16_000, 44_100])
@@ -354,12 +354,12 @@ def test_without_a_champion_the_server_lives_unready_until_there_is_one(
     assert server.get("/v2/health/live")[0] == 200
     assert server.get("/v2/health/ready")[0] == 503
     status, answer = server.infer(fp32(clips))
-    assert (status, answer["error"]) == (503, "the server must have a model to answer: there is no champion yet")
+    assert (status, answer["error"]) == (503, "the server must have a model, got none: there is no champion yet")
     with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
         assert client.is_server_live()
         assert not client.is_server_ready()
     publish(data_root, "one", expert_onnx)
-    server.wait_for("version one answers")
+    server.wait_for("serving version one")
     assert server.get("/v2/health/ready")[0] == 200
     assert version_of(server, clips) == "one"
 
@@ -464,7 +464,7 @@ def test_a_damaged_champion_is_refused_and_the_model_at_work_stays(
         assert version_of(server, clips) == "good"
         assert server.get("/v2/health/ready")[0] == 200
     publish(data_root, "next", expert_onnx)
-    server.wait_for("version next answers")
+    server.wait_for("serving version next")
     assert version_of(server, clips) == "next"
 
 
@@ -480,7 +480,7 @@ def test_a_model_that_hears_its_reference_clip_otherwise_is_refused(
     manifest["reference"] = {versions.ONNX: [0.2, 0.6, 0.2]}
     files.write_json(folder / files.MANIFEST, manifest)
     server = start("--data-root", data_root)
-    server.wait_for("must hear its reference clip as when it was published")
+    server.wait_for("must give its reference clip the same probabilities as on publication")
     status, answer = server.get("/v2/health/ready")
     assert (status, "reference clip" in answer["reason"]) == (503, True)
 
@@ -493,7 +493,7 @@ def test_a_server_that_is_told_to_stop_answers_what_it_took_and_ends_well(
     threads = [threading.Thread(target=lambda: found.append(server.infer(fp32(clips))[0])) for _ in range(8)]
     for thread in threads:
         thread.start()
-    server.wait_for("runs at a time")
+    server.wait_for("batches at a time")
     asked = threading.Thread(target=lambda: found.append(server.stop()))
     asked.start()
     server.wait_for("stopping")
@@ -512,7 +512,7 @@ def test_what_cannot_be_served_is_one_line_with_the_remedy(
     port = server.url.rpartition(":")[2]
     grpc_port = server.grpc.rpartition(":")[2]
     for arguments, said in (
-        (("--model", tmp_path / "model.pth"), "model must be an .onnx file (kws export makes one of a .pth)"),
+        (("--model", tmp_path / "model.pth"), "model must be an .onnx file (kws export converts a .pth)"),
         (("--model", tmp_path / "none.onnx"), "which does not exist"),
         (("--data-root", tmp_path / "none"), "data_root must be a folder"),
         (("--model", expert_onnx, "--port", port), "--port"),

@@ -1,5 +1,5 @@
-"""The page: a microphone in the browser, the words as they are heard, and recordings of one's own words.
+"""The page: listens to a microphone in the browser, shows detected words, and collects recordings of new words.
 
-Static files without a build step (static/), a WebSocket over the detector (socket.py), recordings (collection.py).
-`router` puts them into one application, which server.py mounts.
+Static files without a build step (static/), a WebSocket for the detector (socket.py), recordings (collection.py).
+`router` combines their routes, which server.py includes in its application.
 """

@@ -1,6 +1,7 @@
-"""Recordings that people make on the page, where the server was told to keep them.
+"""Stores recordings that people make on the page, if the server was started with a folder for them.
 
-<folder>/<word>/<speaker>_nohash_<n>.wav, of the model's rate and length, mono, 16 bit: what `--source` of a run takes.
+<folder>/<word>/<speaker>_nohash_<n>.wav, mono, 16 bit, with the model's sample rate and clip length. The folder can be
+the `--source` of a run.
 """
 
 import io
@@ -13,7 +14,7 @@ from typing import Any
 from kws.config import FeatureConfig, require
 
 MOST_CLIPS = 20_000
-"""Recordings that a folder may hold: 640 MB."""
+"""Largest number of recordings in a folder: 640 MB."""
 
 WORD = re.compile(r"[a-z][a-z0-9'-]{0,29}")
 NAME = re.compile(r"[0-9a-f]{8}_nohash_[0-9]{1,5}\.wav")
@@ -24,31 +25,31 @@ class Collection:
     """A folder of recordings."""
 
     def __init__(self, folder: Path) -> None:
-        """Makes the folder.
+        """Opens the folder, and creates it if necessary.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the folder cannot be created.
         """
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, word: str, speaker: str, content: bytes, features: FeatureConfig) -> str:
-        """Keeps a recording, and returns its clip id.
+        """Stores a recording, and returns its clip id.
 
         Args:
-            word: what is said.
-            speaker: eight hexadecimal digits.
+            word: the word that is spoken.
+            speaker: id of the speaker, eight hexadecimal digits.
             content: a WAV file.
-            features: give rate and length.
+            features: determine sample rate and length.
 
         Raises:
-            ValueError: a name is none, the recording is of another kind, or the folder is full.
+            ValueError: word or speaker are not valid, the recording has another format, or the folder is full.
         """
-        _check(WORD, word, "word", "be a word in small letters, of 30 at most")
+        _check(WORD, word, "word", "be a word of at most 30 lower-case letters")
         _check(SPEAKER, speaker, "speaker", "be 8 hexadecimal digits")
         form = _form(content)
         wanted = (1, 2, features.sample_rate, features.num_samples)
-        rule = f"be WAV, with channels, bytes of a sample, rate and samples {wanted}"
+        rule = f"be WAV, with channels, bytes per sample, sample rate and number of samples {wanted}"
         require(form == wanted, "the recording", rule, form)
         require(sum(self.counts().values()) < MOST_CLIPS, "the folder", "hold fewer recordings", MOST_CLIPS)
         place = self.folder / word
@@ -59,7 +60,7 @@ class Collection:
             for number in range(MOST_CLIPS):
                 path = place / f"{speaker}_nohash_{number}.wav"
                 try:
-                    os.link(partial, path)  # fails where the name is taken, and is whole at once
+                    os.link(partial, path)  # atomic, and fails if the name is taken
                 except FileExistsError:
                     continue
                 return f"{word}/{path.name}"
@@ -68,24 +69,24 @@ class Collection:
         raise ValueError(f"speaker must have fewer recordings of {word}, got {MOST_CLIPS}")
 
     def path(self, word: str, name: str) -> Path:
-        """Returns where a recording lies.
+        """Returns the path of a recording.
 
         Raises:
-            ValueError: the name is none of a recording.
+            ValueError: word or name are not valid.
             FileNotFoundError: there is no such recording.
         """
-        _check(WORD, word, "word", "be a word in small letters, of 30 at most")
+        _check(WORD, word, "word", "be a word of at most 30 lower-case letters")
         _check(NAME, name, "name", "be <speaker>_nohash_<n>.wav")
         path = self.folder / word / name
         if not path.is_file():
-            raise FileNotFoundError(f"the recording must be kept here, got {word}/{name}, which is not")
+            raise FileNotFoundError(f"the recording must exist, got {word}/{name}, which does not")
         return path
 
     def delete(self, word: str, name: str) -> None:
-        """Deletes a recording; its folder too, when it was the last.
+        """Deletes a recording, and its folder if that is then empty.
 
         Raises:
-            ValueError: the name is none of a recording.
+            ValueError: word or name are not valid.
             FileNotFoundError: there is no such recording.
         """
         path = self.path(word, name)
@@ -94,11 +95,11 @@ class Collection:
             path.parent.rmdir()
 
     def counts(self) -> dict[str, int]:
-        """Returns how many recordings there are of each word."""
+        """Returns the number of recordings of each word."""
         return {word: len(names) for word, names in self._list().items()}
 
     def summary(self) -> dict[str, Any]:
-        """Returns what the page shows: the folder, the recordings by word, the newest last."""
+        """Returns the folder and the names of the recordings by word, the newest last, for the page."""
         return {"folder": str(self.folder.resolve()), "words": self._list()}
 
     def _list(self) -> dict[str, list[str]]:
@@ -116,7 +117,7 @@ class Collection:
 def _changed(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:  # deleted by someone else meanwhile
+    except FileNotFoundError:  # deleted by another request meanwhile
         return 0.0
 
 
@@ -130,4 +131,4 @@ def _form(content: bytes) -> tuple[int, int, int, int] | str:
             num_samples = len(file.readframes(file.getnframes())) // max(file.getsampwidth() * file.getnchannels(), 1)
             return file.getnchannels(), file.getsampwidth(), file.getframerate(), num_samples
     except (wave.Error, EOFError) as error:
-        return f"no WAV file ({error})"
+        return f"another kind of file ({error})"

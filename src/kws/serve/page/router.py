@@ -1,4 +1,4 @@
-"""Everything of the page under one application: static files, the WebSocket, recordings."""
+"""The routes of the page: static files, the WebSocket and recordings."""
 
 import importlib.resources
 from collections.abc import Awaitable, Callable
@@ -13,7 +13,7 @@ from kws.serve.page.collection import Collection
 from kws.serve.page.socket import Listener, Model
 
 MOST_BYTES = 1 << 20
-"""Size of a recording that is sent; a second of sound has 32 kB."""
+"""Largest size of an uploaded recording; a second of sound has 32 kB."""
 
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
@@ -33,12 +33,12 @@ def router(current: Callable[[], Model | None], collect: Path | None = None, mos
     """Returns the routes of the page: /, /page/…, /listen, /card, /collection/….
 
     Args:
-        current: returns the model at work, or None while there is none.
-        collect: the folder that recordings are kept in; none are kept without it.
-        most_streams: connections that may listen at a time.
+        current: returns the model that is served, or None if there is none yet.
+        collect: the folder in which to store recordings; None: recordings are refused.
+        most_streams: largest number of WebSocket connections at the same time.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be created.
     """
     collection = Collection(collect) if collect is not None else None
     folder = importlib.resources.files("kws.serve.page") / "static"
@@ -83,9 +83,9 @@ def router(current: Callable[[], Model | None], collect: Path | None = None, mos
         return JSONResponse(kept.summary())
 
     async def add(request: Request, kept: Collection) -> Response:
-        # Of this kind a page elsewhere may send nothing without asking first, and it is told no.
+        # With this type the browser sends a CORS preflight for pages of other origins, which is refused.
         if request.headers.get("content-type") != "audio/wav":
-            return _error(415, "the recording must come with content-type audio/wav")
+            return _error(415, "the recording must have the content-type audio/wav")
         content = b""
         async for part in request.stream():
             content += part

@@ -1,11 +1,13 @@
-"""The WebSocket of the page: samples in, probabilities and detections out.
+"""The WebSocket of the page, which takes samples and returns probabilities and detections.
 
-The client begins with {"rate": 16000} and gets hello: version, words, thresholds. Then it sends samples, 16-bit
-little-endian mono, in binary messages of any length, and gets {"type": "heard"} ten times a second, and
-{"type": "detection"}. It may send {"thresholds": {word: probability}} at any time, and {"finish": true}, after which
-{"type": "finished"} comes and the stream begins anew. When another model becomes champion, hello comes again.
+The client first sends {"rate": 16000} and receives hello, with version, words and thresholds. It then sends samples,
+16-bit little-endian mono, in binary messages of any length, and receives {"type": "heard"} ten times per second of
+sound, and {"type": "detection"}. At any time it may send {"thresholds": {word: probability}}, or {"finish": true}, upon
+which it receives {"type": "finished"} and the stream starts over. When another model becomes champion, hello is sent
+again.
 
-Messages are worked off one after the other: a client that sends faster than the model hears is slowed down by TCP.
+Messages are processed one after the other, so that TCP's back-pressure slows down a client that sends faster than the
+model computes.
 """
 
 import asyncio
@@ -21,17 +23,17 @@ from kws.model.detector import Detector, Heard, Thresholds, reported
 from kws.model.predict import AnyRecognizer
 
 MOST_BYTES = 1 << 18
-"""Size of a message: 8 s of sound."""
+"""Largest size of a message: 8 s of sound."""
 
 PATIENCE_SECONDS = 60.0
-"""After so long without a message the connection is closed."""
+"""Seconds without a message after which the connection is closed."""
 
 UNSUPPORTED, TRY_AGAIN = 1003, 1013
-"""Codes of closing: what was sent cannot be understood; there are too many streams, or no model yet."""
+"""Close codes: for an invalid message; for too many streams, or no model yet."""
 
 
 class Model(Protocol):
-    """What a server has at work: see `kws.serve.models.Served`."""
+    """The served model, see `kws.serve.models.Served`."""
 
     @property
     def recognizer(self) -> AnyRecognizer:
@@ -39,19 +41,19 @@ class Model(Protocol):
 
     @property
     def version(self) -> str:
-        """Its name."""
+        """The name of its version."""
 
     @property
     def thresholds(self) -> Thresholds:
-        """When a word counts."""
+        """Its detection thresholds."""
 
     @property
     def card(self) -> str:
-        """MODEL_CARD.md, or nothing."""
+        """Content of MODEL_CARD.md, or empty."""
 
 
 class Listener:
-    """Answers one connection after the other, a bounded number of them at a time."""
+    """Handles WebSocket connections, up to a maximum number at the same time."""
 
     def __init__(self, current: Callable[[], Model | None], most_streams: int) -> None:
         self.current = current
@@ -72,7 +74,7 @@ class Listener:
         except ValueError as error:
             await _refuse(socket, UNSUPPORTED, str(error))
         except TimeoutError:
-            await _refuse(socket, TRY_AGAIN, f"the stream must go on, got nothing for {PATIENCE_SECONDS:g} s")
+            await _refuse(socket, TRY_AGAIN, f"samples must arrive continuously, got none for {PATIENCE_SECONDS:g} s")
         finally:
             self.num_streams -= 1
 
@@ -85,13 +87,13 @@ class Listener:
         hello = await _receive(socket)
         if not isinstance(hello, dict) or hello.get("rate") != rate:
             got = hello.get("rate") if isinstance(hello, dict) else type(hello).__name__
-            raise ValueError(f"rate must be {rate}, said in a first message {{'rate': {rate}}}, got {got!r}")
+            raise ValueError(f"rate in the first message must be {rate}, as in {{'rate': {rate}}}, got {got!r}")
         detector, offset, odd = _begin(model), 0.0, b""
         await socket.send_json(_hello(model))
         while True:
             message = await _receive(socket)
             now = self.current()
-            if now is not None and now is not model:  # another champion: it goes on with the same clock
+            if now is not None and now is not model:  # another champion, whose times continue those of the one before
                 offset += detector.samples / rate
                 model, detector = now, _begin(now)
                 await socket.send_json(_hello(model))
@@ -133,12 +135,12 @@ def _hello(model: Model) -> dict[str, Any]:
 def _change(detector: Detector, model: Model, values: Any) -> None:
     words = reported(model.recognizer.words)
     if not isinstance(values, dict) or set(values) != set(words):
-        raise ValueError(f"thresholds must be of {', '.join(words)}, got {str(values)[:80]}")
+        raise ValueError(f"thresholds must be given for {', '.join(words)}, got {str(values)[:80]}")
     detector.set_thresholds(Thresholds(thresholds={word: float(value) for word, value in values.items()}).thresholds)
 
 
 def _feed(detector: Detector, samples: Any) -> list[tuple[Heard, bytes]]:
-    """Feeds a hop at a time, so that each window comes with its frames."""
+    """Feeds samples one hop at a time, and returns each window with its frames."""
     found, hop = [], detector.hop_samples
     for first in range(0, samples.size, hop):
         for heard in detector.feed(samples[first : first + hop]):
@@ -147,7 +149,7 @@ def _feed(detector: Detector, samples: Any) -> list[tuple[Heard, bytes]]:
 
 
 def _picture(detector: Detector) -> bytes:
-    """Returns the newest frames as bytes, [frames, num_mels]: 0 is 1e-6 of mel power, 255 a thousand."""
+    """Returns the newest frames as bytes, [frames, num_mels]; 0 is a mel power of 1e-6, 255 one of 1,000."""
     frames = detector.newest_frames
     frames = frames / np.float32(np.log(10)) if detector.is_log else np.log10(frames + np.float32(1e-6))
     return ((frames + 6) * (255 / 9)).clip(0, 255).astype(np.uint8).tobytes()
@@ -173,9 +175,9 @@ async def _receive(socket: WebSocket) -> bytes | dict[str, Any]:
     """Returns the next message.
 
     Raises:
-        ValueError: it is too long, or neither bytes nor JSON.
-        TimeoutError: none came for too long.
-        WebSocketDisconnect: the client went away.
+        ValueError: the message is too long, or neither binary nor a JSON object.
+        TimeoutError: none arrived within PATIENCE_SECONDS.
+        WebSocketDisconnect: the client closed the connection.
     """
     message = await asyncio.wait_for(socket.receive(), PATIENCE_SECONDS)
     if message["type"] == "websocket.disconnect":
@@ -197,7 +199,7 @@ async def _receive(socket: WebSocket) -> bytes | dict[str, Any]:
 
 
 async def _refuse(socket: WebSocket, code: int, reason: str) -> None:
-    """Says why, and closes; a client that is gone already does not matter."""
+    """Sends an error and closes the connection, which the client may have closed already."""
     try:
         await socket.send_json({"type": "error", "error": reason})
         await socket.close(code)

@@ -1,8 +1,8 @@
 import { RATE, cut, toPcm, wav } from "./sound.js";
 
 const SHOWN_SECONDS = 5;
-const KEPT_SECONDS = 30; // of sound, to play what was detected and to cut recordings
-const MOST_WAITING = RATE; // bytes on their way to the server: half a second; beyond it sound is dropped
+const KEPT_SECONDS = 30; // sound kept to play detections and to cut recordings
+const MOST_WAITING = RATE; // bytes in transit to the server, half a second; beyond that sound is dropped
 const MOST_LINES = 50;
 const $ = (id) => document.getElementById(id);
 
@@ -28,7 +28,7 @@ function connect() {
     state.ready = false;
     $("start").disabled = $("file").disabled = !state.listening;
     state.retry = Math.min(state.retry + 1, 6);
-    $("model").textContent = "The connection to the server is gone; trying again …";
+    $("model").textContent = "The connection to the server was lost; trying again …";
     setTimeout(connect, 500 * state.retry);
   };
 }
@@ -37,7 +37,7 @@ const handlers = {
   hello(message) {
     state.ready = true;
     state.retry = 0;
-    if (state.fresh) state.origin = state.total; // the server's clock begins here; another champion lets it go on
+    if (state.fresh) state.origin = state.total; // the server's clock starts here; it continues when the champion changes
     state.fresh = false;
     state.thresholds = { ...message.thresholds };
     state.defaults = { ...message.thresholds };
@@ -51,7 +51,7 @@ const handlers = {
     const rate = message.false_alarms_per_hour;
     $("limit").textContent = rate === null || rate === undefined
       ? "The thresholds were not measured for this model."
-      : `The thresholds were chosen for ${rate < 0.05 ? "less than 0.1" : rate.toFixed(1)} false alarms an hour.`;
+      : `The thresholds were chosen for ${rate < 0.05 ? "less than 0.1" : rate.toFixed(1)} false alarms per hour.`;
     $("start").disabled = $("file").disabled = false;
     showCard();
   },
@@ -67,7 +67,7 @@ const handlers = {
     if (state.fileDone) state.fileDone();
   },
   error(message) {
-    problem(`The server says: ${message.error}`);
+    problem(`The server reported an error: ${message.error}`);
   },
 };
 
@@ -80,7 +80,7 @@ function sendThresholds() {
   if (state.ready) state.socket.send(JSON.stringify({ thresholds: state.thresholds }));
 }
 
-// Every sample that is heard goes through here, from the microphone or a file.
+// Takes all samples, from the microphone or a file, stores them in the ring buffer and sends them to the server.
 function take(samples) {
   for (let i = 0; i < samples.length; i++) state.ring[(state.total + i) % state.ring.length] = samples[i];
   state.total += samples.length;
@@ -88,13 +88,13 @@ function take(samples) {
   if (!state.ready) return;
   if (state.socket.bufferedAmount > MOST_WAITING) {
     state.dropped += samples.length;
-    state.origin += samples.length; // the server's clock stands still for these
+    state.origin += samples.length; // dropped samples do not advance the server's clock
     return;
   }
   state.socket.send(toPcm(samples));
 }
 
-// Samples of the ring, between two counts of all samples that came.
+// Returns samples from the ring buffer, between two positions that count from the first sample received.
 function kept(from, to) {
   const piece = new Float32Array(to - from);
   for (let i = from; i < to; i++) {
@@ -107,11 +107,11 @@ function kept(from, to) {
 
 function whyNoMicrophone(error) {
   const why = {
-    NotAllowedError: "The microphone was denied. Allow it for this page (the icon left of the address), and start again.",
-    SecurityError: "The microphone was denied by the browser's settings. Allow it for this page, and start again.",
+    NotAllowedError: "Access to the microphone was denied. Allow it for this page (the icon left of the address), and start again.",
+    SecurityError: "The browser's settings deny access to the microphone. Allow it for this page, and start again.",
     NotFoundError: "There is no microphone. Connect one, and start again.",
-    NotReadableError: "The microphone is busy: another program has it, or the system keeps it. Close that, and start again.",
-    AbortError: "The microphone stopped before it began. Start again.",
+    NotReadableError: "The microphone is in use by another program or by the system. Close that program, and start again.",
+    AbortError: "The microphone could not be started. Try again.",
   };
   return why[error.name] || `The microphone cannot be used: ${error.message || error.name}.`;
 }
@@ -119,8 +119,8 @@ function whyNoMicrophone(error) {
 async function start() {
   problem("");
   if (!navigator.mediaDevices || !navigator.mediaDevices.getUserMedia) {
-    problem("A browser gives the microphone only to pages at https:// or at localhost. Open this server as " +
-      "http://localhost:… (over SSH: ssh -L 8080:localhost:8080 …), or put it behind HTTPS. Files can be dropped here anyway.");
+    problem("Browsers allow the microphone only on pages at https:// or localhost. Open this server as " +
+      "http://localhost:… (over SSH: ssh -L 8080:localhost:8080 …), or put it behind HTTPS. You can still drop files here.");
     return;
   }
   $("start").disabled = true;
@@ -129,7 +129,7 @@ async function start() {
     state.stream = await navigator.mediaDevices.getUserMedia({ audio: {
       channelCount: 1, echoCancellation: processing, noiseSuppression: processing, autoGainControl: processing,
     } });
-    // The context keeps the rate of the device: some browsers refuse another one. The worklet resamples.
+    // The context keeps the device's sample rate, as some browsers refuse others; the worklet resamples.
     const context = new AudioContext();
     state.context = context;
     await context.audioWorklet.addModule("page/worklet.js");
@@ -142,7 +142,7 @@ async function start() {
     source.connect(state.node);
     await context.resume();
     state.stream.getTracks()[0].onended = () => {
-      if (state.listening) stop("The microphone was taken away. Connect it, and start again.");
+      if (state.listening) stop("The microphone was disconnected. Connect it, and start again.");
     };
     state.listening = true;
     state.lastFrame = state.lastLoud = performance.now();
@@ -166,26 +166,26 @@ function stop(why) {
   problem(why || "");
 }
 
-// What goes wrong without an event: a context that is suspended, a clock that stands after sleep, a muted microphone.
+// Detects problems that cause no event: a suspended context, a clock that stopped during sleep, a muted microphone.
 function watch() {
   const now = performance.now();
   if (state.listening) {
     if (now - state.lastFrame > 1500) {
-      problem("No sound has come for two seconds: the browser paused it. Click Stop and Start if it does not come back.");
+      problem("There has been no sound for two seconds: the browser paused it. If it does not resume, stop and start the microphone.");
       state.paused = true;
       if (state.context && state.context.state === "suspended") state.context.resume();
     } else if (state.paused) {
       state.paused = false;
       problem("");
     } else if (now - state.lastLoud > 2000) {
-      status("Listening, but the microphone gives nothing but silence: is it muted?");
+      status("Listening, but the microphone gives only silence: is it muted?");
       state.silent = true;
     } else if (state.silent) {
       state.silent = false;
       status("Listening.");
     }
     if (state.dropped) {
-      status(`Listening. The connection is slow: ${(state.dropped / RATE).toFixed(1)} s of sound were left out.`);
+      status(`Listening. The connection is slow: ${(state.dropped / RATE).toFixed(1)} s of sound were dropped.`);
     }
   }
 }
@@ -212,7 +212,7 @@ async function readFile(file) {
   state.reading = true;
   try {
     status(`Reading ${file.name} …`);
-    // decodeAudioData resamples to the rate of its context.
+    // decodeAudioData resamples to the sample rate of its context.
     const context = new OfflineAudioContext(1, 1, RATE);
     const buffer = await context.decodeAudioData(await file.arrayBuffer());
     const mono = new Float32Array(buffer.length);
@@ -221,17 +221,17 @@ async function readFile(file) {
       for (let i = 0; i < mono.length; i++) mono[i] += samples[i] / buffer.numberOfChannels;
     }
     const before = state.detections;
-    await finish(); // what was heard before is no part of the file
+    await finish(); // sound from before does not belong to the file
     for (let first = 0; first < mono.length; first += RATE / 10) {
       take(mono.subarray(first, first + RATE / 10));
       while (state.ready && state.socket.bufferedAmount > MOST_WAITING / 2) await pause(5);
     }
     await finish();
     const found = state.detections - before;
-    status(`${file.name}: ${(mono.length / RATE).toFixed(1)} s, ${found} ${found === 1 ? "word" : "words"} heard.`);
+    status(`${file.name}: ${(mono.length / RATE).toFixed(1)} s, ${found} ${found === 1 ? "word" : "words"} detected.`);
   } catch (error) {
-    problem(`${file.name} could not be read as a recording (${error.message || error.name}). WAV, FLAC, MP3 and OGG will do.`);
-    status("Nothing was heard in the file.");
+    problem(`${file.name} could not be read as a recording (${error.message || error.name}). Use WAV, FLAC, MP3 or OGG.`);
+    status("The file was not read.");
   }
   state.reading = false;
 }
@@ -249,7 +249,7 @@ function finish() {
 
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
-// ------------------------------------------------------------------ what is seen
+// ------------------------------------------------------------------ display
 
 function status(text) {
   if ($("status").textContent !== text) $("status").textContent = text;
@@ -302,7 +302,7 @@ function drawWords() {
   }
 }
 
-// Thresholds are seldom below a half, and near 1 a thousandth matters: the slider's steps grow finer there.
+// The slider's steps are finer near 1: thresholds are seldom below 0.5, and near 1 a thousandth matters.
 const fromPercent = (value) => (value > 100 ? 1.5 : Math.min(0.9999, Math.max(0.01, 1 - (1 - value / 100) ** 1.6)));
 const toPercent = (threshold) => (threshold > 1 ? 101 : Math.round(100 * (1 - (1 - threshold) ** (1 / 1.6))));
 
@@ -359,7 +359,7 @@ function play(samples) {
   audio.play();
 }
 
-// The colours of magma, at five places.
+// Five colours of the magma colour map.
 const COLOURS = [[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]];
 
 function colour(value) {
@@ -407,7 +407,7 @@ function draw() {
     $("level").value = state.decibels;
     $("decibels").textContent = `${Math.max(-99, state.decibels).toFixed(0)} dB`;
     const clipped = performance.now() - (state.clippedAt ?? -1e9) < 2000;
-    $("clipped").textContent = clipped ? "Too loud: it is cut off." : "";
+    $("clipped").textContent = clipped ? "Too loud: the sound is clipped." : "";
   }
   requestAnimationFrame(draw);
 }
@@ -485,8 +485,8 @@ async function showClips() {
   if (!counts.length) return;
   const command = document.createElement("code");
   command.textContent = `python -m pipeline run --source ${folder} --words auto --split random --data-root var/data`;
-  $("next").append(`Kept so far: ${counts.join(", ")}. `, enough ? "Enough to train: " :
-    "Two words or more, with 20 recordings each, are enough to begin: then train with ", command,
+  $("next").append(`Kept so far: ${counts.join(", ")}. `, enough ? "That is enough to train with " :
+    "When there are at least two words with 20 recordings each, train with ", command,
     enough ? " and serve the champion: " : "",
     enough ? Object.assign(document.createElement("code"), { textContent: "kws serve --data-root var/data" }) : "");
 }
@@ -511,14 +511,14 @@ async function record(event) {
   }
   for (let take_ = 1; take_ <= times && state.recording && state.listening; take_++) {
     $("cue").textContent = `Say “${word}” (${take_} of ${times})`;
-    // The ring runs all the time: what is said too early is in it as well.
+    // The ring buffer runs all the time, so it also has a word that is spoken too early.
     const cue = state.total;
     while (state.total < cue + 1.9 * RATE && state.recording && state.listening) await pause(50);
     if (!state.recording || !state.listening) break;
     const clip = cut(kept(Math.max(0, cue - 0.5 * RATE), cue + 1.9 * RATE));
     const peak = clip.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
     if (peak < 0.02 || peak >= 0.999) {
-      $("cue").textContent = peak < 0.02 ? "Too quiet: nothing was kept. Again …" : "Too loud, it was cut off. Again …";
+      $("cue").textContent = peak < 0.02 ? "Too quiet: not kept. Again …" : "Too loud: the sound was clipped. Again …";
       take_--;
       await pause(1500);
       continue;

@@ -1,18 +1,17 @@
-// What is computed with samples: no page, no server.
+// Computations on samples, independent of the page and the server.
 
-export const RATE = 16000; // of the model
+export const RATE = 16000; // sample rate of the model
 
-// A stream of samples to another rate: a windowed sinc whose cutoff lies below both Nyquist frequencies, so that what
-// the lower rate cannot hold does not come back as another tone.
+// Resamples a stream with a windowed sinc filter, whose cutoff is below both Nyquist frequencies to avoid aliasing.
 
 const ZERO_CROSSINGS = 24;
-const STEPS = 512; // of the table, from one zero crossing to the next
-const ROLLOFF = 0.92; // cutoff, as a share of the lower Nyquist frequency
+const STEPS = 512; // table entries from one zero crossing to the next
+const ROLLOFF = 0.92; // cutoff, as a fraction of the lower Nyquist frequency
 
 export class Resampler {
   constructor(from, to) {
     this.step = from / to;
-    this.scale = ROLLOFF * Math.min(1, to / from); // cutoff, as a share of the Nyquist frequency of the input
+    this.scale = ROLLOFF * Math.min(1, to / from); // cutoff, as a fraction of the Nyquist frequency of the input
     this.reach = Math.ceil(ZERO_CROSSINGS / this.scale); // input samples on either side
     this.table = new Float32Array(ZERO_CROSSINGS * STEPS + 2);
     for (let i = 0; i <= ZERO_CROSSINGS * STEPS; i++) {
@@ -21,10 +20,10 @@ export class Resampler {
       this.table[i] = sinc * (0.5 + 0.5 * Math.cos((Math.PI * x) / ZERO_CROSSINGS));
     }
     this.kept = new Float32Array(this.reach); // silence before the first sample
-    this.position = this.reach; // of the next output sample, in kept
+    this.position = this.reach; // position of the next output sample in `kept`
   }
 
-  // Takes samples and returns those that they complete, delayed by `reach` input samples.
+  // Takes input samples and returns the output samples that are complete; the delay is `reach` input samples.
   process(samples) {
     const input = new Float32Array(this.kept.length + samples.length);
     input.set(this.kept);
@@ -50,14 +49,14 @@ export class Resampler {
   }
 }
 
-// Floats beyond ±1 are cut, not wrapped.
+// Converts floats to 16-bit samples; clips values beyond ±1.
 export function toPcm(samples) {
   const pcm = new Int16Array(samples.length);
   for (let i = 0; i < samples.length; i++) pcm[i] = Math.max(-32768, Math.min(32767, Math.round(samples[i] * 32768)));
   return pcm;
 }
 
-// A WAV file of a recording.
+// Encodes samples as a WAV file.
 export function wav(samples) {
   const pcm = toPcm(samples);
   const view = new DataView(new ArrayBuffer(44 + 2 * pcm.length));
@@ -78,7 +77,7 @@ export function wav(samples) {
   return view.buffer;
 }
 
-// The second with the most energy, moved so that its middle of energy is the middle of the clip.
+// Returns the loudest second, shifted so that the centroid of its energy is in the middle of the clip.
 export function cut(samples) {
   let energy = 0;
   let best = -1;

@@ -1,4 +1,4 @@
-// On the audio thread: the first channel of the microphone, at the context's own rate, to the model's.
+// Runs on the audio thread: resamples the first channel of the microphone to the model's sample rate.
 import { Resampler } from "./sound.js";
 
 class Microphone extends AudioWorkletProcessor {
