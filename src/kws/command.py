@@ -1,4 +1,4 @@
-"""How a command ends: with a line for an error, never with a traceback."""
+"""The frame of a command line: errors become one line and an exit status, never a traceback."""
 
 import codecs
 import contextlib
@@ -14,30 +14,30 @@ from typing import TextIO
 
 
 class Unfailing(io.TextIOBase):
-    """What is told to people on the way: a closed pipe or a full disk behind it must not end the work."""
+    """A text stream that ignores write errors, so that a closed pipe or a full disk behind it does not end the work."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Writes text, if that can be."""
+        """Writes text if possible."""
         if self.stream is not None:
             with contextlib.suppress(OSError, ValueError):
                 self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Lets through what is held back, if that can be."""
+        """Flushes the stream if possible."""
         if self.stream is not None:
             with contextlib.suppress(OSError, ValueError):
                 self.stream.flush()
 
     def isatty(self) -> bool:
-        """Tells whether people read it as it comes."""
+        """Tells whether the stream is a terminal."""
         return self.stream is not None and self.stream.isatty()
 
     def fileno(self) -> int:
-        """Returns the file descriptor, for processes that write to the same."""
+        """Returns the file descriptor, which child processes inherit."""
         if self.stream is None:
             raise io.UnsupportedOperation("fileno")
         return self.stream.fileno()
@@ -49,34 +49,34 @@ class Unfailing(io.TextIOBase):
 
 
 class CommandFailed(Exception):
-    """What a command was to do failed, through no fault of its arguments; the message is for people."""
+    """Raised if a command failed although its arguments were right; the message is shown to the user."""
 
 
 CLOSED_PIPE = 141
-"""Exit status when nobody reads the output any more: 128 + SIGPIPE, as of other programs."""
+"""Exit status if the reader of the output has gone: 128 + SIGPIPE, as in other programs."""
 
 
 @contextlib.contextmanager
 def as_command() -> Iterator[None]:
-    """Ends the block, a whole command, as a command line should: with a line for an error, never with a traceback.
+    """Runs the block as a command: turns its errors into one line on standard error and an exit status.
 
-    Status 1 is CommandFailed, 2 an error of the user or of the machine, 130 Ctrl-C, 141 an output that nobody reads any
-    more.
+    The status is 1 for CommandFailed, 2 for an error of the user or of the machine, 130 for Ctrl-C, and 141 if the
+    reader of the output has gone.
 
     Raises:
-        SystemExit: always where the block does not end by itself.
+        SystemExit: the block raised one of these errors.
     """
     settle_user()
     settle_streams()
     quiet_threads()
     before = sys.stdout, sys.stderr
     sys.stderr = Unfailing(sys.stderr)
-    sys.stdout = sys.stdout or io.StringIO()  # closed by who started this
+    sys.stdout = sys.stdout or io.StringIO()  # the parent process may have closed it
     try:
         try:
             yield
         finally:
-            sys.stdout.flush()  # now, while it can still be told that the disk is full
+            sys.stdout.flush()  # now, while a full disk can still be reported
     except CommandFailed as error:
         status = _end(1, str(error))
     except KeyboardInterrupt:
@@ -87,10 +87,10 @@ def as_command() -> Iterator[None]:
         status = _end(2, f"this takes more memory than there is: {ENOUGH_MEMORY}")
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        status = _end(2, f"{error}{'; free some and start again, what is done stays' if is_full else ''}")
+        status = _end(2, f"{error}{'; free some space and start again: what is done is kept' if is_full else ''}")
     except UnicodeEncodeError as error:
-        status = _end(2, f"names and texts must be UTF-8, got {error.object[:200]!a}: rename it, or take a locale "
-                         "of UTF-8 (LC_ALL=C.UTF-8, and no PYTHONUTF8=0)")  # fmt: skip
+        status = _end(2, f"names and texts must be UTF-8, got {error.object[:200]!a}: rename it, or use a UTF-8 locale "
+                         "(LC_ALL=C.UTF-8, without PYTHONUTF8=0)")  # fmt: skip
     except (ValueError, FloatingPointError) as error:
         status = _end(2, str(error))
     except RuntimeError as error:
@@ -108,7 +108,7 @@ def as_command() -> Iterator[None]:
     sys.exit(status)
 
 
-ENOUGH_MEMORY = "a smaller --batch-size, fewer processes or a larger limit help"
+ENOUGH_MEMORY = "use a smaller --batch-size, fewer processes or a larger memory limit"
 
 
 def _end(status: int, message: str) -> int:
@@ -118,7 +118,7 @@ def _end(status: int, message: str) -> int:
 
 
 def _forget_unwritten(stream: TextIO) -> None:
-    """Keeps Python from complaining, as it exits, of what it could not write."""
+    """Keeps Python from reporting at exit what it could not write."""
     try:
         stream.flush()
     except (OSError, ValueError):
@@ -127,9 +127,9 @@ def _forget_unwritten(stream: TextIO) -> None:
 
 
 def quiet_threads() -> None:
-    """Lets a thread that a full disk or a closed pipe ended say so in a line.
+    """Reports an OSError in a thread, such as a full disk, in one line instead of a traceback.
 
-    TensorBoard writes in a thread, and raises in the main one as well when that writes next.
+    TensorBoard writes in a thread, and raises the error in the main thread as well at its next write.
     """
 
     def say(what: threading.ExceptHookArgs) -> None:
@@ -142,10 +142,10 @@ def quiet_threads() -> None:
 
 
 def settle_streams() -> None:
-    """Lets every character pass, whatever the locale.
+    """Makes standard output and error accept every character, whatever the locale.
 
-    Python takes the locale C for UTF-8 unless told otherwise; told otherwise, it is ASCII, which UTF-8 is too. In a
-    locale of another encoding there are question marks for what that does not have.
+    In the C locale Python uses UTF-8 unless that is disabled; then it uses ASCII, which is replaced by UTF-8 here. In
+    locales with other encodings, characters that these lack become question marks.
     """
     for stream in (sys.stdout, sys.stderr):
         if not isinstance(stream, io.TextIOWrapper):
@@ -157,9 +157,9 @@ def settle_streams() -> None:
 
 
 def settle_user() -> None:
-    """Gives a user whom the system does not know a name and a home, as libraries ask for both.
+    """Sets USER and HOME for a user id without a passwd entry, as libraries ask for both.
 
-    Kubernetes and OpenShift start containers as users that no passwd file lists.
+    Kubernetes and OpenShift run containers with such user ids.
     """
     uid = os.getuid()
     try:
@@ -168,5 +168,5 @@ def settle_user() -> None:
         os.environ.setdefault("USER", f"user{uid}")
         os.environ.setdefault("HOME", tempfile.gettempdir())
     home = os.path.expanduser("~")
-    if not os.access(home, os.W_OK):  # where matplotlib keeps what it knows of fonts
+    if not os.access(home, os.W_OK):  # matplotlib writes its font cache there
         os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), f"matplotlib-{uid}"))

@@ -1,4 +1,4 @@
-"""Cores: how many a process may use, and how its threads share them with other processes."""
+"""CPU cores: how many a process may use, and how its threads share them with other processes."""
 
 import contextlib
 import ctypes
@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
-"""Within a container: microseconds of all cores, or max, and of how many."""
+"""The CPU limit of a container (control groups v2): microseconds of CPU time, or max, per period of microseconds."""
 
 CPU_LIMITS_1 = (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
-"""The same in control groups of the first version, where -1 stands for max."""
+"""The same for control groups v1, where -1 stands for max."""
 
 
 def num_cores() -> int:
-    """Returns how many cores this process may use: those it is bound to, and no more than its container's limit."""
+    """Returns the number of cores that this process may use, by its CPU affinity and its container's CPU limit."""
     if sys.platform != "linux":
         return os.cpu_count() or 1
     bound = len(os.sched_getaffinity(0))
@@ -26,18 +26,18 @@ def num_cores() -> int:
         try:
             quota, period = " ".join(file.read_text() for file in limits).split()
             return bound if quota in ("max", "-1") else min(bound, math.ceil(int(quota) / int(period)))
-        except (OSError, ValueError):  # no control group of this version
+        except (OSError, ValueError):  # no control groups of this version
             continue
     return bound
 
 
 @contextlib.contextmanager
 def computing() -> Iterator[None]:
-    """Computes with torch on as many threads as there are cores here, which share them with neighbours; for a block.
+    """Limits torch to `num_cores` threads, which yield to neighbouring processes, for the block.
 
-    Left alone, torch takes a thread for every core of the machine, whatever the limit of the container: the threads
-    then wait together whenever the limit is used up. OMP_NUM_THREADS decides otherwise. Does nothing within another
-    block of this kind, and where torch is not in use.
+    By default torch starts a thread for every core of the machine, whatever the limit of the container, so that all of
+    them are throttled whenever the limit is used up. OMP_NUM_THREADS overrides this. Does nothing within another such
+    block, and if torch has not been imported.
     """
     torch = sys.modules.get("torch")
     if torch is None or _computing.locked():
@@ -59,14 +59,14 @@ _computing = threading.Lock()
 
 @contextlib.contextmanager
 def yield_to_neighbours() -> Iterator[None]:
-    """Lets the computing threads of this process share one core for as long as another process wants the others.
+    """Binds the compute threads of this process to one core while other processes need the rest, for the block.
 
-    Threads that compute together wait for each other hundreds of times a step, spinning. When one of them loses its
-    core for a time slice the others burn theirs: with one busy process beside two threads, training takes three times
-    as long as on one thread. Bound together to the core that is theirs, the threads take turns, and waste
-    nothing; what they compute is the same to the last bit, as their number is. They spread again when a core is idle.
+    OpenMP threads wait for each other hundreds of times per training step, spinning. When one of them loses its core
+    for a time slice, the others waste theirs: with one busy process beside two threads, training takes three times as
+    long as on one thread. Bound to the same core, the threads take turns and waste nothing; the result is the same to
+    the last bit, as their number does not change. They spread again when a core is idle.
 
-    Does nothing but on Linux, where there are more cores than threads, and for one thread.
+    Only does something on Linux, with several threads, and if there are no more cores than threads.
     """
     library = _openmp() if sys.platform == "linux" else None
     num_threads = 1 if library is None else library.omp_get_max_threads()
@@ -84,7 +84,7 @@ def yield_to_neighbours() -> Iterator[None]:
 
 
 def _openmp() -> "ctypes.CDLL | None":
-    """Returns the OpenMP library that torch computes with, if it is GNU's and loaded."""
+    """Returns the OpenMP library that torch uses, if it is GNU's and has been loaded."""
     with contextlib.suppress(OSError):
         paths = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
         for path in sorted(paths, key=lambda path: "torch" not in path):
@@ -93,10 +93,10 @@ def _openmp() -> "ctypes.CDLL | None":
 
 
 class _Cores:
-    """The cores of this process, and who has them."""
+    """Watches the cores of this process, and binds its threads."""
 
     INTERVAL = 0.5
-    """Seconds between two looks; two that agree decide."""
+    """Seconds between two measurements; two consecutive ones must agree before threads are bound or released."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
@@ -105,7 +105,7 @@ class _Cores:
         self.free = threading.Event()
 
     def share_until(self, done: threading.Event) -> None:
-        """Binds the threads to one core while others want the rest, until `done`."""
+        """Binds the threads to one core while other processes need the rest, until `done` is set."""
         before, agreed, then = self._look(), 0, time.monotonic()
         while not done.wait(self.INTERVAL):
             now, at = self._look(), time.monotonic()
@@ -129,7 +129,7 @@ class _Cores:
                     (task for task in waited if now[0][task][2]), key=lambda task: waited[task], default=None
                 )
                 self._bind(min(self.all) if quietest is None else now[0][quietest][1])
-            elif cpu < 0.6 and max(idle.values()) <= 0.6:  # this core has others too
+            elif cpu < 0.6 and max(idle.values()) <= 0.6:  # other processes use this core as well
                 cores = sorted(self.all)
                 self._bind(cores[(cores.index(self.bound) + 1) % len(cores)])
             else:
@@ -137,11 +137,11 @@ class _Cores:
         self._bind(None)
 
     def _look(self) -> tuple[dict[str, tuple[float, int, bool]], dict[int, float], float]:
-        """Returns what the system counts, in seconds.
+        """Reads the counters of the system, in seconds.
 
         Returns:
-            For each thread how long it waited for a core, which core it is on, and whether it computes; for each core
-            how long it was idle; how long this process computed.
+            For each thread, how long it waited for a core, its core, and whether it is a compute thread; for each core,
+            how long it was idle; the CPU time of this process.
         """
         tasks = {}
         for task in os.listdir("/proc/self/task"):
@@ -171,9 +171,9 @@ class _Cores:
         self.bound = core
 
     def _spin_less(self, until: threading.Event) -> None:
-        """Lets threads that wait for each other give up their core at once, until the event.
+        """Makes waiting threads yield their core instead of spinning, until the event is set.
 
-        GNU's library does so while it has more threads than cores: this makes one more, which sleeps.
+        GNU's OpenMP does so while it has more threads than cores, so this adds a thread, which sleeps.
         """
         nothing = ctypes.cast(self.library.omp_get_level, ctypes.c_void_p)
         self.library.GOMP_parallel(nothing, None, ctypes.c_uint(2), ctypes.c_uint(0))

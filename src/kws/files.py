@@ -1,6 +1,6 @@
-"""Writing files and folders so that a process killed at any moment leaves nothing half done.
+"""Writes files and folders atomically, so that a process killed at any moment leaves nothing half written; locks.
 
-A file is written under a temporary name beside its own, synced, and renamed. A folder is built under a temporary
+A file is written under a temporary name in the same folder, synced, and renamed. A folder is built under a temporary
 name, its manifest.json last, and renamed: a folder with a manifest.json is complete.
 """
 
@@ -26,20 +26,20 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 
 BEAT_SECONDS = 10.0
-"""How often a process that holds a lock by name says that it lives."""
+"""Seconds between two heartbeats of a process that holds a lock by name."""
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Opens a temporary file that takes the name `path` when the block ends well, and vanishes otherwise.
+    """Opens a temporary file that is renamed to `path` at the end of the block, or deleted if the block fails.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; what stood at `path` stays whole.
+        OSError: the disk is full or the folder cannot be written; an earlier file at `path` stays unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
-        # Not by mkstemp: the file is for all whom umask and folder let read it, as groups of OpenShift are.
+        # mkstemp would make the file private; umask and folder decide, as OpenShift gives access by group.
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -56,7 +56,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def delete_unfinished(*folders: Path) -> None:
-    """Deletes what `atomic_write` left in folders when its process was killed. Nobody may be writing there."""
+    """Deletes temporary files that killed processes left in folders; no process may be writing there."""
     for folder in folders:
         for path in folder.glob(".*.*"):
             if re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name) and path.is_file():
@@ -83,15 +83,15 @@ def parse_json(text: bytes, name: str) -> Any:
     """Parses the content of a JSON file.
 
     Args:
-        text: in UTF-8.
-        name: of the file, for the message.
+        text: the content, in UTF-8.
+        name: the name of the file, for error messages.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: the content is not JSON.
     """
     try:
         return json.loads(text.decode())
-    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, nested without end
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
         raise ValueError(f"{name} must be a JSON file, got {error}") from error
 
 
@@ -101,7 +101,7 @@ def read_object(path: Path, /, **fields: type) -> dict[str, Any]:
 
 
 def _read_bytes(path: Path) -> bytes:
-    """Reads a small file, again where another machine replaced it meanwhile, which NFS calls a stale handle."""
+    """Reads a small file; retries if another machine replaced it meanwhile, which NFS reports as a stale handle."""
     for _ in range(2):
         try:
             return path.read_bytes()
@@ -115,12 +115,12 @@ def parse_object(text: bytes, name: str, /, **fields: type) -> dict[str, Any]:
     """Parses a JSON object that must have some fields.
 
     Args:
-        text: in UTF-8.
-        name: of the file, for the message.
-        fields: the type of every field that must be there. A float must be finite, and may be written as an integer.
+        text: the content, in UTF-8.
+        name: the name of the file, for error messages.
+        fields: the type of every required field. A float must be finite, and may be written as an integer.
 
     Raises:
-        ValueError: it is no JSON, no object, or a field is missing or of another type; the message names it.
+        ValueError: the content is not a JSON object, or a field is missing or has another type; the message names it.
     """
     content = parse_json(text, name)
     if not isinstance(content, dict):
@@ -136,12 +136,12 @@ def parse_object(text: bytes, name: str, /, **fields: type) -> dict[str, Any]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames within a folder last through a power cut."""
+    """Makes renames within a folder survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # mounts of object stores know no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # mounts of object stores do not support it
             raise
     finally:
         os.close(descriptor)
@@ -150,7 +150,7 @@ def sync_folder(folder: Path) -> None:
 def is_complete(folder: Path) -> bool:
     """Tells whether a folder holds its manifest.json, which is written last.
 
-    The folder is listed, as an NFS client may remember for a minute that a file it asked for by name was not there.
+    The folder is listed, as an NFS client may cache for a minute that a file it looked up by name did not exist.
     """
     try:
         with os.scandir(folder) as entries:
@@ -160,17 +160,17 @@ def is_complete(folder: Path) -> bool:
 
 
 def build_folder(folder: Path, build: Callable[[Path], None]) -> bool:
-    """Builds a folder under a temporary name, then gives it its own; does nothing where it is complete.
+    """Builds a folder under a temporary name, then renames it; does nothing if the folder is complete.
 
-    Two processes that build the same folder do so one after the other, and the second finds it complete. What a
-    killed process left is deleted first.
+    If two processes build the same folder, the second waits for the first and finds it complete. Remains of killed
+    processes are deleted first.
 
     Args:
-        folder: the name to build.
-        build: fills the empty folder that it is given; manifest.json must be among what it writes.
+        folder: the folder to build.
+        build: function that fills the empty folder it is given, and must write a manifest.json.
 
     Returns:
-        Whether it was built now.
+        Whether the folder was built by this call.
     """
     with lock(folder):
         if is_complete(folder):
@@ -193,12 +193,12 @@ def build_folder(folder: Path, build: Callable[[Path], None]) -> bool:
 
 
 class Busy(ValueError):
-    """Another process holds the lock."""
+    """Raised if another process holds the lock."""
 
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Waits until no other process holds the lock `.<name>.lock` beside a path, and holds it for the block."""
+    """Waits for the lock `.<name>.lock` beside a path, and holds it for the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with hold(path.parent / f".{path.name}.lock", math.inf):
         yield
@@ -206,20 +206,20 @@ def lock(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hold(path: Path, seconds: float) -> Iterator[None]:
-    """Holds a lock file for the block. The kernel frees the lock of a process that died.
+    """Holds a lock file for the block. The kernel releases the lock of a process that died.
 
-    On a volume that has no locks (some mounts of NFS and of object stores) a second file beside it is the lock.
+    On a volume without file locks (some mounts of NFS and of object stores) a second file beside it is the lock.
 
     Args:
-        path: the lock file, which stays.
-        seconds: how long to wait for a process that holds it; a line says so.
+        path: the lock file, which is never deleted.
+        seconds: how long to wait for another process that holds it; a log line says so.
 
     Raises:
         Busy: the other process still held it after that.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:  # another user of the group made it: a lock needs no more than this
+    except PermissionError:  # made by another user of the group; reading is enough for a lock
         descriptor = os.open(path, os.O_RDONLY)
     try:
         try:
@@ -244,16 +244,16 @@ def _flock(descriptor: int) -> bool:
 
 
 def _wait(take: Callable[[], bool], path: Path, seconds: float) -> None:
-    """Tries to take a lock until it is there.
+    """Calls `take`, with back-off, until it returns true.
 
     Raises:
-        Busy: it was not in so many seconds.
+        Busy: it did not within `seconds`.
     """
     end = time.monotonic() + seconds
     pause, said = 0.01, False
     while not take():
         if time.monotonic() >= end:
-            raise Busy(f"{path} must be held by one process, got a second; wait for the first")
+            raise Busy(f"{path} must be held by one process at a time, got a second; wait until the first has ended")
         if pause >= 0.5 and not said:
             log.info("waiting for another process, which holds %s", path)
             said = True
@@ -263,9 +263,9 @@ def _wait(take: Callable[[], bool], path: Path, seconds: float) -> None:
 
 @contextlib.contextmanager
 def _hold_by_name(path: Path, seconds: float) -> Iterator[None]:
-    """Holds a lock by a file that only one process can create, and writes to it as long as this one lives.
+    """Holds a lock by creating a file, which only one process can do, and writing heartbeats to it.
 
-    Whether its process lives is told by whether its content changes, not by clocks, which differ between machines.
+    Others recognize a dead holder by content that no longer changes, not by clocks, which differ between machines.
     """
     me = f"{os.uname().nodename} {os.getpid()} {secrets.token_hex(4)}"
     seen, since = "", time.monotonic()
@@ -281,8 +281,8 @@ def _hold_by_name(path: Path, seconds: float) -> Iterator[None]:
                 seen, since = content, time.monotonic()
             elif time.monotonic() - since > 3 * BEAT_SECONDS:
                 gone = path.with_name(f"{path.name}-{secrets.token_hex(4)}")
-                os.rename(path, gone)  # of several that wait, one
-                if gone.read_text() != seen:  # another was faster, and this is its lock already
+                os.rename(path, gone)  # succeeds in only one of the waiting processes
+                if gone.read_text() != seen:  # another process was faster, and this is already its lock
                     os.link(gone, path)
                 gone.unlink()
         return False
@@ -316,14 +316,14 @@ def sha256_of(path: Path) -> str:
 
 
 def free_bytes(folder: Path) -> int:
-    """Returns the free bytes of the disk that holds a folder, or will."""
+    """Returns the free bytes of the disk that holds a folder, or will hold it once it exists."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def human_bytes(num_bytes: float) -> str:
-    """Returns a size for people: 2.4 GB."""
+    """Formats a number of bytes, as in 2.4 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"

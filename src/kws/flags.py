@@ -1,4 +1,4 @@
-"""Flags of the command lines, made from the fields of `kws.config`."""
+"""Makes command line flags from the fields of `kws.config`."""
 
 import argparse
 import dataclasses
@@ -16,14 +16,14 @@ def add_flag(
     shown: str = "",
     required: bool = False,
 ) -> None:
-    """Adds the flag of a field, with its docstring and default in the help.
+    """Adds a flag for a field, whose help text is the field's docstring and default.
 
     Args:
-        parser: gets the flag.
+        parser: the parser.
         config: a class of `kws.config`.
-        name: the field.
-        default: of the flag, where it is not the field's.
-        shown: what the help says of the default, where that is not its value.
+        name: name of the field.
+        default: default of the flag; None: that of the field.
+        shown: description of the default in the help; empty: its value.
         required: whether the flag must be given.
     """
     (value,) = (field.default for field in dataclasses.fields(config) if field.name == name)

@@ -1,4 +1,4 @@
-"""Pictures."""
+"""Plots for reports and TensorBoard."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def confusion(matrix: npt.NDArray[np.float64], words: Sequence[str]) -> Figure:
-    """Draws a confusion matrix: a row for each true word, in shares of its clips, with counts where there is room.
+    """Draws a confusion matrix, coloured by the fraction of each row's clips and labelled with counts.
 
     Args:
         matrix: counts [true words, predicted words].
@@ -34,7 +34,7 @@ def confusion(matrix: npt.NDArray[np.float64], words: Sequence[str]) -> Figure:
 
 
 def spectrograms(features: Tensor, titles: Sequence[str]) -> Figure:
-    """Draws features [clips, num_mels, num_frames] side by side, low frequencies below."""
+    """Draws features [clips, num_mels, num_frames] side by side, with low frequencies at the bottom."""
     figure = Figure(figsize=(3 * len(titles), 3), layout="constrained")
     panels = figure.subplots(1, len(titles), squeeze=False)[0]
     for axes, values, title in zip(panels, features, titles, strict=True):
@@ -46,11 +46,11 @@ def spectrograms(features: Tensor, titles: Sequence[str]) -> Figure:
 
 
 def detection(curves: Mapping[str, Sequence[tuple[float, float]]], points: Mapping[str, tuple[float, float]]) -> Figure:
-    """Draws the share of words missed against false alarms an hour, for each condition by name.
+    """Draws the miss rate against false alarms per hour, with a curve for each condition.
 
     Args:
-        curves: pairs of false alarms an hour and share missed, in the order of the thresholds.
-        points: where the chosen thresholds are.
+        curves: by condition, pairs of false alarms per hour and miss rate (0 to 1), in the order of the thresholds.
+        points: by condition, the pair at the chosen thresholds.
     """
     figure = Figure(figsize=(6, 4.2), layout="constrained")
     axes = figure.add_subplot()
@@ -64,15 +64,15 @@ def detection(curves: Mapping[str, Sequence[tuple[float, float]]], points: Mappi
     axes.set_xlim(least, 300)
     axes.set_ylim(0, 100)
     axes.axvline(1, color="grey", linewidth=0.8, linestyle=":")
-    axes.set_xlabel("false alarms an hour (0.1: that or fewer)")
+    axes.set_xlabel("false alarms per hour (0.1: that or fewer)")
     axes.set_ylabel("words missed, %")
     axes.grid(alpha=0.3)
-    axes.legend(title="dots: the thresholds chosen")
+    axes.legend(title="dots: chosen thresholds")
     return figure
 
 
 def conditions(accuracy: Mapping[str, float]) -> Figure:
-    """Draws the accuracy under each condition, by name, 0 to 1, as bars from the best to the worst."""
+    """Draws the accuracy (0 to 1) under each condition as bars, from the best to the worst."""
     figure = Figure(figsize=(6, 0.32 * len(accuracy) + 1), layout="constrained")
     axes = figure.add_subplot()
     rows = sorted(accuracy.items(), key=lambda row: row[1])
@@ -84,10 +84,10 @@ def conditions(accuracy: Mapping[str, float]) -> Figure:
 
 
 def training(epochs: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draws the course of a training.
+    """Draws loss and accuracy over the epochs of a training.
 
     Args:
-        epochs: for each, train_loss, validation_loss, train_accuracy and validation_accuracy.
+        epochs: for each epoch, train_loss, validation_loss, train_accuracy and validation_accuracy.
     """
     figure = Figure(figsize=(8, 3), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
@@ -103,7 +103,7 @@ def training(epochs: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def thumbnail(features: Tensor) -> Figure:
-    """Draws features [num_mels, num_frames] small and without axes."""
+    """Draws features [num_mels, num_frames] as a small picture without axes."""
     figure = Figure(figsize=(1.2, 0.6))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
@@ -119,5 +119,5 @@ def png(figure: Figure) -> bytes:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """Packs bytes of a MIME type into a URI that a page can hold."""
+    """Encodes content of a MIME type as a data URI."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,4 +1,4 @@
-"""Processes: how they end together, what signals do, what becomes of their memory."""
+"""Processes: ending together with their parent, signal handlers, and memory settings."""
 
 import contextlib
 import ctypes
@@ -9,15 +9,15 @@ import sys
 import threading
 from collections.abc import Iterator
 
-_LIBC = ctypes.CDLL(None)  # opened here, as that takes a lock which a forked child might find taken for ever
+_LIBC = ctypes.CDLL(None)  # opened at import, as this takes a lock that a forked child might inherit locked
 _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
-    """Lets a worker end when the process that started it was killed, and could not say so.
+    """Makes a worker process exit when its parent has been killed.
 
-    Without it the workers of a killed `ProcessPoolExecutor` wait for work for ever: each holds the queue open for the
-    others.
+    Otherwise the workers of a killed `ProcessPoolExecutor` would wait for work forever, as each holds the queue open
+    for the others.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -30,28 +30,28 @@ def end_with_parent() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Lets this process use freed memory again, where the C library would give it back to the system.
+    """Makes glibc keep freed memory for reuse instead of returning it to the system.
 
-    A training step allocates and frees the same tens of megabytes again and again, and glibc returns them each time:
-    3,500 page faults a step, a fifth of its time on the CPU. Other C libraries are left as they are.
+    Every training step allocates and frees the same tens of megabytes. Returning them each time costs 3,500 page faults
+    per step, a fifth of its time on the CPU. Does nothing with other C libraries.
     """
     if sys.platform != "linux":
         return
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
-        trim_threshold, mmap_threshold = -1, -3  # the numbers of malloc.h
-        library.mallopt(mmap_threshold, 32 << 20)  # the most that glibc takes
+        trim_threshold, mmap_threshold = -1, -3  # constants of malloc.h
+        library.mallopt(mmap_threshold, 32 << 20)  # the largest value that glibc accepts
         library.mallopt(trim_threshold, 1 << 30)
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Asks the kernel to send this process SIGTERM when the process that started it dies, even by kill -9.
+    """Asks the kernel to send this process SIGTERM when its parent dies, even by kill -9; only on Linux.
 
-    torchrun puts every training process in a session of its own, so that nothing else would end them after it. The
-    signal lets them write a checkpoint. Does nothing but on Linux.
+    torchrun puts every training process in its own session, so nothing else would end them. The signal lets them write
+    a checkpoint.
 
     Args:
-        parent: its process id, where the caller knows it and it may have died already.
+        parent: process id of the parent, if it may have died before this call.
     """
     if sys.platform == "linux":
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -61,7 +61,7 @@ def die_with_parent(parent: int | None = None) -> None:
 
 @contextlib.contextmanager
 def handle_signals(handler: "signal._HANDLER") -> Iterator[None]:
-    """Handles SIGTERM and SIGINT for the block, but does nothing outside the main thread, where Python forbids it."""
+    """Handles SIGTERM and SIGINT in the block; does nothing outside the main thread, where Python forbids it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

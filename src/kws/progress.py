@@ -1,4 +1,4 @@
-"""Progress of long work, with rate and time left: a bar on a terminal, now and then a line in a log."""
+"""Progress of long work, with rate and remaining time: a bar on a terminal, a line every 10 s in a log."""
 
 import sys
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 class _Lines:
-    """A stream on which tqdm's redrawn bar becomes one line after another."""
+    """A stream that turns tqdm's redrawn bar into separate lines."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -24,14 +24,14 @@ class _Lines:
 
 @contextmanager
 def progress(total: int, unit: str, title: str, scale: bool = False, done: int = 0) -> Iterator["tqdm[Any]"]:
-    """Shows how far work is; call `.update(n)` on what it gives.
+    """Shows progress; yields a bar whose `update(n)` adds n units.
 
     Args:
-        total: how many units there are.
-        unit: their name, as in "clips".
-        title: what is being done.
-        scale: write numbers as 1.2M, for bytes.
-        done: units that an earlier process did; rate and time left count only what this one does.
+        total: total number of units.
+        unit: name of the units, as in "clips".
+        title: description of the work.
+        scale: whether to write numbers as 1.2M, for bytes.
+        done: units that an earlier process completed; rate and remaining time do not include them.
     """
     terminal = sys.stderr.isatty()
     stream: Any = sys.stderr if terminal else _Lines(sys.stderr)

@@ -1,7 +1,7 @@
-"""What every step of the pipeline does besides its work: logging, and handing folders on.
+"""What all steps of the pipeline have in common: logging, and passing folders to later steps.
 
-The big things stay on the volume. What travels between steps is a small manifest: the path of a complete folder, the
-digest of its own manifest.json, and a few figures for people.
+Large data stays on the volume. What is passed between steps is a small manifest, with the path of a complete folder,
+the digest of the folder's own manifest.json, and a few figures for users.
 """
 
 import logging
@@ -14,21 +14,21 @@ from kws.command import settle_user
 
 
 def start() -> None:
-    """Makes messages of `kws` appear in the log of the step."""
+    """Sends log messages of `kws` to the log of the step."""
     settle_user()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
 
 
 def hand_over(folder: Path, artifact: str, figures: dict[str, Any]) -> dict[str, Any]:
-    """Writes the manifest that stands for a folder.
+    """Writes a manifest that refers to a folder, as the artifact of a step.
 
     Args:
         folder: a complete folder.
-        artifact: the file to write.
+        artifact: path of the artifact.
         figures: counts and settings to show.
 
     Returns:
-        What was written, the metadata of the artifact.
+        The content of the manifest, which is also the metadata of the artifact.
     """
     manifest = {"path": str(folder), "sha256": files.sha256_of(folder / files.MANIFEST)} | figures
     files.write_json(Path(artifact), manifest)
@@ -36,15 +36,20 @@ def hand_over(folder: Path, artifact: str, figures: dict[str, Any]) -> dict[str,
 
 
 def receive(artifact: str) -> Path:
-    """Returns the folder that a manifest stands for.
+    """Returns the folder to which a manifest of `hand_over` refers.
 
     Raises:
-        ValueError: the folder is gone, or is not the one that was handed over.
+        ValueError: the folder does not exist, is not complete, or has changed.
     """
     manifest = files.read_object(Path(artifact), path=str, sha256=str)
     folder = Path(manifest["path"])
     if not files.is_complete(folder):
-        raise ValueError(f"the folder of {artifact} must be on the volume, got {folder}, which is not there (or half)")
+        raise ValueError(
+            f"the folder of {artifact} must be on the volume, got {folder}, which is missing or incomplete; run the "
+            "step before again"
+        )
     if files.sha256_of(folder / files.MANIFEST) != manifest["sha256"]:
-        raise ValueError(f"{folder} must be as the step before left it, got another {files.MANIFEST}; run that again")
+        raise ValueError(
+            f"{folder} must be as the step before left it, got another {files.MANIFEST}; run the step before again"
+        )
     return folder

@@ -36,10 +36,10 @@ def command(code: str = "", redirect: str = "", **variables: str) -> "subprocess
         ("raise ValueError('epochs must be positive, got 0')", 2, "error: epochs must be positive, got 0"),
         ("open('/absent')", 2, "error: [Errno 2] No such file or directory: '/absent'"),
         ("raise OSError(errno.ENOSPC, 'No space left on device', '/data/x')", 2,
-         "error: [Errno 28] No space left on device: '/data/x'; free some and start again, what is done stays"),
+         "error: [Errno 28] No space left on device: '/data/x'; free some space and start again: what is done is kept"),
         ("raise CommandFailed('train failed')", 1, "error: train failed"),
-        ("raise MemoryError", 2, "error: this takes more memory than there is: a smaller --batch-size, fewer "
-         "processes or a larger limit help"),
+        ("raise MemoryError", 2, "error: this takes more memory than there is: use a smaller --batch-size, fewer "
+         "processes or a larger memory limit"),
         ("raise KeyboardInterrupt", 130, "stopped; run the same command again to resume"),
         ("sys.exit(3)", 3, "remark"),
         ("", 0, "remark"),

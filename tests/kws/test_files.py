@@ -210,7 +210,7 @@ def test_volume_without_locks_has_one_holder_at_a_time_and_that_of_a_dead_proces
 
 
 def test_lock_that_stays_taken_is_refused_after_a_while(tmp_path: Path) -> None:
-    refused = pytest.raises(files.Busy, match="lock must be held by one process, got a second")
+    refused = pytest.raises(files.Busy, match="lock must be held by one process at a time, got a second")
     with files.hold(tmp_path / "lock", 0), refused, files.hold(tmp_path / "lock", 0.1):
         pass
     with files.hold(tmp_path / "lock", 0):
