@@ -301,7 +301,7 @@ def _unpack_zip(file: IO[bytes], writer: _Writer, bar: Any) -> None:
             if info.is_dir() or name.endswith("/"):
                 continue
             if info.flag_bits & 1:
-                raise ArchiveError(f"source must be an archive without a password, got {writer.source}: pack it anew")
+                raise ArchiveError(f"source must be an archive without a password, got {writer.source}: pack it again")
             if kind not in (0, stat.S_IFREG):
                 writer.skipped.add(name, "it is a symbolic link" if kind == stat.S_IFLNK else "it is no regular file")
                 continue

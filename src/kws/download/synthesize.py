@@ -119,7 +119,7 @@ class Engine:
         assert status == 0, f"espeak-ng could not say {word}"
         sound = np.concatenate([np.zeros(1, np.int16), *self.pieces]) / 32768
         loud = np.flatnonzero(np.abs(sound) > 0.01 * np.abs(sound).max())
-        require(loud.size > 0, "a word", "be something that English can say", word)
+        require(loud.size > 0, "a word", "be pronounceable in English", word)
         return sound[loud[0] : loud[-1] + 1]
 
 

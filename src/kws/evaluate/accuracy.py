@@ -212,7 +212,7 @@ def hear(recognizer: AnyRecognizer, recordings: Path, clips: Sequence[str], unre
         Probabilities, float32 [readable clips, words].
     """
     found = [np.empty((0, len(recognizer.words)), dtype=np.float32)]
-    with progress(len(clips), "clips", "listen") as bar:
+    with progress(len(clips), "clips", "recognize") as bar:
         for first in range(0, len(clips), BATCH):
             waveforms = []
             for clip in clips[first : first + BATCH]:

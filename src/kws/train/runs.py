@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run-folder", type=Path, metavar="DIR", help="an existing run folder; its config.json holds all settings"
     )
     parser.add_argument("--run-id", default="", metavar="ID", help="name of the run (default: random)")
-    parser.add_argument("--preset", default="default", choices=sorted(PRESETS), help="the recipe (default: default)")
+    parser.add_argument("--preset", default="default", choices=sorted(PRESETS), help="the preset (default: default)")
     for name in ("epochs", "batch_size", "learning_rate", "seed"):
         value = getattr(PRESETS["default"].train, name)
         more = ", or more if there are few clips" if name == "epochs" else ""
