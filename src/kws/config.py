@@ -357,7 +357,7 @@ class PipelineConfig:
     """Recordings: URL or path of an archive (tar, zip) laid out like Speech Commands, or a folder of <word>/*.wav."""
 
     sha256: str = ""
-    """Expected SHA-256 of the archive; empty: known for the published archive, and not checked for others."""
+    """Expected SHA-256 of the archive; empty: the known digest of the published archive, no check of others."""
 
     data_root: str = "/data"
     """The folder or mounted volume that holds data sets, tensors, runs and models."""
@@ -465,7 +465,7 @@ class ServeConfig:
     """Batches that are computed at the same time; 0: one for every core that the container may use."""
 
     max_batch: int = 16
-    """Largest number of clips, from one or several requests, in a batch."""
+    """Largest number of clips in a batch of several requests."""
 
     max_clips: int = 64
     """Largest number of clips in a request."""

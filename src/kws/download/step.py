@@ -36,7 +36,7 @@ def download(source: str, sha256: str, data_root: Path) -> Path:
         source: an http or https URL or the path of an archive (.tar, compressed or not, or .zip), or a folder of
             <word>/*.wav (.flac, .ogg, .opus, .mp3).
         sha256: the expected digest of the archive (of a folder: see `content_digest`) as 64 hexadecimal digits; empty:
-            known for the published archive, and not checked for others.
+            the known digest of the published archive, no check of others.
         data_root: the folder that holds datasets/.
 
     Returns:

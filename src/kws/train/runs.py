@@ -63,9 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("epochs", "batch_size", "learning_rate", "seed"):
         value = getattr(PRESETS["default"].train, name)
         more = ", or more if there are few clips" if name == "epochs" else ""
-        add_flag(
-            parser, TrainConfig, name, default=0, shown=f"that of the preset; the preset default has {value}{more}"
-        )
+        add_flag(parser, TrainConfig, name, default=0, shown=f"the preset's value; {value} in the preset default{more}")
     add_flag(parser, PipelineConfig, "init", shown="random weights")
     parser.add_argument("--debug", action="store_true", help=field_docs(TrainConfig)["debug"])
 
