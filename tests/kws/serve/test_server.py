@@ -413,9 +413,9 @@ def test_champions_change_under_requests_without_one_lost_or_mixed(
         thread.start()
     for number in range(1, 7):
         version = ("expert", "other")[number % 2]
-        before = len([line for line in server.log if "answers" in line])
+        before = len([line for line in server.log if "serving version" in line])
         versions.rollback(data_root, version, reason="a test")
-        while len([line for line in server.log if "answers" in line]) == before:
+        while len([line for line in server.log if "serving version" in line]) == before:
             assert server.process.poll() is None
     stop.set()
     for thread in threads:
