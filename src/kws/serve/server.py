@@ -48,8 +48,7 @@ need not wait for it."""
 
 
 class Draining:
-    """Middleware that closes connections after the response while the server is stopping, so that clients reconnect
-    to another server."""
+    """Middleware that makes clients reconnect to another server: closes connections while this one is stopping."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app

@@ -1,7 +1,7 @@
 """Training that starts from a trained model instead of random weights.
 
-Normalization, stem, positions, blocks and the last norm are taken from the model. The normalization too, whatever the
-new clips are like, because the weights were trained with it. The head is new, except that words which the model
+Normalization, stem, positions, blocks and the last norm are taken from the model. The normalization is kept whatever
+the new clips are like, because the weights were trained with it. The head is new, except that words which the model
 already knows keep their rows: a model that learns one more word need not learn the others again.
 """
 
