@@ -128,16 +128,16 @@ pipeline: $(READY) ## run the pipeline on a cluster and follow it: EPOCHS= WORKE
 	$(COMMAND) submit $(WHERE) $(IMAGES) $(PODS) $(PARAMETERS)
 
 runs: $(READY) ## list the latest runs
-	$(COMMAND) runs $(WHERE)
+	$(COMMAND) runs $(WHERE) $(ARGS)
 
 follow: $(READY) ## show a run until it ends: RUN=
-	$(COMMAND) follow '$(RUN)' $(WHERE)
+	$(COMMAND) follow '$(RUN)' $(WHERE) $(ARGS)
 
 cancel: $(READY) ## cancel a run: RUN=
 	$(COMMAND) cancel '$(RUN)' $(WHERE)
 
 retry: $(READY) ## resume a failed or cancelled run where it stopped: RUN=
-	$(COMMAND) retry '$(RUN)' $(WHERE)
+	$(COMMAND) retry '$(RUN)' $(WHERE) $(ARGS)
 
 .PHONY: schedule schedules unschedule
 schedule: $(READY) ## retrain at fixed times: CRON='0 3 * * 1' TZ=Europe/Berlin
@@ -157,7 +157,7 @@ tensorboard: $(READY) ## open TensorBoard over all runs of the cluster
 	$(COMMAND) tensorboard $(WHERE)
 
 pull-model: $(READY) ## copy a version to this machine and verify it: VERSION=champion TO=var/models
-	$(COMMAND) pull --version '$(VERSION)' --to '$(TO)' $(WHERE) $(call flag,--registry,$(REGISTRY))
+	$(COMMAND) pull --version '$(VERSION)' --to '$(TO)' $(WHERE) $(call flag,--registry,$(REGISTRY)) $(ARGS)
 
 .PHONY: deploy models rollback
 deploy: $(READY) ## serve the champion on the cluster (after make images)

@@ -284,6 +284,23 @@ def test_a_make_target_calls_a_command_with_flags_that_it_has(target: str) -> No
         assert (options.cron, options.time_zone) == ("0 3 * * 1", "Europe/Berlin")
 
 
+@pytest.mark.parametrize(
+    ("target", "flags"),
+    [("pipeline", "--quiet"), ("runs", "--count 3"), ("follow", "--quiet --patience 5"), ("retry", "--no-follow"),
+     ("pull-model", "--image mine:1")],
+)  # fmt: skip
+def test_a_make_target_passes_further_flags_on(target: str, flags: str) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    command = ["make", "-n", "-o", ".venv/.ready", target, "RUN=r1", f"ARGS={flags}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    (line,) = (line for line in done.stdout.splitlines() if "-m pipeline " in line)
+    assert line.endswith(flags)
+    parser = argparse.ArgumentParser()
+    add_cluster_commands(parser.add_subparsers(dest="command", required=True))
+    parser.parse_args(shlex.split(line)[3:])
+
+
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers()
