@@ -189,7 +189,7 @@ def retry(cluster: Cluster, wanted: str) -> "V2beta1Run":
     found = find_run(cluster, wanted)
     if found.state not in ("FAILED", "CANCELED"):
         raise ValueError(
-            f"run must have failed to be retried, got {found.display_name}, which is {found.state.lower()}"
+            f"run must have failed or been cancelled to be retried, got {found.display_name} ({outcome(found).lower()})"
         )
     cluster.client.runs.run_service_retry_run(found.run_id)
     out.print(f"retrying {found.display_name}")
