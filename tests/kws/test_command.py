@@ -56,8 +56,8 @@ def test_command_ends_with_a_status_and_a_line(code: str, status: int, line: str
 @pytest.mark.parametrize(
     ("redirect", "status", "said"),
     [
-        ("> /dev/full", 2, "remark\nerror: [Errno 28] No space left on device; free some and start again, what is done "
-         "stays\n"),
+        ("> /dev/full", 2, "remark\nerror: [Errno 28] No space left on device; free some space and start again: what "
+         "is done is kept\n"),
         (">&-", 0, "remark\n"),
         ("2> /dev/full", 0, ""),
         ("2>&-", 0, ""),
