@@ -1,4 +1,4 @@
-"""Writes files and folders atomically, so that a process killed at any moment leaves nothing half written; locks.
+"""Atomic writes of files and folders, and locks: a process killed at any moment leaves nothing half written.
 
 A file is written under a temporary name in the same folder, synced, and renamed. A folder is built under a temporary
 name, its manifest.json last, and renamed: a folder with a manifest.json is complete.
