@@ -103,7 +103,7 @@ class FeatureConfig:
         size = self.num_mels * self.num_frames
         require(size <= 10_000_000, "num_mels times frames", "be at most 10,000,000", size)
         nyquist = self.sample_rate / 2
-        require(0 <= self.f_min < self.f_max <= nyquist, "f_min, f_max", f"lie in 0 to {nyquist:g} Hz, in order",
+        require(0 <= self.f_min < self.f_max <= nyquist, "f_min, f_max", f"be between 0 and {nyquist:g} Hz, in order",
                 (self.f_min, self.f_max))  # fmt: skip
         require(self.fit in ("center", "start"), "fit", "be center or start", self.fit)
         require(self.mel_scale in ("slaney", "htk"), "mel_scale", "be slaney or htk", self.mel_scale)
@@ -165,7 +165,7 @@ class ModelConfig:
         require(self.stem != "none" or self.frames_per_token == 1, "frames_per_token", "be 1 if stem is none",
                 self.frames_per_token)  # fmt: skip
         for name in ("dropout", "drop_path"):
-            require(0 <= getattr(self, name) < 1, name, "lie in 0 to 1", getattr(self, name))
+            require(0 <= getattr(self, name) < 1, name, "be at least 0 and less than 1", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,10 +212,10 @@ class AugmentConfig:
         for name in ("time_shift", "gain_db", "num_time_masks", "time_mask", "num_frequency_masks", "frequency_mask"):
             require(getattr(self, name) >= 0, name, "be at least 0", getattr(self, name))
         for name in ("noise_probability", "bandlimit_probability"):
-            require(0 <= getattr(self, name) <= 1, name, "lie in 0 to 1", getattr(self, name))
+            require(0 <= getattr(self, name) <= 1, name, "be between 0 and 1", getattr(self, name))
         require(self.bandlimit_hz > 0, "bandlimit_hz", "be positive", self.bandlimit_hz)
         for name in ("time_stretch", "frequency_warp"):
-            require(0 <= getattr(self, name) < 1, name, "lie in 0 to 1", getattr(self, name))
+            require(0 <= getattr(self, name) < 1, name, "be at least 0 and less than 1", getattr(self, name))
         low, high = self.noise_snr_db
         require(low <= high, "noise_snr_db", "be in order", self.noise_snr_db)
 
@@ -291,7 +291,7 @@ class TrainConfig:
         require(self.schedule in ("cosine", "step"), "schedule", "be cosine or step", self.schedule)
         require(self.precision in ("auto", "bf16", "float32"), "precision", "be auto, bf16 or float32", self.precision)
         for name in ("warmup", "label_smoothing", "ema_decay"):
-            require(0 <= getattr(self, name) < 1, name, "lie in 0 to 1", getattr(self, name))
+            require(0 <= getattr(self, name) < 1, name, "be at least 0 and less than 1", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,7 +414,7 @@ class PipelineConfig:
         require(self.preset in PRESETS, "preset", f"be one of {', '.join(PRESETS)}", self.preset)
         require(self.split in ("", "speaker", "random"), "split", "be speaker or random", self.split)
         for name in ("max_bad_fraction", "min_accuracy"):
-            require(0 <= getattr(self, name) <= 1, name, "lie in 0 to 1", getattr(self, name))
+            require(0 <= getattr(self, name) <= 1, name, "be between 0 and 1", getattr(self, name))
         for name in ("epochs", "batch_size", "learning_rate"):
             require(getattr(self, name) >= 0, name, "be at least 0", getattr(self, name))
         for name in ("seed", "num_nodes", "processes_per_node"):

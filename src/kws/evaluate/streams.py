@@ -570,7 +570,7 @@ def evaluate_streams(
     Raises:
         ValueError: there are no clips of the words or no noise, or a setting is out of range.
     """
-    require(0 < hours <= 1000, "hours", "lie in 0 to 1000, and be more than 0", hours)
+    require(0 < hours <= 1000, "hours", "be more than 0 and at most 1000", hours)
     words = recognizer.words
     base = thresholds or Thresholds.unmeasured(words)
     if thresholds is None:

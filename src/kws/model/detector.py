@@ -61,11 +61,15 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         for name in ("smoothing_seconds", "hop_seconds"):
-            require(0 < getattr(self, name) <= 2, name, "lie in 0 to 2 s, and be more than 0", getattr(self, name))
-        require(0 <= self.refractory_seconds <= 60, "refractory_seconds", "lie in 0 to 60", self.refractory_seconds)
+            require(0 < getattr(self, name) <= 2, name, "be more than 0 and at most 2 s", getattr(self, name))
+        require(
+            0 <= self.refractory_seconds <= 60, "refractory_seconds", "be between 0 and 60 s", self.refractory_seconds
+        )
         for word, threshold in self.thresholds.items():
             # A threshold above 1 turns off a word that the model does not recognize well enough.
-            require(0 < threshold <= 2, f"the threshold of {word}", "lie above 0 (above 1: never)", threshold)
+            require(
+                0 < threshold <= 2, f"the threshold of {word}", "be more than 0 (above 1: never reported)", threshold
+            )
 
     @classmethod
     def unmeasured(cls, words: list[str]) -> "Thresholds":

@@ -166,7 +166,7 @@ def resample(waveform: Waveform, rate: int, new_rate: int) -> Waveform:
     Raises:
         ValueError: the rate is not between 1 kHz and 1 MHz.
     """
-    require(1000 <= rate <= 1_000_000, "the rate of the recording", "lie in 1 kHz to 1 MHz", rate)
+    require(1000 <= rate <= 1_000_000, "the rate of the recording", "be between 1 kHz and 1 MHz", rate)
     # The size of the filter grows with the product of the two rates over their common divisors: 6 GB for 22,051 Hz.
     # Limiting the denominator keeps the usual rates exact and others within 0.01 %.
     ratio = Fraction(new_rate, rate).limit_denominator(500)

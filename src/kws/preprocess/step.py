@@ -96,7 +96,7 @@ def preprocess(
     features = PRESETS[preset].features
     split = split or PRESETS[preset].split
     require(split in ("speaker", "random"), "split", "be speaker or random", split)
-    require(0 <= max_bad_fraction <= 1, "max_bad_fraction", "lie in 0 to 1", max_bad_fraction)
+    require(0 <= max_bad_fraction <= 1, "max_bad_fraction", "be between 0 and 1", max_bad_fraction)
     listing = list_recordings(recordings)
     listing.report()
     chosen = _find_words(listing, words)

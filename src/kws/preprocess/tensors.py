@@ -104,7 +104,7 @@ class Tensors:
             fits = labels.dtype == torch.int64 and labels.shape == (len(features),) and len(labels) > 0
             require(fits, "labels", f"have one entry for each of {len(features)} clips", list(labels.shape))
             fits = 0 <= int(labels.min()) <= int(labels.max()) < len(self.words)
-            require(fits, "labels", f"lie in 0 to {len(self.words) - 1}", (int(labels.min()), int(labels.max())))
+            require(fits, "labels", f"be between 0 and {len(self.words) - 1}", (int(labels.min()), int(labels.max())))
         with self._whole(f"{name}.clips.json"):
             clips = files.read_json(self.folder / f"{name}.clips.json")
             fits = isinstance(clips, list) and len(clips) == len(features) and all(isinstance(c, str) for c in clips)

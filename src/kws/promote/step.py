@@ -61,7 +61,7 @@ def promote(
     Raises:
         ValueError: an input file is damaged, or the exported model differs from the trained one.
     """
-    require(0 <= min_accuracy <= 1, "min_accuracy", "lie in 0 to 1", min_accuracy)
+    require(0 <= min_accuracy <= 1, "min_accuracy", "be between 0 and 1", min_accuracy)
     recognizer = pth.load(model)
     accuracy: float = files.read_object(evaluation, accuracy=float)["accuracy"]
     version = _free_name(model, recognizer, data_root / versions.MODELS)

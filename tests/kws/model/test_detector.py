@@ -162,9 +162,9 @@ def test_thresholds_are_read_as_they_were_written(tmp_path: Path) -> None:
         ("[1]", "must be numbers for each word"),
         ("{}", "missing"),
         ('{"thresholds": {"go": 0.5}}', "must be given for the words of the model, go, stop, got .'go'."),
-        ('{"thresholds": {"go": 0.5, "stop": -1}}', "the threshold of stop must lie above 0"),
+        ('{"thresholds": {"go": 0.5, "stop": -1}}', "the threshold of stop must be more than 0"),
         ('{"thresholds": {"go": 0.5, "stop": "high"}}', "must be numbers"),
-        ('{"thresholds": {"go": 0.5, "stop": 0.5}, "hop_seconds": 0}', "hop_seconds must lie in"),
+        ('{"thresholds": {"go": 0.5, "stop": 0.5}, "hop_seconds": 0}', "hop_seconds must be more than 0 and"),
     ],
 )
 def test_thresholds_that_are_none_are_refused(tmp_path: Path, content: str, said: str) -> None:

@@ -255,7 +255,7 @@ def test_words_of_a_list_are_classes_in_the_order_of_the_list(corpus: Path, tmp_
         ({"words": "all"}, "got none for backward, bed, .*; there are no, stop, yes"),
         ({"preset": "best"}, "preset must be one of default, baseline, got 'best'"),
         ({"split": "word"}, "split must be speaker or random, got 'word'"),
-        ({"max_bad_fraction": 1.5}, "max_bad_fraction must lie in 0 to 1, got 1.5"),
+        ({"max_bad_fraction": 1.5}, "max_bad_fraction must be between 0 and 1, got 1.5"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_before_any_work(

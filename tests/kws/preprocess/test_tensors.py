@@ -121,7 +121,7 @@ def test_damaged_tensors_are_refused_with_the_file_and_the_remedy(
         ({"normalization": {"mean": [0.0] * 128, "std": [1.0]}}, "got std must have 128 numbers"),
         ({"normalization": {"mean": ["x"] * 128, "std": [1.0] * 128}}, "must be as kws preprocess wrote it"),
         ({"features": {"num_mels": -1}}, "got num_mels must be positive"),
-        ({"words": ["no", "stop"]}, "labels must lie in 0 to 1, got"),
+        ({"words": ["no", "stop"]}, "labels must be between 0 and 1, got"),
     ],
 )
 def test_manifest_that_does_not_fit_is_refused(

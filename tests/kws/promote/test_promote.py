@@ -193,7 +193,7 @@ def test_two_that_are_promoted_at_once_leave_the_better_one_as_champion(
 
 
 def test_least_accuracy_out_of_range_is_refused(publish: Publish, expert: Recognizer) -> None:
-    with pytest.raises(ValueError, match="min_accuracy must lie in 0 to 1, got 80"):
+    with pytest.raises(ValueError, match="min_accuracy must be between 0 and 1, got 80"):
         publish(expert, min_accuracy=80)
 
 

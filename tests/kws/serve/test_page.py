@@ -187,7 +187,7 @@ def test_another_champion_takes_over_in_the_middle_of_a_stream(page: Page, serve
         ([b"\0\0"], "rate in the first message must be 16000"),
         (['{"rate": 16000}', '{"thresholds": {"no": 1}}'], "thresholds must be given for no, stop, yes"),
         (['{"rate": 16000}', '{"thresholds": {"no": "x", "stop": 1, "yes": 1}}'], "could not convert"),
-        (['{"rate": 16000}', '{"thresholds": {"no": -1, "stop": 1, "yes": 1}}'], "threshold of no must lie above 0"),
+        (['{"rate": 16000}', '{"thresholds": {"no": -1, "stop": 1, "yes": 1}}'], "threshold of no must be more than 0"),
         (['{"rate": 16000}', '{"sing": true}'], "a message must have thresholds or finish, got sing"),
         (['{"rate": 16000}', b"\0" * 300_000], "a message must have at most 262144 bytes"),
     ],
