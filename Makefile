@@ -49,6 +49,10 @@ test: $(READY) ## run all quick tests
 study: $(READY) ## measure what each ingredient of the recipe is worth (hours; resumes after a stop): SOURCE=ARCHIVE ARGS=
 	@$(BIN)/python -m benchmarks.study --source '$(SOURCE)' $(ARGS)
 
+.PHONY: few-clips
+few-clips: $(READY) ## measure how many clips of new words suffice with INIT and without (hours; resumes): SOURCE=ARCHIVE WORDS= ARGS=
+	@$(BIN)/python -m benchmarks.few_clips --source '$(SOURCE)' --words '$(WORDS)' $(ARGS)
+
 .PHONY: bench
 bench: $(READY) ## measure speed against alternatives (3 minutes; a table and var/bench.json): ARGS="--rows … --quick"
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -68,7 +72,7 @@ torture: $(READY) ## test with kills, full disks, runs in a row and fuzzers (min
 
 .PHONY: clean
 clean: ## delete what the targets made, except .venv, pulled models and the volume of the local cluster
-	rm -rf var/demo var/bench var/bench.json var/pipeline.yaml var/study var/torture var/notebook .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf var/demo var/bench var/bench.json var/pipeline.yaml var/study var/few-clips var/torture var/notebook .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 ##@ Cluster (images and kind-… need Docker; kind-… also kind and kubectl)
 # Settings of the targets below, as in: make pipeline EPOCHS=5 WORKERS=3 ARGS="--batch-size 64"
