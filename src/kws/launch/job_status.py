@@ -95,6 +95,29 @@ def waiting_reason(pod: Mapping[str, Any]) -> str:
     return ""
 
 
+def last_complaint(events: Iterable[Mapping[str, Any]], job: Mapping[str, Any]) -> str:
+    """Returns the latest of some events that is not older than the job, as "reason: message"; "" if there is none.
+
+    Events outlive their object by an hour, and a job that is submitted again has the name of the one before it.
+    """
+    made = str(job["metadata"].get("creationTimestamp") or "")
+    dated = [(str(event.get("lastTimestamp") or event.get("eventTime") or made), event) for event in events]
+    # All are UTC in ISO 8601, so that they sort as text; some have fractions of a second.
+    recent = [(when, event) for when, event in dated if when[:19] >= made[:19]]
+    if not recent:
+        return ""
+    _, latest = max(recent, key=lambda each: each[0])
+    return f"{latest.get('reason')}: {latest.get('message')}"
+
+
+def is_refused_for_good(complaint: str) -> bool:
+    """Tells whether a warning says that pods will be refused until somebody changes a setting.
+
+    Pod security, policy webhooks and limit ranges refuse for good; a quota becomes free again.
+    """
+    return any(said in complaint for said in ("violates PodSecurity", "denied the request", "usage per "))
+
+
 def first_failure(pods: Iterable[Mapping[str, Any]], container: str) -> tuple[str, Mapping[str, Any]] | None:
     """Returns the name of the pod whose container failed first, and the terminated state of that container, or None.
 

@@ -19,7 +19,17 @@ from typing import Any, NoReturn
 from kws.files import write_json
 from kws.launch import settings
 from kws.launch.job import LaunchError, Training
-from kws.launch.job_status import JobKind, failure_message, is_hopeless, may_mend, on_conflict, verdict, waiting_reason
+from kws.launch.job_status import (
+    JobKind,
+    failure_message,
+    is_hopeless,
+    is_refused_for_good,
+    last_complaint,
+    may_mend,
+    on_conflict,
+    verdict,
+    waiting_reason,
+)
 from kws.launch.kubernetes_api import PATIENCE_SECONDS, explain, is_held_by_quota, is_transient, reason, retry, say
 from kws.launch.lease import LeaseKeeper
 from kws.launch.logs import LogFollower
@@ -196,13 +206,15 @@ class ClusterLauncher:
                 if waits and said.get(pod_uid) != waits:
                     say(f"[{node}] waits: {waits}")
                 said[pod_uid] = waits
+            refused = ""
             if len(pods) < num_nodes and time.monotonic() - started > EVENTS_SECONDS:
-                waits = self._why_no_pods(name)
+                waits = self._why_no_pods(job)
                 if waits and said.get("") != waits:
                     say(f"waits for pods: {waits}")
                 said[""] = waits
+                refused = waits if is_refused_for_good(waits) else ""
             ended = verdict(job)
-            hopeless = is_hopeless(pods.values(), self.kind.container)
+            hopeless = bool(refused) or is_hopeless(pods.values(), self.kind.container)
             if ended or hopeless:
                 break
             time.sleep(POLL_SECONDS)
@@ -214,22 +226,25 @@ class ClusterLauncher:
             return job, seen
         last_lines = {follower.pod: list(follower.last_lines) for follower in followers.values()}
         message = failure_message(job, seen, last_lines, self.kind.container)
+        if refused and not ended:
+            message = (f"{self._called(name)} must be allowed to create its pods, got: {refused}; change the policy of "
+                       f"the namespace {self.namespace}, or what the message names in KWS_PYTORCHJOB")  # fmt: skip
         if hopeless:
             retry(lambda: self._delete(name))  # otherwise its pods would be restarted again and again
         raise JobFailed(message, job, seen, hopeless or not may_mend(job, seen, self.kind.container))
 
-    def _why_no_pods(self, name: str) -> str:
-        """Returns the latest warning of the controller that creates the pods, such as an exceeded quota, or ""."""
+    def _why_no_pods(self, job: Mapping[str, Any]) -> str:
+        """Returns the latest warning of the controller that creates a job's pods, such as an exceeded quota, or ""."""
         from kubernetes.client import ApiException
 
+        maker = self.kind.pods_made_by(job["metadata"]["name"])
         try:
-            events = retry(lambda: self.core.list_namespaced_event(
-                self.namespace, field_selector=f"involvedObject.name={self.kind.pods_made_by(name)},type=Warning",
-                _request_timeout=60))  # fmt: skip
+            listed = retry(lambda: self.core.list_namespaced_event(
+                self.namespace, field_selector=f"involvedObject.name={maker},type=Warning", _request_timeout=60
+            ))  # fmt: skip
         except ApiException:  # no permission to read events
             return ""
-        found = [f"{event.reason}: {event.message}" for event in events.items]
-        return found[-1] if found else ""
+        return last_complaint(to_manifest(listed)["items"], job)
 
     def _get(self, name: str) -> Any:
         """Returns the job, or None if there is none."""

@@ -58,7 +58,7 @@ class Kubernetes(JsonServer):
     def create(self, job: dict[str, Any], play: Play | None = None) -> dict[str, Any]:
         play = play or self.plays.pop(0)
         uid = f"uid-{len(self.calls)}"
-        job["metadata"] |= {"uid": uid, "namespace": "kubeflow"}
+        job["metadata"] |= {"uid": uid, "namespace": "kubeflow", "creationTimestamp": "2026-11-25T09:00:00Z"}
         job["status"] = {"conditions": [{"type": "Created", "status": "True"}]}
         self.ends[job["metadata"]["name"]] = play
         self.jobs[job["metadata"]["name"]] = job
@@ -298,6 +298,38 @@ def test_what_pods_wait_for_is_told_once(
     said = capfd.readouterr().err.splitlines()
     assert said.count("[0] waits: ErrImagePull: no such image") == 1
     assert said.count("waits for pods: FailedCreatePod: exceeded quota: pods") == 1
+
+
+def refusal(said: str, when: str) -> dict[str, Any]:
+    return {"reason": "FailedCreatePod", "message": said, "lastTimestamp": when, "metadata": {}, "involvedObject": {}}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'pods "a" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot != true',
+        'admission webhook "validate.kyverno.svc-fail" denied the request: images must be signed',
+        'pods "a" is forbidden: maximum memory usage per Container is 2Gi, but limit is 4Gi',
+    ],
+)
+def test_pods_that_are_refused_for_good_end_the_step_at_once(
+    said: str, kubernetes: Kubernetes, train: Callable[[], None]
+) -> None:
+    kubernetes.plays = [Play("", 10**6, pods=0)]
+    kubernetes.events = [refusal(said, "2026-11-25T10:00:01Z")]
+    with pytest.raises(LaunchError, match=f"must be allowed to create its pods, got: .*{re.escape(said)}; change"):
+        train()
+    assert submitted(kubernetes) == 1
+    assert not kubernetes.jobs
+
+
+def test_refusal_of_an_earlier_job_of_that_name_is_not_this_jobs(
+    kubernetes: Kubernetes, train: Callable[[], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    kubernetes.plays = [Play(looks=5, pods=0)]
+    kubernetes.events = [refusal("violates PodSecurity", "2026-11-25T08:59:59Z")]
+    train()
+    assert "waits for pods" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
