@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         {"row": row.row, "ratio": round(row.ratio, 4), "goal": row.goal, "ours": round(row.ours, 2),
          "other": round(row.other, 2), "unit": row.unit} for row in rows
     ]})  # fmt: skip
-    table = Table(title=f"{about['processor']}, {about['cores']} cores, torch {about['torch']}, load {about['load']}")
+    machine = f"{about['processor']} ({about['arithmetic']}), {about['cores']} cores"
+    table = Table(title=f"{machine}, torch {about['torch']}, load {about['load']}")
     for title in ("row", "ratio", "goal", "ours", "other", "unit"):
         table.add_column(title, justify="left" if title in ("row", "unit") else "right")
     for row in rows:

@@ -17,6 +17,7 @@ from kws.cores import num_cores
 from kws.download.step import download
 from kws.download.synthesize import synthesize
 from kws.preprocess.step import preprocess
+from kws.train.loop import wants_bf16
 
 FOLDER = Path("var/bench")
 REAL_ARCHIVE = Path("../shared/data/speech_commands_real16.tar.gz")
@@ -116,11 +117,18 @@ def machine() -> dict[str, Any]:
     """Describes the machine that was measured on."""
     return {
         "processor": _processor(),
+        "arithmetic": arithmetic(),
         "cores": num_cores(),
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def arithmetic() -> str:
+    """Names what training computes in, and the vector instructions of the processor: a factor of two hangs on them."""
+    precision = "bfloat16" if wants_bf16("auto", torch.device("cpu")) else "float32"
+    return f"{precision}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _processor() -> str:
