@@ -16,10 +16,11 @@ import pytest
 import yaml
 
 from kws import files
-from kws.launch.job import Training
+from kws.launch.job import LaunchError, Training
 from kws.launch.pod_template import to_manifest
-from kws.launch.pytorchjob import build_job
+from kws.launch.pytorchjob import PYTORCH_JOB, build_job
 from kws.launch.settings import ClusterConfig
+from kws.launch.submit import ClusterLauncher
 from pipeline import shell
 from pipeline.cluster.connection import Cluster
 from pipeline.cluster.fit import require_fit
@@ -239,6 +240,26 @@ def test_the_operator_accepts_the_job_that_the_train_step_submits(namespace: str
     job = Training(name="kws-1", folder=Path("/data/runs/1"), arguments=(), num_nodes=2, processes_per_node=1)
     wait_for("the count of what the quota bounds", lambda: quota_counts(namespace))
     kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(to_manifest(build_job(job, config))))
+
+
+def test_a_job_whose_pods_are_never_let_in_ends_the_step_with_the_words_of_kubernetes(
+    namespace: str, tmp_path: Path
+) -> None:
+    limits: dict[str, Any] = {
+        "apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small", "namespace": namespace},
+        "spec": {"limits": [{"type": "Container", "max": {"memory": "16Mi"}}]},
+    }  # fmt: skip
+    config = ClusterConfig(image=IMAGE, namespace=namespace, cpu="10m", memory="64Mi", shm_size="1Mi")
+    job = Training(name="kws-refused", folder=tmp_path, arguments=(), num_nodes=1, processes_per_node=1)
+    wait_for("the count of what the quota bounds", lambda: quota_counts(namespace))
+    kubectl("apply", "-f", "-", stdin=json.dumps(limits))
+    try:
+        refused = "must be allowed to make its pods, got: FailedCreatePod: .*maximum memory usage per Container is 16Mi"
+        with pytest.raises(LaunchError, match=refused):
+            ClusterLauncher(PYTORCH_JOB, config).run(job)
+    finally:
+        kubectl("-n", namespace, "delete", "limitrange", "small")
+    wait_for("the end of the job", lambda: "kws-refused" not in kubectl("-n", namespace, "get", "pytorchjobs"))
 
 
 def test_the_account_of_the_steps_may_do_what_the_launcher_does_and_no_more(namespace: str) -> None:
