@@ -37,13 +37,14 @@ from kws.train.start import load_start
 
 log = logging.getLogger(__name__)
 
-STOPPED = 143
-"""Exit status after SIGTERM or Ctrl-C, once the checkpoint is written: 128 + 15. It is not 0, so that the launcher
-starts the process again."""
-
 
 class StopTraining(Exception):
     """Raised after SIGTERM or Ctrl-C, once the checkpoint is written."""
+
+    def __init__(self, signum: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.status = 128 + signum
+        """Exit status, as a shell gives it. It is not 0, so that the launcher starts the process again."""
 
 
 def train(tensors_folder: Path, preset: str, config: TrainConfig, *, runs_folder: Path | None = None,
@@ -162,24 +163,28 @@ def _stop_in_order(trainer: Trainer) -> Iterator[None]:
     A second Ctrl-C ends the process at once. After a signal, a RuntimeError (another process has already left the
     group) counts as the same stop.
     """
+    stopped_by = signal.SIGTERM
 
     def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped_by
         if trainer.stop_asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        trainer.stop_asked = True
+        trainer.stop_asked, stopped_by = True, signal.Signals(number)
 
     with handle_signals(ask):
         try:
             yield
+        except StopTraining:
+            raise StopTraining(stopped_by) from None
         except RuntimeError:
             if trainer.stop_asked:
-                raise StopTraining from None
+                raise StopTraining(stopped_by) from None
             raise
 
 
 @record
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains as the command line says; exits with 143 if a signal stopped it."""
+    """Trains as the command line says; exits with 143 after SIGTERM and 130 after Ctrl-C."""
     settle_user()
     quiet_threads()
     sys.stderr = Unfailing(sys.stderr)
@@ -203,9 +208,9 @@ def run(options: argparse.Namespace) -> Path:
         return train(
             tensors, preset, config, runs_folder=options.runs, run_id=options.run_id, run=options.run_folder
         )  # fmt: skip
-    except StopTraining:
+    except StopTraining as stop:
         log.info("stopped, with a checkpoint; run the same command again to resume")
-        sys.exit(STOPPED)
+        sys.exit(stop.status)
 
 
 if __name__ == "__main__":
