@@ -254,7 +254,9 @@ def test_a_job_whose_pods_are_never_let_in_ends_the_step_with_the_words_of_kuber
     wait_for("the count of what the quota bounds", lambda: quota_counts(namespace))
     kubectl("apply", "-f", "-", stdin=json.dumps(limits))
     try:
-        refused = "must be allowed to make its pods, got: FailedCreatePod: .*maximum memory usage per Container is 16Mi"
+        refused = (
+            "must be allowed to create its pods, got: FailedCreatePod: .*maximum memory usage per Container is 16Mi"
+        )
         with pytest.raises(LaunchError, match=refused):
             ClusterLauncher(PYTORCH_JOB, config).run(job)
     finally:
