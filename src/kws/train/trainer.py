@@ -160,8 +160,8 @@ def _complete(folder: Path, trainer: Trainer, history: checkpoint.History) -> No
 def _stop_in_order(trainer: Trainer) -> Iterator[None]:
     """Makes SIGTERM or Ctrl-C in any process stop training in all of them, within two steps, with a checkpoint.
 
-    A second Ctrl-C ends the process at once. After a signal, a RuntimeError (another process has already left the
-    group) counts as the same stop.
+    A second Ctrl-C ends the process at once. In a process group, a RuntimeError after a signal counts as the same stop:
+    another process has already left.
     """
     stopped_by = signal.SIGTERM
 
@@ -177,7 +177,7 @@ def _stop_in_order(trainer: Trainer) -> Iterator[None]:
         except StopTraining:
             raise StopTraining(stopped_by) from None
         except RuntimeError:
-            if trainer.stop_asked:
+            if trainer.stop_asked and trainer.world.size > 1:
                 raise StopTraining(stopped_by) from None
             raise
 

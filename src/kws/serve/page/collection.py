@@ -51,7 +51,9 @@ class Collection:
         wanted = (1, 2, features.sample_rate, features.num_samples)
         rule = f"be WAV, with channels, bytes per sample, sample rate and number of samples {wanted}"
         require(form == wanted, "the recording", rule, form)
-        require(sum(self.counts().values()) < MOST_CLIPS, "the folder", "hold fewer recordings", MOST_CLIPS)
+        rule = f"hold fewer than {MOST_CLIPS} recordings (delete some, or start the server with another --collect)"
+        total = sum(self.counts().values())
+        require(total < MOST_CLIPS, "the folder", rule, total)
         place = self.folder / word
         place.mkdir(exist_ok=True)
         partial = place / f".{speaker}.{os.getpid()}.{os.urandom(4).hex()}.partial"
