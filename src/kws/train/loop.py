@@ -62,7 +62,6 @@ class Trainer:
             self.batch_size = max(min(config.batch_size, self.num_clips) // world.size, 1)
         self.epochs = max(config.epochs, math.ceil(config.min_clips / self.num_clips))
         self.position = Position()
-        self.has_start = start is not None
         self.stop_asked = False
         # Only if every process can: they exchange gradients.
         (wanting,) = world.sum(torch.tensor(int(wants_bf16(config.precision, world.device)), device=world.device))
@@ -196,8 +195,8 @@ class Trainer:
             "validation_accuracy": accuracy,
             "learning_rate": learning_rate,
         }
-        # A fine-tuned model soon recognizes all of a few validation clips, and goes on improving on other clips.
-        is_best = accuracy > position.best_accuracy or (self.has_start and accuracy == position.best_accuracy)
+        # Of epochs that are equally good, which are many where few clips validate, the last has trained most.
+        is_best = accuracy >= position.best_accuracy
         position.best_accuracy = max(accuracy, position.best_accuracy)
         position.epoch += 1
         position.clips_done, position.loss_sum, position.num_correct = 0, 0.0, 0.0

@@ -372,16 +372,11 @@ def test_a_run_says_which_model_it_started_from_and_another_model_is_another_run
 
 
 @pytest.mark.usefixtures("small")
-def test_of_epochs_that_are_equally_good_the_last_is_kept_from_a_model_and_the_first_from_nothing(
-    tensors: Path, tmp_path: Path
-) -> None:
-    known = bundle.load(publish(tmp_path, "v1", seed=5, model=SMALL))
-    for begin, expected in ((None, [True, False]), (known, [True, True])):
-        one = Trainer(Tensors(tensors), "default", settings(), ALONE, begin)
-        one.position.clips_done = 1  # nothing is trained: both epochs are the same
-        found = [one.end_epoch()[2]]
+def test_of_epochs_that_are_equally_good_the_last_is_kept(tensors: Path) -> None:
+    one = Trainer(Tensors(tensors), "default", settings(), ALONE)
+    for _ in range(2):  # nothing is trained: both epochs are the same
         one.position.clips_done = 1
-        assert [*found, one.end_epoch()[2]] == expected
+        assert one.end_epoch()[2]
 
 
 @pytest.mark.parametrize(
