@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kws.config import PRESETS, TrainConfig, require
+from kws.config import PRESETS, UNKNOWN, TrainConfig, require
 from kws.model.bundle import Recognizer
 from kws.model.network import AudioTransformer
 from kws.preprocess.tensors import Split, Tensors
 from kws.train.augment import Augment
 from kws.train.distributed import World
+from kws.train.fragments import Fragments
 from kws.train.optimizer import make_optimizers
 from kws.train.start import start_from
 
@@ -85,6 +86,10 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, config, dtype)
         mean = tensors.mean.to(world.device) if start is None else self.model.mean
         self.augment = Augment(config.augment, tensors.features, mean, tensors.noise())
+        self.fragments = None
+        if config.augment.fragment_share and UNKNOWN in tensors.words:
+            unknown = tensors.words.index(UNKNOWN)
+            self.fragments = Fragments(config.augment.fragment_share, unknown, self.augment.silence)
 
     def train_epoch(self) -> Iterator[bool]:
         """Takes the remaining steps of the epoch; after each, yields whether all processes must stop."""
@@ -118,6 +123,8 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate()
         features, labels = self.train_split.batch(indices)
+        if self.fragments is not None:
+            features, labels = self.fragments(features, labels)
         features = self.augment(features)
         with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
             scores = self.parallel(features)

@@ -253,7 +253,7 @@ def test_words_of_a_list_are_classes_in_the_order_of_the_list(corpus: Path, tmp_
     [
         ({"words": "yes,maybe,perhaps"}, r"got none for maybe, perhaps; there are no, stop, yes \(--words auto"),
         ({"words": "all"}, "got none for backward, bed, .*; there are no, stop, yes"),
-        ({"preset": "best"}, "preset must be one of default, baseline, got 'best'"),
+        ({"preset": "best"}, "preset must be one of default, streams, baseline, got 'best'"),
         ({"split": "word"}, "split must be speaker or random, got 'word'"),
         ({"max_bad_fraction": 1.5}, "max_bad_fraction must be between 0 and 1, got 1.5"),
     ],

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from kws import files
-from kws.config import PRESETS, AugmentConfig, ModelConfig, TrainConfig, train_config
+from kws.config import PRESETS, UNKNOWN, AugmentConfig, ModelConfig, TrainConfig, train_config
 from kws.download.synthesize import synthesize
 from kws.model import bundle, versions
 from kws.model.network import AudioTransformer
@@ -93,6 +93,23 @@ def test_one_batch_is_overfitted_to_zero_loss(tensors: Path, tmp_path: Path) -> 
         losses.append(one.step(batch)[0] / len(batch))
     assert losses[0] > 0.5
     assert losses[-1] < 1e-3
+
+
+@pytest.mark.usefixtures("small")
+def test_preset_streams_adds_fragments_if_the_model_has_unknown_words_and_else_trains_as_the_default(
+    tensors: Path,
+) -> None:
+    opened = Tensors(tensors)
+
+    def after_a_step(preset: str) -> torch.Tensor:
+        one = Trainer(opened, "default", settings(augment=PRESETS[preset].train.augment), ALONE)
+        torch.manual_seed(0)
+        one.step(torch.arange(16))
+        return one.model.head.weight.detach()
+
+    assert torch.equal(after_a_step("streams"), after_a_step("default"))
+    opened.words[0] = UNKNOWN
+    assert not torch.equal(after_a_step("streams"), after_a_step("default"))
 
 
 @pytest.mark.usefixtures("small")
