@@ -72,7 +72,7 @@ torture: $(READY) ## test with kills, full disks, runs in a row and fuzzers (min
 
 .PHONY: clean
 clean: ## delete what the targets made, except .venv, pulled models and the volume of the local cluster
-	rm -rf var/demo var/bench var/bench.json var/pipeline.yaml var/study var/few-clips var/torture var/notebook .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf var/demo var/bench var/bench.json var/pipeline.yaml var/study var/curve var/few-clips var/torture var/notebook .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 ##@ Cluster (images and kind-… need Docker; kind-… also kind and kubectl)
 # Settings of the targets below, as in: make pipeline EPOCHS=5 WORKERS=3 ARGS="--batch-size 64"

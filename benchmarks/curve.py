@@ -1,4 +1,4 @@
-"""How accuracy grows with clips, with speakers, and what lossy copies cost: `make study-curve`.
+"""How accuracy grows with clips, with speakers, and what lossy copies cost.
 
 Each point is a data set of its own, made by leaving out training clips of one archive (or by coding them as Opus and
 back); validation and test clips stay as they are. The curve is fitted with error = a · clips^-b over clips a word.
@@ -13,11 +13,10 @@ import argparse
 import hashlib
 import io
 import math
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,6 @@ import numpy as np
 from benchmarks import study
 from kws import files
 from kws.config import BACKGROUND_NOISE
-from kws.cores import num_cores
 from kws.download.recordings import list_recordings
 from kws.preprocess import splits
 from kws.preprocess.audio import read_waveform
@@ -164,12 +162,10 @@ def main() -> None:
 
     recordings = download(options.source, "", options.folder)
     epochs = study.parse_epochs(options.epochs)
-    threads = max(num_cores() // options.jobs, 1)
     results: list[study.Result] = []
-    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn"),
-                             initializer=study.start_worker, initargs=(threads,)) as pool:  # fmt: skip
+    with study.pool(options.jobs) as workers:
         waiting = [
-            pool.submit(run, point, seed, epochs.get(point, epochs[""]), recordings, options.folder)
+            workers.submit(run, point, seed, epochs.get(point, epochs[""]), recordings, options.folder)
             for seed in options.seeds for point in options.points
         ]  # fmt: skip
         for future in as_completed(waiting):

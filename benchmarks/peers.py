@@ -1,4 +1,4 @@
-"""KWT-1 and BC-ResNet-3 beside the default preset, on the same clips and for the same time: `make peers`.
+"""KWT-1 and BC-ResNet-3 beside the default preset, on the same clips and for the same time.
 
 Both networks are written here from their papers, and trained as their papers and published listings say; they exist
 for this comparison only. Three things differ from the sources. The schedule is stretched over the time that there is.
@@ -7,16 +7,15 @@ coefficients, and adds noise at a ratio to the clip (0 to 30 dB) where both add 
 bfloat16 where the processor multiplies it, as the default's are.
 
 Time is processor time per thread, without validation, so that other work on the machine favours nobody.
+
+  python -m benchmarks.peers --source ARCHIVE --seconds 1290 --jobs 2
 """
 
 import argparse
 import dataclasses
-import json
 import math
-import multiprocessing
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +28,6 @@ from torch.nn import functional as F
 from benchmarks import study
 from kws import files
 from kws.config import PRESETS, AugmentConfig, FeatureConfig, Preset
-from kws.cores import num_cores
 from kws.preprocess.tensors import Split, Tensors
 from kws.train.augment import Augment
 from kws.train.loop import wants_bf16
@@ -276,12 +274,9 @@ def main() -> None:
     from kws.download.step import download
 
     recordings = download(options.source, "", options.folder)
-    threads = max(num_cores() // options.jobs, 1)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=study.start_worker,
-                             initargs=(threads,)) as pool:  # fmt: skip
+    with study.pool(options.jobs) as workers:
         waiting = [
-            pool.submit(run, name, seed, options.seconds, recordings, options.folder)
+            workers.submit(run, name, seed, options.seconds, recordings, options.folder)
             for seed in options.seeds for name in options.peers
         ]  # fmt: skip
         found = [each.result() for each in waiting]
@@ -292,7 +287,7 @@ def main() -> None:
         accuracies = (row["validation"], test["clean"], test["noise at 10 dB"], test["noise at 0 dB"], test["8 kHz"])
         print(f"| {row['variant']} | {row['seed']} | {row['num_parameters']:,} | {row['clips_per_second']:.0f} | "
               f"{row['epochs']:.1f} | {' | '.join(f'{100 * accuracy:.1f}' for accuracy in accuracies)} |")  # fmt: skip
-    files.write_json(options.folder / "peers.json", json.loads(json.dumps(found)))
+    files.write_json(options.folder / "peers.json", found)
 
 
 if __name__ == "__main__":

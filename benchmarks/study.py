@@ -255,6 +255,13 @@ def draw(folder: Path, results: Sequence[Result]) -> None:
     save("confusion.png", plots.confusion(sum(np.array(result["matrix"]) for result in best), best[0]["words"]))
 
 
+def pool(num_jobs: int) -> ProcessPoolExecutor:
+    """Returns processes for so many trainings at a time, which share the cores."""
+    threads = max(num_cores() // num_jobs, 1)
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(num_jobs, mp_context=context, initializer=start_worker, initargs=(threads,))
+
+
 def start_worker(num_threads: int) -> None:
     """Prepares a process for one training at a time, without progress bars that would overwrite each other."""
     os.environ["TQDM_DISABLE"] = "1"  # which tqdm reads when it is imported, by torch
@@ -291,11 +298,9 @@ def main() -> None:
              unknown_words=options.unknown_words, recordings=recordings, folder=options.folder, final=options.final)
         for seed in options.seeds for name in options.variants
     ]  # fmt: skip
-    context = multiprocessing.get_context("spawn")
-    threads = max(num_cores() // options.jobs, 1)
     done: dict[int, Result] = {}
-    with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=start_worker, initargs=(threads,)) as pool:
-        numbers = {pool.submit(run, task): number for number, task in enumerate(tasks)}
+    with pool(options.jobs) as workers:
+        numbers = {workers.submit(run, task): number for number, task in enumerate(tasks)}
         for future in as_completed(numbers):
             done[numbers[future]] = future.result()
             write(options.folder, [done[number] for number in sorted(done)], options.final)
