@@ -197,11 +197,12 @@ def train(peer: Peer, tensors: Tensors, seed: int, seconds: float) -> tuple[nn.M
     optimizer = peer.optimizer(network.parameters())
     augment = Augment(config.augment, tensors.features, tensors.mean, tensors.noise())
     bf16 = wants_bf16("auto", torch.device("cpu"))
+    batch_size = min(config.batch_size, len(split))
     spent, num_clips, best, kept = 0.0, 0, -1.0, network.state_dict()
     while spent < seconds:
         network.train()
-        for batch in torch.randperm(len(split)).split(config.batch_size):
-            if len(batch) < config.batch_size or spent >= seconds:
+        for batch in torch.randperm(len(split)).split(batch_size):
+            if len(batch) < batch_size or spent >= seconds:
                 break
             started = time.process_time()
             share = spent / seconds
