@@ -153,7 +153,7 @@ schedules: $(READY) ## list the schedules
 unschedule: $(READY) ## delete the schedule
 	$(COMMAND) unschedule $(WHERE)
 
-.PHONY: ui tensorboard pull-model graph e2e-docker test-cluster e2e-cluster
+.PHONY: ui tensorboard pull-model graph e2e-docker e2e-registry test-cluster e2e-cluster
 ui: $(READY) ## open the UI of Kubeflow Pipelines
 	$(COMMAND) ui $(WHERE)
 
@@ -180,6 +180,10 @@ graph: $(READY) ## draw the pictures of pipeline and code for the documentation
 
 e2e-docker: images ## compare the whole pipeline in containers with the same in processes (needs ../shared/data)
 	$(E2E) tests/e2e/test_docker.py
+
+e2e-registry: $(READY) ## test registration in a Model Registry that is running (seconds; leaves a model kws-e2e-…): KWS_MODEL_REGISTRY=ADDRESS
+	@test -n "$${KWS_MODEL_REGISTRY:-}" || { echo "these tests need a Model Registry: make e2e-registry KWS_MODEL_REGISTRY=http://HOST:PORT (docs/serving.md)"; exit 2; }
+	$(E2E) tests/e2e/test_model_registry.py
 
 test-cluster: $(READY) ## test on a cluster with the training operator, without our images (a minute): KUBECONFIG=FILE
 	@test -n "$${KUBECONFIG:-}" || { echo "these tests need a cluster with the training operator: make test-cluster KUBECONFIG=FILE"; exit 2; }

@@ -15,10 +15,15 @@ def add_parameters(parser: argparse.ArgumentParser, required: Sequence[str] = ()
     group = parser.add_argument_group("parameters of the pipeline")
     for field in dataclasses.fields(PipelineConfig):
         add_flag(group, PipelineConfig, field.name, required=field.name in required)
-    group.add_argument(
+    add_registry(group, "a Kubeflow Model Registry in which to register every version")
+
+
+def add_registry(parser: argparse._ActionsContainer, help_: str) -> None:
+    """Adds the flag --model-registry."""
+    parser.add_argument(
         "--model-registry", default="", metavar="ADDRESS",
-        help="a Kubeflow Model Registry in which to register every version, such as "
-        f"http://model-registry-service:8080 (default: the environment variable {ADDRESS}, or none)",
+        help=f"{help_}, such as http://model-registry-service:8080 (default: the environment variable {ADDRESS}, or "
+        "none)",
     )  # fmt: skip
 
 

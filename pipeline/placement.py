@@ -19,6 +19,7 @@ from components import images
 from kws.config import PipelineConfig, from_dict, require
 from kws.launch.settings import SETTINGS, ClusterConfig, read_settings
 from kws.promote.registry import ADDRESS as MODEL_REGISTRY
+from kws.promote.registry import CLAIM_VARIABLE
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
@@ -100,6 +101,7 @@ class Placement:
             tasks["train"].set_env_variable("KWS_LAUNCHER", self.launches)
         if self.model_registry:
             tasks["promote"].set_env_variable(MODEL_REGISTRY, self.model_registry)
+            tasks["promote"].set_env_variable(CLAIM_VARIABLE, self.pvc)
 
 
 def read_placement(
@@ -128,7 +130,7 @@ def read_placement(
     return Placement(
         runtime=names["runtime"],
         launcher=names["launcher"],
-        pvc=environment.get("KWS_PVC") or PVC,
+        pvc=environment.get(CLAIM_VARIABLE) or PVC,
         launches=launches or environment.get("KWS_LAUNCHER") or JOBS[0],
         model_registry=environment.get(MODEL_REGISTRY, ""),
         training=fields | {name: value for name, value in training.items() if value},

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from kws import files
 from kws.model import versions
+from kws.promote import registry
 from pipeline.cluster.follow import out
 from pipeline.cluster.pull import Volume, reader_pod
 from pipeline.shell import run
@@ -91,7 +92,9 @@ def table_of_models(volume: Volume) -> Table:
     return table
 
 
-def rollback(kubectl: list[str], *, image: str, claim: str, version: str, reason: str, by: str) -> str:
+def rollback(
+    kubectl: list[str], *, image: str, claim: str, version: str, reason: str, by: str, model_registry: str = ""
+) -> str:
     """Makes an earlier version champion on the volume of a cluster, in a pod that is deleted at the end.
 
     Args:
@@ -101,13 +104,18 @@ def rollback(kubectl: list[str], *, image: str, claim: str, version: str, reason
         version: the version; empty: the previous champion.
         reason: why.
         by: who decides.
+        model_registry: address of a Model Registry in which to mark the champion; empty: none. The image must have
+            the client.
 
     Returns:
         What `kws rollback` printed.
     """
     with reader_pod(kubectl, claim=claim, image=image, read_only=False) as volume:
-        arguments = [f"--version={version}", f"--reason={reason}", f"--by={by}"]
-        return run(*volume.exec, "kws", "rollback", f"--data-root={volume.mount_path}", *arguments).strip()
+        arguments = [f"--version={version}", f"--reason={reason}", f"--by={by}",
+                     f"--model-registry={model_registry}"]  # fmt: skip
+        command = ["env", f"{registry.CLAIM_VARIABLE}={claim}", "kws", "rollback", f"--data-root={volume.mount_path}"]
+        # Warnings about the registry are on standard error, which `run` does not return.
+        return run(*volume.exec, "sh", "-c", 'exec "$@" 2>&1', "sh", *command, *arguments).strip()
 
 
 def claim_name() -> str:

@@ -17,6 +17,7 @@ import argparse
 import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -369,12 +370,17 @@ def _add_rollback(add: Add) -> None:
     command.add_argument("--version", default="", help="a folder of models/ (default: the previous champion)")
     command.add_argument("--reason", default="", help="the reason to record")
     command.add_argument("--by", default="", help="who decided (default: user and machine)")
+    command.add_argument("--model-registry", default="", metavar="ADDRESS",
+                         help="a Kubeflow Model Registry in which to mark the champion (default: the environment "
+                         "variable KWS_MODEL_REGISTRY, or none)")  # fmt: skip
 
 
 def _rollback(options: argparse.Namespace) -> int:
     from kws.model import versions
+    from kws.promote import registry
 
     before, now = versions.rollback(options.data_root, options.version, by=options.by, reason=options.reason)
+    registry.tell(options.model_registry or os.environ.get(registry.ADDRESS, ""), options.data_root, now)
     print(f"champion {now}, before {before or 'none'}" if before != now else f"champion {now}, as before")
     return 0
 

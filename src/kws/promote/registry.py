@@ -23,8 +23,10 @@ ADDRESS = "KWS_MODEL_REGISTRY"
 """Environment variable with the address of the registry; if it is not set, nothing is registered."""
 
 MODEL_NAME = "kws"
-CLAIM = "kws-data"
-"""The PersistentVolumeClaim that is mounted as the data root on a cluster."""
+
+CLAIM_VARIABLE, CLAIM = "KWS_PVC", "kws-data"
+"""Environment variable with the name of the PersistentVolumeClaim that is mounted as the data root on a cluster, and
+the name if it is not set."""
 
 SECONDS = 10.0
 """Seconds after which a registry that has not answered counts as unavailable."""
@@ -49,7 +51,7 @@ def tell(address: str, data_root: Path, version: str) -> bool:
     try:
         register(address, data_root, version)
     except Exception as error:  # of the client, its HTTP library or the registry: none may fail the run
-        said = " ".join(str(error).split())[:300]
+        said = " ".join(str(error).split())[:500]
         log.warning("the model registry %s did not take %s: %s", address, version, said)
         return False
     log.info("registered %s in the model registry %s", version, address)
@@ -74,24 +76,28 @@ def register(address: str, data_root: Path, version: str) -> None:
     except TimeoutError as error:
         raise ValueError(
             f"it must answer within {SECONDS:g} s, got no answer; check the address, and whether this pod can reach "
-            f"it: curl {address.rstrip('/')}/api/model_registry/v1alpha3/registered_models"
+            f"it: curl {address}"
         ) from error
     except ModuleNotFoundError as error:
         raise ValueError(f"its client must be installed (pip install 'kws[registry]'), got {error}") from error
+    except Exception as error:
+        status = getattr(error, "status", None)  # of the client's ApiException, whose own message lists all headers
+        if status is None:
+            raise
+        said = f"{getattr(error, 'reason', '')}: {getattr(error, 'body', '')}"
+        remedy = f"; {TOKEN_FILE} must name a file with a token that it accepts" if status in (401, 403) else ""
+        raise ValueError(f"it must accept the call, got status {status} {said[:250]}{remedy}") from error
 
 
 async def _register(
     address: urllib.parse.SplitResult, data_root: Path, folder: Path, manifest: Mapping[str, Any], champion: str | None
 ) -> None:
-    from model_registry.core import ModelRegistryAPIClient
-    from model_registry.types import ArtifactState, ListOptions, ModelArtifact, ModelVersion, RegisteredModel
+    from model_registry.types import ArtifactState, ModelArtifact, ModelVersion, RegisteredModel
 
-    token = _token()
-    base = f"{address.scheme}://{address.hostname}"
-    if address.scheme == "https":
-        client = ModelRegistryAPIClient.secure_connection(base, address.port or 443, user_token=token or "")
-    else:
-        client = ModelRegistryAPIClient.insecure_connection(base, address.port or 80, token)
+    from kws.promote.registry_client import connect
+
+    client = connect(address, _token())
+    await client.find_api()
     version = manifest["version"]
     model = await client.get_registered_model_by_params(MODEL_NAME)
     if model is None:
@@ -115,7 +121,7 @@ async def _register(
             state=ArtifactState.LIVE,
         )  # fmt: skip
         await client.upsert_model_version_artifact(artifact, known.id)
-    for other in await client.get_model_versions(model.id, ListOptions(limit=1000)):
+    for other in await client.all_versions(model.id):
         said = dict(other.custom_properties or {})
         if other.name != version and said.get("champion") != (other.name == champion):
             other.custom_properties = said | {"champion": other.name == champion}
@@ -126,7 +132,7 @@ def uri_of(data_root: Path, version: str) -> str:
     """Returns the URI of a version: on the PersistentVolumeClaim of a cluster, or in a folder of this machine."""
     path = f"{versions.MODELS}/{version}"
     if data_root == Path(PipelineConfig().data_root):
-        return f"pvc://{CLAIM}/{path}"
+        return f"pvc://{os.environ.get(CLAIM_VARIABLE) or CLAIM}/{path}"
     return (data_root / path).resolve().as_uri()
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from json_server import JsonServer, running
 
-from kws import files
+from kws import cli, files
 from kws.model import versions
 from kws.promote import registry
 
 pytest.importorskip("model_registry", reason="the client of the registry is not installed")
+from kws.promote import registry_client  # it imports the client
 
 
 class Registry(JsonServer):
@@ -26,6 +27,9 @@ class Registry(JsonServer):
         self.artifacts: list[dict[str, Any]] = []
         self.writes: list[str] = []
         self.broken_at = ""
+        self.api = "v1"
+        self.refuses = 0
+        self.paths: set[str] = set()
         self.delay = 0.0
         self.tokens: set[str | None] = set()
         super().__init__()
@@ -36,13 +40,19 @@ class Registry(JsonServer):
 
     def answer(self, method: str, path: str, query: dict[str, str], body: bytes, headers: Any) -> tuple[int, Any]:
         time.sleep(self.delay)
+        self.paths.add(path)
         self.tokens.add(headers.get("Authorization"))
-        path = path.partition("/model_registry/")[2].partition("/")[2]
-        found = self.found(method, path, query.get("name", ""), json.loads(body) if body else {})
+        if self.refuses:
+            return self.refuses, {"code": "", "message": "no"}
+        before, _, path = path.partition(f"/api/model_registry/{self.api}/")
+        if before or not path:
+            return 404, b"404 page not found"
+        found = self.found(method, path, query, json.loads(body) if body else {})
         status = 404 if found is None else 500 if found == "broken" else 201 if method == "POST" else 200
         return status, found if status < 300 else {"code": "", "message": "no"}
 
-    def found(self, method: str, path: str, name: str, sent: dict[str, Any]) -> Any:
+    def found(self, method: str, path: str, query: dict[str, str], sent: dict[str, Any]) -> Any:
+        name = query.get("name", "")
         if method != "GET":
             if path == self.broken_at:
                 return "broken"
@@ -57,7 +67,10 @@ class Registry(JsonServer):
             return kept[-1]
         if name:
             return next((each for each in kept if each["name"] == name), None)
-        return {"items": kept, "size": len(kept), "pageSize": 1000, "nextPageToken": ""}
+        first = int(query.get("nextPageToken") or 0)
+        following = first + int(query["pageSize"]) if "pageSize" in query else len(kept)
+        token = str(following) if following < len(kept) else ""
+        return {"items": kept[first:following], "size": len(kept), "pageSize": 0, "nextPageToken": token}
 
 
 @pytest.fixture
@@ -104,6 +117,50 @@ def test_next_champion_takes_the_mark_from_the_one_before(server: Registry, tmp_
     assert server.champions() == {"20261125-1": False, "20261126-1": True}
 
 
+def test_champion_is_marked_when_there_are_several_pages_of_versions(
+    server: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_client, "PAGE", 2)
+    for number in range(5):
+        registry.register(server.address, tmp_path, published(tmp_path, f"v{number}"))
+    assert [version for version, champion in server.champions().items() if champion] == ["v4"]
+
+
+def test_rollback_moves_the_mark(server: Registry, tmp_path: Path) -> None:
+    for version in ("v1", "v2"):
+        registry.register(server.address, tmp_path, published(tmp_path, version))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["rollback", "--data-root", str(tmp_path), "--version", "v1", "--model-registry", server.address])
+    assert ended.value.code == 0
+    assert server.champions() == {"v1": True, "v2": False}
+
+
+def test_server_that_has_only_the_api_before_v1_is_understood(server: Registry, tmp_path: Path) -> None:
+    server.api = "v1alpha3"
+    registry.register(server.address, tmp_path, published(tmp_path, "v1"))
+    assert (server.champions(), len(server.artifacts)) == ({"v1": True}, 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(401, "got status 401 Unauthorized: .*; KF_PIPELINES_SA_TOKEN_PATH must name a file with a token"),
+     (404, "must have /api/model_registry/v1/ or /api/model_registry/v1alpha3/, got status 404 for both")],
+)  # fmt: skip
+def test_refusal_is_told_in_a_sentence_with_the_remedy(
+    server: Registry, tmp_path: Path, status: int, said: str
+) -> None:
+    server.refuses = status
+    with pytest.raises(ValueError, match=said):
+        registry.register(server.address, tmp_path, published(tmp_path, "v1"))
+
+
+def test_registry_behind_a_path_of_a_proxy_is_called_there(server: Registry, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="check host, port and path of the address"):
+        registry.register(f"{server.address}/registry/", tmp_path, published(tmp_path, "v1"))
+    assert server.paths == {"/registry/api/model_registry/v1/registered_models",
+                            "/registry/api/model_registry/v1alpha3/registered_models"}  # fmt: skip
+
+
 def test_what_a_broken_call_left_is_completed_by_the_next(server: Registry, tmp_path: Path) -> None:
     version = published(tmp_path, "20261125-1")
     server.broken_at = "model_versions/1/artifacts"
@@ -139,6 +196,11 @@ def test_registry_that_does_not_answer_is_given_up(
     assert "it must answer within 0.2 s, got no answer; check the address" in caplog.text
 
 
-def test_version_lies_on_the_claim_of_a_cluster_or_in_a_folder_of_this_machine(tmp_path: Path) -> None:
+def test_version_lies_on_the_claim_of_a_cluster_or_in_a_folder_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(registry.CLAIM_VARIABLE, raising=False)
     assert registry.uri_of(Path("/data"), "v1") == "pvc://kws-data/models/v1"
+    monkeypatch.setenv(registry.CLAIM_VARIABLE, "speech")
+    assert registry.uri_of(Path("/data"), "v1") == "pvc://speech/models/v1"
     assert registry.uri_of(tmp_path, "v1") == (tmp_path / "models" / "v1").resolve().as_uri()
