@@ -388,7 +388,7 @@ class PipelineConfig:
 
     split: str = ""
     """How clips are divided into train, validation and test: speaker (each speaker in one split only) or random
-    (95/3/2 % of the clips); empty: as the preset says."""
+    (95/3/2 % of the clips; of fewer than 1,000 clips 80/10/10 % of each word); empty: as the preset says."""
 
     max_bad_fraction: float = 0.01
     """Largest fraction of unreadable recordings that are left out with a warning; above it preprocessing fails."""

@@ -53,7 +53,7 @@ def test_preprocess_has_the_flags_and_defaults_of_the_pipeline(capsys: pytest.Ca
     for name in ("words", "unknown_words", "preset", "max_bad_fraction"):
         assert f"--{name.replace('_', '-')} {name.upper()}" in shown
         assert f"(default: {getattr(PipelineConfig(), name) or repr('')})" in shown
-    assert "(95/3/2 % of the clips)" in shown
+    assert "(95/3/2 % of the clips; of fewer" in shown
 
 
 def test_unknown_or_missing_subcommand_ends_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:

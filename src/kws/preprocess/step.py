@@ -116,7 +116,8 @@ def preprocess(
                 f"({name} gets none of {num_clips}; {_remedy(split, lists)})", split)  # fmt: skip
 
     source = recordings_fingerprint(listing, clips)
-    fingerprint = _fingerprint(source, features, split, chosen, unknown)
+    few = split == "random" and len(clips) < splits.FEW_CLIPS
+    fingerprint = _fingerprint(source, features, "random, by word" if few else split, chosen, unknown)
     folder = data_root / "tensors" / fingerprint
 
     def build(staging: Path) -> None:
@@ -146,7 +147,7 @@ def preprocess(
 def _remedy(split: str, lists: splits.Lists) -> str:
     """Says what a user can do if a split has no clips."""
     if split == "random":
-        return "at least 26 clips are needed"
+        return "at least 3 clips of a word are needed"
     if not lists.figures:
         return "with few speakers use --split random"
     said = ", ".join(f"{name} {figures['matched']}" for name, figures in lists.figures.items())

@@ -126,7 +126,7 @@ class Models:
         self.num_refused = 0
         self.refusal = ""
         """Why the latest champion was refused; empty if it was not."""
-        self._data_root = data_root
+        self.data_root = data_root
         self._name = name
         self._refused: tuple[str, float] = ("", 0.0)
         self._ended = threading.Event()
@@ -135,23 +135,23 @@ class Models:
     @property
     def follows(self) -> bool:
         """Whether the served model changes with the champion."""
-        return self._data_root is not None
+        return self.data_root is not None
 
     def look(self) -> bool:
         """Reads champion.json, and swaps the model if it names another version; returns whether it did.
 
         A champion that cannot be loaded is refused with a line in the log, and the current model stays.
         """
-        assert self._data_root is not None
+        assert self.data_root is not None
         try:
-            version = versions.champion(self._data_root)
+            version = versions.champion(self.data_root)
             if version is None or (self.current is not None and version == self.current.version):
                 self.refusal = "" if version else self.refusal
                 return False
             refused, when = self._refused
             if refused == version and time.monotonic() - when < RETRY_SECONDS:
                 return False
-            served = load_version(self._data_root / versions.MODELS / version, self._name)
+            served = load_version(self.data_root / versions.MODELS / version, self._name)
         except (ValueError, OSError) as error:
             self._refuse(error)
             return False
@@ -164,9 +164,9 @@ class Models:
     def _refuse(self, error: Exception) -> None:
         reason = str(error)
         version = ""
-        if self._data_root is not None:
+        if self.data_root is not None:
             try:
-                version = versions.champion(self._data_root) or ""
+                version = versions.champion(self.data_root) or ""
             except (ValueError, OSError):
                 version = ""
         self._refused = (version, time.monotonic())

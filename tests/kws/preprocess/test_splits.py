@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -173,10 +174,10 @@ def test_random_split_is_the_same_for_any_order_of_files() -> None:
 
 
 def test_random_split_is_the_same_on_any_machine() -> None:
-    divided = splits.at_random([f"w/s{n}_nohash_0.wav" for n in range(100)])
-    assert divided["validation"] == ["w/s44_nohash_0.wav", "w/s58_nohash_0.wav", "w/s59_nohash_0.wav"]
-    assert divided["test"] == ["w/s56_nohash_0.wav", "w/s84_nohash_0.wav"]
-    code = "from kws.preprocess import splits; print(splits.at_random([f'w/s{n}_nohash_0.wav' for n in range(100)]))"
+    divided = splits.at_random([f"w/s{n}_nohash_0.wav" for n in range(30)])
+    assert divided["validation"] == ["w/s17_nohash_0.wav", "w/s27_nohash_0.wav", "w/s8_nohash_0.wav"]
+    assert divided["test"] == ["w/s19_nohash_0.wav", "w/s21_nohash_0.wav", "w/s4_nohash_0.wav"]
+    code = "from kws.preprocess import splits; print(splits.at_random([f'w/s{n}_nohash_0.wav' for n in range(30)]))"
     for seed in ("0", "7"):  # Python's own hash changes from process to process
         command = [sys.executable, "-c", code]
         shown = subprocess.run(command, env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
@@ -184,13 +185,22 @@ def test_random_split_is_the_same_on_any_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_clips", "counts"), [(100, (95, 3, 2)), (1000, (950, 30, 20)), (4043, (3841, 121, 81)), (26, (24, 1, 1))]
+    ("num_clips", "counts"), [(1000, (950, 30, 20)), (4043, (3841, 121, 81)), (999, (799, 100, 100)), (3, (1, 1, 1))]
 )
-def test_random_split_is_95_3_2(num_clips: int, counts: tuple[int, int, int]) -> None:
+def test_random_split_is_95_3_2_and_80_10_10_of_few_clips(num_clips: int, counts: tuple[int, int, int]) -> None:
     clips = [f"w/{n}.wav" for n in range(num_clips)]
     divided = splits.at_random(clips)
     assert tuple(len(divided[name]) for name in SPLITS) == counts
     assert sorted(clip for part in divided.values() for clip in part) == sorted(clips)
+
+
+def test_random_split_of_few_clips_tests_every_word() -> None:
+    clips = [f"{word}/a_nohash_{n}.wav" for word in ("hello", "bye") for n in range(20)] + ["rare/a_nohash_0.wav"]
+    divided = splits.at_random(clips)
+    for split, count in (("train", 16), ("validation", 2), ("test", 2)):
+        words = Counter(clip.split("/")[0] for clip in divided[split])
+        assert (words["hello"], words["bye"]) == (count, count)
+    assert "rare/a_nohash_0.wav" in divided["train"]
 
 
 def test_random_split_with_another_seed_is_another() -> None:

@@ -20,6 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 from websockets.sync.client import ClientConnection, connect
 
+from kws.config import FeatureConfig
 from kws.model import onnx
 from kws.model.bundle import Recognizer
 from kws.model.detector import Detector, Thresholds
@@ -34,10 +35,12 @@ RATE = 16_000
 class Page:
     """A running server of the page, whose model can be changed."""
 
-    def __init__(self, model: Served | None, collect: Path | None = None, most_streams: int = 64) -> None:
+    def __init__(
+        self, model: Served | None, collect: Path | None = None, most_streams: int = 64, data_root: Path | None = None
+    ) -> None:
         self.model = model
         app = FastAPI()
-        app.include_router(router(lambda: self.model, collect, most_streams))
+        app.include_router(router(lambda: self.model, collect, most_streams, data_root))
         listening = sockets.create_server(("127.0.0.1", 0))
         self.port = listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -223,12 +226,32 @@ def test_card_is_the_one_of_the_model(page: Page) -> None:
     assert about["about"]["run"] == "expert"
 
 
+@pytest.mark.parametrize(
+    ("data_root", "preset", "num_speakers", "command"),
+    [("d", "default", 1, "--split random --init champion --data-root {root}/d"),
+     ("it's d", "default", 10, "--init champion --data-root '{root}/it'\"'\"'s d'"),
+     ("d", "streams", 9, "--split random --preset streams --init champion --data-root {root}/d"),
+     ("", "streams", 1, "--split random --data-root var/data")],
+)  # fmt: skip
+def test_command_for_training_fits_recordings_and_server(
+    tmp_path: Path, data_root: str, preset: str, num_speakers: int, command: str
+) -> None:
+    collection = Collection(tmp_path / "my words")
+    for speaker in range(num_speakers):
+        collection.add("hello", f"0123abc{speaker}", CLIP, FeatureConfig())
+    said = collection.command(tmp_path / data_root if data_root else None, {"preset": preset})
+    assert said == (f"python -m pipeline run --source '{tmp_path}/my words' --words auto "
+                    + command.format(root=tmp_path))  # fmt: skip
+
+
 def test_recordings_are_kept_listed_played_and_deleted(page: Page) -> None:
     for number in range(2):
         status, said = page.request("POST", "/collection/hello?speaker=0123abcd", CLIP, **{"content-type": "audio/wav"})
         assert (status, said) == (201, {"clip": f"hello/0123abcd_nohash_{number}.wav"})
     status, listed = page.request("GET", "/collection")
     assert listed["words"] == {"hello": ["0123abcd_nohash_0.wav", "0123abcd_nohash_1.wav"]}
+    assert listed["command"].endswith("--data-root var/data")
+    assert listed["follows"] is False
     assert page.request("GET", "/collection/hello/0123abcd_nohash_1.wav") == (200, CLIP)
     assert page.request("DELETE", "/collection/hello/0123abcd_nohash_0.wav")[0] == 204
     assert page.request("DELETE", "/collection/hello/0123abcd_nohash_0.wav")[0] == 404

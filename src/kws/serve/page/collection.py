@@ -7,11 +7,16 @@ the `--source` of a run.
 import io
 import os
 import re
+import shlex
 import wave
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kws.config import FeatureConfig, require
+
+FEW_SPEAKERS = 10
+"""Below this number of speakers, a split by speaker may leave a split without clips."""
 
 MOST_CLIPS = 20_000
 """Largest number of recordings in a folder: 640 MB."""
@@ -99,6 +104,24 @@ class Collection:
     def counts(self) -> dict[str, int]:
         """Returns the number of recordings of each word."""
         return {word: len(names) for word, names in self._list().items()}
+
+    def command(self, data_root: Path | None, about: Mapping[str, Any]) -> str:
+        """Returns the command that trains a model of the recorded words.
+
+        Args:
+            data_root: the folder whose champion is served: training starts from it, and the new champion takes its
+                place. None: the server has another model, so that training starts from random weights in var/data.
+            about: what the served model says of itself; its preset is kept.
+        """
+        speakers = {name.partition("_")[0] for names in self._list().values() for name in names}
+        parts = ["python", "-m", "pipeline", "run", "--source", str(self.folder.resolve()), "--words", "auto"]
+        if len(speakers) < FEW_SPEAKERS:
+            parts += ["--split", "random"]
+        if data_root is not None:
+            if about.get("preset", "default") != "default":
+                parts += ["--preset", str(about["preset"])]
+            parts += ["--init", "champion"]
+        return shlex.join([*parts, "--data-root", str(data_root.resolve() if data_root else "var/data")])
 
     def summary(self) -> dict[str, Any]:
         """Returns the folder and the names of the recordings by word, the newest last, for the page."""

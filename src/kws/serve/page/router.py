@@ -29,13 +29,17 @@ SECURITY = {
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def router(current: Callable[[], Model | None], collect: Path | None = None, most_streams: int = 64) -> APIRouter:
+def router(
+    current: Callable[[], Model | None], collect: Path | None = None, most_streams: int = 64,
+    data_root: Path | None = None,
+) -> APIRouter:  # fmt: skip
     """Returns the routes of the page: /, /page/…, /listen, /card, /collection/….
 
     Args:
         current: returns the model that is served, or None if there is none yet.
         collect: the folder in which to store recordings; None: recordings are refused.
         most_streams: largest number of WebSocket connections at the same time.
+        data_root: the folder whose champion is served, or None.
 
     Raises:
         OSError: the folder cannot be created.
@@ -80,7 +84,9 @@ def router(current: Callable[[], Model | None], collect: Path | None = None, mos
         return handle
 
     async def listing(request: Request, kept: Collection) -> Response:
-        return JSONResponse(kept.summary())
+        model = current()
+        command = kept.command(data_root, model.recognizer.about if model else {})
+        return JSONResponse(kept.summary() | {"command": command, "follows": data_root is not None})
 
     async def add(request: Request, kept: Collection) -> Response:
         # With this type the browser sends a CORS preflight for pages of other origins, which is refused.

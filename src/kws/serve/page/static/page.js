@@ -461,7 +461,7 @@ async function showClips() {
   $("teach-off").hidden = answer.ok;
   $("teach-on").hidden = !answer.ok;
   if (!answer.ok) return;
-  const { folder, words } = await answer.json();
+  const { folder, words, command, follows } = await answer.json();
   $("folder").textContent = folder;
   const list = $("clips");
   list.replaceChildren();
@@ -483,12 +483,11 @@ async function showClips() {
   const enough = names.length >= 2 && names.every((word) => words[word].length >= 20);
   $("next").replaceChildren();
   if (!counts.length) return;
-  const command = document.createElement("code");
-  command.textContent = `python -m pipeline run --source ${folder} --words auto --split random --data-root var/data`;
-  $("next").append(`Kept so far: ${counts.join(", ")}. `, enough ? "That is enough to train with " :
-    "When there are at least two words with 20 recordings each, train with ", command,
-    enough ? " and serve the champion: " : "",
-    enough ? Object.assign(document.createElement("code"), { textContent: "kws serve --data-root var/data" }) : "");
+  const code = (text) => Object.assign(document.createElement("code"), { textContent: text });
+  $("next").append(`Kept so far: ${counts.join(", ")}. `, enough ? "That is enough: train in the project's folder with "
+    : "With at least two words of 20 recordings each, train in the project's folder with ", code(command),
+    follows ? ". When it has ended, this page recognizes the new words by itself." : ". Then serve the new model with ",
+    follows ? "" : code("kws serve --data-root var/data"));
 }
 
 async function record(event) {
