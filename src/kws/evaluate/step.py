@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kws import files
+from kws import files, memory
 from kws.cores import computing
 from kws.evaluate import robustness, streams
 from kws.evaluate.accuracy import Evaluation, evaluate_tensors
@@ -47,6 +47,7 @@ def evaluate(model: Path, tensors: Path, report: Path) -> Evaluation:
     Raises:
         ValueError: the model or the tensors are damaged.
     """
+    memory.warn_if_scarce("evaluate")
     files.delete_unfinished(report.parent)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     recognizer = bundle.load(model, device)

@@ -1,7 +1,8 @@
-"""Trains on this machine: starts torchrun and waits for its end."""
+"""Trains on this machine: starts torchrun, or a single training process, and waits for its end."""
 
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
@@ -14,11 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from kws import memory
 from kws.cores import num_cores
 from kws.files import write_json
 from kws.launch.job import FRESH_STORE, MAX_RESTARTS, TRAINER, LaunchError, Training
 from kws.launch.output import LOGS, Output
 from kws.processes import die_with_parent, handle_signals
+
+log = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 40
 """Seconds before torchrun is killed; after a signal, it gives its own processes 30 s to end."""
@@ -33,7 +37,10 @@ _HOPELESS = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class TorchrunLauncher:
-    """Trains on this machine, with torchrun in its own process group."""
+    """Trains on this machine, in a process group of its own: several processes under torchrun, or a single one.
+
+    A single process needs no torchrun, which would take as much memory as torch itself and seconds to start.
+    """
 
     module: str = TRAINER
     """Python module that every process runs."""
@@ -42,10 +49,10 @@ class TorchrunLauncher:
     """How often all processes are restarted after one of them died."""
 
     def run(self, job: Training, manifest_path: Path | None = None) -> None:
-        """Runs torchrun and waits for its end; see `Launcher.run`.
+        """Trains and waits for the end; see `Launcher.run`.
 
-        Shows output immediately. SIGTERM and SIGINT are passed on to torchrun as SIGTERM, and by it to the training
-        processes, which have 30 s to write a checkpoint. If this process is killed, the kernel signals torchrun.
+        Shows output immediately. SIGTERM and SIGINT are passed on as SIGTERM to the training processes, which have 30 s
+        to write a checkpoint. If this process is killed, the kernel signals the others.
         """
         if job.num_nodes > 1:
             raise ValueError(
@@ -54,27 +61,38 @@ class TorchrunLauncher:
             )
         with tempfile.TemporaryDirectory(prefix="kws-torchrun-") as folder:
             error_file = Path(folder) / "error.json"
-            command = [
-                sys.executable, "-m", "torch.distributed.run", "--standalone",
-                f"--nproc-per-node={job.processes_per_node}", f"--max-restarts={self.max_restarts}",
-                f"--log-dir={folder}", "-m", self.module, *job.arguments,
+            trainee = ["-m", self.module, *job.arguments]
+            is_alone = job.processes_per_node == 1
+            torchrun = [] if is_alone else [
+                "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.processes_per_node}",
+                f"--max-restarts={self.max_restarts}", f"--log-dir={folder}",
             ]  # fmt: skip
+            command = [sys.executable, *torchrun, *trainee]
             changes = {
-                **FRESH_STORE,
+                **({} if is_alone else FRESH_STORE),
                 # By default torchrun gives several processes one thread each, and a single process all cores.
                 "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads_per_process(job)),
-                # torchrun copies to this file the first error that a process recorded.
+                # Receives the first error that a training process recorded.
                 "TORCHELASTIC_ERROR_FILE": str(error_file),
             }
             if manifest_path is not None:
                 write_json(manifest_path, {"command": command, "env": changes})  # JSON is YAML
-            # On a terminal the trainer draws its progress bar itself, which needs an unfiltered stream.
-            output = None if sys.stderr.isatty() else Output(job.folder / LOGS / "torchrun.log")
             watch = ErrorWatch(Path(folder))
-            status = run_group(command, os.environ | changes, output, lambda: watch.hopeless() != "")
-            if status != 0:
-                error = watch.hopeless() or recorded_error(error_file) or describe(status)
-                raise LaunchError(f"training failed: {error}")
+            for restarts in range(self.max_restarts if is_alone else 0, -1, -1):
+                error_file.unlink(missing_ok=True)
+                # On a terminal the trainer draws its progress bar itself, which needs an unfiltered stream.
+                output = None if sys.stderr.isatty() else Output(job.folder / LOGS / "torchrun.log")
+                num_killed = memory.num_killed()
+                status = run_group(command, os.environ | changes, output, lambda: watch.hopeless() != "")
+                if status == 0:
+                    return
+                error = watch.hopeless() or recorded_error(error_file)
+                out_of_memory = status == -signal.SIGKILL and memory.num_killed() > num_killed
+                if not restarts or out_of_memory or _HOPELESS.match(error):
+                    who = "the training process" if is_alone else "torchrun"
+                    raise LaunchError(f"training failed: {error or describe(status, who, out_of_memory)}")
+                log.warning("%s; training starts again and resumes from the latest checkpoint",
+                            error or describe(status, "the training process"))  # fmt: skip
 
 
 def threads_per_process(job: Training) -> int:
@@ -193,13 +211,20 @@ def recorded_error(error_file: Path) -> str:
     return str(message["message"] if isinstance(message, dict) else message)
 
 
-def describe(status: int) -> str:
-    """Describes the exit status of torchrun, for the case that no process recorded an error."""
+def describe(status: int, who: str = "torchrun", out_of_memory: bool = False) -> str:
+    """Describes the exit status of torchrun or of a single training process, if no process recorded an error.
+
+    Args:
+        status: the exit status, or minus the signal.
+        who: what ended.
+        out_of_memory: whether the system says that it killed a process for lack of memory.
+    """
     if status == -signal.SIGKILL:
-        return "torchrun was killed by SIGKILL, probably for lack of memory: raise the memory limit"
+        available = memory.limit()
+        here = "" if available is None else f", which is {available >> 20} MB here"
+        why = "for" if out_of_memory else "probably for"
+        return f"{who} was killed by SIGKILL, {why} lack of memory: raise the memory limit{here}"
     if status < 0:
-        return f"torchrun was killed by {signal.Signals(-status).name}"
-    return (
-        f"torchrun ended with status {status} and no process recorded an error; "
-        "one may have been killed for lack of memory: see the output above"
-    )
+        return f"{who} was killed by {signal.Signals(-status).name}"
+    killed = "; one may have been killed for lack of memory" if who == "torchrun" else ""
+    return f"{who} ended with status {status} and no process recorded an error{killed}: see the output above"

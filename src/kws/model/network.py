@@ -44,7 +44,8 @@ class AudioTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_path)
         self.norm = nn.LayerNorm(config.width) if config.norm_first else nn.Identity()
         self.head = nn.Linear(config.width, num_words)
-        if self.positions is not None:
+        # On the device meta this would import torch.compile, which takes 80 MB and two seconds.
+        if self.positions is not None and not self.positions.is_meta:
             nn.init.trunc_normal_(self.positions, std=0.02)
 
     mean: Tensor

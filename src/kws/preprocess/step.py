@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kws import files
+from kws import files, memory
 from kws.config import BACKGROUND_NOISE, PRESETS, SILENCE, SPLITS, UNKNOWN, FeatureConfig, parse_words, require
 from kws.cores import num_cores
 from kws.download.recordings import Listing, content_digest, known_digest, list_recordings, read_manifest
@@ -121,6 +121,7 @@ def preprocess(
     folder = data_root / "tensors" / fingerprint
 
     def build(staging: Path) -> None:
+        memory.warn_if_scarce("preprocess")
         manifest: dict[str, Any] = {
             "schema": 1,
             "fingerprint": fingerprint,

@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from kws import files
+from kws import files, memory
 from kws.config import require
 from kws.cores import computing
 from kws.evaluate.accuracy import evaluate_tensors
@@ -62,6 +62,7 @@ def promote(
         ValueError: an input file is damaged, or the exported model differs from the trained one.
     """
     require(0 <= min_accuracy <= 1, "min_accuracy", "be between 0 and 1", min_accuracy)
+    memory.warn_if_scarce("promote")
     recognizer = pth.load(model)
     accuracy: float = files.read_object(evaluation, accuracy=float)["accuracy"]
     version = _free_name(model, recognizer, data_root / versions.MODELS)

@@ -24,7 +24,7 @@ from kws.train.fragments import Fragments
 from kws.train.optimizer import make_optimizers
 from kws.train.start import start_from
 
-EVALUATION_BATCH = 256
+EVALUATION_BATCH = 64
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -1,5 +1,6 @@
 """Optimizers: Muon, and which parameters it shares with AdamW."""
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,6 +9,32 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kws.config import TrainConfig
+
+
+def _without_compiler() -> None:
+    """Keeps optimizers from importing torch.compile, with sympy: 80 MB and two seconds for every training process.
+
+    They import it to exclude these methods from compilation, and nothing is compiled here. `torch._compile` looks the
+    excluded function up in this attribute before it imports anything; a torch that does not is none the worse for it.
+    """
+    for method in ("add_param_group", "state_dict", "load_state_dict", "zero_grad"):
+        function = inspect.unwrap(getattr(torch.optim.Optimizer, method))
+        setattr(function, "__dynamo_disable", function)
+
+
+_without_compiler()
+
+
+class Adam(torch.optim.Adam):
+    """Adam whose step does not import torch.compile either."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
+class AdamW(torch.optim.AdamW):
+    """AdamW, likewise."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 class Muon(torch.optim.Optimizer):
@@ -145,7 +172,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -
     decayed = [p for name, p in named.items() if name not in kept and name not in inner]
     groups = [{"params": decayed, "weight_decay": config.weight_decay},
               {"params": list(kept.values()), "weight_decay": 0.0}]  # fmt: skip
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    kind = Adam if config.optimizer == "adam" else AdamW
     optimizers: list[torch.optim.Optimizer] = [kind(groups, lr=config.learning_rate, foreach=True)]
     if inner:
         optimizers.append(Muon(inner.values(), config.learning_rate, config.weight_decay, dtype))

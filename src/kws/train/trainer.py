@@ -20,7 +20,7 @@ from types import FrameType
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from kws import files
+from kws import files, memory
 from kws.command import Unfailing, quiet_threads, settle_user
 from kws.config import PRESETS, TrainConfig, require
 from kws.cores import computing
@@ -75,6 +75,7 @@ def train(tensors_folder: Path, preset: str, config: TrainConfig, *, runs_folder
                 f"run kws preprocess --preset {preset}"
             )
         if world.leads:
+            memory.warn_if_scarce("training")
             description = runs.describe(tensors_folder, preset, config)
             if run is None:
                 assert runs_folder is not None

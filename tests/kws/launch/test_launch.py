@@ -22,7 +22,7 @@ from pathlib import Path
 from kws.processes import die_with_parent
 
 what, folder = sys.argv[1], Path(sys.argv[2])
-rank, attempt = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
+rank, attempt = os.environ.get("RANK", "alone"), os.environ.get("TORCHELASTIC_RESTART_COUNT")
 
 
 def note(name, *values):
@@ -43,6 +43,11 @@ def main():
         note("started", os.getpid(), os.getppid())
         time.sleep(120)
         return
+    if what == "die alone":
+        note(f"attempt{len(list(folder.iterdir()))}")
+        if len(list(folder.iterdir())) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return
     if what == "fail":
         raise ValueError("epochs must be positive, got -1")
     import torch
@@ -60,7 +65,7 @@ def main():
     distributed.destroy_process_group()
 
 
-if what == "wait":
+if what in ("wait", "die alone"):
     main()
 else:
     from torch.distributed.elastic.multiprocessing.errors import record
@@ -147,6 +152,18 @@ def test_a_killed_process_is_started_again_and_training_succeeds(notes: Path, tm
     started = json.loads(manifest.read_text())
     assert started["command"][-4:] == ["-m", "trainee", "die", str(notes)]
     assert started["env"]["OMP_NUM_THREADS"] == str(threads)
+
+
+def test_a_single_process_that_is_killed_is_started_again_without_torchrun(notes: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.yaml"
+    TorchrunLauncher(module="trainee").run(training(notes, "die alone", 1), manifest)
+    assert {path.name for path in notes.iterdir()} == {"attempt0-alone", "attempt1-alone"}
+    assert json.loads(manifest.read_text())["command"] == [sys.executable, "-m", "trainee", "die alone", str(notes)]
+
+
+def test_a_single_process_that_is_killed_for_good_is_reported(notes: Path) -> None:
+    with pytest.raises(LaunchError, match="the training process was killed by SIGKILL, probably for lack of memory"):
+        TorchrunLauncher(module="trainee", max_restarts=0).run(training(notes, "die alone", 1))
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
