@@ -244,6 +244,22 @@ def test_command_for_training_fits_recordings_and_server(
                     + command.format(root=tmp_path))  # fmt: skip
 
 
+def test_other_words_and_the_room_are_kept_and_used_for_what_is_to_be_ignored(page: Page) -> None:
+    room = wav(np.zeros(10 * RATE, np.int16))
+    kind = {"content-type": "audio/wav"}
+    for word, sound in (("hello", CLIP), ("bye", CLIP), ("other", CLIP), ("_background_noise_", room)):
+        status, said = page.request("POST", f"/collection/{word}?speaker=0123abcd", sound, **kind)
+        assert (status, said) == (201, {"clip": f"{word}/0123abcd_nohash_0.wav"})
+    listed = page.request("GET", "/collection")[1]
+    assert " --words bye,hello --unknown-words other --split random " in listed["command"]
+    for word in list(listed["words"]):
+        assert page.request("DELETE", f"/collection/{word}/0123abcd_nohash_0.wav")[0] == 204
+    assert page.request("GET", "/collection")[1]["words"] == {}
+    short = page.request("POST", "/collection/_background_noise_?speaker=0123abcd", CLIP, **kind)
+    assert short[0] == 400
+    assert "must have 160000 to 480000 samples, got 16000" in short[1]["error"]
+
+
 def test_recordings_are_kept_listed_played_and_deleted(page: Page) -> None:
     for number in range(2):
         status, said = page.request("POST", "/collection/hello?speaker=0123abcd", CLIP, **{"content-type": "audio/wav"})
@@ -282,9 +298,9 @@ def test_recordings_are_kept_listed_played_and_deleted(page: Page) -> None:
         ("/collection/yes", CLIP, "audio/wav", 400, "speaker must be 8 hexadecimal digits"),
         ("/collection/yes?speaker=0123abcd", CLIP, "text/plain", 415, "content-type audio/wav"),
         ("/collection/yes?speaker=0123abcd", b"hello", "audio/wav", 400, "got 'another kind of file"),
-        ("/collection/yes?speaker=0123abcd", wav(np.arange(900)), "audio/wav", 400, "(1, 2, 16000, 900)"),
-        ("/collection/yes?speaker=0123abcd", wav(np.arange(RATE), 8000), "audio/wav", 400, "(1, 2, 8000, 16000)"),
-        ("/collection/yes?speaker=0123abcd", CLIP[:-2000], "audio/wav", 400, "(1, 2, 16000, 15000)"),
+        ("/collection/yes?speaker=0123abcd", wav(np.arange(900)), "audio/wav", 400, "have 16000 samples, got 900"),
+        ("/collection/yes?speaker=0123abcd", wav(np.arange(RATE), 8000), "audio/wav", 400, "(1, 2, 8000)"),
+        ("/collection/yes?speaker=0123abcd", CLIP[:-2000], "audio/wav", 400, "have 16000 samples, got 15000"),
         ("/collection/yes?speaker=0123abcd", b"\0" * (1 << 21), "audio/wav", 413, "at most 1048576 bytes"),
     ],
 )

@@ -1,7 +1,7 @@
 """Stores recordings that people make on the page, if the server was started with a folder for them.
 
-<folder>/<word>/<speaker>_nohash_<n>.wav, mono, 16 bit, with the model's sample rate and clip length. The folder can be
-the `--source` of a run.
+<folder>/<word>/<speaker>_nohash_<n>.wav, mono, 16 bit, with the model's sample rate and clip length; longer recordings
+of the room without speech are in <folder>/_background_noise_. The folder can be the `--source` of a run.
 """
 
 import io
@@ -13,10 +13,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kws.config import FeatureConfig, require
+from kws.config import BACKGROUND_NOISE, FeatureConfig, require
 
 FEW_SPEAKERS = 10
 """Below this number of speakers, a split by speaker may leave a split without clips."""
+
+OTHER = "other"
+"""The word under which speech is recorded that the model is to ignore."""
+
+ROOM_SECONDS = (10, 30)
+"""Shortest and longest recording of a room; of shorter ones a tenth would be too short for a clip of silence."""
 
 MOST_CLIPS = 20_000
 """Largest number of recordings in a folder: 640 MB."""
@@ -42,7 +48,7 @@ class Collection:
         """Stores a recording, and returns its clip id.
 
         Args:
-            word: the word that is spoken.
+            word: the word that is spoken, or `_background_noise_` for the sound of the room.
             speaker: id of the speaker, eight hexadecimal digits.
             content: a WAV file.
             features: determine sample rate and length.
@@ -50,12 +56,17 @@ class Collection:
         Raises:
             ValueError: word or speaker are not valid, the recording has another format, or the folder is full.
         """
-        _check(WORD, word, "word", "be a word of at most 30 lower-case letters")
+        _check_word(word)
         _check(SPEAKER, speaker, "speaker", "be 8 hexadecimal digits")
-        form = _form(content)
-        wanted = (1, 2, features.sample_rate, features.num_samples)
-        rule = f"be WAV, with channels, bytes per sample, sample rate and number of samples {wanted}"
-        require(form == wanted, "the recording", rule, form)
+        form, length = _form(content)
+        wanted = (1, 2, features.sample_rate)
+        require(form == wanted, "the recording",
+                f"be WAV, with channels, bytes per sample and sample rate {wanted}", form)  # fmt: skip
+        low, high = (features.num_samples,) * 2
+        if word == BACKGROUND_NOISE:
+            low, high = (seconds * features.sample_rate for seconds in ROOM_SECONDS)
+        require(low <= length <= high, "the recording", f"have {low} to {high} samples" if low < high else
+                f"have {low} samples", length)  # fmt: skip
         rule = f"hold fewer than {MOST_CLIPS} recordings (delete some, or start the server with another --collect)"
         total = sum(self.counts().values())
         require(total < MOST_CLIPS, "the folder", rule, total)
@@ -82,7 +93,7 @@ class Collection:
             ValueError: word or name are not valid.
             FileNotFoundError: there is no such recording.
         """
-        _check(WORD, word, "word", "be a word of at most 30 lower-case letters")
+        _check_word(word)
         _check(NAME, name, "name", "be <speaker>_nohash_<n>.wav")
         path = self.folder / word / name
         if not path.is_file():
@@ -113,8 +124,12 @@ class Collection:
                 place. None: the server has another model, so that training starts from random weights in var/data.
             about: what the served model says of itself; its preset is kept.
         """
-        speakers = {name.partition("_")[0] for names in self._list().values() for name in names}
-        parts = ["python", "-m", "pipeline", "run", "--source", str(self.folder.resolve()), "--words", "auto"]
+        found = self._list()
+        found.pop(BACKGROUND_NOISE, None)
+        speakers = {name.partition("_")[0] for names in found.values() for name in names}
+        words = [word for word in found if word != OTHER]
+        parts = ["python", "-m", "pipeline", "run", "--source", str(self.folder.resolve())]
+        parts += ["--words", ",".join(words), "--unknown-words", OTHER] if OTHER in found else ["--words", "auto"]
         if len(speakers) < FEW_SPEAKERS:
             parts += ["--split", "random"]
         if data_root is not None:
@@ -130,7 +145,7 @@ class Collection:
     def _list(self) -> dict[str, list[str]]:
         found = {}
         for place in sorted(self.folder.iterdir()):
-            if place.is_dir() and WORD.fullmatch(place.name):
+            if place.is_dir() and (WORD.fullmatch(place.name) or place.name == BACKGROUND_NOISE):
                 names = [path for path in place.iterdir() if NAME.fullmatch(path.name)]
                 if names:
                     found[place.name] = [
@@ -150,10 +165,16 @@ def _check(pattern: re.Pattern[str], value: str, name: str, rule: str) -> None:
     require(pattern.fullmatch(value) is not None, name, rule, value[:80])
 
 
-def _form(content: bytes) -> tuple[int, int, int, int] | str:
+def _check_word(word: str) -> None:
+    if word != BACKGROUND_NOISE:
+        _check(WORD, word, "word", "be a word of at most 30 lower-case letters")
+
+
+def _form(content: bytes) -> tuple[tuple[int, int, int] | str, int]:
+    """Returns channels, bytes per sample and sample rate of a WAV file, or what is wrong with it; number of samples."""
     try:
         with wave.open(io.BytesIO(content)) as file:
             num_samples = len(file.readframes(file.getnframes())) // max(file.getsampwidth() * file.getnchannels(), 1)
-            return file.getnchannels(), file.getsampwidth(), file.getframerate(), num_samples
+            return (file.getnchannels(), file.getsampwidth(), file.getframerate()), num_samples
     except (wave.Error, EOFError) as error:
-        return f"another kind of file ({error})"
+        return f"another kind of file ({error})", 0

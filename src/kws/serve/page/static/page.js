@@ -4,6 +4,8 @@ const SHOWN_SECONDS = 5;
 const KEPT_SECONDS = 30; // sound kept to play detections and to cut recordings
 const MOST_WAITING = RATE; // bytes in transit to the server, half a second; beyond that sound is dropped
 const MOST_LINES = 50;
+const ROOM = "_background_noise_"; // the folder for recordings of the room
+const ROOM_SECONDS = 20;
 const $ = (id) => document.getElementById(id);
 
 const state = {
@@ -326,7 +328,7 @@ function showProbability(word, value) {
 
 function showDetection(found) {
   state.detections += 1;
-  const at = `${found.time.toFixed(1)} s`;
+  const at = `${Math.max(0, found.time).toFixed(1)} s`; // the window of a first word begins before the stream
   const bold = document.createElement("b");
   bold.textContent = found.word;
   $("latest").replaceChildren(bold, ` at ${at}, ${(100 * found.probability).toFixed(0)} %`);
@@ -478,14 +480,16 @@ async function showClips() {
       }));
     list.append(item);
   });
-  const counts = Object.entries(words).map(([word, names]) => `${word} ${names.length}`);
-  const names = Object.keys(words);
-  const enough = names.length >= 2 && names.every((word) => words[word].length >= 20);
+  const counts = Object.entries(words).map(([word, names]) => `${word === ROOM ? "room" : word} ${names.length}`);
+  const names = Object.keys(words).filter((word) => word !== ROOM);
+  const enough = names.filter((word) => word !== "other").length >= 2 && names.every((word) => words[word].length >= 20);
+  const missing = [names.includes("other") ? "" : "other words", words[ROOM] ? "" : "the room"].filter(Boolean);
   $("next").replaceChildren();
   if (!counts.length) return;
   const code = (text) => Object.assign(document.createElement("code"), { textContent: text });
   $("next").append(`Kept so far: ${counts.join(", ")}. `, enough ? "That is enough: train in the project's folder with "
     : "With at least two words of 20 recordings each, train in the project's folder with ", code(command),
+    missing.length ? `. Without ${missing.join(" and ")}, the model will take every sound for one of its words` : "",
     follows ? ". When it has ended, this page recognizes the new words by itself." : ". Then serve the new model with ",
     follows ? "" : code("kws serve --data-root var/data"));
 }
@@ -509,7 +513,7 @@ async function record(event) {
     if (state.recording) await pause(600);
   }
   for (let take_ = 1; take_ <= times && state.recording && state.listening; take_++) {
-    $("cue").textContent = `Say “${word}” (${take_} of ${times})`;
+    $("cue").textContent = `Say ${word === "other" ? "any other word" : `“${word}”`} (${take_} of ${times})`;
     // The ring buffer runs all the time, so it also has a word that is spoken too early.
     const cue = state.total;
     while (state.total < cue + 1.9 * RATE && state.recording && state.listening) await pause(50);
@@ -529,6 +533,27 @@ async function record(event) {
   state.recording = false;
   $("record").textContent = "Record";
   $("cue").textContent = "";
+}
+
+async function recordRoom() {
+  if (state.recording) return;
+  if (!state.listening) {
+    await start();
+    if (!state.listening) return;
+  }
+  state.recording = true;
+  const begin = state.total;
+  while (state.total < begin + ROOM_SECONDS * RATE && state.recording && state.listening) {
+    // In steps of 5 s, as screen readers read every change.
+    const text = `Be quiet: ${5 * Math.ceil((ROOM_SECONDS - (state.total - begin) / RATE) / 5)} s`;
+    if ($("cue").textContent !== text) $("cue").textContent = text;
+    await pause(200);
+  }
+  $("cue").textContent = "";
+  if (state.recording && state.listening && (await keep(ROOM, kept(begin, begin + ROOM_SECONDS * RATE)))) {
+    $("cue").textContent = "✓ kept";
+  }
+  state.recording = false;
 }
 
 function speaker(anew) {
@@ -560,6 +585,7 @@ $("clear").onclick = () => {
 };
 $("teach-on").onsubmit = record;
 $("word").oninput = showClips;
+$("room").onclick = recordRoom;
 $("new-speaker").onclick = () => speaker(true);
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
