@@ -1,17 +1,27 @@
 """The images as they are built, and the whole compiled pipeline in them: `make e2e-docker`."""
 
+import base64
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+import tritonclient.grpc
 
 from kws import files
-from kws.model import bundle
+from kws.config import PRESETS, ModelConfig
+from kws.model import bundle, onnx, versions
+from kws.model.network import AudioTransformer
 from kws.model.predict import predict
 from pipeline import shell
 from pipeline.kind import preflight
@@ -25,9 +35,7 @@ pytestmark = pytest.mark.timeout(1200)
 def images() -> dict[str, str]:
     """The images of this revision, which `make images` built."""
     preflight.require_all([preflight.tool(shell.docker()), preflight.docker_engine()])
-    names = image_names()
-    inspect(list(names.values()))
-    return names
+    return image_names()
 
 
 def inside(image: str, *command: str) -> str:
@@ -65,6 +73,90 @@ def test_the_server_runs_on_a_read_only_root_without_torch_and_lives_without_a_m
         "print(urllib.request.urlopen('http://127.0.0.1:8080/v2/health/live').read().decode()); p.terminate()"
     )
     assert inside(images["serving"], "python3", "-c", code).strip().endswith('{"live":true}')
+
+
+MOST_MEGABYTES = 400
+"""Largest size of the serving image on disk, with a base of 191 MB."""
+
+
+def test_the_serving_image_is_small(images: dict[str, str]) -> None:
+    (described,) = inspect([images["serving"]])
+    assert described["Size"] < MOST_MEGABYTES * 1_000_000
+
+
+@pytest.fixture
+def data_root(tmp_path: Path) -> Path:
+    """A volume with an untrained champion, readable by the user of the image."""
+    torch.manual_seed(1)
+    features = PRESETS["default"].features
+    config = ModelConfig(num_layers=1, num_heads=2, width=32, feedforward=64, frames_per_token=4)
+    recognizer = bundle.Recognizer(model=AudioTransformer(config, features, 2).eval(), words=["no", "yes"],
+                                   features=features, about={})  # fmt: skip
+    folder = tmp_path / versions.MODELS / "v1"
+    folder.mkdir(parents=True)
+    onnx.export(recognizer, folder / versions.ONNX)
+    files.write_json(folder / files.MANIFEST, {
+        "schema": 2, "version": "v1", "files": {versions.ONNX: files.sha256_of(folder / versions.ONNX)},
+    })  # fmt: skip
+    versions.appoint(tmp_path, "v1", 1.0, by="a test", reason="")
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        path.chmod(0o755)
+    return tmp_path
+
+
+def is_ready(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{address}/v2/health/ready", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def serving(image: str, data_root: Path) -> Iterator[tuple[str, str]]:
+    """Runs the serving image as its Deployment does, with the volume read-only; gives its HTTP and gRPC addresses."""
+    name = shell.run(
+        shell.docker(), "run", "--detach", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL",
+        "--security-opt", "no-new-privileges", "--volume", f"{data_root}:/data:ro",
+        "--publish", "127.0.0.1::8080", "--publish", "127.0.0.1::8081", image,
+    ).strip()  # fmt: skip
+    try:
+        http, grpc = (shell.run(shell.docker(), "port", name, port).split()[0] for port in ("8080", "8081"))
+        until = time.monotonic() + 120
+        while not is_ready(http) and time.monotonic() < until:
+            time.sleep(0.5)
+        assert is_ready(http), shell.run(shell.docker(), "logs", name)
+        yield f"http://{http}", grpc
+    finally:
+        shell.run(shell.docker(), "rm", "--force", name)
+
+
+def test_the_serving_image_answers_health_inference_and_the_page(
+    images: dict[str, str], data_root: Path, real_corpus: Path
+) -> None:
+    clip = min((real_corpus / "yes").iterdir()).read_bytes()
+    sent = {"inputs": [{"name": "waveforms", "datatype": "BYTES", "shape": [1],
+                        "data": [base64.b64encode(clip).decode()]}]}  # fmt: skip
+    with serving(images["serving"], data_root) as (http, grpc):
+
+        def get(path: str, body: object = None) -> str:
+            data = json.dumps(body).encode() if body else None
+            with urllib.request.urlopen(http + path, data, timeout=30) as answer:
+                return str(answer.read().decode())
+
+        assert json.loads(get("/v2/health/live")) == {"live": True}
+        answer = json.loads(get("/v2/models/kws/infer", sent))
+        by_rest = next(each["data"] for each in answer["outputs"] if each["name"] == "probabilities")
+        assert answer["model_version"] == "v1"
+        client = tritonclient.grpc.InferenceServerClient(grpc)
+        given = tritonclient.grpc.InferInput("waveforms", [1], "BYTES")
+        given.set_data_from_numpy(np.array([clip], dtype=object))
+        by_grpc = client.infer("kws", [given]).as_numpy("probabilities")
+        np.testing.assert_allclose(by_grpc.ravel(), by_rest, atol=1e-6)
+        assert by_grpc.shape == (1, 2)
+        assert "<h1>Spoken command words</h1>" in get("/")
+        assert "AudioWorkletNode" in get("/page/page.js")
+        assert 'kws_requests_total{protocol="rest",status="200"} 1.0' in get("/metrics")
 
 
 def test_the_launcher_imports_all_that_it_needs_and_has_no_torch(images: dict[str, str]) -> None:
