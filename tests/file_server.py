@@ -65,8 +65,10 @@ class FileServer(ThreadingHTTPServer):
         self.encoded = False
         self.trickle = 0.0
         """Seconds between the bytes of a body."""
-        self.trickle_head = False
-        """True: header lines come without end."""
+        self.endless = b""
+        """What every answer begins with, followed by zeros without end."""
+        self.hung_up = threading.Event()
+        """Set when the client of such an answer has closed its connection."""
         self.signed: str | None = None
         """A token: an address without it is forwarded to one with a new one, for `signed_uses` uses in all."""
         self.signed_uses = 0
@@ -100,10 +102,13 @@ class _Handler(BaseHTTPRequestHandler):
         path = server.root / self.path.lstrip("/")
         if server.failures:
             return self._fail(server.failures.pop(0))
-        if server.trickle_head:
-            with contextlib.suppress(OSError):
+        if server.endless:
+            try:
+                self.wfile.write(server.endless)
                 while not server.released.wait(0.02):
-                    self.wfile.write(b"HTTP/1.1 200 OK\r\n" if not server.requests else b"X")
+                    self.wfile.write(b"0")
+            except OSError:
+                server.hung_up.set()
             return None
         if server.signed is not None:
             name, _, token = self.path.lstrip("/").partition("?")

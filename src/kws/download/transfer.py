@@ -7,10 +7,8 @@ import gzip
 import http.client
 import json
 import logging
-import queue
 import re
 import ssl
-import threading
 import time
 import urllib.error
 import urllib.parse
@@ -23,6 +21,7 @@ from typing import IO, Any
 
 from kws import files
 from kws.download.archives import ALWAYS, COMPRESSIONS, EXTRACTED, RATIO, ZIP, decompress, require_space
+from kws.download.connections import Watch, opened
 from kws.progress import progress
 
 log = logging.getLogger(__name__)
@@ -35,7 +34,8 @@ TIMEOUT = 30.0
 """Seconds without a byte after which a connection counts as broken."""
 
 ANSWER_TIMEOUT = 120.0
-"""Seconds within which the response headers must arrive, which a slow server may send byte by byte."""
+"""Seconds within which the response headers must arrive, which a slow server may send byte by byte, and after them more
+data."""
 
 SLOWEST = 1000
 """Bytes per second, averaged over SLOW_FOR seconds, below which a connection has stalled."""
@@ -138,12 +138,13 @@ def look(url: str) -> Remote:
         ValueError: the file has a content encoding other than gzip.
     """
     try:
-        response = _open(url, method="HEAD")
+        with _open(url, method="HEAD") as (response, _):
+            return Remote.of(response, _length(response))
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code not in (400, 403, 405, 501):
             raise
-        response = _open(url)  # for example an address signed for GET only
-    with response:
+    with _open(url) as (response, _):  # for example an address signed for GET only
         return Remote.of(response, _length(response))
 
 
@@ -200,6 +201,8 @@ class _Transfer:
         self.most = self.size()
         """Largest size of the partial download so far; a larger one is progress."""
         self.changes = 0
+        self.watch: Watch
+        """Watches the connection of the current try."""
 
     def size(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0
@@ -253,19 +256,22 @@ class _Transfer:
             headers = {"Range": f"bytes={have}-"} | ({"If-Range": known.validator} if known.validator else {})
         self.whole = False
         try:
-            response = _open(self.url, headers=headers)
+            with _open(self.url, headers=headers) as (response, self.watch):
+                if response.status == 206:
+                    return self._go_on(response, known or Remote(), have if headers else 0)
+                if response.status != 200:
+                    raise ConnectionError(
+                        f"the server answered {response.status} {response.reason} instead of the file"
+                    )
+                if headers:
+                    log.info("%s has changed or its server cannot resume: comparing it with what was received",
+                             self.url)  # fmt: skip
+                return self._compare(response, Remote.of(response, _length(response)), have)
         except urllib.error.HTTPError as error:
             if known is None or error.code != 416:
                 raise
+            error.close()
             raise self._ask_whole(f"the server promised {known.length} bytes but has no more than {have}") from error
-        with response:
-            if response.status == 206:
-                return self._go_on(response, known or Remote(), have if headers else 0)
-            if response.status != 200:
-                raise ConnectionError(f"the server answered {response.status} {response.reason} instead of the file")
-            if headers:
-                log.info("%s has changed or its server cannot resume: comparing it with what was received", self.url)
-            return self._compare(response, Remote.of(response, _length(response)), have)
 
     def _go_on(self, response: http.client.HTTPResponse, known: Remote, start: int) -> Remote:
         """Appends the received range, if it is the requested range of the same file."""
@@ -335,8 +341,13 @@ class _Transfer:
                     chunk = response.read1(CHUNK if left is None else min(CHUNK, left))
                 except TimeoutError as error:
                     raise ConnectionError(f"no data for {TIMEOUT:g} s") from error
-                except OSError as error:
-                    raise ConnectionError(str(error)) from error
+                except (OSError, http.client.HTTPException) as error:
+                    if not self.watch.has_cut:
+                        raise ConnectionError(str(error) or type(error).__name__) from error
+                    chunk = b""
+                if self.watch.has_cut:
+                    raise Stalled(f"no data for {self.watch.seconds:g} s")
+                self.watch.touch()
                 if not chunk:
                     return
                 yield chunk
@@ -379,38 +390,14 @@ class _Transfer:
         files.write_json(self.notes, dataclasses.asdict(remote))
 
 
-def _open(url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> http.client.HTTPResponse:
-    """Sends a request and reads the response headers, in a thread, as no socket timeout limits the whole of it."""
+def _open(
+    url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None
+) -> contextlib.AbstractContextManager[tuple[http.client.HTTPResponse, Watch]]:
+    """Sends a request and reads the response headers; see `kws.download.connections.opened`."""
     request = urllib.request.Request(
         _quote(url), headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **(headers or {})}, method=method
     )
-    # The handlers of urllib.request.build_opener, except for files and FTP.
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler, urllib.request.UnknownHandler, urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler, urllib.request.HTTPDefaultErrorHandler, urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPErrorProcessor,
-    ):  # fmt: skip
-        opener.add_handler(handler())
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            answers.put(opener.open(request, timeout=TIMEOUT))
-        except Exception as error:
-            answers.put(error)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        answer = answers.get(timeout=ANSWER_TIMEOUT)
-    except queue.Empty:
-        raise ConnectionError(f"no answer within {ANSWER_TIMEOUT:g} s") from None
-    if isinstance(answer, urllib.error.URLError | http.client.HTTPException | ConnectionError):
-        raise answer
-    if isinstance(answer, Exception):
-        raise ConnectionError(str(answer) or type(answer).__name__) from answer
-    response: http.client.HTTPResponse = answer
-    return response
+    return opened(request, TIMEOUT, ANSWER_TIMEOUT)
 
 
 def _quote(url: str) -> str:

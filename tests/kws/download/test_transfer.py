@@ -3,6 +3,7 @@
 import io
 import random
 import tarfile
+import threading
 import time
 import urllib.error
 from email.message import Message
@@ -192,19 +193,36 @@ def test_trickle_ends_with_what_came_kept(
     assert fetched(file_server, part) == content
 
 
-@pytest.mark.parametrize("where", ["body", "head"])
-def test_silence_ends(
-    file_server: FileServer, content: bytes, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_silence_ends(file_server: FileServer, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "TRIES", 1)
     monkeypatch.setattr(transfer, "TIMEOUT", 0.3)
-    monkeypatch.setattr(transfer, "ANSWER_TIMEOUT", 0.6)
-    if where == "body":
-        file_server.hold_after = 10_000
-    else:
-        file_server.trickle_head = True
-    with pytest.raises(ConnectionError, match=r"no data for 0.3 s|no answer within 0.6 s"):
+    file_server.hold_after = 10_000
+    with pytest.raises(ConnectionError, match=r"no data for 0.3 s"):
         fetch(file_server.url(NAME), tmp_path / "a.part")
+    assert (tmp_path / "a.part").stat().st_size == 10_000
+
+
+@pytest.mark.parametrize(
+    ("endless", "said"),
+    [
+        (b"HTTP/1.1 2", "no answer within 0.6 s"),
+        (b"HTTP/1.1 200 OK\r\nETag: ", "no answer within 0.6 s"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /elsewhere", "no answer within 0.6 s"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n", "no data for 0.6 s"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nTrailer: ", "no data for 0.6 s"),
+    ],
+    ids=["status", "header", "redirect", "length of a chunk", "trailer"],
+)
+def test_what_comes_byte_by_byte_without_end_ends_and_leaves_no_socket_and_no_thread(
+    endless: bytes, said: str, file_server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "TRIES", 1)
+    monkeypatch.setattr(transfer, "ANSWER_TIMEOUT", 0.6)
+    file_server.endless = endless
+    with pytest.raises(ConnectionError, match=said):
+        fetch(file_server.url(NAME), tmp_path / "a.part")
+    assert "watch of a connection" not in {thread.name for thread in threading.enumerate()}
+    assert file_server.hung_up.wait(20)
 
 
 def test_server_that_forwards_to_a_file_of_this_machine_gets_nothing(tmp_path: Path, file_server: FileServer) -> None:
