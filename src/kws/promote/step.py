@@ -93,13 +93,13 @@ def promote(
 def _free_name(model: Path, recognizer: pth.Recognizer, models: Path) -> str:
     """Returns the name for a version: that of the training run, or if it cannot name a folder, the model's digest.
 
-    If a version of that name holds another model, the digest is appended. The manifest of a damaged version is deleted,
-    so that the version is published again.
+    If a version of that name holds another model, the digest is appended, as much of it as is needed. The manifest of a
+    damaged version is deleted, so that the version is published again.
     """
     digest = files.sha256_of(model)
     run = recognizer.about.get("run")
     name = str(run) if run and versions.is_name(run) else digest[:12]
-    for version in (name, f"{name}-{digest[:8]}"):
+    for version in (name, f"{name}-{digest[:8]}", f"{name}-{digest}"):
         folder = models / version
         if not files.is_complete(folder):
             return version
@@ -111,7 +111,7 @@ def _free_name(model: Path, recognizer: pth.Recognizer, models: Path) -> str:
             return version
         if manifest["files"].get(versions.MODEL) == digest:
             return version
-    return version
+    raise ValueError(f"version {version} must hold the model with its digest, got another; rename {folder}")
 
 
 def _decide(

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from kws import files
-from kws.config import PRESETS, PipelineConfig, TrainConfig, field_docs, from_dict, require, train_config
+from kws.config import PRESETS, ModelConfig, PipelineConfig, TrainConfig, field_docs, from_dict, require, train_config
 from kws.flags import add_flag
 from kws.model import versions
 
@@ -112,6 +112,25 @@ def differences(config: dict[str, Any], other: dict[str, Any], prefix: str = "")
     return found
 
 
+def _with_new_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Adds the settings that there were not yet when a result of `describe` was written, with their defaults.
+
+    So a run of an earlier version can be resumed, unless a new setting is used. The default of a new setting of the
+    model or of training must therefore mean what was done before there was the setting.
+    """
+    return _merged({"model": dataclasses.asdict(ModelConfig()), "train": dataclasses.asdict(TrainConfig())}, config)
+
+
+def _merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    found = dict(values)
+    for name, default in defaults.items():
+        if isinstance(default, dict) and isinstance(values.get(name), dict):
+            found[name] = _merged(default, values[name])
+        elif not isinstance(default, dict):
+            found.setdefault(name, default)
+    return found
+
+
 def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
@@ -130,7 +149,7 @@ def find_unfinished(runs: Path, config: dict[str, Any]) -> Path | None:
             except ValueError as error:
                 log.warning("%s cannot be resumed: %s", folder.name, error)
                 continue
-            if not differences(other, config):
+            if not differences(_with_new_settings(other), config):
                 with contextlib.suppress(ValueError), files.hold(folder / STARTER, 0), owned(folder):
                     return folder
     return None
@@ -177,7 +196,7 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
     if not (folder / CONFIG).exists():  # new, or its process was killed before this line
         init = config.get("train", {}).get("init", "")
         files.write_json(folder / CONFIG, config | ({"init": _copy_init(init, folder)} if init else {}))
-    different = differences(files.read_object(folder / CONFIG), config)
+    different = differences(_with_new_settings(files.read_object(folder / CONFIG)), config)
     if different:
         raise ValueError(
             f"the settings must equal those of the run {folder.name}, got other values for {', '.join(different)}; "

@@ -274,6 +274,19 @@ def test_another_model_of_the_same_name_is_published_beside_it(
     assert publish(renamed(expert, "weak")).version == decision.version
 
 
+def test_another_model_whose_name_with_the_start_of_its_digest_is_taken_too_replaces_none(
+    publish: Publish, expert: Recognizer, weak: Recognizer, data_root: Path
+) -> None:
+    taken = publish(renamed(weak, "run"))
+    beside = publish(renamed(expert, "run"))
+    shutil.rmtree(data_root / "models" / beside.version)
+    shutil.copytree(data_root / "models" / taken.version, data_root / "models" / beside.version)
+    again = publish(renamed(expert, "run"))
+    assert again.version.startswith(beside.version)
+    assert len(again.version) == len("run-") + 64
+    assert len(list((data_root / "models").glob("run*/model.pth"))) == 3
+
+
 @pytest.mark.parametrize("run", ["../outside", ".hidden", "a/b", "", 7])
 def test_run_that_cannot_name_a_folder_is_not_one(publish: Publish, expert: Recognizer, run: object) -> None:
     decision = publish(dataclasses.replace(expert, about={"run": run}))

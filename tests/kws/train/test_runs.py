@@ -1,6 +1,7 @@
 """Run folders, and which process may start one."""
 
 import contextlib
+import dataclasses
 import logging
 import select
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kws import files
+from kws.config import ModelConfig, TrainConfig
 from kws.train import runs
 
 START = """
@@ -57,6 +59,22 @@ def test_run_that_was_killed_goes_on_whatever_the_clock_says_now(tmp_path: Path)
     files.write_json(tmp_path / "20990101-000000-later" / runs.CONFIG, {"seed": 1})
     assert runs.open_run(tmp_path, "", {"seed": 1}).name == "20990101-000000-later"
     assert runs.open_run(tmp_path, "later", {"seed": 1}).name == "20990101-000000-later"
+
+
+def test_run_of_a_version_without_a_setting_is_resumed_unless_the_setting_is_used(tmp_path: Path) -> None:
+    here = {"model": dataclasses.asdict(ModelConfig()), "train": dataclasses.asdict(TrainConfig())}
+    earlier = {name: dict(settings) for name, settings in here.items()}
+    earlier["train"]["augment"] = dict(earlier["train"]["augment"])
+    for settings, name in ((earlier["model"], "drop_path"), (earlier["train"], "ema_decay"),
+                           (earlier["train"]["augment"], "fragment_share")):  # fmt: skip
+        del settings[name]
+    files.write_json(tmp_path / "20260101-000000-old" / runs.CONFIG, earlier)
+    assert runs.open_run(tmp_path, "", here).name == "20260101-000000-old"
+    assert runs.open_run(tmp_path, "old", here).name == "20260101-000000-old"
+    here["train"] |= {"augment": here["train"]["augment"] | {"fragment_share": 0.25}}
+    assert runs.open_run(tmp_path, "", here).name != "20260101-000000-old"
+    with pytest.raises(ValueError, match=r"other values for train\.augment\.fragment_share \(0\.0, here 0\.25\)"):
+        runs.open_run(tmp_path, "old", here)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{"])
