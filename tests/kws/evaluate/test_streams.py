@@ -11,6 +11,7 @@ from recognizers import MakeRecognizer
 
 from kws.cli import main
 from kws.config import BACKGROUND_NOISE, UNKNOWN
+from kws.evaluate import step
 from kws.evaluate.streams import (
     NEVER,
     SENTENCES,
@@ -20,6 +21,7 @@ from kws.evaluate.streams import (
     Utterance,
     choose_thresholds,
     detect,
+    evaluate_streams,
     judge,
     poisson_interval,
     score,
@@ -28,6 +30,7 @@ from kws.model import bundle, onnx
 from kws.model.bundle import Recognizer
 from kws.model.detector import Detector, Thresholds
 from kws.preprocess.splits import speaker_of, split_of_speaker
+from kws.preprocess.tensors import Tensors
 
 WORDS = ["go", "stop", UNKNOWN]
 SPOKEN = [
@@ -157,6 +160,20 @@ def test_stored_probabilities_of_a_stream_give_the_events_of_the_detector(
     assert detect(kept, expert.words, thresholds) == [
         (pytest.approx(event.time, abs=1e-3), event.word, event.probability) for event in events
     ]
+
+
+def test_step_measures_streams_as_the_exported_model_hears_them_if_there_are_clips_enough(
+    tone_tensors: Path, tone_corpus: Path, expert: Recognizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle.save(tmp_path / "model.pth", expert)
+    assert "streams" not in step.evaluate(tmp_path / "model.pth", tone_tensors, tmp_path / "report.html").more
+    monkeypatch.setattr(step, "STREAM_CLIPS", 1)
+    monkeypatch.setattr(step, "CLIPS_PER_HOUR", 60 * len(Tensors(tone_tensors).split("test").clips))
+    more = step.evaluate(tmp_path / "model.pth", tone_tensors, tmp_path / "report.html").more
+    (row,) = more["streams"]
+    thresholds, (report,) = evaluate_streams(expert, tone_corpus, hours=1 / 60, snrs_db=[10])
+    assert (row["spoken"], row["missed"]) == (report.outcome.spoken.total(), report.outcome.missed)
+    assert more["thresholds"]["thresholds"] == pytest.approx(thresholds.thresholds, abs=2e-3)
 
 
 def test_recordings_without_clips_of_the_words_are_refused(tone_corpus: Path, make_recognizer: MakeRecognizer) -> None:
