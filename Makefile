@@ -43,7 +43,7 @@ format: $(READY) ## let ruff fix what it can
 
 .PHONY: test
 test: $(READY) ## run all quick tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: study
 study: $(READY) ## measure what each ingredient of the recipe is worth (hours; resumes after a stop): SOURCE=ARCHIVE ARGS=
