@@ -22,7 +22,7 @@ LONG_FILES = ("test_torture.py", "test_notebook.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Moves the long files to the front; all else stays in order (`make test` keeps that with --no-loadscope-reorder)."""
+    """Moves the long files to the front; all else keeps its order (--no-loadscope-reorder)."""
     items.sort(key=lambda item: item.path.name not in LONG_FILES)
 
 

@@ -306,6 +306,9 @@ class Preset:
     split: Literal["speaker", "random"]
     model: ModelConfig
     train: TrainConfig
+    unknown_clips: int = 1
+    """Clips of unknown words in the training split, as a multiple of the clips that a word has on average; fewer if the
+    recordings do not have as many. Validation and test splits always have as many as a word has."""
 
 
 _DEFAULT = Preset(
@@ -337,6 +340,7 @@ PRESETS: Mapping[str, Preset] = {
     "default": _DEFAULT,
     "streams": dataclasses.replace(
         _DEFAULT,
+        unknown_clips=5,
         train=dataclasses.replace(
             _DEFAULT.train, augment=dataclasses.replace(_DEFAULT.train.augment, fragment_share=0.25)
         ),
@@ -359,7 +363,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
 }
 """`baseline` is exactly what the project started from; `default` is the best on clips that has been measured since;
-`streams` adds fragments of words, which cost two points on clips and spare false alarms (docs/serving.md)."""
+`streams` adds fragments and unknown words, which cost a point on clips and spare false alarms (docs/serving.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

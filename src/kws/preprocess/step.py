@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kws import files, memory
-from kws.config import BACKGROUND_NOISE, PRESETS, SILENCE, SPLITS, UNKNOWN, FeatureConfig, parse_words, require
+from kws.config import BACKGROUND_NOISE, PRESETS, SILENCE, SPLITS, UNKNOWN, FeatureConfig, Preset, parse_words, require
 from kws.cores import num_cores
 from kws.download.recordings import Listing, content_digest, known_digest, list_recordings, read_manifest
 from kws.preprocess import clips as ids
@@ -80,8 +80,9 @@ def preprocess(
         words: all, auto or a list; see `kws.config.PipelineConfig`.
         unknown_words: empty, auto or a list. If not empty there are two more classes, each with as many clips as a word
             has on average: unknown words, with the same number of clips of each, and silence, if the recordings have
-            noise from which to cut it.
-        preset: name of the preset, which determines the features, and the split if `split` is empty.
+            noise from which to cut it. A preset may train on more clips of unknown words.
+        preset: name of the preset, which determines the features, the number of clips of unknown words that train, and
+            the split if `split` is empty.
         split: speaker, random or empty.
         max_bad_fraction: largest fraction of unreadable clips, 0 to 1.
         num_processes: number of worker processes, each with one thread; 0: one for every core.
@@ -109,7 +110,7 @@ def preprocess(
         log.warning("%d speakers of training clips are also in validation or test, with %d clips: accuracy there will "
                     "look better than it is for new speakers", leaks["speakers"], leaks["clips"])  # fmt: skip
     if unknown:
-        divided, chosen = _add_classes(listing, divided, chosen, features)
+        divided, chosen = _add_classes(listing, divided, chosen, PRESETS[preset])
     num_clips = sum(len(some) for some in divided.values())
     for name in SPLITS:
         require(len(divided[name]) > 0, "split", "leave clips in train, validation and test "
@@ -117,7 +118,7 @@ def preprocess(
 
     source = recordings_fingerprint(listing, clips)
     few = split == "random" and len(clips) < splits.FEW_CLIPS
-    fingerprint = _fingerprint(source, features, "random, by word" if few else split, chosen, unknown)
+    fingerprint = _fingerprint(source, PRESETS[preset], "random, by word" if few else split, chosen, unknown)
     folder = data_root / "tensors" / fingerprint
 
     def build(staging: Path) -> None:
@@ -187,7 +188,7 @@ def _find_unknown_words(listing: Listing, unknown_words: str, words: Sequence[st
 
 
 def _add_classes(
-    listing: Listing, divided: Mapping[str, Sequence[str]], words: Sequence[str], features: FeatureConfig
+    listing: Listing, divided: Mapping[str, Sequence[str]], words: Sequence[str], preset: Preset
 ) -> tuple[dict[str, list[str]], tuple[str, ...]]:
     """Keeps the clips of the words, chooses some of the unknown ones, and adds silence.
 
@@ -197,13 +198,13 @@ def _add_classes(
     known = {split: [clip for clip in clips if clip.split("/")[0] in words] for split, clips in divided.items()}
     others = {split: sorted(set(clips) - set(known[split])) for split, clips in divided.items()}
     counts = {split: ids.mean_per_word(clips) for split, clips in known.items()}
-    unknown = ids.choose_unknown(others, counts)
+    unknown = ids.choose_unknown(others, counts | {"train": preset.unknown_clips * counts["train"]})
     lengths: dict[str, int] = {}
     for noise in listing.noise:
         # _save_noise reports recordings that cannot be read.
         with contextlib.suppress(ValueError, OSError):
-            lengths[noise.split("/")[1]] = read_waveform(listing.folder / noise, features.sample_rate).size
-    silence = ids.cut_silence(lengths, counts, features)
+            lengths[noise.split("/")[1]] = read_waveform(listing.folder / noise, preset.features.sample_rate).size
+    silence = ids.cut_silence(lengths, counts, preset.features)
     found = {split: [*known[split], *unknown[split], *silence[split]] for split in SPLITS}
     if not all(silence.values()):
         log.warning("there is no class %s: it needs noise recordings of at least 10 s in %s", SILENCE, BACKGROUND_NOISE)
@@ -223,13 +224,15 @@ def recordings_fingerprint(listing: Listing, clips: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(source: str, features: FeatureConfig, split: str, words: Sequence[str], unknown: Sequence[str]) -> str:
+def _fingerprint(source: str, preset: Preset, split: str, words: Sequence[str], unknown: Sequence[str]) -> str:
     from kws.preprocess.features import VERSION
 
-    settings = {"recordings": source, "features": dataclasses.asdict(features), "split": split, "words": list(words),
-                "version": VERSION}  # fmt: skip
+    settings = {"recordings": source, "features": dataclasses.asdict(preset.features), "split": split,
+                "words": list(words), "version": VERSION}  # fmt: skip
     if unknown:
         settings["unknown_words"] = list(unknown)
+        if preset.unknown_clips != 1:  # as before for all presets that do not set it
+            settings["unknown_clips"] = preset.unknown_clips
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -1,5 +1,6 @@
 """Clip ids, and the classes of unknown words and of silence."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -91,6 +92,26 @@ def test_real_words_become_known_unknown_and_silent_clips(real_corpus: Path, tmp
 
     waveform = torch.from_numpy(clips.read(real_corpus, clip, FEATURES))
     np.testing.assert_allclose(array[row], MelSpectrogram(FEATURES)(waveform[None])[0], atol=0.02)
+
+
+def test_preset_streams_trains_on_more_clips_of_unknown_words_but_is_measured_on_the_same(
+    tone_corpus: Path, tmp_path: Path
+) -> None:
+    corpus = shutil.copytree(tone_corpus, tmp_path / "corpus")
+    for word in ("yes", "no"):
+        for path in sorted((corpus / word).iterdir())[::2]:
+            path.unlink()
+    found = {}
+    for preset in ("default", "streams"):
+        folder = preprocess(
+            corpus, tmp_path, words="yes,no", unknown_words="stop", preset=preset, split="random", num_processes=1
+        )
+        found[preset] = {split: read(folder, split) for split in SPLITS}
+    counts = {preset: Counter(word for _, word in splits["train"]) for preset, splits in found.items()}
+    assert counts["default"] == {"yes": 16, "no": 16, "_unknown_": 16}
+    assert counts["streams"] == {"yes": 16, "no": 16, "_unknown_": 32}, "five times as many are more than there are"
+    assert found["streams"]["test"] == found["default"]["test"]
+    assert found["streams"]["validation"] == found["default"]["validation"]
 
 
 def test_without_noise_there_is_no_class_of_silence_and_a_warning(
