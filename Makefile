@@ -192,3 +192,7 @@ test-cluster: $(READY) ## test on a cluster with the training operator, without 
 e2e-cluster: $(READY) ## test everything on a real cluster (half an hour; creates runs and jobs there): KUBECONFIG=FILE
 	@test -n "$${KUBECONFIG:-}" || { echo "these tests need a cluster with Kubeflow Pipelines: make e2e-cluster KUBECONFIG=FILE (docs/cluster.md)"; exit 2; }
 	$(E2E) tests/e2e/test_live_cluster.py
+
+e2e-retries: $(READY) ## test pipeline retry after each disturbance of a real cluster (an hour): KUBECONFIG=FILE KWS_E2E_VOLUME=FOLDER
+	@test -n "$${KUBECONFIG:-}" || { echo "these tests need a cluster with Kubeflow Pipelines: make e2e-retries KUBECONFIG=FILE (docs/cluster.md)"; exit 2; }
+	$(E2E) tests/e2e/test_retry_after_disturbances.py

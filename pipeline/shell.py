@@ -33,7 +33,10 @@ def run(*command: str, remedy: str = "", stdin: str | None = None, timeout: floa
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{' '.join(command[:3])} must answer within {timeout:g} s, got nothing{hint}") from None
     if done.returncode:
-        said = " ".join((done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-3:])
+        lines = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()
+        lines = [line for line in lines if not line.startswith("Warning:")] or lines
+        # The reason comes first or last: kubectl shows the difference of an object that it may not change behind it.
+        said = " ".join(lines if len(lines) <= 3 else [lines[0], "…", *lines[-2:]])
         raise ClusterError(f"{' '.join(command[:3])} must succeed, got status {done.returncode}: {said}{hint}")
     return done.stdout
 

@@ -3,8 +3,11 @@
 import contextlib
 import functools
 import json
+import re
+import shlex
 import ssl
 import sys
+import time
 import urllib.error
 import urllib.request
 import warnings
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
     import kfp
 
 
+TOKEN_SECONDS = 5.0
+"""How long a token file that is being replaced may hold no token."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     """Which Kubeflow, and how it is reached."""
@@ -31,7 +38,7 @@ class Cluster:
     """Namespace in which steps run: kubeflow on a standalone installation, otherwise that of your profile."""
 
     token_file: str = ""
-    """A file with the token that the host asks for. It is read again for every call, so it can be renewed."""
+    """A file with the token that the host asks for. It is read again for every call, so it may be renewed meanwhile."""
 
     ca_file: str = ""
     """A file with the certificate authority of the host, if this machine does not know it."""
@@ -42,9 +49,10 @@ class Cluster:
     def __post_init__(self) -> None:
         if self.host and not self.host.startswith(("http://", "https://")):
             raise ValueError(f"host must begin with http:// or https://, got {self.host!r}")
-        for name in ("token_file", "ca_file"):
-            if (path := getattr(self, name)) and not Path(path).is_file():
-                raise ValueError(f"{name} must be a file, got {path!r}, which does not exist")
+        if self.ca_file and not Path(self.ca_file).is_file():
+            raise ValueError(f"ca_file must be a file, got {self.ca_file!r}, which does not exist")
+        if self.token_file:
+            _read_token(self)
 
     @property
     def kubectl(self) -> list[str]:
@@ -75,15 +83,29 @@ class Cluster:
         """The client of Kubeflow Pipelines, once it is known to answer."""
         assert self.health is not None
         import kfp
-        from kfp.client import ServiceAccountTokenVolumeCredentials
 
-        credentials = ServiceAccountTokenVolumeCredentials(path=self.token_file) if self.token_file else None
+        credentials = _TokenFile(self) if self.token_file else None
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore", FutureWarning)
             return kfp.Client(
                 host=self.host or None, ui_host=self.ui, credentials=credentials, ssl_ca_cert=self.ca_file or None,
                 kube_context=self.context or None,
             )  # fmt: skip
+
+    def token(self) -> str:
+        """Reads the token file, as it may have been renewed; waits while it is being written.
+
+        Raises:
+            ValueError: the file holds no token for some seconds.
+        """
+        until = time.monotonic() + TOKEN_SECONDS
+        while True:
+            try:
+                return _read_token(self)
+            except ValueError:  # `kubectl create token > FILE` empties the file before it asks for the token
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.2)
 
     def read(self, path: str) -> bytes:
         """Reads a path of Kubeflow Pipelines for which its client has no call; empty if there is nothing."""
@@ -98,7 +120,7 @@ class Cluster:
                 return bytes(answer.data)
             with _open(self, path) as response:
                 return bytes(response.read())
-        except (ApiException, HTTPError, OSError):
+        except (ApiException, HTTPError, OSError, ValueError):
             return b""
 
     @functools.cached_property
@@ -113,11 +135,49 @@ class Cluster:
         return client.CoreV1Api()
 
 
+@dataclass(frozen=True)
+class _TokenFile:
+    """The credentials of a client of Kubeflow Pipelines, which asks for them before every call."""
+
+    cluster: Cluster
+
+    def refresh_api_key_hook(self, config: Any) -> None:
+        config.api_key["authorization"] = self.cluster.token()
+
+
+def _read_token(cluster: Cluster) -> str:
+    """Reads the token file.
+
+    Raises:
+        ValueError: it cannot be read, or does not hold one token.
+    """
+    path = Path(cluster.token_file)
+    try:
+        token = path.read_text(errors="replace").strip()
+    except FileNotFoundError:
+        got = "which does not exist"
+    except OSError as error:
+        got = f"which cannot be read: {error.strerror}"
+    else:
+        if re.fullmatch(r"[!-~]+", token):
+            return token
+        got = "which has more than one word, or characters that no token has" if token else "which is empty"
+    raise ValueError(f"token_file must be a file that holds one token, got {cluster.token_file!r}, {got}; "
+                     f"for a fresh one: {_fresh_token(cluster)}")  # fmt: skip
+
+
+def _fresh_token(cluster: Cluster) -> str:
+    """Returns the command that writes a token for the host into the token file."""
+    return (f"kubectl create token default-editor -n {cluster.namespace} --audience=pipelines.kubeflow.org > "
+            f"{shlex.quote(cluster.token_file or 'token')}")  # fmt: skip
+
+
 def _open(cluster: Cluster, path: str) -> Any:
     """Opens a path below the address of Kubeflow Pipelines."""
-    request = urllib.request.Request(f"{cluster.host.rstrip('/')}/{path}")
+    # A proxy that asks for a login answers 401 to a client that accepts JSON, and redirects others to its page.
+    request = urllib.request.Request(f"{cluster.host.rstrip('/')}/{path}", headers={"Accept": "application/json"})
     if cluster.token_file:
-        request.add_header("Authorization", f"Bearer {Path(cluster.token_file).read_text().strip()}")
+        request.add_header("Authorization", f"Bearer {cluster.token()}")
     context = ssl.create_default_context(cafile=cluster.ca_file or None)
     return urllib.request.urlopen(request, timeout=20, context=context)
 
@@ -127,16 +187,29 @@ def _health_of_host(cluster: Cluster) -> Mapping[str, Any]:
         with _open(cluster, "apis/v2beta1/healthz") as answer:
             health = json.load(answer)
     except urllib.error.HTTPError as error:
-        raise refused(error.code, cluster) from None
-    except json.JSONDecodeError:
+        raise refused(error.code, cluster, _words_of(error)) from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        if cluster.token_file:
+            remedy = f"then the token is wrong or has expired; for a fresh one: {_fresh_token(cluster)}"
+        else:
+            remedy = f"then give a token: {_fresh_token(cluster)}, and TOKEN_FILE=token"
         raise ClusterError(
-            f"host must be the address of Kubeflow Pipelines, got a page at {cluster.host}, perhaps its login; "
-            "give --token-file, and check that the address ends with /pipeline"
+            f"host must be the address of Kubeflow Pipelines, got a page at {cluster.host}; check that it ends with "
+            f"/pipeline. Perhaps it is a login page: {remedy}"
         ) from None
     except (urllib.error.URLError, OSError) as error:
         raise ClusterError(f"{cluster.host} must answer, got {getattr(error, 'reason', error)}; check that the "
                            "address is right and reachable from here") from None  # fmt: skip
     return dict(health)
+
+
+def _words_of(error: urllib.error.HTTPError) -> str:
+    """Returns the status and what a server says in a line or as JSON; not its pages."""
+    said = error.read(2000).decode(errors="replace").strip()
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        said = str(json.loads(said)["message"])
+    is_line = said and len(said) <= 200 and not said.startswith("<")
+    return f"status {error.code}: {' '.join(said.split())}" if is_line else ""
 
 
 def _health_through_kubeconfig(cluster: Cluster) -> Mapping[str, Any]:
@@ -183,10 +256,12 @@ def refused(status: int, cluster: Cluster, said: str = "") -> ClusterError:
     """
     who, words = cluster.host or "the cluster", said or f"status {status}"
     if status == 401:
-        return ClusterError(
-            f"{who} must accept your credentials, got {words}; for a fresh token: "
-            f"kubectl create token default-editor -n {cluster.namespace} --audience=pipelines.kubeflow.org > TOKEN_FILE"
-        )
+        remedy = f"for a fresh token: {_fresh_token(cluster)}"
+        if not cluster.host:
+            remedy = "log in again, as your kubeconfig has it: kubectl get pods tells more"
+        elif not cluster.token_file:
+            remedy += ", and TOKEN_FILE=token"
+        return ClusterError(f"{who} must accept your credentials, got {words}; {remedy}")
     if status == 403:
         return ClusterError(f"{who} must allow this call, got {words}; check that {cluster.namespace} is "
                             "your namespace (NAMESPACE=) and that token or kubeconfig have rights in it")  # fmt: skip

@@ -32,7 +32,10 @@ TRAIL_SECONDS = 15.0
 """How long the tasks of a finished run may take to report that they have finished too."""
 
 MAX_NEW_LINES = 15
-"""How many new lines of a step's log are printed at most, every three seconds: the last ones."""
+"""How many new lines of a step's log are printed at most, every three seconds."""
+
+NUM_FIRST_LINES = 5
+"""How many of them are the first ones: they say which job was submitted or adopted, and where training resumes."""
 
 NUM_LAST_LINES = 20
 """Lines of a failed step's log that are shown at the end of a run."""
@@ -92,6 +95,9 @@ class Following:
             console.print(f"\nno longer following; the run continues "
                           f"(make follow RUN={self.short_id}, make cancel RUN={self.short_id})")  # fmt: skip
             return 130
+        except Exception:  # the API refuses or is gone, which the caller explains
+            console.print(f"no longer following; the run does not end by this (make follow RUN={self.short_id})")
+            raise
         if stuck:
             where = f"kubectl -n {self.cluster.namespace} describe pod {stuck.pod}"
             console.print(f"[red]{escape(stuck.step)} {escape(str(stuck))}[/]", soft_wrap=True)
@@ -131,9 +137,9 @@ class Following:
         if console.is_terminal or self.quiet:
             return
         self.told.update(line.partition("waits: ")[2] for line in lines)  # the train step says it too
-        if len(lines) > MAX_NEW_LINES:
-            console.print(f"{step:<10} │ … {len(lines) - MAX_NEW_LINES} lines")
-        for line in lines[-MAX_NEW_LINES:]:
+        if (more := len(lines) - MAX_NEW_LINES) > 0:
+            lines = [*lines[:NUM_FIRST_LINES], f"… {more} lines", *lines[NUM_FIRST_LINES + more :]]
+        for line in lines:
             console.print(f"{step:<10} │ {line}", markup=False, soft_wrap=True)
 
     def _print(self, steps: Iterable[Step], waits: Iterable[Wait], over: bool = False) -> None:

@@ -80,8 +80,8 @@ def check_volume(cluster: Cluster, claim_name: str) -> None:
             ) from None
         return
     if claim.status.phase == "Lost":
-        raise ClusterError(f"the claim {claim_name} must be bound, got Lost: its volume is gone; delete the claim and "
-                           "apply the overlay again")  # fmt: skip
+        raise ClusterError(f"the claim {claim_name} must be bound, got Lost: its volume is gone; docs/cluster.md "
+                           "(Another volume) tells how to replace it")  # fmt: skip
     if claim.status.phase == "Pending":
         console.print(f"[yellow]the claim {claim_name} is not bound yet: steps wait until it is[/] "
                       f"(kubectl -n {cluster.namespace} describe pvc {claim_name})")  # fmt: skip

@@ -100,7 +100,7 @@ def up(names: Mapping[str, str]) -> None:
     load(names)
     _wait_for_deployments(but="kws-tensorboard")
     console.print("[bold]volume, rights, network policies, TensorBoard[/]")
-    kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=overlay(names))
+    apply_overlay(overlay(names))
     _wait_for_claim()
     _wait_for_deployments()
     console.print(f"\nKubeflow Pipelines  [link={UI}]{UI}[/]\nTensorBoard         [link={TENSORBOARD}]{TENSORBOARD}[/]")
@@ -122,6 +122,31 @@ def overlay(names: Mapping[str, str]) -> str:
             if container["image"].startswith("kws-runtime:"):
                 container["image"] = names["runtime"]
     return yaml.safe_dump_all(objects)
+
+
+def apply_overlay(rendered: str) -> None:
+    """Applies a rendered overlay, over an earlier one or where a claim was deleted.
+
+    A volume whose claim was deleted is bound again; it is a folder of the host, in which everything is kept.
+
+    Raises:
+        ClusterError: there is a claim for another volume, which Kubernetes does not let one change.
+    """
+    things = {thing["kind"]: thing for thing in yaml.safe_load_all(rendered)}
+    claim, volume = things["PersistentVolumeClaim"], things["PersistentVolume"]["metadata"]["name"]
+    name, namespace = claim["metadata"]["name"], claim["metadata"]["namespace"]
+    found = _find("persistentvolumeclaim", name, "-n", namespace)
+    if found and found["spec"].get("volumeName") != volume:
+        where = found["spec"].get("storageClassName") or "none"
+        raise ClusterError(
+            f"the claim {name} must be for the volume {volume}, got one of storage class {where}, and a claim cannot "
+            "be changed; docs/cluster.md (Another volume) tells how to replace it"
+        )
+    found = _find("persistentvolume", volume)
+    if found and found["status"].get("phase") in ("Released", "Failed"):
+        # It names the claim that there was by its uid, so that no other would get it.
+        kubectl("delete", "persistentvolume", volume)
+    kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=rendered)
 
 
 def load(names: Mapping[str, str]) -> None:
@@ -215,6 +240,11 @@ def _apply(folder: str, remedy: str = "") -> None:
 
 def _get(*arguments: str) -> Any:
     return json.loads(kubectl("get", *arguments, "-o", "json"))
+
+
+def _find(*arguments: str) -> Any:
+    """Returns an object of the cluster, or None if there is none."""
+    return json.loads(kubectl("get", *arguments, "--ignore-not-found", "-o", "json") or "null")
 
 
 def _wait_for_api() -> bool:

@@ -8,7 +8,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,52 @@ def test_what_kind_up_waits_for_is_seen_on_a_real_cluster(as_kind: None, namespa
         wait_for("the reason", lambda: "Pull" in kind._troubles() or "Back" in kind._troubles())
     finally:
         kubectl("-n", namespace, "delete", "deployment", "never", "--wait=false")
+
+
+def test_claim_is_replaced_by_that_of_another_volume_and_back(as_kind: None) -> None:
+    """As docs/cluster.md has it (Another volume): delete the claim, apply the other overlay."""
+    name = f"kws-swap-{uuid.uuid4().hex[:8]}"
+    of_kind = overlay_in(name)
+    others = [thing for thing in yaml.safe_load_all(
+        kubectl("kustomize", str(ROOT / "manifests" / "overlays" / "storage-class"))
+    ) if thing["kind"] not in ("Service", "Deployment")]  # fmt: skip
+    for thing in others:
+        thing["metadata"]["namespace"] = name
+        if thing["kind"] == "PersistentVolumeClaim":
+            thing["spec"]["storageClassName"] = name
+    made = [
+        {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": name},
+         "provisioner": "kubernetes.io/no-provisioner"},
+        {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": f"{name}-other"},
+         "spec": {"storageClassName": name, "accessModes": ["ReadWriteMany"], "capacity": {"storage": "50Gi"},
+                  "hostPath": {"path": f"/tmp/{name}-other", "type": "DirectoryOrCreate"}}},
+    ]  # fmt: skip
+
+    def replace(apply: Callable[[], object]) -> None:
+        kubectl("-n", name, "delete", "pvc", "kws-data")
+        apply()
+        kubectl("-n", name, "wait", "--for=jsonpath={.status.phase}=Bound", "pvc/kws-data", "--timeout=60s")
+
+    def apply_other() -> None:
+        kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(others))
+
+    kubectl("create", "namespace", name)
+    try:
+        kind.apply_overlay(of_kind)
+        kind.apply_overlay(of_kind)
+        kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(made))
+        with pytest.raises(ClusterError, match="immutable"):
+            apply_other()
+        replace(apply_other)
+        with pytest.raises(ClusterError, match=f"got one of storage class {name}, and a claim cannot be changed"):
+            kind.apply_overlay(of_kind)
+        wait_for("the release of the volume",
+                 lambda: "Released" in kubectl("get", "pv", name, "-o", "jsonpath={.status.phase}"))  # fmt: skip
+        replace(lambda: kind.apply_overlay(of_kind))
+    finally:
+        kubectl("delete", "namespace", name, "--wait=false")
+        kubectl("delete", "persistentvolume", name, f"{name}-other", "--ignore-not-found", "--wait=false")
+        kubectl("delete", "storageclass", name, "--ignore-not-found")
 
 
 def pod_spec(image: str, **container: Any) -> dict[str, Any]:

@@ -1,131 +1,58 @@
 """Tests that need a cluster: `make e2e-cluster KUBECONFIG=…`, on kind after `make kind-up` or on any Kubeflow.
 
-KUBECONFIG           the cluster, in whose current context these tests create runs, jobs and pods
-KWS_E2E_NAMESPACE    where steps run (kubeflow)
-KWS_E2E_VOLUME       the volume, if it is a folder of this machine; not needed on kind
-KWS_E2E_SOURCE       recordings that the cluster can read, of at least the words yes, no, stop. By default they are
-                     synthesized into the volume if it is such a folder; otherwise the published archive is used
-KWS_E2E_FLAGS        further flags of runs and schedules, such as --registry ghcr.io/me --cpu 600m --memory 2Gi
+The settings are explained in tests/live_cluster.py.
 """
 
 import contextlib
 import json
-import os
 import re
-import shlex
 import subprocess
 import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
+from json_server import JsonServer, running
+from live_cluster import (
+    NAMESPACE,
+    command_line,
+    get,
+    job_of,
+    jobs,
+    kubectl,
+    needs_cluster,
+    pipeline,
+    recordings,
+    require_pipelines,
+    run_id,
+    volume,
+    wait_for,
+)
 
 from kws import files
-from kws.config import SPEECH_COMMANDS_URL
-from kws.download.synthesize import synthesize
 from kws.model import bundle
 from pipeline import shell
-from pipeline.cluster import runs, steps
-from pipeline.cluster.connection import Cluster
 from pipeline.kind import images
 from pipeline.kind import local_cluster as kind
 
-ROOT = Path(__file__).resolve().parents[2]
-NAMESPACE = os.environ.get("KWS_E2E_NAMESPACE", "kubeflow")
 SHORT = ["--words", "yes,no,stop", "--debug", "--epochs", "1", "--min-accuracy", "0"]
 
-pytestmark = [
-    pytest.mark.timeout(5400),
-    pytest.mark.skipif("KUBECONFIG" not in os.environ, reason="needs a cluster: make e2e-cluster KUBECONFIG=…"),
-]
-
-
-def kubectl(*arguments: str, stdin: str | None = None) -> str:
-    return shell.run("kubectl", "-n", NAMESPACE, *arguments, stdin=stdin)
-
-
-def get(*arguments: str) -> Any:
-    return json.loads(kubectl("get", *arguments, "-o", "json"))
-
-
-def pipeline(command: str, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs a command as a user does."""
-    given = shlex.split(os.environ.get("KWS_E2E_FLAGS", ""))
-    flags = given if command in ("submit", "schedule") else []
-    if command == "pull" and "--registry" in given:
-        flags = given[given.index("--registry") :][:2]
-    done = subprocess.run([sys.executable, "-m", "pipeline", command, *arguments, "--namespace", NAMESPACE, *flags],
-                          cwd=ROOT, capture_output=True, text=True)  # fmt: skip
-    if check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def run_id(done: subprocess.CompletedProcess[str]) -> str:
-    """Reads the id of a run from what submit printed: run NAME  ID."""
-    return next(line.split()[-1] for line in done.stdout.splitlines() if line.startswith("run "))
-
-
-def wait_for(what: str, condition: Callable[[], Any], seconds: float = 600, *, run: str = "") -> Any:
-    """Waits for something; where it is to come of a run, no longer than that runs, and says what there is instead."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if value := condition():
-            return value
-        if run and (state := steps.outcome(cluster().client.get_run(run))) in steps.FINISHED:
-            if value := condition():
-                return value
-            raise AssertionError(f"{what} must come, got the end of run {run}: {state}; jobs: {sorted(jobs())}")
-        time.sleep(3)
-    raise AssertionError(f"{what} must come within {seconds:.0f} s; jobs: {sorted(jobs())}")
-
-
-def cluster() -> Cluster:
-    return Cluster(namespace=NAMESPACE)
-
-
-def jobs() -> dict[str, Any]:
-    return {job["metadata"]["name"]: job for job in get("pytorchjobs.kubeflow.org")["items"]}
-
-
-def job_of(run: str) -> Any:
-    """Returns the training job of a run, named after the folder of the run: time and id; None where there is none."""
-    return next((job for name, job in jobs().items() if run[:13] in name), None)
-
-
-def volume() -> Path | None:
-    """Returns the volume as a folder of this machine, where it is one."""
-    given = os.environ.get("KWS_E2E_VOLUME")
-    return Path(given) if given else kind.host_data_root()
+pytestmark = needs_cluster
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _needs() -> None:
-    """Ends the tests with a sentence where something is absent that all of them need."""
-    try:
-        assert cluster().health is not None
-        runs.check_volume(cluster(), "kws-data")
-        get("crd", "pytorchjobs.kubeflow.org")
-    except shell.ClusterError as error:
-        pytest.exit(f"these tests need Kubeflow Pipelines, the training operator and the claim kws-data: {error}", 2)
+    require_pipelines()
 
 
 @pytest.fixture(scope="module")
 def source() -> str:
-    """Recordings as the cluster sees them."""
-    if given := os.environ.get("KWS_E2E_SOURCE"):
-        return given
-    if root := volume():
-        target = root / "e2e-recordings"
-        if not target.exists():
-            synthesize(target, words=["yes", "no", "stop"], clips_per_word=30)
-            shell.run("chmod", "-R", "a+rX", str(target))
-        return "/data/e2e-recordings"
-    return SPEECH_COMMANDS_URL
+    return recordings()
 
 
 @pytest.fixture(scope="module")
@@ -337,8 +264,78 @@ def test_training_pods_reach_each_other_but_not_the_world() -> None:
         assert not reaches(f"kws-e2e-friend-{suffix}", "ml-pipeline." + kind.NAMESPACE, 8888)
 
 
+class Guard(JsonServer):
+    """A proxy before Kubeflow Pipelines that asks the cluster whether a token is good, as that of a multi-user one."""
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = upstream
+        super().__init__()
+
+    def answer(self, method: str, path: str, query: dict[str, str], body: bytes, headers: Any) -> tuple[int, Any]:
+        token = (headers["Authorization"] or "").removeprefix("Bearer ")
+        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
+                  "spec": {"token": token, "audiences": ["pipelines.kubeflow.org"]}}  # fmt: skip
+        status = json.loads(kubectl("create", "-f", "-", "-o", "json", stdin=json.dumps(review)))["status"]
+        if not token or not status.get("authenticated"):
+            return 401, {"message": f"the token is not accepted: {status.get('error', 'there is none')}"[:200]}
+        kept = {name: value for name, value in headers.items() if name in ("Accept", "Content-Type")}
+        address = f"{self.upstream}{path}?{urlencode(query)}"
+        request = urllib.request.Request(address, body or None, kept, method=method)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+
+
+@pytest.fixture
+def guarded() -> Iterator[str]:
+    """The address of Kubeflow Pipelines behind a proxy that demands a token of this cluster."""
+    with subprocess.Popen(["kubectl", "proxy", "--port=0"], stdout=subprocess.PIPE, text=True) as proxy:
+        try:
+            assert proxy.stdout is not None
+            address = proxy.stdout.readline().split()[-1]
+            service = f"api/v1/namespaces/{kind.NAMESPACE}/services/ml-pipeline:http/proxy"
+            with running(Guard(f"http://{address}/{service}")) as guard:
+                yield guard.address
+        finally:
+            proxy.terminate()
+
+
+def test_a_host_that_demands_a_token_gets_that_of_the_file_and_a_renewed_one(guarded: str, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    where = ("--host", guarded, "--token-file", file)
+
+    def fresh(audience: str = "pipelines.kubeflow.org") -> str:
+        return kubectl("create", "token", "default", f"--audience={audience}", "--duration=10m")
+
+    file.write_text(fresh())
+    nowhere = ("--source", "/data/there-is-no-such-folder", *SHORT)
+    run = run_id(pipeline("submit", "--no-follow", *nowhere, *where))
+    following = subprocess.Popen(command_line("follow", run, *where), cwd=shell.ROOT, stdout=subprocess.PIPE,
+                                 stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    time.sleep(8)
+    file.write_text("")  # as the shell does for `kubectl create token > FILE`
+    file.write_text(fresh())
+    printed, _ = following.communicate()
+    assert "ValueError: source must be" in printed
+    assert "the run failed at download" in printed
+    for wrong, said in [
+        ("wrong", "must accept your credentials, got status 401: the token is not accepted"),
+        (fresh("https://kubernetes.default.svc"), "must accept your credentials, got status 401"),
+        ("", "token_file must be a file that holds one token, got"),
+    ]:
+        file.write_text(wrong)
+        done = pipeline("runs", *where, check=False)
+        assert done.returncode in (1, 2)
+        (line,) = done.stderr.splitlines()
+        assert said in line
+        assert line.endswith(f"--audience=pipelines.kubeflow.org > {file}")
+    done = pipeline("runs", "--host", guarded, check=False)
+    assert "must accept your credentials, got status 401: the token is not accepted: there is none" in done.stderr
+
+
 def test_kind_status_is_healthy() -> None:
     if kind.host_data_root() is None:
         pytest.skip("needs kind")
-    done = subprocess.run([sys.executable, "-m", "pipeline", "kind-status"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "kind-status"], cwd=shell.ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout

@@ -148,7 +148,8 @@ class Page(BaseHTTPRequestHandler):
         allowed = self.headers["Authorization"] == "Bearer good"
         self.send_response(200 if allowed else 401)
         self.end_headers()
-        self.wfile.write(b"<html>log in</html>")
+        expired = self.headers["Authorization"] == "Bearer expired"
+        self.wfile.write(b"Jwt is expired" if expired else b"<html>log in</html>")
 
     def log_message(self, *_: object) -> None:
         pass
@@ -180,10 +181,17 @@ def test_a_host_that_refuses_credentials_tells_how_to_get_a_token(page: str) -> 
         call("runs", "--host", page, "--namespace", "me")
 
 
+def test_a_host_that_says_why_it_refuses_a_token_is_quoted(page: str, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("expired")
+    with pytest.raises(ClusterError, match=r"got status 401: Jwt is expired; for a fresh token: .*> .*token$"):
+        call("runs", "--host", page, "--token-file", str(token))
+
+
 def test_a_host_that_shows_a_page_instead_of_the_api_is_told_apart(page: str, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("good\n")
-    with pytest.raises(ClusterError, match="host must be the address of Kubeflow Pipelines, got a page at"):
+    with pytest.raises(ClusterError, match=r"host must be the address .*, got a page at .*> .*token$"):
         call("runs", "--host", page, "--token-file", str(token))
 
 
@@ -215,7 +223,14 @@ def test_a_cluster_of_kubeconfig_that_is_gone_is_named_in_a_sentence(
     ("flags", "message"),
     [
         (["--host", "kubeflow.example.com"], "host must begin with http"),
-        (["--token-file", "/nowhere"], "token_file must be a file, got '/nowhere', which does not exist"),
+        (["--token-file", "/nowhere"], "token_file must .*, got '/nowhere', which does not exist; .*> /nowhere"),
+        (["--token-file", "/"], "token_file must .*, got '/', which cannot be read: Is a directory"),
+        (
+            ["--token-file", "/dev/null"],
+            "token_file must .*, got '/dev/null', which is empty; for a fresh one: kubectl",
+        ),
+        (["--token-file", __file__], "token_file must .*, got .*, which has more than one word"),
+        (["--ca-file", "/nowhere"], "ca_file must be a file, got '/nowhere', which does not exist"),
     ],
 )
 def test_a_wrong_flag_is_refused_before_the_cluster_is_contacted(flags: list[str], message: str) -> None:

@@ -1,11 +1,14 @@
 """Runs and schedules, over real HTTP: a stand-in keeps what the API server of Kubeflow Pipelines keeps."""
 
 import json
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from json_server import JsonServer, running
+from kfp_server_api import ApiException
 from rich.console import Console
 
 from kws.config import PipelineConfig
@@ -27,6 +30,7 @@ class Pipelines(JsonServer):
         }
         self.asked: list[str] = []
         self.status = 200
+        self.token = ""
         super().__init__()
 
     def add(self, kind: str, **thing: Any) -> dict[str, Any]:
@@ -38,6 +42,8 @@ class Pipelines(JsonServer):
     def answer(self, method: str, path: str, query: dict[str, str], body: bytes, headers: Any) -> tuple[int, Any]:
         path = path.removeprefix("/apis/v2beta1/")
         self.asked.append(f"{method} {path}")
+        if self.token and headers["Authorization"] != f"Bearer {self.token}":
+            return 401, {"message": "the token is invalid"}
         return self.status, self.found(method, path, query, body) if self.status == 200 else {"message": "no"}
 
     def found(self, method: str, path: str, query: dict[str, str], body: bytes) -> Any:
@@ -200,3 +206,46 @@ def test_host_that_refuses_is_told_with_the_remedy(
     pipelines.status = status
     with pytest.raises(ClusterError, match=said):
         runs.submit(cluster, PipelineConfig(), PLACEMENT)
+
+
+def test_token_is_read_again_for_every_call_and_a_wrong_one_names_the_remedy(
+    pipelines: Pipelines, tmp_path: Path
+) -> None:
+    add_run(pipelines, "good", "SUCCEEDED")
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    pipelines.token = "first"
+    cluster = Cluster(host=pipelines.address, namespace="me", token_file=str(file))
+    assert runs.find_run(cluster, "good").display_name == "good"
+    pipelines.token = "second"
+    with pytest.raises(ApiException, match="the token is invalid"):
+        runs.find_run(cluster, "good")
+    file.write_text("second")
+    assert runs.find_run(cluster, "good").display_name == "good"
+    pipelines.token = "third"
+    anew = Cluster(host=pipelines.address, namespace="me", token_file=str(file))
+    with pytest.raises(ClusterError, match=rf"accept your credentials, got status 401: the token is invalid; .* -n me .*> {file}$"):
+        runs.find_run(anew, "good")
+
+
+def test_token_that_is_being_replaced_is_waited_for(pipelines: Pipelines, tmp_path: Path) -> None:
+    """`kubectl create token > FILE` empties the file before it asks for the token."""
+    file = tmp_path / "token"
+    file.write_text("first")
+    pipelines.token = "second"
+    cluster = Cluster(host=pipelines.address, token_file=str(file))
+    file.write_text("")
+    threading.Timer(0.5, file.write_text, ["second"]).start()
+    assert runs.table_of_runs(cluster, 1).row_count == 0
+
+
+def test_token_file_that_stays_empty_is_told(
+    pipelines: Pipelines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "TOKEN_SECONDS", 0.0)
+    file = tmp_path / "token"
+    file.write_text("first")
+    cluster = Cluster(host=pipelines.address, token_file=str(file))
+    file.write_text("")
+    with pytest.raises(ValueError, match=r"token_file must .*, got .*, which is empty"):
+        runs.find_run(cluster, "good")
