@@ -224,7 +224,7 @@ def test_token_is_read_again_for_every_call_and_a_wrong_one_names_the_remedy(
     assert runs.find_run(cluster, "good").display_name == "good"
     pipelines.token = "third"
     anew = Cluster(host=pipelines.address, namespace="me", token_file=str(file))
-    with pytest.raises(ClusterError, match=rf"accept your credentials, got status 401: the token is invalid; .* -n me .*> {file}$"):
+    with pytest.raises(ClusterError, match=rf"got status 401: the token is invalid; .* -n me .*> {file}$"):
         runs.find_run(anew, "good")
 
 
