@@ -153,7 +153,7 @@ schedules: $(READY) ## list the schedules
 unschedule: $(READY) ## delete the schedule
 	$(COMMAND) unschedule $(WHERE)
 
-.PHONY: ui tensorboard pull-model graph e2e-docker e2e-registry test-cluster e2e-cluster
+.PHONY: ui tensorboard pull-model graph e2e-docker e2e-registry test-cluster e2e-cluster e2e-retries
 ui: $(READY) ## open the UI of Kubeflow Pipelines
 	$(COMMAND) ui $(WHERE)
 
