@@ -273,11 +273,15 @@ class Guard(JsonServer):
 
     def answer(self, method: str, path: str, query: dict[str, str], body: bytes, headers: Any) -> tuple[int, Any]:
         token = (headers["Authorization"] or "").removeprefix("Bearer ")
+        if not token:  # which Kubernetes does not review
+            return 401, {"message": "the token is not accepted: there is none"}
         review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
                   "spec": {"token": token, "audiences": ["pipelines.kubeflow.org"]}}  # fmt: skip
         status = json.loads(kubectl("create", "-f", "-", "-o", "json", stdin=json.dumps(review)))["status"]
-        if not token or not status.get("authenticated"):
-            return 401, {"message": f"the token is not accepted: {status.get('error', 'there is none')}"[:200]}
+        if not status.get("authenticated"):
+            return 401, {
+                "message": f"the token is not accepted: {status.get('error', 'it is for another audience')}"[:200]
+            }
         kept = {name: value for name, value in headers.items() if name in ("Accept", "Content-Type")}
         address = f"{self.upstream}{path}?{urlencode(query)}"
         request = urllib.request.Request(address, body or None, kept, method=method)
