@@ -17,8 +17,8 @@ REAL_WORDS = ("left", "stop", "yes")
 REAL_CLIPS = 40
 """Its clips of each word."""
 
-LONG_FILES = ("test_torture.py", "test_notebook.py")
-"""Files of few but long tests. They run first, so that the last one does not keep a single process busy at the end."""
+LONG_FILES = ("test_speech_commands.py", "test_trainer.py", "test_torture.py", "test_notebook.py")
+"""Files with the longest tests. They run first, so that none keeps a single process busy at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
