@@ -161,6 +161,11 @@ FEW_CLIPS = 1000
 """Below this number of clips, 2 or 3 % of them are too few to choose an epoch by, and to compare two models on."""
 
 
+def are_few(clips: Sequence[str]) -> bool:
+    """Tells whether `at_random` splits each word by itself."""
+    return len(clips) < FEW_CLIPS
+
+
 def at_random(clips: Sequence[str], seed: int = 41) -> dict[str, list[str]]:
     """Splits clips 95/3/2 % at random, regardless of speakers; fewer than 1,000 clips 80/10/10 %, each word by itself.
 
@@ -172,7 +177,7 @@ def at_random(clips: Sequence[str], seed: int = 41) -> dict[str, list[str]]:
     """
     order = sorted(clips, key=lambda clip: hashlib.sha256(f"{seed}/{clip}".encode()).digest())
     split = dict.fromkeys(order, "train")
-    if len(order) >= FEW_CLIPS:
+    if not are_few(clips):
         groups, shares = [order], (0.03, 0.02)
     else:
         by_word: dict[str, list[str]] = {}

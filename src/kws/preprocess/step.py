@@ -117,7 +117,7 @@ def preprocess(
                 f"({name} gets none of {num_clips}; {_remedy(split, lists)})", split)  # fmt: skip
 
     source = recordings_fingerprint(listing, clips)
-    few = split == "random" and len(clips) < splits.FEW_CLIPS
+    few = split == "random" and splits.are_few(clips)
     fingerprint = _fingerprint(source, PRESETS[preset], "random, by word" if few else split, chosen, unknown)
     folder = data_root / "tensors" / fingerprint
 
