@@ -17,17 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from components import images
 from kws.config import PipelineConfig, from_dict, require
-from kws.launch.settings import SETTINGS, ClusterConfig, read_settings
+from kws.launch.settings import CLAIM, CLAIM_VARIABLE, SETTINGS, ClusterConfig, claim_name, read_settings
 from kws.promote.registry import ADDRESS as MODEL_REGISTRY
-from kws.promote.registry import CLAIM_VARIABLE
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
 
 JOBS = ("pytorchjob", "trainjob")
-
-PVC = "kws-data"
-"""The claim of manifests/base, with data sets, tensors, runs and models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +55,7 @@ class Placement:
     launcher: str = images.LAUNCHER
     """The image of the step that starts training."""
 
-    pvc: str = PVC
+    pvc: str = CLAIM
     """PersistentVolumeClaim that every step and training pod mounts."""
 
     launches: str = "pytorchjob"
@@ -130,7 +126,7 @@ def read_placement(
     return Placement(
         runtime=names["runtime"],
         launcher=names["launcher"],
-        pvc=environment.get(CLAIM_VARIABLE) or PVC,
+        pvc=claim_name(environment),
         launches=launches or environment.get("KWS_LAUNCHER") or JOBS[0],
         model_registry=environment.get(MODEL_REGISTRY, ""),
         training=fields | {name: value for name, value in training.items() if value},

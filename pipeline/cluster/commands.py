@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.table import Table
 
 from kws.config import PipelineConfig, field_docs, require
-from kws.launch.settings import SETTINGS, ClusterConfig
+from kws.launch.settings import SETTINGS, ClusterConfig, claim_name
 from kws.promote import registry
 from pipeline.cluster import runs
 from pipeline.cluster.connection import Cluster, refused, said_by
@@ -23,7 +23,7 @@ from pipeline.compiling import compile_to, steps_of_package
 from pipeline.flags import add_parameters, add_registry, read_parameters
 from pipeline.kind import images, preflight
 from pipeline.kind import local_cluster as kind
-from pipeline.placement import PVC, Placement, read_placement
+from pipeline.placement import Placement, read_placement
 from pipeline.shell import ROOT, ClusterError, docker
 
 
@@ -301,7 +301,7 @@ def _pull(options: argparse.Namespace) -> None:
 
         cluster = cluster_of(options)
         image = options.image or images.image_names(registry=options.registry, device="cpu")["runtime"]
-        with reader_pod(cluster.kubectl, claim=os.environ.get("KWS_PVC") or PVC, image=image) as volume:
+        with reader_pod(cluster.kubectl, claim=claim_name(os.environ), image=image) as volume:
             folder = fetch(volume, options.to, options.version)
     out.print(f"{folder}\nnext: kws predict --model {folder / 'model.pth'} FILE.wav", soft_wrap=True)
 
@@ -311,7 +311,7 @@ def _deploy(options: argparse.Namespace) -> None:
 
     cluster = cluster_of(options)
     image = options.image or images.image_names(registry=options.registry)["serving"]
-    serving.deploy(cluster.kubectl, namespace=cluster.namespace, image=image, claim=serving.claim_name())
+    serving.deploy(cluster.kubectl, namespace=cluster.namespace, image=image, claim=claim_name(os.environ))
 
 
 def _local_root(options: argparse.Namespace) -> Path | None:
@@ -335,7 +335,7 @@ def _models(options: argparse.Namespace) -> None:
         table = serving.table_of_models(HostVolume(root))
     else:
         image = options.image or images.image_names(registry=options.registry)["serving"]
-        with reader_pod(cluster_of(options).kubectl, claim=serving.claim_name(), image=image) as volume:
+        with reader_pod(cluster_of(options).kubectl, claim=claim_name(os.environ), image=image) as volume:
             table = serving.table_of_models(volume)
     out.print(table if table.row_count else "no versions yet; make demo or make pipeline publishes one")
 
@@ -352,7 +352,7 @@ def _rollback(options: argparse.Namespace) -> None:
         return
     role = "runtime" if address else "serving"  # only the former has the client of the registry
     image = options.image or images.image_names(registry=options.registry, device="cpu")[role]
-    out.print(serving.rollback(cluster_of(options).kubectl, image=image, claim=serving.claim_name(),
+    out.print(serving.rollback(cluster_of(options).kubectl, image=image, claim=claim_name(os.environ),
                                version=options.version, reason=options.reason, by=versions.who(),
                                model_registry=address))  # fmt: skip
 

@@ -1,14 +1,13 @@
 """Deploys the champion on a cluster, lists the published versions, and rolls back."""
 
-import os
 from collections.abc import Sequence
 
 import yaml
 from rich.table import Table
 
 from kws import files
+from kws.launch.settings import CLAIM_VARIABLE
 from kws.model import versions
-from kws.promote import registry
 from pipeline.cluster.follow import out
 from pipeline.cluster.pull import Volume, reader_pod
 from pipeline.shell import run
@@ -113,13 +112,6 @@ def rollback(
     with reader_pod(kubectl, claim=claim, image=image, read_only=False) as volume:
         arguments = [f"--version={version}", f"--reason={reason}", f"--by={by}",
                      f"--model-registry={model_registry}"]  # fmt: skip
-        command = ["env", f"{registry.CLAIM_VARIABLE}={claim}", "kws", "rollback", f"--data-root={volume.mount_path}"]
+        command = ["env", f"{CLAIM_VARIABLE}={claim}", "kws", "rollback", f"--data-root={volume.mount_path}"]
         # Warnings about the registry are on standard error, which `run` does not return.
         return run(*volume.exec, "sh", "-c", 'exec "$@" 2>&1', "sh", *command, *arguments).strip()
-
-
-def claim_name() -> str:
-    """Returns the claim that the environment names, or the default one."""
-    from pipeline.placement import PVC
-
-    return os.environ.get("KWS_PVC") or PVC

@@ -20,14 +20,13 @@ from kws.config import ServeConfig, field_docs
 from kws.launch.job import Training
 from kws.launch.pod_template import PORT, to_manifest
 from kws.launch.pytorchjob import PYTORCH_JOB, build_job
-from kws.launch.settings import ClusterConfig
+from kws.launch.settings import CLAIM, ClusterConfig
 from kws.launch.trainjob import TRAIN_JOB
 from kws.train import runs
 from pipeline.cluster import serving
 from pipeline.cluster.pull import reader_manifest
 from pipeline.kind import local_cluster as kind
 from pipeline.kind import preflight
-from pipeline.placement import PVC
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "manifests"
@@ -164,10 +163,10 @@ def test_the_role_is_bound_to_the_account_of_the_steps(overlay: str, account: st
 
 @pytest.mark.parametrize("overlay", LOCAL[:3])
 def test_the_claim_is_shared_by_nodes_and_is_what_the_steps_mount(overlay: str) -> None:
-    claim = of_kind(overlay, "PersistentVolumeClaim")[PVC]
+    claim = of_kind(overlay, "PersistentVolumeClaim")[CLAIM]
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     assert "storageClassName" in claim["spec"]
-    assert ClusterConfig(image="kws-runtime:1").pvc == PVC
+    assert ClusterConfig(image="kws-runtime:1").pvc == CLAIM
 
 
 def test_on_kind_the_volume_is_the_folder_that_every_node_mounts_from_the_host() -> None:

@@ -15,6 +15,12 @@ from kws.launch.job import MAX_RESTARTS
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 """File with the namespace of the pod in which this runs."""
 
+CLAIM_VARIABLE = "KWS_PVC"
+"""Environment variable with the name of the PersistentVolumeClaim that is mounted as the data root on a cluster."""
+
+CLAIM = "kws-data"
+"""The claim of manifests/base, with data sets, tensors, runs and models."""
+
 SETTINGS = "KWS_PYTORCHJOB"
 """Environment variable with a JSON object of the fields of `ClusterConfig`, for every kind of job."""
 
@@ -32,7 +38,7 @@ class ClusterConfig:
     namespace: str = ""
     """Namespace of the job; empty: the step's own."""
 
-    pvc: str = "kws-data"
+    pvc: str = CLAIM
     """PersistentVolumeClaim with data sets, tensors and runs; ReadWriteMany for more than one machine."""
 
     mount_path: str = "/data"
@@ -172,6 +178,11 @@ def read_settings(text: str, *needed: str) -> dict[str, Any]:
     require(isinstance(values, dict) and values.keys() >= set(needed), SETTINGS, "be a JSON object of the fields of "
             'ClusterConfig, such as {"image": "kws-runtime:0.2.0"}', text)  # fmt: skip
     return dict(values)
+
+
+def claim_name(environment: Mapping[str, str]) -> str:
+    """Returns the claim that an environment, such as `os.environ`, names; by default that of manifests/base."""
+    return environment.get(CLAIM_VARIABLE) or CLAIM
 
 
 def own_namespace() -> str:

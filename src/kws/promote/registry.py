@@ -15,6 +15,7 @@ from typing import Any
 
 from kws import files
 from kws.config import PipelineConfig
+from kws.launch.settings import claim_name
 from kws.model import versions
 
 log = logging.getLogger(__name__)
@@ -23,10 +24,6 @@ ADDRESS = "KWS_MODEL_REGISTRY"
 """Environment variable with the address of the registry; if it is not set, nothing is registered."""
 
 MODEL_NAME = "kws"
-
-CLAIM_VARIABLE, CLAIM = "KWS_PVC", "kws-data"
-"""Environment variable with the name of the PersistentVolumeClaim that is mounted as the data root on a cluster, and
-the name if it is not set."""
 
 SECONDS = 10.0
 """Seconds after which a registry that has not answered counts as unavailable."""
@@ -132,7 +129,7 @@ def uri_of(data_root: Path, version: str) -> str:
     """Returns the URI of a version: on the PersistentVolumeClaim of a cluster, or in a folder of this machine."""
     path = f"{versions.MODELS}/{version}"
     if data_root == Path(PipelineConfig().data_root):
-        return f"pvc://{os.environ.get(CLAIM_VARIABLE) or CLAIM}/{path}"
+        return f"pvc://{claim_name(os.environ)}/{path}"
     return (data_root / path).resolve().as_uri()
 
 

@@ -11,6 +11,7 @@ import pytest
 from json_server import JsonServer, running
 
 from kws import cli, files
+from kws.launch.settings import CLAIM_VARIABLE
 from kws.model import versions
 from kws.promote import registry
 
@@ -199,8 +200,8 @@ def test_registry_that_does_not_answer_is_given_up(
 def test_version_lies_on_the_claim_of_a_cluster_or_in_a_folder_of_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(registry.CLAIM_VARIABLE, raising=False)
+    monkeypatch.delenv(CLAIM_VARIABLE, raising=False)
     assert registry.uri_of(Path("/data"), "v1") == "pvc://kws-data/models/v1"
-    monkeypatch.setenv(registry.CLAIM_VARIABLE, "speech")
+    monkeypatch.setenv(CLAIM_VARIABLE, "speech")
     assert registry.uri_of(Path("/data"), "v1") == "pvc://speech/models/v1"
     assert registry.uri_of(tmp_path, "v1") == (tmp_path / "models" / "v1").resolve().as_uri()
