@@ -46,6 +46,7 @@ from pipeline.cluster import steps
 from pipeline.kind import local_cluster as kind
 
 EPOCHS = 150
+ATTEMPTS = 3  # of a step whose pod vanishes, by Argo's settings in Kubeflow Pipelines
 FIXED = {"elastic": False}
 OPERATOR = ("-n", kind.NAMESPACE, "deployment/training-operator")
 
@@ -209,6 +210,22 @@ def step_killed(run: Run) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def step_deleted_until_no_attempt_is_left(run: Run) -> Iterator[None]:
+    _training(run)
+    job, attempts = job_of(run.id)["metadata"]["uid"], set[str]()
+
+    def another_attempt() -> bool:
+        return run.pod_of("train") not in ("", *attempts) and run.says("PyTorchJob")
+
+    for _ in range(ATTEMPTS):
+        wait_for("the next attempt of the train step", another_attempt)
+        assert job_of(run.id)["metadata"]["uid"] == job, "an attempt submitted a job of its own"
+        attempts.add(pod := run.pod_of("train"))
+        _delete(pod)
+    yield
+
+
+@contextlib.contextmanager
 def step_killed_and_lease_over(run: Run) -> Iterator[None]:
     _training(run)
     run.kill("train")
@@ -291,6 +308,7 @@ def undisturbed(data_root: Path) -> dict[str, Any]:
         (worker_1_deleted_and_step_killed, FIXED, "FAILED"),
         (trainer_killed, {"max_restarts": 0, "pod_restarts": 0, "attempts": 1}, "FAILED"),
         (step_killed, FIXED, "FAILED"),
+        (step_deleted_until_no_attempt_is_left, FIXED, "FAILED"),
         (step_killed_and_lease_over, FIXED | {"lease_seconds": 35}, "FAILED"),
         (api_away, FIXED, "FAILED"),
         (operator_away, FIXED, "FAILED"),

@@ -13,7 +13,7 @@ from kws.launch.job import FRESH_STORE, TRAINER, Training
 from kws.launch.settings import ClusterConfig
 
 if TYPE_CHECKING:
-    from kubernetes.client import V1OwnerReference, V1PodTemplateSpec
+    from kubernetes.client import V1PodTemplateSpec
 
 USER = 1000
 """User and group of the pods; numeric, as the kubelet cannot tell whether a named user is root."""
@@ -29,26 +29,16 @@ FINGERPRINT = "kws/spec-sha256"
 """Annotation with a digest of a job's spec, so that a job with another spec is not adopted."""
 
 
-def step_owner(namespace: str) -> "V1OwnerReference | None":
-    """Returns an owner reference to the step's own pod, so that the job is deleted with the pod.
+def step_pod() -> tuple[str, str] | None:
+    """Returns name and uid of the step's own pod, or None outside a pod.
 
-    Name and uid come from KWS_POD_NAME and KWS_POD_UID (downward API) or from KFP_POD_NAME and KFP_POD_UID, which
-    Kubeflow Pipelines sets on every step.
-
-    Args:
-        namespace: the namespace of the job. Kubernetes deletes an object whose owner is in another namespace at once.
-
-    Returns:
-        The reference, or None outside a pod and for a job in another namespace.
+    They come from KWS_POD_NAME and KWS_POD_UID (downward API) or from KFP_POD_NAME and KFP_POD_UID, which Kubeflow
+    Pipelines sets on every step.
     """
-    from kubernetes.client import V1OwnerReference
-
-    if not settings.NAMESPACE_FILE.exists() or settings.own_namespace() != namespace:
-        return None
-    for prefix in ("KWS", "KFP"):
+    for prefix in ("KWS", "KFP") if settings.NAMESPACE_FILE.exists() else ():
         name, uid = os.environ.get(f"{prefix}_POD_NAME"), os.environ.get(f"{prefix}_POD_UID")
         if name and uid:
-            return V1OwnerReference(api_version="v1", kind="Pod", name=name, uid=uid)
+            return name, uid
     return None
 
 

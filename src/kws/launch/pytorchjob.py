@@ -38,7 +38,7 @@ def build_job(
     Args:
         job: what to train.
         config: settings of the pods.
-        owner: the pod with which the job is deleted.
+        owner: the object with which the job is deleted.
 
     Raises:
         ValueError: the settings do not allow this number of nodes or processes.

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kws.files import write_json
 from kws.launch import settings
@@ -34,8 +34,11 @@ from kws.launch.kubernetes_api import PATIENCE_SECONDS, explain, is_held_by_quot
 from kws.launch.lease import LeaseKeeper
 from kws.launch.logs import LogFollower
 from kws.launch.output import LOGS
-from kws.launch.pod_template import save_manifest, step_owner, to_manifest
+from kws.launch.pod_template import save_manifest, step_pod, to_manifest
 from kws.launch.settings import ClusterConfig
+
+if TYPE_CHECKING:
+    from kubernetes.client import V1OwnerReference
 
 POLL_SECONDS = 5.0
 EVENTS_SECONDS = 15.0
@@ -88,11 +91,11 @@ class ClusterLauncher:
         """
         from kubernetes.client import ApiException
 
-        manifest = self.kind.build(job, self.config, step_owner(self.namespace))
-        if manifest_path is not None:
-            save_manifest(manifest, manifest_path)
         with _exit_on_sigterm(), LeaseKeeper(job.folder):
             try:
+                manifest = self.kind.build(job, self.config, self._owner())
+                if manifest_path is not None:
+                    save_manifest(manifest, manifest_path)
                 self._train(job, manifest)
             except (KeyboardInterrupt, SystemExit):
                 say(f"told to stop; deleting {self._called(job.name)}")
@@ -102,6 +105,31 @@ class ClusterLauncher:
                 if isinstance(error, ApiException) or is_transient(error):
                     raise explain(error, self.kind, self.namespace) from error
                 raise
+
+    def _owner(self) -> "V1OwnerReference | None":
+        """Returns a reference to what the job is deleted with: the workflow of this step, or else the step's pod.
+
+        Were the pod the owner of a workflow's job, Kubernetes would delete the job with the pod of an attempt, and the
+        next attempt could not adopt it. Outside a pod there is no owner, nor for a job in another namespace, because
+        Kubernetes deletes an object at once whose owner is not in its namespace.
+        """
+        from kubernetes.client import ApiException, V1OwnerReference
+
+        pod = step_pod()
+        if pod is None or settings.own_namespace() != self.namespace:
+            return None
+        name, uid = pod
+        try:
+            found = retry(lambda: self.core.read_namespaced_pod(name, self.namespace, _request_timeout=60))
+        except ApiException as error:
+            say(f"the job will be deleted with the pod {name}, as that pod's owner cannot be read: {reason(error)}")
+        else:
+            for owner in found.metadata.owner_references or ():
+                if owner.controller:
+                    return V1OwnerReference(
+                        api_version=owner.api_version, kind=owner.kind, name=owner.name, uid=owner.uid
+                    )
+        return V1OwnerReference(api_version="v1", kind="Pod", name=name, uid=uid)
 
     def _train(self, job: Training, manifest: Mapping[str, Any]) -> None:
         """Submits the job until it succeeds, fails permanently, or has failed too often."""
@@ -171,7 +199,7 @@ class ClusterLauncher:
             time.sleep(POLL_SECONDS)
 
     def _own(self, name: str, owners: Sequence[Mapping[str, Any]]) -> None:
-        """Makes this step's pod the owner of an adopted job, which would be deleted with the pod of the old attempt."""
+        """Makes this step's owner that of an adopted job, which may belong to the pod of the earlier attempt."""
         patch = {"metadata": {"ownerReferences": owners}}
         retry(lambda: self.jobs.patch_namespaced_custom_object(
             *self.place, name, patch, _request_timeout=60))  # fmt: skip

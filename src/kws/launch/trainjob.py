@@ -42,7 +42,7 @@ def build_job(
     Args:
         job: what to train.
         config: settings of the pods.
-        owner: the pod with which the job is deleted.
+        owner: the object with which the job is deleted.
 
     Raises:
         ValueError: a setting belongs in the runtime, or there are fewer GPUs than processes.

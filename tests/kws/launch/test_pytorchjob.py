@@ -315,25 +315,6 @@ def test_an_unknown_setting_is_refused_by_its_name(monkeypatch: pytest.MonkeyPat
         ClusterConfig.from_environment()
 
 
-def test_the_step_owns_its_job_in_its_own_namespace_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "namespace").write_text("kubeflow")
-    monkeypatch.setattr(settings, "NAMESPACE_FILE", tmp_path / "namespace")
-    for name in ("KWS_POD_NAME", "KWS_POD_UID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("KFP_POD_NAME", "step-of-kfp")
-    monkeypatch.setenv("KFP_POD_UID", "17")
-    owner = pod_template.step_owner("kubeflow")
-    assert owner is not None
-    assert (owner.name, owner.uid) == ("step-of-kfp", "17")
-    assert pod_template.step_owner("elsewhere") is None
-
-    monkeypatch.setenv("KWS_POD_NAME", "step")
-    monkeypatch.setenv("KWS_POD_UID", "18")
-    owner = pod_template.step_owner("kubeflow")
-    assert owner is not None
-    assert (owner.name, owner.uid) == ("step", "18")
-
-
 def submitted(*conditions: tuple[str, str], **metadata: Any) -> dict[str, Any]:
     """Returns a job as the API gives it, with conditions that are true."""
     job = built(SETTINGS["elastic on CPUs"])

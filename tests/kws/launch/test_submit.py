@@ -15,7 +15,7 @@ import yaml
 from json_server import JsonServer, running
 from kubernetes.config import kube_config
 
-from kws.launch import logs, submit
+from kws.launch import logs, settings, submit
 from kws.launch.job import LaunchError, Training
 from kws.launch.pytorchjob import PYTORCH_JOB
 from kws.launch.settings import ClusterConfig
@@ -44,6 +44,7 @@ class Kubernetes(JsonServer):
     def __init__(self) -> None:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.pods: dict[str, dict[str, Any]] = {}
+        self.step: dict[str, Any] = {}
         self.plays: list[Play] = []
         self.ends: dict[str, Play] = {}
         self.refusals: list[tuple[int, str]] = []
@@ -123,6 +124,8 @@ class Kubernetes(JsonServer):
                 lines = lines[:1]
             stamped = [f"2026-11-25T09:00:0{number}.5Z {line}\n" for number, line in enumerate(lines)]
             return 200, "".join(stamped).encode()
+        if path.endswith("/pods/step"):
+            return (200, self.step) if self.step else (403, {"message": "pods is forbidden"})
         pod = self.pods.get(path.rpartition("/")[2])
         return (200, pod) if pod else missing
 
@@ -150,11 +153,15 @@ def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kube
 
 
 @pytest.fixture
-def train(kubernetes: Kubernetes, tmp_path: Path) -> Callable[[], None]:
+def job(tmp_path: Path) -> Training:
     folder = tmp_path / "run"
     folder.mkdir()
-    job = Training(name=NAME, folder=folder, arguments=(), num_nodes=2, processes_per_node=1)
-    return lambda: ClusterLauncher(PYTORCH_JOB, CONFIG).run(job, folder / "job.yaml")
+    return Training(name=NAME, folder=folder, arguments=(), num_nodes=2, processes_per_node=1)
+
+
+@pytest.fixture
+def train(kubernetes: Kubernetes, job: Training) -> Callable[[], None]:
+    return lambda: ClusterLauncher(PYTORCH_JOB, CONFIG).run(job, job.folder / "job.yaml")
 
 
 def submitted(server: Kubernetes) -> int:
@@ -234,6 +241,38 @@ def test_job_of_an_earlier_attempt_is_adopted_while_it_runs(
     assert f"adopted PyTorchJob kubeflow/{NAME} of an earlier attempt" in capfd.readouterr().err
     assert kubernetes.patches == [{"metadata": {"ownerReferences": []}}]
     assert submitted(kubernetes) == 1
+
+
+WORKFLOW = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "speech-commands-x", "uid": "7"}
+POD = {"apiVersion": "v1", "kind": "Pod", "name": "step", "uid": "18"}
+
+
+@pytest.mark.parametrize(
+    ("pod", "namespace", "owners"),
+    [
+        ({"ownerReferences": [POD | {"name": "other"}, WORKFLOW | {"controller": True}]}, "kubeflow", [WORKFLOW]),
+        ({}, "kubeflow", [POD]),
+        (None, "kubeflow", [POD]),
+        ({"ownerReferences": [WORKFLOW | {"controller": True}]}, "elsewhere", None),
+    ],
+    ids=["step of a workflow", "pod of its own", "pod that may not be read", "job in another namespace"],
+)
+def test_job_is_deleted_with_its_workflow_or_else_with_the_pod_of_its_step(
+    pod: dict[str, Any] | None, namespace: str, owners: list[dict[str, Any]] | None, kubernetes: Kubernetes,
+    job: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    launcher = ClusterLauncher(PYTORCH_JOB, CONFIG)
+    (tmp_path / "namespace").write_text(namespace)
+    monkeypatch.setattr(settings, "NAMESPACE_FILE", tmp_path / "namespace")
+    for name in ("KWS_POD_NAME", "KWS_POD_UID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KFP_POD_NAME", "step")
+    monkeypatch.setenv("KFP_POD_UID", "18")
+    if pod is not None:
+        kubernetes.step = {"metadata": {"name": "step", "namespace": "kubeflow", "uid": "18", **pod}}
+    kubernetes.plays = [Play()]
+    launcher.run(job)
+    assert kubernetes.sent[0]["metadata"].get("ownerReferences") == owners
 
 
 def test_job_of_an_earlier_attempt_that_failed_is_replaced(
