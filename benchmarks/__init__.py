@@ -1,0 +1,5 @@
+"""What measures speed and accuracy, and what tries to break the pipeline."""
+
+from kws.command import end_quietly
+
+end_quietly()  # PyTorch takes seconds to import, in which Ctrl-C may come

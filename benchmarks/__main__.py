@@ -16,6 +16,7 @@ from rich.table import Table
 from benchmarks import latency, measure, memory, preprocessing, serving, streams, training
 from benchmarks.measure import Effort, Row
 from kws import files
+from kws.command import as_command
 
 ROWS: dict[str, Callable[[Effort], Row]] = {
     "preprocess_vs_plain": preprocessing.versus_plain,
@@ -35,6 +36,7 @@ ROWS: dict[str, Callable[[Effort], Row]] = {
 RESULT = Path("var/bench.json")
 
 
+@as_command()
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))

@@ -23,6 +23,7 @@ import numpy as np
 
 from benchmarks import study
 from kws import files
+from kws.command import as_command
 from kws.config import BACKGROUND_NOISE
 from kws.download.recordings import list_recordings
 from kws.preprocess import splits
@@ -144,6 +145,7 @@ def show(results: Sequence[Mapping[str, float]], num_words: int) -> None:
                 f"{clips:,} a word: {100 * (1 - a * clips**-b):.1f} %" for clips in (800, 2100, 2400)))  # fmt: skip
 
 
+@as_command()
 def main() -> None:
     """Parses flags, makes the data sets, trains, and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.curve", description=__doc__,

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.study import spread
 from kws import files
+from kws.command import as_command
 from kws.config import SPLITS, train_config
 from kws.download.step import download
 from kws.download.synthesize import synthesize
@@ -100,6 +101,7 @@ def learn(lesson: Lesson, init: str, folder: Path, **changes: Any) -> float:
     return evaluate_tensors(bundle.load(run / runs.BEST), Tensors(tensors)).accuracy
 
 
+@as_command()
 def main() -> None:
     """Parses flags, trains on all lessons, and writes table.md after each."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.few_clips", description=__doc__,

@@ -11,6 +11,7 @@ import torch
 from benchmarks import measure, training
 from benchmarks.measure import Effort, Row
 from kws import files
+from kws.command import as_command
 
 
 def growth(_: Effort) -> Row:
@@ -48,6 +49,7 @@ def _anonymous(tensors: Path) -> float:
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
+@as_command()
 def _train(tensors: Path) -> None:
     """Takes some steps, reads every clip of an epoch, and prints the process's anonymous memory in MB."""
     trainer = training.make_trainer(tensors=tensors)

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from benchmarks import study
 from kws import files
+from kws.command import as_command
 from kws.config import PRESETS, AugmentConfig, FeatureConfig, Preset
 from kws.preprocess.tensors import Split, Tensors
 from kws.train.augment import Augment
@@ -259,6 +260,7 @@ def run(name: str, seed: int, seconds: float, recordings: Path, folder: Path) ->
     return found
 
 
+@as_command()
 def main() -> None:
     """Parses flags, trains, prints a table, and writes peers.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__,

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch.nn import functional as F
 
+from kws.command import as_command
 from kws.config import PRESETS, SPEECH_COMMANDS_WORDS
 from kws.model.network import AudioTransformer
 from kws.train.augment import Augment
@@ -27,6 +28,7 @@ NUM_STEPS = 15
 Result = TypeVar("Result")
 
 
+@as_command()
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step_parts", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kws import files
+from kws.command import as_command
 from kws.config import PRESETS, AugmentConfig, Preset
 from kws.cores import num_cores
 from kws.processes import end_with_parent
@@ -272,6 +273,7 @@ def start_worker(num_threads: int) -> None:
     logging.disable(logging.INFO)
 
 
+@as_command()
 def main() -> None:
     """Parses flags and runs the study."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__,

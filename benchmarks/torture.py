@@ -376,6 +376,7 @@ def _warm_up() -> None:
     torch.optim.AdamW([torch.zeros(1)])
 
 
+@as_command()
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.torture", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip

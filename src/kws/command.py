@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from types import TracebackType
 from typing import TextIO
 
 
@@ -83,6 +84,10 @@ def as_command() -> Iterator[None]:
         status = _end(130, "")
     except BrokenPipeError:
         status = CLOSED_PIPE
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        status = CLOSED_PIPE  # rich ends the program with status 1
     except MemoryError:
         status = _end(2, f"this takes more memory than there is: {ENOUGH_MEMORY}")
     except OSError as error:
@@ -111,8 +116,11 @@ def as_command() -> Iterator[None]:
 ENOUGH_MEMORY = "use a smaller --batch-size, fewer processes or a larger memory limit"
 
 
+STOPPED = "stopped; run the same command again to resume"
+
+
 def _end(status: int, message: str) -> int:
-    line = f"error: {message}" if message else "stopped; run the same command again to resume"
+    line = f"error: {message}" if message else STOPPED
     print(line, file=sys.stderr)
     return status
 
@@ -124,6 +132,18 @@ def _forget_unwritten(stream: TextIO) -> None:
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def end_quietly() -> None:
+    """Makes Ctrl-C outside of `as_command`, as while modules are imported, end this process without a traceback."""
+
+    def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print(STOPPED, file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = say
 
 
 def quiet_threads() -> None:

@@ -7,6 +7,7 @@ parameters of the pipeline and the flags of the command line, and `0` or `""` th
 
 import ast
 import dataclasses
+import functools
 import inspect
 import math
 import os
@@ -610,8 +611,13 @@ def _is_of(value: object, kind: Any) -> bool:
     return type(value) is kind if kind in (int, bool, str) else True
 
 
-def field_docs(cls: type[Any]) -> dict[str, str]:
+def field_docs(cls: type[Any]) -> Mapping[str, str]:
     """Returns the docstring of each field of a config class, which is the help text of its flag."""
+    return _field_docs(cls)
+
+
+@functools.cache  # reading the source of a class takes 40 ms, and a command line asks for every flag
+def _field_docs(cls: type[Any]) -> Mapping[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
     docs = {}
