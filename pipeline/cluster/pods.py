@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from kws.launch.job_status import waiting_reason
-from kws.launch.logs import split_timestamp
+from kws.launch.logs import text_of
 from pipeline.cluster.connection import Cluster, said_by
 from pipeline.cluster.steps import Step, node_id, pod_node, step_of_node
 from pipeline.logs import OwnLines
@@ -103,7 +103,8 @@ class Pods:
             return reason
         # Only events tell that a volume cannot be mounted. A container that has been starting for a few seconds, or
         # whose init containers are running, is not waiting for anything.
-        if _age(pod) < QUIET_SECONDS or any("running" in each.get("state", {}) for each in
+        # A negative age means that the clocks of this machine and of the cluster differ.
+        if 0 <= _age(pod) < QUIET_SECONDS or any("running" in each.get("state", {}) for each in
                                             pod["status"].get("initContainerStatuses") or ()):  # fmt: skip
             return ""
         warnings = [event for event in self._warnings() if event["involvedObject"].get("uid") == pod["metadata"]["uid"]]
@@ -192,13 +193,10 @@ class Tail:
         limits = {} if self.asked is None else {"since_seconds": math.ceil(now - self.asked) + 5}
         if lines := self.pods.log(self.pod, **limits):
             self.asked = now
-        new = []
-        for line in lines:
-            when, text = split_timestamp(line)
-            if when > self.last:
-                self.last = when
-                new.append(text)
-        return list(self.own(new))
+        if self.last in lines:  # times tell less, as the clock of the node may go back
+            lines = lines[len(lines) - lines[::-1].index(self.last) :]
+        self.last = lines[-1] if lines else self.last
+        return list(self.own(map(text_of, lines)))
 
 
 def _unfinished(pod: Mapping[str, Any]) -> bool:

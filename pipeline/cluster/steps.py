@@ -112,7 +112,7 @@ def duration(start: datetime | None, end: datetime | None) -> str:
     """Formats a time span, such as 3 min 20 s; up to now if it has no end."""
     if start is None:
         return ""
-    seconds = round(((end or datetime.now(UTC)) - start).total_seconds())
+    seconds = max(0, round(((end or datetime.now(UTC)) - start).total_seconds()))  # the clocks may differ
     if seconds < 60:
         return f"{seconds} s"
     minutes, seconds = divmod(seconds, 60)

@@ -12,9 +12,9 @@ import inspect
 import math
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 SPEECH_COMMANDS_URL = "https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
 SPEECH_COMMANDS_SHA256 = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
@@ -613,11 +613,11 @@ def _is_of(value: object, kind: Any) -> bool:
 
 def field_docs(cls: type[Any]) -> Mapping[str, str]:
     """Returns the docstring of each field of a config class, which is the help text of its flag."""
-    return _field_docs(cls)
+    return _field_docs(cast("Hashable", cls))
 
 
 @functools.cache  # reading the source of a class takes 40 ms, and a command line asks for every flag
-def _field_docs(cls: type[Any]) -> Mapping[str, str]:
+def _field_docs(cls: Any) -> Mapping[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
     docs = {}

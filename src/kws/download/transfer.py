@@ -429,5 +429,8 @@ def _retry_after(error: urllib.error.HTTPError) -> float:
         seconds = float(value)
     elif value:
         with contextlib.suppress(ValueError, TypeError):
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+            # By the clock of the server, which may differ from this machine's.
+            now = error.headers.get("Date") or email.utils.formatdate(usegmt=True)
+            until, since = map(email.utils.parsedate_to_datetime, (value, now))
+            seconds = (until - since).total_seconds()
     return min(max(seconds, 0.0), LONGEST_WAIT)

@@ -14,20 +14,16 @@ from kws.launch.kubernetes_api import is_transient, retry
 NUM_LAST_LINES = 10
 """Number of lines of a failed pod's log that the error quotes; the last is the trainer's own error."""
 
+NUM_PRINTED = 2000
+"""Number of lines that are remembered, to be skipped when they come again."""
+
 AGAIN_SECONDS = 2.0
 """Seconds before a log that broke off is opened again."""
 
 
-def split_timestamp(line: str) -> tuple[str, str]:
-    """Splits a log line into its timestamp, in a form that sorts by time, and its text.
-
-    The kubelet drops trailing zeros of the fraction of a second, which are restored.
-    """
-    match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(?:Z|[+-]\d\d:\d\d) ?", line)
-    if match is None:
-        return "", line
-    seconds, fraction = match.groups()
-    return f"{seconds}.{(fraction or '').ljust(9, '0')}", line[match.end() :]
+def text_of(line: str) -> str:
+    """Returns a log line without the timestamp that the kubelet wrote before it."""
+    return re.sub(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d) ?", "", line)
 
 
 def split_lines(chunks: Iterable[bytes]) -> Iterator[str]:
@@ -50,8 +46,10 @@ class LogFollower(threading.Thread):
         self.core, self.container, self.node = core, container, node
         self.pod, self.namespace, self.uid = about["name"], about["namespace"], about["uid"]
         self.last_lines: collections.deque[str] = collections.deque(maxlen=NUM_LAST_LINES)
-        self.last_time = ""
+        self.printed: collections.deque[str] = collections.deque(maxlen=NUM_PRINTED)
         self.read_at = 0.0
+        self.again = False
+        """Whether lines that were printed before may come again, as after a broken connection."""
 
     def run(self) -> None:
         """Prints until the pod has ended and its log has been read to the end."""
@@ -65,8 +63,9 @@ class LogFollower(threading.Thread):
         """Prints new lines until the container ends; returns whether it read to the end."""
         from kubernetes.client import ApiException
 
-        # The API can skip old lines by whole seconds only; _print skips the rest by their timestamps.
-        since = {"since_seconds": int(time.monotonic() - self.read_at) + 5} if self.last_time else {}
+        # The API can skip old lines by whole seconds only; _print skips the rest.
+        since = {"since_seconds": int(time.monotonic() - self.read_at) + 5} if self.printed else {}
+        self.again = bool(since)
         try:
             response = self.core.read_namespaced_pod_log(
                 self.pod, self.namespace, container=self.container, follow=True, timestamps=True,
@@ -85,11 +84,12 @@ class LogFollower(threading.Thread):
         return True
 
     def _print(self, line: str) -> None:
-        when, text = split_timestamp(line)
         self.read_at = time.monotonic()
-        if when and when <= self.last_time:
+        if self.again and line in self.printed:  # times tell less, as the clock of the node may go back
             return
-        self.last_time = when or self.last_time
+        self.again = False
+        self.printed.append(line)
+        text = text_of(line)
         self.last_lines.append(text)
         # One write per line, as the threads of other pods write too.
         sys.stdout.write(f"[{self.node}] {text}\n")

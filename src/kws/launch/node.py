@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from kws.launch.job import HOPELESS_STATUS, ORPHANED_STATUS, job_name
 from kws.launch.lease import LeaseWatch
 from kws.launch.output import LOGS, Output
 from kws.launch.torchrun import ErrorWatch, describe, recorded_error, run_group
+
+CLOCKS_AGREE_WITHIN = 10.0
+"""Seconds by which the clock of a pod may differ without a warning. The pods' torchruns compare each other's clocks: a
+pod whose heartbeat seems 15 s old counts as dead."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if watch is not None and watch.has_ended():
         print(orphaned, file=sys.stderr)
         return ORPHANED_STATUS
+    warn_of_clock(options.run)
     with tempfile.TemporaryDirectory(prefix="kws-torchrun-") as folder:
         error_file = Path(folder) / "error.json"
         errors = ErrorWatch(Path(folder))
@@ -56,6 +62,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         hopeless = errors.hopeless()
         print(f"error: {hopeless or recorded_error(error_file) or describe(status)}", file=sys.stderr)
         return HOPELESS_STATUS if hopeless else 1
+
+
+def warn_of_clock(run: Path) -> None:
+    """Prints a warning if the clock of this machine differs from that of the volume.
+
+    A server of NFS stamps files with its own clock, which all pods have in common.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(dir=run, prefix=".clock-") as file:
+            os.utime(file.name)
+            ahead = time.time() - os.stat(file.name).st_mtime
+    except OSError:
+        return
+    if abs(ahead) > CLOCKS_AGREE_WITHIN:
+        print(f"warning: the clocks of all pods must agree within 15 s, got one that is {abs(ahead):.0f} s "
+              f"{'ahead of' if ahead > 0 else 'behind'} the volume's: synchronize the clocks of the machines, or "
+              "training may not start", file=sys.stderr)  # fmt: skip
 
 
 def log_file(run: Path, host: str) -> Path:

@@ -158,6 +158,12 @@ def test_time_that_a_server_asks_for_is_read_in_every_form(value: str, low: floa
     assert low <= transfer._retry_after(urllib.error.HTTPError("u", 503, "", headers, None)) <= high
 
 
+def test_date_that_a_server_asks_to_wait_for_is_read_by_its_own_clock() -> None:
+    headers = Message()
+    headers["Date"], headers["Retry-After"] = "Thu, 01 Jan 1970 00:00:03 GMT", "Thu, 01 Jan 1970 00:00:10 GMT"
+    assert transfer._retry_after(urllib.error.HTTPError("u", 503, "", headers, None)) == 7
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip"])
 @pytest.mark.parametrize("encoded", [True, False], ids=["compressed once more", "said only"])
 @pytest.mark.parametrize("known", [True, False], ids=["digest", "no digest"])

@@ -12,7 +12,7 @@ import pytest
 from kws.launch import lease, output
 from kws.launch.job import HOPELESS_STATUS, ORPHANED_STATUS
 from kws.launch.lease import LeaseKeeper, LeaseWatch
-from kws.launch.node import log_file
+from kws.launch.node import log_file, warn_of_clock
 from kws.launch.output import Output
 
 TRAINEE = '''
@@ -145,6 +145,19 @@ def test_told_to_stop_the_pod_ends_in_order(run: Path) -> None:
     status, shown = ended(process)
     assert status == 143
     assert "stopped by SIGTERM" in shown
+
+
+@pytest.mark.parametrize(("difference", "said"), [(3, ""), (300, "300 s ahead of"), (-300, "300 s behind")])
+def test_a_clock_that_differs_from_the_volumes_is_reported(
+    difference: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + difference)
+    warn_of_clock(tmp_path)
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert bool(shown) == bool(said)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_pods_log_is_named_after_its_place_in_the_job() -> None:

@@ -51,6 +51,7 @@ class Kubernetes(JsonServer):
         self.events: list[dict[str, Any]] = []
         self.logs = {0: ["epoch 1", "epoch 2"], 1: ["ready"]}
         self.cut_logs = 0
+        self.stamp: Callable[[int], str] = lambda number: f"2026-11-25T09:00:0{number}.5Z"
         self.calls: list[str] = []
         self.sent: list[dict[str, Any]] = []
         self.patches: list[dict[str, Any]] = []
@@ -122,7 +123,7 @@ class Kubernetes(JsonServer):
             if self.cut_logs:  # the connection ends early, once
                 self.cut_logs -= 1
                 lines = lines[:1]
-            stamped = [f"2026-11-25T09:00:0{number}.5Z {line}\n" for number, line in enumerate(lines)]
+            stamped = [f"{self.stamp(number)} {line}\n" for number, line in enumerate(lines)]
             return 200, "".join(stamped).encode()
         if path.endswith("/pods/step"):
             return (200, self.step) if self.step else (403, {"message": "pods is forbidden"})
@@ -187,6 +188,14 @@ def test_log_whose_connection_was_cut_is_read_on_without_a_line_twice(
     kubernetes: Kubernetes, train: Callable[[], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     kubernetes.plays, kubernetes.cut_logs = [Play(looks=20, pods=1)], 1
+    train()
+    assert capfd.readouterr().out.splitlines() == ["[0] epoch 1", "[0] epoch 2"]
+
+
+def test_log_of_a_node_whose_clock_goes_back_is_read_on_too(
+    kubernetes: Kubernetes, train: Callable[[], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    kubernetes.plays, kubernetes.stamp = [Play(looks=20, pods=1)], lambda number: f"2026-11-{25 - number}T09:00:00.5Z"
     train()
     assert capfd.readouterr().out.splitlines() == ["[0] epoch 1", "[0] epoch 2"]
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from pipeline.cluster import follow, runs, steps
 from pipeline.cluster.commands import add_cluster_commands
 from pipeline.cluster.connection import Cluster
+from pipeline.cluster.pods import Pods, Tail
 from pipeline.logs import OwnLines, artifacts_of
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -123,7 +124,8 @@ def test_a_run_without_details_shows_its_steps_as_pending() -> None:
     assert [step.state for step in steps.steps_of(V2beta1Run(state="PENDING"), STEPS)] == ["PENDING"] * 5
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7300, "2 h 1 min")])
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7300, "2 h 1 min"),
+                                                (-9, "0 s")])  # fmt: skip
 def test_durations_read_well(seconds: float, text: str) -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)
     assert steps.duration(start, start + timedelta(seconds=seconds)) == text
@@ -350,6 +352,30 @@ def test_a_volume_that_cannot_be_mounted_is_told_from_the_events(stand_in: Stand
     stand_in.events = [{"reason": "FailedMount", "message": "MountVolume.SetUp failed", "lastTimestamp": "2026",
                         "involvedObject": {"uid": "speech-commands-tqsdf-1042459628", "name": "x"}}]  # fmt: skip
     assert "train      waits: FailedMount: MountVolume.SetUp failed" in said()[1]
+
+
+def test_events_are_asked_for_too_if_the_clock_of_the_cluster_is_ahead(stand_in: StandIn, said: Any) -> None:
+    stand_in.runs = [*[running("train")] * 3, recorded("succeeded")]
+    waits = train_pod(**waiting("ContainerCreating", ""))
+    waits["metadata"]["creationTimestamp"] = "2999-01-01T00:00:00Z"
+    stand_in.pods = [waits]
+    stand_in.events = [{"reason": "FailedMount", "message": "MountVolume.SetUp failed", "lastTimestamp": "2026",
+                        "involvedObject": {"uid": waits["metadata"]["uid"], "name": "x"}}]  # fmt: skip
+    assert "train      waits: FailedMount: MountVolume.SetUp failed" in said()[1]
+
+
+def test_a_log_is_read_on_without_a_line_twice_also_if_the_clock_of_the_node_goes_back(stand_in: StandIn) -> None:
+    tail = Tail(Pods(Cluster(host=f"http://127.0.0.1:{stand_in.server_port}"), "x"), "pod")
+    lines = [f"2026-11-25T19:38:2{i}.5Z epoch {i}" for i in range(3)]
+    stand_in.logs["pod"] = lines[:2]
+    assert tail() == ["epoch 0", "epoch 1"]
+    stand_in.logs["pod"] = lines
+    assert tail() == ["epoch 2"]
+    stand_in.logs["pod"] = [*lines, "2026-11-24T19:38:30Z epoch 3"]
+    assert tail() == ["epoch 3"]
+    assert tail() == []
+    stand_in.logs["pod"] = ["2026-11-24T19:38:31Z epoch 4"]  # the kubelet began a new file
+    assert tail() == ["epoch 4"]
 
 
 def test_pods_that_a_quota_forbids_are_told_in_the_words_of_kubernetes(stand_in: StandIn, said: Any) -> None:
