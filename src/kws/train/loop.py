@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kws.config import PRESETS, UNKNOWN, TrainConfig, require
+from kws.config import PRESETS, UNKNOWN, AugmentConfig, TrainConfig, require
 from kws.model.bundle import Recognizer
+from kws.model.calibration import fit_temperature
 from kws.model.network import AudioTransformer
 from kws.preprocess.tensors import Split, Tensors
 from kws.train.augment import Augment
@@ -231,8 +232,17 @@ class Trainer:
         return float(loss) / len(split), matrix.reshape(num_words, num_words).cpu()
 
     @torch.no_grad()
-    def scores(self, model: AudioTransformer, split: Split, rank: int = 0, size: int = 1) -> tuple[Tensor, Tensor]:
+    def scores(
+        self, model: AudioTransformer, split: Split, rank: int = 0, size: int = 1, augment: Augment | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Returns the scores (logits) of every `size`-th clip of a split from `rank` on, and the labels.
+
+        Args:
+            model: the model.
+            split: the clips.
+            rank: first clip.
+            size: distance of two clips.
+            augment: how to change them, if at all.
 
         Returns:
             Scores, float32 [clips, words], and labels, int64 [clips].
@@ -242,10 +252,26 @@ class Trainer:
         truth = [torch.empty(0, dtype=torch.int64, device=self.world.device)]
         for indices in torch.split(torch.arange(len(split))[rank::size], EVALUATION_BATCH):
             features, labels = split.batch(indices)
+            features = features if augment is None else augment(features)
             with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
                 found.append(model(features).float())
             truth.append(labels)
         return torch.cat(found), torch.cat(truth)
+
+    def temperature(self, model: AudioTransformer) -> float:
+        """Fits the temperature of a model on the validation clips: as they are, and augmented as in training.
+
+        As they are alone, they make the model too sure of itself: the best epoch was chosen by them, and recordings of
+        other people are noisier. Masks are left out, as no recording has any.
+        """
+        found = [self.scores(model, self.validation_split)]
+        unmasked = dataclasses.replace(self.config.augment, num_time_masks=0, num_frequency_masks=0)
+        if unmasked != AugmentConfig():
+            torch.manual_seed(self._draw("temperature"))
+            changed = Augment(unmasked, self.tensors.features, self.augment.mean[:, 0], self.tensors.noise())
+            found.append(self.scores(model, self.validation_split, augment=changed))
+        scores, labels = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+        return fit_temperature(scores, labels)
 
     def state(self) -> dict[str, Any]:
         """Returns everything that training needs to resume from here."""

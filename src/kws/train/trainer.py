@@ -25,7 +25,6 @@ from kws.command import Unfailing, quiet_threads, settle_user
 from kws.config import PRESETS, TrainConfig, require
 from kws.cores import computing
 from kws.model import bundle
-from kws.model.calibration import fit_temperature
 from kws.model.network import AudioTransformer
 from kws.preprocess.tensors import Tensors
 from kws.processes import die_with_parent, handle_signals, keep_freed_memory
@@ -141,8 +140,7 @@ def _save_best(
 def _complete(folder: Path, trainer: Trainer, history: checkpoint.History) -> None:
     """Fits the temperature of the best model and writes the manifest of the run."""
     best = bundle.load(folder / runs.BEST, trainer.world.device)
-    scores, labels = trainer.scores(best.model, trainer.validation_split)
-    _save_best(folder, trainer, best.model, best.metrics, fit_temperature(scores.cpu(), labels.cpu()))
+    _save_best(folder, trainer, best.model, best.metrics, trainer.temperature(best.model))
     manifest = {
         "run": folder.name,
         "model": runs.BEST,

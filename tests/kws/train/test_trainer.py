@@ -21,6 +21,7 @@ from kws import files
 from kws.config import PRESETS, UNKNOWN, AugmentConfig, ModelConfig, TrainConfig, train_config
 from kws.download.synthesize import synthesize
 from kws.model import bundle, versions
+from kws.model.calibration import fit_temperature
 from kws.model.network import AudioTransformer
 from kws.preprocess.step import preprocess
 from kws.preprocess.tensors import Tensors
@@ -110,6 +111,25 @@ def test_preset_streams_adds_fragments_if_the_model_has_unknown_words_and_else_t
     assert torch.equal(after_a_step("streams"), after_a_step("default"))
     opened.words[0] = UNKNOWN
     assert not torch.equal(after_a_step("streams"), after_a_step("default"))
+
+
+@pytest.mark.usefixtures("small")
+def test_temperature_is_fitted_on_clips_as_they_are_and_as_training_changes_them_without_masks(tensors: Path) -> None:
+    one = Trainer(Tensors(tensors), "default", settings(epochs=8), ALONE)
+    for _ in range(8):
+        list(one.train_epoch())
+        one.end_epoch()
+    with torch.no_grad():
+        one.model.head.weight *= 20  # sure of everything, so that one mistake shows in the temperature
+
+    def fitted(**augment: Any) -> tuple[float, float]:
+        one.config = dataclasses.replace(one.config, augment=AugmentConfig(**augment))
+        return one.temperature(one.model), one.temperature(one.model)
+
+    alone = fit_temperature(*one.scores(one.model, one.validation_split))
+    assert fitted() == fitted(num_time_masks=2, time_mask=30) == (alone, alone)
+    first, second = fitted(time_shift=80)
+    assert first == second != alone
 
 
 @pytest.mark.usefixtures("small")
