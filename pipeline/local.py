@@ -1,5 +1,6 @@
 """Runs the compiled pipeline on this machine, in subprocesses or in containers, without a cluster."""
 
+import builtins
 import contextlib
 import dataclasses
 import io
@@ -69,8 +70,10 @@ class _StepTimes(logging.Filter):
         return record.levelno >= logging.ERROR and "finished with status" not in message
 
 
-PLAIN_ERRORS = ("ValueError", "LaunchError", "FloatingPointError", "MemoryError", "OSError", "ConnectionError",
-                "FileNotFoundError", "PermissionError", "TimeoutError", "Busy")  # fmt: skip
+PLAIN_ERRORS = {"LaunchError", "Busy"} | {
+    name for name, kind in vars(builtins).items()
+    if isinstance(kind, type) and issubclass(kind, (ValueError, OSError, FloatingPointError, MemoryError))
+}  # fmt: skip
 """Exceptions shown as their message alone, without the traceback that the KFP executor prints."""
 
 

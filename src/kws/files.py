@@ -45,7 +45,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _rename(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -53,6 +53,46 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
     sync_folder(path.parent)
+
+
+NO_RENAME = (errno.EEXIST, errno.EMFILE, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What mounts of object stores answer that cannot rename over a file, or cannot rename a folder."""
+
+
+def _rename(old: Path, new: Path) -> None:
+    """Renames a file, over an earlier one, or a folder.
+
+    Raises:
+        OSError: the volume cannot; the message says so.
+    """
+    try:
+        os.replace(old, new)
+    except OSError as error:
+        if error.errno not in NO_RENAME:
+            raise
+        remedy = "the volume must be able to rename files over others, and folders; use a disk or NFS"
+        raise OSError(error.errno, f"{error.strerror}: {remedy}", str(new)) from error
+
+
+NO_HARD_LINKS = (errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a volume without hard links answers, such as a mount of an object store, or to one too many of them."""
+
+
+def rename_new(path: Path, name: Path) -> None:
+    """Renames a file to a name that is free.
+
+    Raises:
+        FileExistsError: the name is taken; nothing has changed.
+    """
+    try:
+        os.link(path, name)
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # takes the name
+        os.replace(path, name)
+    else:
+        path.unlink()
 
 
 def delete_unfinished(*folders: Path) -> None:
@@ -76,7 +116,7 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: the file is not JSON; the message names it.
     """
-    return parse_json(_read_bytes(path), str(path))
+    return parse_json(read_bytes(path), str(path))
 
 
 def parse_json(text: bytes, name: str) -> Any:
@@ -97,10 +137,10 @@ def parse_json(text: bytes, name: str) -> Any:
 
 def read_object(path: Path, /, **fields: type) -> dict[str, Any]:
     """Reads a JSON object that must have some fields; see `parse_object`."""
-    return parse_object(_read_bytes(path), str(path), **fields)
+    return parse_object(read_bytes(path), str(path), **fields)
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """Reads a small file; retries if another machine replaced it meanwhile, which NFS reports as a stale handle."""
     for _ in range(2):
         try:
@@ -185,7 +225,7 @@ def build_folder(folder: Path, build: Callable[[Path], None]) -> bool:
             build(staging)
             assert is_complete(staging), f"{staging} has no {MANIFEST}"
             os.sync()  # all files at once: an fsync for each of 4,000 recordings took 4 s, this 0.1 s
-            os.rename(staging, folder)
+            _rename(staging, folder)
             sync_folder(folder.parent)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -268,24 +308,34 @@ def _hold_by_name(path: Path, seconds: float) -> Iterator[None]:
     Others recognize a dead holder by content that no longer changes, not by clocks, which differ between machines.
     """
     me = f"{os.uname().nodename} {os.getpid()} {secrets.token_hex(4)}"
-    seen, since = "", time.monotonic()
+    seen, since = b"", time.monotonic()
 
     def take() -> bool:
         nonlocal seen, since
         with contextlib.suppress(FileExistsError):
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            os.write(descriptor, me.encode())
+            os.close(descriptor)
             return True
         with contextlib.suppress(FileNotFoundError):
-            content = path.read_text()
+            content = read_bytes(path)
             if content != seen:
                 seen, since = content, time.monotonic()
             elif time.monotonic() - since > 3 * BEAT_SECONDS:
                 gone = path.with_name(f"{path.name}-{secrets.token_hex(4)}")
                 os.rename(path, gone)  # succeeds in only one of the waiting processes
-                if gone.read_text() != seen:  # another process was faster, and this is already its lock
-                    os.link(gone, path)
-                gone.unlink()
+                if read_bytes(gone) != seen:  # another process was faster, and this is already its lock
+                    with contextlib.suppress(FileExistsError):
+                        rename_new(gone, path)
+                gone.unlink(missing_ok=True)
         return False
+
+    def is_mine() -> bool:
+        """Tells whether the lock was not taken over, as from a process that was suspended."""
+        try:
+            return read_bytes(path).startswith(me.encode())
+        except FileNotFoundError:
+            return False
 
     _wait(take, path, seconds)
     done = threading.Event()
@@ -294,7 +344,8 @@ def _hold_by_name(path: Path, seconds: float) -> Iterator[None]:
         beats = 0
         while True:
             with contextlib.suppress(OSError):
-                path.write_text(f"{me} {beats}")
+                if is_mine():
+                    path.write_text(f"{me} {beats}")
             beats += 1
             if done.wait(BEAT_SECONDS):
                 return
@@ -306,7 +357,8 @@ def _hold_by_name(path: Path, seconds: float) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        path.unlink(missing_ok=True)
+        if is_mine():
+            path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

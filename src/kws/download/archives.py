@@ -11,6 +11,7 @@ import errno
 import gzip
 import lzma
 import os
+import shutil
 import stat
 import struct
 import tarfile
@@ -204,7 +205,13 @@ class _Writer:
             return
         with self._may_fail(name):
             self._make_room(path)
-            os.link(target, path)
+            try:
+                os.link(target, path)
+            except OSError as error:
+                if error.errno not in files.NO_HARD_LINKS:
+                    raise
+                self.claim(target.stat().st_size)
+                shutil.copyfile(target, path)
 
     def _make_room(self, path: Path) -> None:
         """Makes the folder of a file, and deletes an earlier member of the same name."""

@@ -65,7 +65,7 @@ def champion_record(data_root: Path) -> dict[str, Any] | None:
     """
     path = data_root / MODELS / CHAMPION
     try:
-        return parse_champion(path.read_bytes(), str(path))
+        return parse_champion(files.read_bytes(path), str(path))
     except FileNotFoundError:
         return None
 
@@ -138,7 +138,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / files.MANIFEST
     try:
-        return parse_manifest(path.read_bytes(), str(path))
+        return parse_manifest(files.read_bytes(path), str(path))
     except FileNotFoundError:
         raise ValueError(f"version {folder.name} must be complete, got no {files.MANIFEST} in {folder}") from None
 

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import textwrap
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from kws import files
+from kws.download import archives
 from kws.download.archives import ArchiveError, Skipped, unpack
 from kws.download.step import download
 
@@ -119,6 +121,20 @@ def test_hard_link_to_an_earlier_member_is_that_file(tmp_path: Path) -> None:
     found, skipped = opened(archive, tmp_path / "out")
     assert found == {"yes/a.wav": SOUND, "yes/b.wav": SOUND}
     assert skipped == Skipped()
+
+
+def test_hard_link_on_a_volume_without_them_is_a_copy_that_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    archive = tar(tmp_path / "a.tar", member("yes/a.wav"), member("yes/b.wav", tarfile.LNKTYPE, "yes/a.wav"))
+    monkeypatch.setattr(os, "link", refuse)
+    assert opened(archive, tmp_path / "out")[0] == {"yes/a.wav": SOUND, "yes/b.wav": SOUND}
+    monkeypatch.setattr(archives, "ALWAYS", 1500)
+    monkeypatch.setattr(archives, "RATIO", 0)
+    assert "expands to" in refused(archive, tmp_path / "again")
 
 
 @pytest.mark.parametrize(
@@ -231,6 +247,36 @@ def test_many_tiny_members_do_not_stay_in_memory(tmp_path: Path, monkeypatch: py
     assert list(opened(tmp_path / "a.tar.gz", tmp_path / "out")[0]) == ["yes/a.wav"]
     assert len(seen) > 3000
     assert max(seen) <= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc")
+@pytest.mark.parametrize(("kind", "most"), [("zip", 1000), ("tar.gz", 20)])
+def test_memory_for_each_of_many_tiny_members_is_bounded(tmp_path: Path, kind: str, most: int) -> None:
+    num_members = 20_000
+    path = tmp_path / f"a.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as packed:
+            for number in range(num_members):
+                packed.writestr(f"yes/.{number}", b"")
+            packed.writestr("yes/a.wav", SOUND)
+    else:
+        headers = b"".join(member(f"yes/.{number}").tobuf() for number in range(num_members))
+        path.write_bytes(gzip.compress(headers + tar(tmp_path / "a.tar", member("yes/a.wav")).read_bytes(), 1))
+    code = """
+        import re, sys
+        from pathlib import Path
+        from kws.download.archives import unpack
+        def peak():
+            return int(re.search("VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+        before = peak()
+        unpack(Path(sys.argv[1]), Path(sys.argv[2]), "a", "a")
+        print(peak() - before)
+        """
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-c", textwrap.dedent(code), str(path), str(tmp_path / "out")]
+    kilobytes = int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    assert [entry.name for entry in (tmp_path / "out").rglob("*.wav")] == ["a.wav"]
+    assert 1024 * kilobytes < 4_000_000 + most * num_members
 
 
 # Damage.

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kws import files
 from kws.config import BACKGROUND_NOISE, FeatureConfig, require
 
 FEW_SPEAKERS = 10
@@ -78,12 +79,12 @@ class Collection:
             for number in range(MOST_CLIPS):
                 path = place / f"{speaker}_nohash_{number}.wav"
                 try:
-                    os.link(partial, path)  # atomic, and fails if the name is taken
+                    files.rename_new(partial, path)
                 except FileExistsError:
                     continue
                 return f"{word}/{path.name}"
         finally:
-            partial.unlink()
+            partial.unlink(missing_ok=True)
         raise ValueError(f"speaker must have fewer recordings of {word}, got {MOST_CLIPS}")
 
     def path(self, word: str, name: str) -> Path:
