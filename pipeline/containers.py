@@ -20,7 +20,7 @@ def local_runner(config: PipelineConfig, outputs: Path, image: str) -> "tuple[Do
 
     Args:
         config: the parameters, with absolute paths.
-        outputs: where kfp.local keeps artifacts, inside the data root.
+        outputs: where kfp.local keeps the artifacts of this run, in a folder of the data root.
         image: the image of all steps.
 
     Raises:
@@ -34,7 +34,7 @@ def local_runner(config: PipelineConfig, outputs: Path, image: str) -> "tuple[Do
     user, group = os.geteuid(), os.getegid()
     if user == 0:
         user = group = 1000  # the user of the images
-        for folder in (Path(config.data_root), outputs):
+        for folder in (Path(config.data_root), outputs.parent, outputs):
             os.chown(folder, user, group)
     for folder in (Path(config.data_root), *Path(config.data_root).iterdir()):
         if folder.stat().st_uid != user:

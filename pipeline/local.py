@@ -140,7 +140,7 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
     require(runner in ("subprocess", "docker"), "runner", "be subprocess or docker", runner)
     data_root = Path(config.data_root).resolve()
     outputs = data_root / OUTPUTS
-    outputs.mkdir(parents=True, exist_ok=True)
+    mine = outputs / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"  # other runs may use this data root
     source = config.source if "://" in config.source else str(Path(config.source).resolve())
     config = dataclasses.replace(config, source=source, data_root=str(data_root))
     if config.init:  # the train step checks it too, but only after download and preprocessing
@@ -151,19 +151,19 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
             read_start(model, config.preset)
     # Without a cluster the train step trains by itself, so it needs the image that has torch.
     placement = Placement()
+    mine.mkdir(parents=True)
     if runner == "docker":
         from pipeline.containers import local_runner
         from pipeline.kind.images import image_names
 
         image = image_names()["runtime"]
         placement = Placement(runtime=image, launcher=image)
-        chosen, config = local_runner(config, outputs, image)
+        chosen, config = local_runner(config, mine, image)
     else:
         chosen = local.SubprocessRunner(use_venv=False)
 
     times = _StepTimes()
     logging.getLogger().addFilter(times)
-    mine = outputs / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"  # other runs may use this data root
     try:
         # kfp.local leaves a temporary folder for every task; they are deleted with this one.
         with tempfile.TemporaryDirectory(prefix="kws-pipeline-") as scratch, _temporary_files_in(scratch):
