@@ -20,6 +20,9 @@ console = Console(stderr=True, highlight=False)
 CHAMPION = "champion"
 CHUNK = 1 << 20
 READER = "kws-reader"
+WRITER = "kws-rollback"
+"""Name of the pods that mount the volume for writing. They may tell a Model Registry; readers may connect to nothing."""
+
 READER_SECONDS = 1800
 """Seconds after which Kubernetes ends the reader pod, whatever it is doing."""
 
@@ -119,9 +122,9 @@ def reader_pod(
         read_only: whether to mount it read-only.
     """
     # Pods that killed commands left, which have ended by themselves.
-    run(*kubectl, "delete", "pods", "--selector", f"app.kubernetes.io/name={READER}", "--wait=false",
+    run(*kubectl, "delete", "pods", "--selector", f"app.kubernetes.io/name in ({READER},{WRITER})", "--wait=false",
         "--field-selector", "status.phase!=Pending,status.phase!=Running")  # fmt: skip
-    name = f"{READER}-{uuid.uuid4().hex[:8]}"
+    name = f"{READER if read_only else WRITER}-{uuid.uuid4().hex[:8]}"
     pod = reader_manifest(name, claim=claim, image=image, mount_path=mount_path, read_only=read_only)
     run(*kubectl, "apply", "-f", "-", stdin=json.dumps(pod))
     try:
@@ -139,7 +142,10 @@ def reader_manifest(name: str, *, claim: str, image: str, mount_path: str, read_
         "kind": "Pod",
         "metadata": {
             "name": name,
-            "labels": {"app.kubernetes.io/name": READER, "app.kubernetes.io/part-of": "kws"},
+            "labels": {
+                "app.kubernetes.io/name": READER if read_only else WRITER,
+                "app.kubernetes.io/part-of": "kws",
+            },
             "annotations": {"sidecar.istio.io/inject": "false"},
         },
         "spec": {

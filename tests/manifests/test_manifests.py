@@ -233,6 +233,16 @@ def test_the_pods_of_a_trainjob_are_under_the_policy_of_training() -> None:
     assert policy_admits("overlays/kind", "kws-trainer", labels)
 
 
+def test_what_tells_the_model_registry_may_connect_to_it_and_accepts_no_connections() -> None:
+    """The promote step and the pod of a rollback: no policy that selects them bounds where they connect to."""
+    rollback = reader_manifest("r", claim="c", image="i:1", mount_path="/data", read_only=False)
+    policies = of_kind("overlays/profile", "NetworkPolicy")
+    for labels in (rollback["metadata"]["labels"], {"pipelines.kubeflow.org/v2_component": "true"}):
+        (policy,) = [name for name in policies if policy_admits("overlays/profile", name, labels)]
+        assert policies[policy]["spec"]["policyTypes"] == ["Ingress"]
+        assert policies[policy]["spec"].get("ingress", []) == []
+
+
 def test_tensorboard_reader_and_steps_accept_no_connections() -> None:
     deployment = of_kind("overlays/profile", "Deployment")["kws-tensorboard"]
     reader = reader_manifest("r", claim="c", image="i:1", mount_path="/data")
