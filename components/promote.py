@@ -31,11 +31,11 @@ def promote(
     from pathlib import Path
 
     from kws import files, steps
-    from kws.promote import registry
+    from kws.config import MODEL_REGISTRY
     from kws.promote.step import promote
 
     steps.start()
     decided = promote(Path(model.path), steps.receive(tensors.path), Path(evaluation.path), Path(report.path),
-                      Path(data_root), min_accuracy, os.environ.get(registry.ADDRESS, ""))  # fmt: skip
+                      Path(data_root), min_accuracy, os.environ.get(MODEL_REGISTRY, ""))  # fmt: skip
     files.write_json(Path(decision.path), asdict(decided))
     decision.metadata.update({name: value for name, value in asdict(decided).items() if value is not None})

@@ -5,9 +5,8 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from kws.config import PipelineConfig, from_dict
-from kws.flags import add_flag
-from kws.promote.registry import ADDRESS
+from kws.config import MODEL_REGISTRY, PipelineConfig, from_dict
+from kws.flags import add_flag, add_registry
 
 
 def add_parameters(parser: argparse.ArgumentParser, required: Sequence[str] = ()) -> None:
@@ -15,16 +14,7 @@ def add_parameters(parser: argparse.ArgumentParser, required: Sequence[str] = ()
     group = parser.add_argument_group("parameters of the pipeline")
     for field in dataclasses.fields(PipelineConfig):
         add_flag(group, PipelineConfig, field.name, required=field.name in required)
-    add_registry(group, "a Kubeflow Model Registry in which to register every version")
-
-
-def add_registry(parser: argparse._ActionsContainer, help_: str) -> None:
-    """Adds the flag --model-registry."""
-    parser.add_argument(
-        "--model-registry", default="", metavar="ADDRESS",
-        help=f"{help_}, such as http://model-registry-service:8080 (default: the environment variable {ADDRESS}, or "
-        "none)",
-    )  # fmt: skip
+    add_registry(group, "in which to register every version")
 
 
 def read_parameters(options: argparse.Namespace) -> PipelineConfig:
@@ -34,6 +24,6 @@ def read_parameters(options: argparse.Namespace) -> PipelineConfig:
         ValueError: a value is out of range.
     """
     if options.model_registry:  # not a pipeline parameter: the steps read it from their environment
-        os.environ[ADDRESS] = options.model_registry
+        os.environ[MODEL_REGISTRY] = options.model_registry
     names = [field.name for field in dataclasses.fields(PipelineConfig)]
     return from_dict(PipelineConfig, {name: getattr(options, name) for name in names})

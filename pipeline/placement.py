@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from components import images
-from kws.config import PipelineConfig, from_dict, require
+from kws.config import MODEL_REGISTRY, PipelineConfig, from_dict, require
 from kws.launch.settings import CLAIM, CLAIM_VARIABLE, SETTINGS, ClusterConfig, claim_name, read_settings
-from kws.promote.registry import ADDRESS as MODEL_REGISTRY
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask

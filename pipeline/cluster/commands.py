@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.table import Table
 
 from kws.config import PipelineConfig, field_docs, require
+from kws.flags import add_registry
 from kws.launch.settings import SETTINGS, ClusterConfig, claim_name
 from kws.promote import registry
 from pipeline.cluster import runs
@@ -20,7 +21,7 @@ from pipeline.cluster.connection import Cluster, refused, said_by
 from pipeline.cluster.fit import require_fit
 from pipeline.cluster.follow import PATIENCE_MINUTES, Following, out
 from pipeline.compiling import compile_to, steps_of_package
-from pipeline.flags import add_parameters, add_registry, read_parameters
+from pipeline.flags import add_parameters, read_parameters
 from pipeline.kind import images, preflight
 from pipeline.kind import local_cluster as kind
 from pipeline.placement import Placement, read_placement
@@ -159,7 +160,7 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
                  "servers switch within seconds.", (on_volume, where))  # fmt: skip
     parser.add_argument("--version", default="", help="a folder of models/ (default: the previous champion)")
     parser.add_argument("--reason", default="", help="the reason to record")
-    add_registry(parser, "a Kubeflow Model Registry in which to mark the champion")
+    add_registry(parser, "in which to mark the champion")
     add("ui", lambda o: _open(o, "ml-pipeline-ui", 8080, kind.NAMESPACE), "open the UI of Kubeflow Pipelines",
         parents=(where,))  # fmt: skip
     add("tensorboard", lambda o: _open(o, "kws-tensorboard", 6006, o.namespace), "open TensorBoard with all runs",
@@ -344,7 +345,7 @@ def _rollback(options: argparse.Namespace) -> None:
     from kws.model import versions
     from pipeline.cluster import serving
 
-    address = options.model_registry or os.environ.get(registry.ADDRESS, "")
+    address = options.model_registry
     if root := _local_root(options):
         before, now = versions.rollback(root, options.version, reason=options.reason)
         registry.tell(address, root, now)

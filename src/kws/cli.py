@@ -17,7 +17,6 @@ import argparse
 import io
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -26,7 +25,7 @@ from typing import Any, NoReturn
 
 from kws.command import as_command
 from kws.config import PipelineConfig, ServeConfig, SynthesizeConfig, field_docs, parse_words, require
-from kws.flags import add_flag
+from kws.flags import add_flag, add_registry
 
 Add = Callable[..., argparse.ArgumentParser]
 
@@ -370,9 +369,7 @@ def _add_rollback(add: Add) -> None:
     command.add_argument("--version", default="", help="a folder of models/ (default: the previous champion)")
     command.add_argument("--reason", default="", help="the reason to record")
     command.add_argument("--by", default="", help="who decided (default: user and machine)")
-    command.add_argument("--model-registry", default="", metavar="ADDRESS",
-                         help="a Kubeflow Model Registry in which to mark the champion (default: the environment "
-                         "variable KWS_MODEL_REGISTRY, or none)")  # fmt: skip
+    add_registry(command, "in which to mark the champion")
 
 
 def _rollback(options: argparse.Namespace) -> int:
@@ -380,7 +377,7 @@ def _rollback(options: argparse.Namespace) -> int:
     from kws.promote import registry
 
     before, now = versions.rollback(options.data_root, options.version, by=options.by, reason=options.reason)
-    registry.tell(options.model_registry or os.environ.get(registry.ADDRESS, ""), options.data_root, now)
+    registry.tell(options.model_registry, options.data_root, now)
     print(f"champion {now}, before {before or 'none'}" if before != now else f"champion {now}, as before")
     return 0
 

@@ -27,6 +27,9 @@ SPEECH_COMMANDS_WORDS = (
 )  # fmt: skip
 """The 35 words of Speech Commands v0.02, in class order."""
 
+MODEL_REGISTRY = "KWS_MODEL_REGISTRY"
+"""Environment variable with the address of a Kubeflow Model Registry; if it is not set, nothing is registered."""
+
 BACKGROUND_NOISE = "_background_noise_"
 """The folder of an archive that holds long recordings of background noise instead of a word."""
 

@@ -2,9 +2,10 @@
 
 import argparse
 import dataclasses
+import os
 from typing import Any
 
-from kws.config import field_docs
+from kws.config import MODEL_REGISTRY, field_docs
 
 
 def add_flag(
@@ -37,4 +38,19 @@ def add_flag(
     parser.add_argument(
         flag, type=type(value), metavar=name.upper(), help=f"{text} ({note})",
         **({"required": True} if required else {"default": default}),
+    )  # fmt: skip
+
+
+def add_registry(parser: argparse._ActionsContainer, purpose: str) -> None:
+    """Adds the flag --model-registry, whose default is the environment variable.
+
+    Args:
+        parser: the parser.
+        purpose: what the registry is told, for the help.
+    """
+    parser.add_argument(
+        "--model-registry", default=os.environ.get(MODEL_REGISTRY, ""), metavar="ADDRESS",
+        help=f"a Kubeflow Model Registry {purpose}, such as "
+        f"http://model-registry-service.kubeflow.svc.cluster.local:8080 (default: the environment variable "
+        f"{MODEL_REGISTRY}, or none)",
     )  # fmt: skip

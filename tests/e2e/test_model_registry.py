@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from kws import files
+from kws.config import MODEL_REGISTRY
 from kws.model import versions
 from kws.promote import registry, registry_client
 
-ADDRESS = os.environ[registry.ADDRESS].rstrip("/")
+ADDRESS = os.environ[MODEL_REGISTRY].rstrip("/")
 
 
 def published(data_root: Path, version: str) -> str:

@@ -11,17 +11,17 @@ import os
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kws import files
 from kws.config import PipelineConfig
 from kws.launch.settings import claim_name
 from kws.model import versions
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from kws.promote.registry_client import RegistryClient
 
-ADDRESS = "KWS_MODEL_REGISTRY"
-"""Environment variable with the address of the registry; if it is not set, nothing is registered."""
+log = logging.getLogger(__name__)
 
 MODEL_NAME = "kws"
 
@@ -69,7 +69,11 @@ def register(address: str, data_root: Path, version: str) -> None:
         raise ValueError(f"model_registry must be an address such as http://model-registry-service.kubeflow:8080, got "
                          f"{address!r}")  # fmt: skip
     try:
-        asyncio.run(asyncio.wait_for(_register(parsed, data_root, folder, manifest, champion), SECONDS))
+        # Importing the client may take seconds on a slow processor, which are not the registry's.
+        from kws.promote.registry_client import connect
+
+        client = connect(parsed, _token())
+        asyncio.run(asyncio.wait_for(_register(client, data_root, folder, manifest, champion), SECONDS))
     except TimeoutError as error:
         raise ValueError(
             f"it must answer within {SECONDS:g} s, got no answer; check the address, and whether this pod can reach "
@@ -87,13 +91,10 @@ def register(address: str, data_root: Path, version: str) -> None:
 
 
 async def _register(
-    address: urllib.parse.SplitResult, data_root: Path, folder: Path, manifest: Mapping[str, Any], champion: str | None
+    client: "RegistryClient", data_root: Path, folder: Path, manifest: Mapping[str, Any], champion: str | None
 ) -> None:
     from model_registry.types import ArtifactState, ModelArtifact, ModelVersion, RegisteredModel
 
-    from kws.promote.registry_client import connect
-
-    client = connect(address, _token())
     await client.find_api()
     version = manifest["version"]
     model = await client.get_registered_model_by_params(MODEL_NAME)

@@ -1,7 +1,8 @@
 """A client of the Model Registry for both versions of its API. Needs the extra `registry`.
 
-The package model-registry calls `v1` since its release 0.3.12, as servers have it since the summer of 2026; those
-before have `v1alpha3`. What is used here differs between them only in the path.
+Servers have `v1` since August 2026 (kubeflow/hub #3037), and `v1alpha3` beside it until they drop it; those before have
+only `v1alpha3`. The package model-registry calls `v1` alone since its release 0.3.15. What is used here differs between
+them only in the path.
 """
 
 import urllib.parse
