@@ -1,6 +1,7 @@
 """The page in a real Chromium, with a WAV as its microphone."""
 
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,11 +40,15 @@ def sound(tone_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(expert: Recognizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def served(expert: Recognizer, tmp_path_factory: pytest.TempPathFactory) -> Served:
     path = tmp_path_factory.mktemp("browser") / "model.onnx"
     onnx.export(expert, path)
     thresholds = Thresholds(thresholds={"no": 0.6, "stop": 0.6, "yes": 0.6})
-    served = Served(recognizer=onnx.load(path, 1), version="v1", thresholds=thresholds, card="# The card")
+    return Served(recognizer=onnx.load(path, 1), version="v1", thresholds=thresholds, card="# The card")
+
+
+@pytest.fixture(scope="module")
+def server(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     running = Page(served, tmp_path_factory.mktemp("collected"))
     yield running
     running.close()
@@ -58,6 +63,19 @@ def chromium(sound: Path) -> Iterator["Browser"]:
         ])  # fmt: skip
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room(chromium: "Browser", served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple["Tab", Path]]:
+    """A tab that records the room for twenty seconds, on a server of its own, while the other tests run."""
+    folder = tmp_path_factory.mktemp("room")
+    running = Page(served, folder)
+    opened = chromium.new_page()
+    opened.goto(running.url)
+    opened.get_by_role("button", name="Record the room").click()
+    yield opened, folder
+    opened.close()
+    running.close()
 
 
 @pytest.fixture
@@ -174,3 +192,21 @@ def test_resampler_keeps_a_low_tone_and_no_high_one_comes_back(tab: "Tab", rate:
     if rate > 24_000:
         _, high = tab.evaluate(level, [rate, 12_000])  # would sound as 4 kHz
         assert high < 1e-3
+
+
+def test_room_is_recorded_for_twenty_seconds_and_the_hint_names_what_is_missing(room: tuple["Tab", Path]) -> None:
+    """The last test of the file, so that most of the twenty seconds have passed."""
+    tab, folder = room
+    playwright.expect(tab.locator("#cue")).to_have_text("✓ kept", timeout=60_000)
+    (path,) = (folder / "_background_noise_").iterdir()
+    assert re.fullmatch(r"[0-9a-f]{8}_nohash_0\.wav", path.name)
+    samples, rate = soundfile.read(path)
+    assert (samples.size, rate) == (20 * RATE, RATE)
+    assert np.abs(samples).max() > 0.1  # the words of the fake microphone
+    playwright.expect(tab.locator("#next")).to_contain_text("Kept so far: room 1.")
+    playwright.expect(tab.locator("#next")).to_contain_text("Without other words, the model will take every sound for")
+    tab.get_by_role("button", name="Record the room").click()
+    playwright.expect(tab.locator("#cue")).to_have_text("Be quiet: 20 s")
+    tab.locator("#start").click()  # stopping the microphone stops the recording, and keeps nothing
+    playwright.expect(tab.locator("#cue")).to_be_empty()
+    assert [each.name for each in (folder / "_background_noise_").iterdir()] == [path.name]
