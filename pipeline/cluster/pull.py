@@ -21,7 +21,7 @@ CHAMPION = "champion"
 CHUNK = 1 << 20
 READER = "kws-reader"
 WRITER = "kws-rollback"
-"""Name of the pods that mount the volume for writing. They may tell a Model Registry; readers may connect to nothing."""
+"""Name of pods that mount the volume for writing. They may call a Model Registry; readers may connect to nothing."""
 
 READER_SECONDS = 1800
 """Seconds after which Kubernetes ends the reader pod, whatever it is doing."""
