@@ -142,10 +142,7 @@ def reader_manifest(name: str, *, claim: str, image: str, mount_path: str, read_
         "kind": "Pod",
         "metadata": {
             "name": name,
-            "labels": {
-                "app.kubernetes.io/name": READER if read_only else WRITER,
-                "app.kubernetes.io/part-of": "kws",
-            },
+            "labels": {"app.kubernetes.io/name": READER if read_only else WRITER, "app.kubernetes.io/part-of": "kws"},
             "annotations": {"sidecar.istio.io/inject": "false"},
         },
         "spec": {
