@@ -10,13 +10,14 @@ where it was: each training has its own run folder, and a complete one is only r
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
 import multiprocessing
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +29,7 @@ from kws import files
 from kws.command import as_command
 from kws.config import PRESETS, AugmentConfig, Preset
 from kws.cores import num_cores
-from kws.processes import end_with_parent
+from kws.processes import children_ignore_ctrl_c, end_with_parent
 
 DEFAULT = PRESETS["default"]
 PLAIN = dataclasses.replace(DEFAULT, train=dataclasses.replace(DEFAULT.train, augment=AugmentConfig()))
@@ -256,11 +257,22 @@ def draw(folder: Path, results: Sequence[Result]) -> None:
     save("confusion.png", plots.confusion(sum(np.array(result["matrix"]) for result in best), best[0]["words"]))
 
 
-def pool(num_jobs: int) -> ProcessPoolExecutor:
-    """Returns processes for so many trainings at a time, which share the cores."""
+@contextlib.contextmanager
+def pool(num_jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Yields processes for so many trainings at a time, which share the cores; an error or Ctrl-C ends them."""
     threads = max(num_cores() // num_jobs, 1)
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(num_jobs, mp_context=context, initializer=start_worker, initargs=(threads,))
+    with ProcessPoolExecutor(num_jobs, mp_context=context, initializer=start_worker, initargs=(threads,)) as executor:
+        try:
+            with children_ignore_ctrl_c():
+                for _ in range(num_jobs):
+                    executor.submit(int)  # starts a process
+            yield executor
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def start_worker(num_threads: int) -> None:

@@ -230,7 +230,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     recognizer = load(options.model)
     evaluation, unreadable = evaluate_recordings(recognizer, options.recordings)
     for clip, reason in unreadable.items():
-        print(f"left out {clip}: {reason}", file=sys.stderr)
+        print(f"left out {printable(clip)}: {reason}", file=sys.stderr)
     summary = evaluation.summary() | {"unreadable": unreadable}
     files.delete_unfinished(options.output)
     save_confusion(evaluation, options.output)
@@ -266,6 +266,7 @@ def _add_predict(add: Add) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    from kws.download.recordings import one_line
     from kws.model.predict import expand, load, predict
 
     require(options.top > 0, "top", "be positive", options.top)
@@ -276,14 +277,14 @@ def _predict(options: argparse.Namespace) -> int:
         try:
             predictions = predict(recognizer, path, options.top)
         except (ValueError, OSError) as error:
-            print(f"error: {path}: {error}", file=sys.stderr)
+            print(one_line(f"error: {path}: {error}"), file=sys.stderr)
             failed = True
             continue
         if options.json:
             found.append({"file": str(path), "predictions": [asdict(prediction) for prediction in predictions]})
         else:
             for prediction in predictions:
-                print(f"{path}\t{prediction.word}\t{prediction.probability:.4f}", flush=True)
+                print(f"{one_line(str(path))}\t{prediction.word}\t{prediction.probability:.4f}", flush=True)
     if options.json:
         print(json.dumps(found, indent=2))
     return 1 if failed else 0

@@ -29,6 +29,23 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+@contextlib.contextmanager
+def children_ignore_ctrl_c() -> Iterator[None]:
+    """Makes processes that are started in the block ignore Ctrl-C, which reaches all processes of a terminal.
+
+    Otherwise each prints a traceback, even while it imports its modules. Their parent must end them. Does nothing
+    outside the main thread, where Python forbids it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def keep_freed_memory() -> None:
     """Makes glibc keep freed memory for reuse instead of returning it to the system.
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from kws import files
-from kws.download.recordings import NAMED, printable
+from kws.download.recordings import NAMED, is_utf8, printable
 from kws.progress import progress
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -171,7 +171,7 @@ class _Writer:
             )
         if not parts or any(part.startswith(".") for part in parts):
             return None
-        if printable(name) != name or "\0" in name:
+        if not is_utf8(name) or "\0" in name:
             self.skipped.add(name, "its name is not UTF-8")
         elif files.MANIFEST in parts:
             self.skipped.add(name, "the manifest is written by kws")

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -114,8 +115,14 @@ def is_recording(name: str) -> bool:
 
 
 def printable(path: Path | str) -> str:
-    r"""Returns a path as text that can be written anywhere; bytes that are not UTF-8 become \udc…"""
-    return str(path).encode("utf-8", "backslashreplace").decode()
+    r"""Returns a path as a line that can be written anywhere; bytes that are not UTF-8 become \udc…"""
+    return one_line(str(path).encode("utf-8", "backslashreplace").decode())
+
+
+def one_line(text: str) -> str:
+    r"""Returns a text with its control characters escaped, such as \n and those that would command a terminal."""
+    return "".join(char.encode("unicode_escape").decode() if unicodedata.category(char) == "Cc" else char
+                   for char in text)  # fmt: skip
 
 
 def content_digest(listing: Listing) -> str:
@@ -180,7 +187,7 @@ def _list_word(folder: "os.DirEntry[str]") -> tuple[list[str], dict[str, str]]:
         if not is_recording(entry.name):
             kind = "a folder in the folder of a word" if _is_folder(entry) else "no recording by its name"
             others[printable(name)] = f"it is {kind}"
-        elif not _is_utf8(entry.name):
+        elif not is_utf8(entry.name):
             others[printable(name)] = "its name is not UTF-8 (rename it)"
         elif not _is_file(entry):
             others[name] = "it is no regular file"
@@ -194,8 +201,9 @@ def _scan(folder: "Path | os.DirEntry[str]") -> list["os.DirEntry[str]"]:
         return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
-def _is_utf8(name: str) -> bool:
-    return printable(name) == name
+def is_utf8(name: str) -> bool:
+    """Tells whether the name of a file is UTF-8."""
+    return name.isascii() or name.encode("utf-8", "replace").decode() == name
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kws.config import SPLITS
-from kws.download.recordings import SUFFIXES
+from kws.download.recordings import SUFFIXES, printable
 
 log = logging.getLogger(__name__)
 
@@ -214,4 +214,4 @@ def _decode(line: bytes) -> str:
 
 def _some(names: Iterable[str]) -> str:
     names = list(names)
-    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+    return ", ".join(map(printable, names[:3])) + (" …" if len(names) > 3 else "")

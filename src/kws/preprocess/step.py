@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,18 @@ import numpy.typing as npt
 from kws import files, memory
 from kws.config import BACKGROUND_NOISE, PRESETS, SILENCE, SPLITS, UNKNOWN, FeatureConfig, Preset, parse_words, require
 from kws.cores import num_cores
-from kws.download.recordings import Listing, content_digest, known_digest, list_recordings, read_manifest
+from kws.download.recordings import Listing, content_digest, known_digest, list_recordings, printable, read_manifest
 from kws.preprocess import clips as ids
 from kws.preprocess import splits
 from kws.preprocess.audio import read_waveform
-from kws.processes import end_with_parent
+from kws.processes import children_ignore_ctrl_c, end_with_parent
 from kws.progress import progress
 
 log = logging.getLogger(__name__)
 
 CLIPS_PER_TASK = 256
 
-PRELOAD = ["kws.preprocess.feature_kernel", "kws.preprocess.step"]
+PRELOAD = ["kws.preprocess.fork_server", "kws.preprocess.feature_kernel", "kws.preprocess.step"]
 """Modules that are imported before workers are forked."""
 
 
@@ -271,7 +272,7 @@ def _compute(
 
         reasons = {divided[split][row]: reason for split, rows in bad.items() for row, reason in sorted(rows.items())}
         for clip, reason in reasons.items():
-            log.warning("%s is left out: %s", clip, reason)
+            log.warning("%s is left out: %s", printable(clip), reason)
         _check_left_out(reasons, num_clips, max_bad_fraction)
         counts = {}
         for split, clips in divided.items():
@@ -328,6 +329,8 @@ def workers(num_processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
     # A fork server that has compiled the kernel and has no threads yet forks workers quickly and safely.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
+    with children_ignore_ctrl_c():
+        forkserver.ensure_running()
     with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_worker) as pool:
         try:
             yield pool.map
@@ -389,7 +392,7 @@ def _save_noise(listing: Listing, folder: Path, features: FeatureConfig) -> tupl
             pieces += noise_pieces(listing.folder / noise, features, held_out=False)
         except (ValueError, OSError) as error:
             reasons[noise] = str(error)
-            log.warning("%s is left out: %s", noise, error)
+            log.warning("%s is left out: %s", printable(noise), error)
     if not pieces:
         return 0, reasons
     values = np.empty((len(pieces), features.num_mels, features.num_frames), features.dtype)

@@ -80,6 +80,14 @@ def test_recordings_anywhere_below_a_folder_are_found(tmp_path: Path, caplog: py
     assert printable(found[-1]).endswith("deep/\\udce4.wav")
 
 
+def test_a_name_is_shown_on_one_line_and_commands_no_terminal(tmp_path: Path) -> None:
+    make(tmp_path, "yes/a.wav", "yes/\x1b[31mred\n.txt", "yes/b\n.wav")
+    listing = list_recordings(tmp_path)
+    assert listing.clips["yes"] == ["yes/a.wav", "yes/b\n.wav"]
+    assert list(listing.not_read) == ["yes/\\x1b[31mred\\n.txt"]
+    assert printable("é\t\u200d") == "é\\t\u200d"
+
+
 def test_lists_are_found_in_any_case(tmp_path: Path) -> None:
     make(tmp_path, "yes/a.wav", "Testing_List.TXT")
     assert list_recordings(tmp_path).lists == {"test": tmp_path / "Testing_List.TXT"}

@@ -142,6 +142,17 @@ def test_names_that_are_no_utf8_are_printed_as_they_are(model: Path, clip: Path,
     assert shown.stdout.startswith(bytes(tmp_path) + b"/j\xe4.WAV\tyes\t")
 
 
+def test_a_name_with_control_characters_stays_on_its_line(
+    model: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(clip, tmp_path / "a\n\tb.wav")
+    (tmp_path / "\x1b[2J.wav").write_bytes(b"nothing")
+    assert run("--model", model, tmp_path) == 1
+    shown = capsys.readouterr()
+    assert shown.out.startswith(f"{tmp_path}/a\\n\\tb.wav\tyes\t")
+    assert f"error: {tmp_path}/\\x1b[2J.wav: " in shown.err
+
+
 def test_model_that_cannot_be_read_ends_with_status_2_and_one_line(
     clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

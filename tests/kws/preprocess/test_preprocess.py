@@ -379,6 +379,21 @@ def test_killed_before_the_manifest_it_starts_again_and_gives_the_same(
     assert [path.name for path in tensors.iterdir() if path.suffix != ".lock"] == [folder.name]
 
 
+def test_ctrl_c_while_the_workers_are_prepared_ends_all_at_once_with_one_line(corpus: Path, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    (tmp_path / "numba.py").write_text(f"import time\nopen({str(started)!r}, 'w').close()\ntime.sleep(60)\n")
+    command = [sys.executable, "-m", "kws", "preprocess", "--recordings", str(corpus), "--data-root", str(tmp_path),
+               "--words", "auto", "--num-processes", "2"]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               env=os.environ | {"PYTHONPATH": str(tmp_path)})  # fmt: skip
+    wait_until(started.exists, lambda: process.poll() is None)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=40)  # until the last process that could write has ended
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "stopped; run the same command again to resume"
+    assert "Traceback" not in said
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_killed_with_workers_at_it_leaves_no_process_behind(corpus: Path, tmp_path: Path) -> None:
     clip = next((corpus / "yes").iterdir())
