@@ -61,6 +61,11 @@ bench: $(READY) ## measure speed against alternatives (3 minutes; a table and va
 e2e: $(READY) ## test training and whole runs that are killed, stopped, shrunk and grown (10 minutes)
 	$(E2E) tests/e2e/test_survival.py tests/e2e/test_killed_pipeline.py
 
+.PHONY: e2e-page
+e2e-page: $(READY) ## test teaching the page two words, until the champion hears them (10 minutes; needs Chromium and ../shared/data)
+	@test -f var/demo/data/models/champion.json || $(MAKE) demo
+	$(E2E) -s tests/e2e/test_page_to_champion.py
+
 DATA_ROOT = var/demo/data
 .PHONY: serve
 serve: $(READY) ## serve the champion of DATA_ROOT (default: that of make demo) at http://127.0.0.1:8080
@@ -153,7 +158,7 @@ schedules: $(READY) ## list the schedules
 unschedule: $(READY) ## delete the schedule
 	$(COMMAND) unschedule $(WHERE)
 
-.PHONY: ui tensorboard pull-model graph e2e-docker e2e-registry test-cluster e2e-cluster e2e-retries
+.PHONY: ui tensorboard pull-model graph page-pictures e2e-docker e2e-registry test-cluster e2e-cluster e2e-retries
 ui: $(READY) ## open the UI of Kubeflow Pipelines
 	$(COMMAND) ui $(WHERE)
 
@@ -177,6 +182,9 @@ rollback: $(READY) ## make an earlier version champion: VERSION= REASON= ARGS="-
 graph: $(READY) ## draw the pictures of pipeline and code for the documentation
 	$(COMMAND) graph
 	@$(BIN)/python docs/draw_architecture.py
+
+page-pictures: $(READY) ## draw the pictures of the page, with the champion of DATA_ROOT (needs Chromium): ARGS="--recordings DIR"
+	@$(BIN)/python docs/draw_page.py --data-root '$(DATA_ROOT)' $(ARGS)
 
 e2e-docker: images ## compare the whole pipeline in containers with the same in processes (needs ../shared/data)
 	$(E2E) tests/e2e/test_docker.py
