@@ -74,7 +74,7 @@ def write_card(
         unknown=UNKNOWN if UNKNOWN in recognizer.words else "",
         counts=tensors["counts"],
         data=_describe(tensors),
-        thresholds=f"chosen for at most {thresholds.false_alarms_per_hour:g} false alarms per hour."
+        thresholds=f"chosen for at most {thresholds.false_alarms_per_hour:.1f} false alarms per hour."
         if measured
         else "0.8 for every word, as none were measured.",
         int8=int8,

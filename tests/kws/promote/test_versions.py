@@ -97,7 +97,7 @@ def test_thresholds_are_those_of_the_evaluation_or_else_unmeasured(
         report=published / "report.html", tensors=tone_tensors,
     ))  # fmt: skip
     assert Thresholds.beside(tmp_path / "staging" / versions.ONNX, expert.words) == chosen
-    assert "at most 1 false alarms per hour" in (tmp_path / "staging" / versions.CARD).read_text()
+    assert "at most 1.0 false alarms per hour" in (tmp_path / "staging" / versions.CARD).read_text()
 
 
 def test_model_card_has_a_head_that_hubs_read_and_the_figures_of_the_evaluation(published: Path) -> None:
