@@ -302,6 +302,11 @@ class Torture:
         if child == 0:
             try:
                 logging.disable(logging.CRITICAL)
+                # A folder of its own for temporary files, as other programs leave theirs in the usual one.
+                temporary = self.folder / "temporary"
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+                os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
                 sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
                 report.write_text(json.dumps(list(self._repeated(root, times, minutes))))
                 os._exit(0)
@@ -335,7 +340,7 @@ class Torture:
                 "files": len(os.listdir("/proc/self/fd")),
                 "threads": int(status.split("Threads:")[1].split()[0]),
                 "processes": len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()),
-                "temporary": sum(entry.startswith(("kws", "tmp")) for entry in os.listdir(tempfile.gettempdir())),
+                "temporary": len(os.listdir(tempfile.gettempdir())),
                 "megabytes": int(status.split("VmRSS:")[1].split()[0]) // 1000,
             }
 
