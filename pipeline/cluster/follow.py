@@ -62,6 +62,8 @@ class Following:
     """Without a terminal, print changes of state only, and no lines of logs."""
 
     printed: set[str] = field(default_factory=set)
+    uids: dict[str, str] = field(default_factory=dict)
+    """The pod of each node whose log is read."""
     tails: dict[str, Tail] = field(default_factory=dict)
     last_line: dict[str, str] = field(default_factory=dict)
     waiting_since: dict[str, float] = field(default_factory=dict)
@@ -120,14 +122,15 @@ class Following:
             if not console.is_terminal:
                 self._once(f"{step.name:<10} running", key=f"{step.name} RUNNING")
             for number, node in enumerate(step.attempts, 1):
-                pod = self.pods.pod_of(node)
-                if pod and node not in self.tails:
-                    self.tails[node] = Tail(self.pods, pod)
+                pod, uid = self.pods.pod_of(node)
+                if pod and self.uids.get(node) != uid:
+                    self.uids[node], self.tails[node] = uid, Tail(self.pods, pod)
                     if number > 1 and (why := self.pods.endings(step)[number - 2]):
                         self._once(f"{step.name:<10} {nth(number)} attempt, as the one before ended: {escape(why)}")
-            if (tail := self.tails.get(step.attempts[-1])) and f"end {tail.pod}" not in self.printed:
+            last = step.attempts[-1]
+            if (tail := self.tails.get(last)) and f"end {self.uids[last]}" not in self.printed:
                 if step.state in FINISHED:  # read a last time
-                    self.printed.add(f"end {tail.pod}")
+                    self.printed.add(f"end {self.uids[last]}")
                 if lines := [line for line in tail() if line.strip()]:
                     self.last_line[step.name] = lines[-1]
                     self._print_lines(step.name, lines)
@@ -195,7 +198,7 @@ class Following:
                 out.print(f"\n[bold]{step.name}[/]")
                 for line in lines:
                     out.print(line, markup=False, soft_wrap=True)
-                if pod := self.pods.pod_of(step.attempts[-1]):
+                if pod := self.pods.pod_of(step.attempts[-1])[0]:
                     out.print(f"[dim](all of it: kubectl -n {self.cluster.namespace} logs {pod} -c main)[/]",
                               soft_wrap=True)  # fmt: skip
             why = step.error or (self.pods.endings(step) or [""])[-1]
@@ -215,7 +218,7 @@ class Following:
         if not step.attempts:
             return []
         node = step.attempts[-1]
-        if (pod := self.pods.pod_of(node)) and (lines := self.pods.log(pod)):
+        if (pod := self.pods.pod_of(node)[0]) and (lines := self.pods.log(pod)):
             return [line.partition(" ")[2] for line in lines]
         workflow, _, digest = node.rpartition("-")
         pod = f"{workflow}-system-container-impl-{digest}"

@@ -138,9 +138,11 @@ class Pods:
         gone = "its pod vanished" if self.of_steps else ""
         return [_ending(pods.get(node)) or said.get(node) or ("" if node in pods else gone) for node in step.attempts]
 
-    def pod_of(self, node: str) -> str:
-        """Returns the name of the pod of a node; empty where there is none."""
-        return next((pod["metadata"]["name"] for pod in self.of_steps if pod_node(pod)[0] == node), "")
+    def pod_of(self, node: str) -> tuple[str, str]:
+        """Returns name and uid of the latest pod of a node, which has another after a retry; empty if there is none."""
+        found = [pod["metadata"] for pod in self.of_steps if pod_node(pod)[0] == node]
+        latest: Mapping[str, Any] = max(found, key=lambda about: str(about.get("creationTimestamp")), default={})
+        return latest.get("name", ""), latest.get("uid", "")
 
     def log(self, pod: str, **limits: int) -> list[str]:
         """Returns the log of a step's pod, with a time in front of every line; nothing before its container started."""

@@ -87,7 +87,8 @@ class ClusterLauncher:
 
         Prints the logs of all pods, each line with the number of its node in front. Submits a job again that failed
         with a transient error (of a machine, a network, a volume). Deletes a job that has ended once its logs and
-        outcome are on the volume. On SIGTERM or SIGINT deletes the job, whose pods then write a checkpoint.
+        outcome are on the volume. On SIGTERM or SIGINT deletes the job, whose pods then write a checkpoint; but leaves
+        it to the next attempt if the pod of this step is being deleted, as when its node is drained.
         """
         from kubernetes.client import ApiException
 
@@ -98,6 +99,10 @@ class ClusterLauncher:
                     save_manifest(manifest, manifest_path)
                 self._train(job, manifest)
             except (KeyboardInterrupt, SystemExit):
+                if self._pod_is_being_deleted():
+                    say(f"the pod of this step is being deleted; {self._called(job.name)} waits "
+                        f"{self.config.lease_seconds} s for another attempt")  # fmt: skip
+                    raise
                 say(f"told to stop; deleting {self._called(job.name)}")
                 retry(lambda: self._delete(job.name), patience=10)
                 raise
@@ -130,6 +135,23 @@ class ClusterLauncher:
                         api_version=owner.api_version, kind=owner.kind, name=owner.name, uid=owner.uid
                     )
         return V1OwnerReference(api_version="v1", kind="Pod", name=name, uid=uid)
+
+    def _pod_is_being_deleted(self) -> bool:
+        """Tells whether this step is stopped because its pod goes: evicted by a drain, preempted or deleted.
+
+        A cancelled run is another matter: Argo stops the process and leaves the pod.
+        """
+        from kubernetes.client import ApiException
+
+        pod = step_pod()
+        if pod is None or settings.own_namespace() != self.namespace:
+            return False
+        name, uid = pod
+        try:
+            found = retry(lambda: self.core.read_namespaced_pod(name, self.namespace, _request_timeout=10), patience=10)
+        except ApiException as error:
+            return bool(error.status == 404)
+        return found.metadata.uid != uid or found.metadata.deletion_timestamp is not None
 
     def _train(self, job: Training, manifest: Mapping[str, Any]) -> None:
         """Submits the job until it succeeds, fails permanently, or has failed too often."""

@@ -44,7 +44,8 @@ class Kubernetes(JsonServer):
     def __init__(self) -> None:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.pods: dict[str, dict[str, Any]] = {}
-        self.step: dict[str, Any] = {}
+        self.step: dict[str, Any] | None = {}
+        """The pod of the step; empty if it may not be read, None if there is none."""
         self.plays: list[Play] = []
         self.ends: dict[str, Play] = {}
         self.refusals: list[tuple[int, str]] = []
@@ -126,7 +127,7 @@ class Kubernetes(JsonServer):
             stamped = [f"{self.stamp(number)} {line}\n" for number, line in enumerate(lines)]
             return 200, "".join(stamped).encode()
         if path.endswith("/pods/step"):
-            return (200, self.step) if self.step else (403, {"message": "pods is forbidden"})
+            return missing if self.step is None else (200, self.step) if self.step else (403, {"message": "forbidden"})
         pod = self.pods.get(path.rpartition("/")[2])
         return (200, pod) if pod else missing
 
@@ -163,6 +164,21 @@ def job(tmp_path: Path) -> Training:
 @pytest.fixture
 def train(kubernetes: Kubernetes, job: Training) -> Callable[[], None]:
     return lambda: ClusterLauncher(PYTORCH_JOB, CONFIG).run(job, job.folder / "job.yaml")
+
+
+@pytest.fixture
+def in_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes this process one of the pod `step`, with the uid 18, in a namespace."""
+
+    def enter(namespace: str) -> None:
+        (tmp_path / "namespace").write_text(namespace)
+        monkeypatch.setattr(settings, "NAMESPACE_FILE", tmp_path / "namespace")
+        for name in ("KWS_POD_NAME", "KWS_POD_UID"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("KFP_POD_NAME", "step")
+        monkeypatch.setenv("KFP_POD_UID", "18")
+
+    return enter
 
 
 def submitted(server: Kubernetes) -> int:
@@ -268,15 +284,10 @@ POD = {"apiVersion": "v1", "kind": "Pod", "name": "step", "uid": "18"}
 )
 def test_job_is_deleted_with_its_workflow_or_else_with_the_pod_of_its_step(
     pod: dict[str, Any] | None, namespace: str, owners: list[dict[str, Any]] | None, kubernetes: Kubernetes,
-    job: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    job: Training, in_pod: Callable[[str], None],
 ) -> None:  # fmt: skip
     launcher = ClusterLauncher(PYTORCH_JOB, CONFIG)
-    (tmp_path / "namespace").write_text(namespace)
-    monkeypatch.setattr(settings, "NAMESPACE_FILE", tmp_path / "namespace")
-    for name in ("KWS_POD_NAME", "KWS_POD_UID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("KFP_POD_NAME", "step")
-    monkeypatch.setenv("KFP_POD_UID", "18")
+    in_pod(namespace)
     if pod is not None:
         kubernetes.step = {"metadata": {"name": "step", "namespace": "kubeflow", "uid": "18", **pod}}
     kubernetes.plays = [Play()]
@@ -380,14 +391,12 @@ def test_refusal_of_an_earlier_job_of_that_name_is_not_this_jobs(
     assert "waits for pods" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_step_that_is_told_to_stop_deletes_its_job(
-    signum: signal.Signals, kubernetes: Kubernetes, train: Callable[[], None], capfd: pytest.CaptureFixture[str]
-) -> None:
-    kubernetes.plays = [Play("", 10**6)]
+def stop_when_followed(server: Kubernetes, signum: signal.Signals, run: Callable[[], None]) -> BaseException:
+    """Runs a step that gets a signal once it follows its job, and returns what ended it."""
+    server.plays = [Play("", 10**6)]
 
     def stop() -> None:
-        while f"GET pytorchjobs/{NAME}" not in kubernetes.calls:
+        while f"GET pytorchjobs/{NAME}" not in server.calls:
             threading.Event().wait(0.02)
         os.kill(os.getpid(), signum)
 
@@ -395,10 +404,51 @@ def test_step_that_is_told_to_stop_deletes_its_job(
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # as a worker of pytest-xdist ignores it
     try:
         with pytest.raises((SystemExit, KeyboardInterrupt)) as stopped:
-            train()
+            run()
     finally:
         signal.signal(signal.SIGINT, ignored)
+    return stopped.value
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_step_that_is_told_to_stop_deletes_its_job(
+    signum: signal.Signals, kubernetes: Kubernetes, train: Callable[[], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    stopped = stop_when_followed(kubernetes, signum, train)
     if signum == signal.SIGTERM:
-        assert stopped.value.code == 143  # type: ignore[attr-defined]
+        assert stopped.code == 143  # type: ignore[attr-defined]
     assert kubernetes.jobs == {}
     assert f"told to stop; deleting PyTorchJob kubeflow/{NAME}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("now", "kept"),
+    [
+        ({"uid": "18"}, False),
+        ({"uid": "18", "deletionTimestamp": "2026-11-26T09:00:00Z"}, True),
+        ({"uid": "19"}, True),
+        (None, True),
+    ],
+    ids=["pod that stays, as in a cancelled run", "pod being deleted", "another pod of its name", "pod that is gone"],
+)
+def test_job_is_left_to_the_next_attempt_if_the_pod_of_the_step_goes(
+    now: dict[str, Any] | None, kept: bool, kubernetes: Kubernetes, job: Training, in_pod: Callable[[str], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    launcher = ClusterLauncher(PYTORCH_JOB, CONFIG)
+    in_pod("kubeflow")
+    kubernetes.step = {"metadata": {"name": "step", "uid": "18"}}
+
+    def run() -> None:
+        submit_job = kubernetes.create
+
+        def create(*arguments: Any) -> dict[str, Any]:
+            kubernetes.step = {"metadata": {"name": "step", **now}} if now else None
+            return submit_job(*arguments)
+
+        kubernetes.create = create  # type: ignore[method-assign, assignment]
+        launcher.run(job)
+
+    stop_when_followed(kubernetes, signal.SIGTERM, run)
+    assert list(kubernetes.jobs) == ([NAME] if kept else [])
+    assert ("waits 900 s for another attempt" in capfd.readouterr().err) == kept

@@ -318,6 +318,29 @@ def test_a_retried_step_says_so_and_why_in_its_row(stand_in: StandIn, said: Any)
     assert re.search(r"train +cancelled", text)
 
 
+def test_a_step_of_a_retried_run_shows_the_log_of_its_new_pod_though_the_name_is_the_old_one(
+    stand_in: StandIn, said: Any
+) -> None:
+    retried = running("train")
+    for task in retried["run_details"]["task_details"]:
+        if task["display_name"].startswith(("train", "executor")) and task["state"] == "RUNNING":
+            task["state"] = "FAILED"  # for a few seconds more
+
+    class Runs(list[dict[str, Any]]):
+        def pop(self, index: Any = 0) -> dict[str, Any]:
+            if len(self) == 3:
+                again = train_pod(phase="Running")
+                again["metadata"] |= {"uid": "of the retry", "creationTimestamp": "2026-01-01T11:00:00Z"}
+                stand_in.pods.append(again)
+                stand_in.logs["pod-of-speech-commands-tqsdf-1042459628"] = ["adopted the job"]
+            return super().pop(index)
+
+    stand_in.pods = [train_pod(phase="Failed")]
+    stand_in.logs["pod-of-speech-commands-tqsdf-1042459628"] = ["the old end"]
+    stand_in.runs = Runs([retried, retried, running("train"), running("train"), recorded("succeeded")])
+    assert said()[1].count("train      │ adopted the job") == 1
+
+
 def test_a_missing_image_is_reported_at_once_and_ends_following(stand_in: StandIn, said: Any) -> None:
     stand_in.runs = [running("train")]
     stand_in.pods = [train_pod(**waiting("ImagePullBackOff", 'Back-off pulling image "kws-launcher:1"'))]
