@@ -158,6 +158,13 @@ def test_page_fits_a_phone_and_every_control_has_a_name(tab: "Tab") -> None:
         assert name.strip()
 
 
+def test_a_screen_reader_is_told_of_words_and_states_and_not_of_the_level(tab: "Tab") -> None:
+    live = tab.locator("[aria-live], [role=alert], [role=status], [role=log], output").all()
+    assert [each.get_attribute("id") for each in live] == ["status", "problem", "latest", "cue"]
+    slider = tab.get_by_role("slider", name="Threshold of yes", exact=True)
+    playwright.expect(slider).to_have_attribute("aria-valuetext", "60 %")
+
+
 def test_recording_is_cut_around_the_word_wherever_it_was_said(tab: "Tab") -> None:
     for begin in (9_000, 20_000, 28_000):
         middle = tab.evaluate(

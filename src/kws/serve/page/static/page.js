@@ -291,7 +291,7 @@ function drawWords() {
     track.append(tick);
     const range = document.createElement("input");
     Object.assign(range, { type: "range", min: 0, max: 101, step: 1, id: `threshold-${word}` });
-    range.setAttribute("aria-label", `Threshold of ${word}, in percent; 101: never`);
+    range.setAttribute("aria-label", `Threshold of ${word}`);
     const share = document.createElement("span");
     share.className = "share";
     range.oninput = () => {
