@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import yaml
-from rich.table import Table
+from rich.table import Column, Table
 
 from kws import files
 from kws.launch.settings import CLAIM_VARIABLE
@@ -66,7 +66,9 @@ def table_of_models(volume: Volume) -> Table:
         pass
     except ValueError as error:
         out.print(f"[red]{error}[/]")
-    table = Table("", "version", "accuracy", "words", "preset", "files", box=None)
+    whole = Column("version", overflow="fold")  # over two lines if need be, as rollback takes it
+    short = [Column(name, no_wrap=True) for name in ("accuracy", "words", "preset")]
+    table = Table(Column("", no_wrap=True), whole, *short, "files", box=None)
     for version in sorted(volume.names(versions.MODELS), reverse=True):
         if version.startswith(".") or version == versions.CHAMPION:
             continue

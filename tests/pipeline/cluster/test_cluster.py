@@ -1,5 +1,6 @@
 import argparse
 import hashlib
+import io
 import os
 import shlex
 import shutil
@@ -15,12 +16,14 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from rich.console import Console
 
 from kws import files
 from pipeline.cluster import runs
 from pipeline.cluster.commands import add_cluster_commands
 from pipeline.cluster.connection import Cluster
 from pipeline.cluster.pull import HostVolume, pull
+from pipeline.cluster.serving import table_of_models
 from pipeline.compiling import compile_to, package_spec, steps_of_package, version_name
 from pipeline.kind import local_cluster as kind
 from pipeline.placement import Placement, read_placement
@@ -337,6 +340,19 @@ def publish(root: Path, version: str, content: bytes = b"weights") -> Path:
     files.write_json(folder / files.MANIFEST, {"version": version, "files": digests})
     files.write_json(root / "models" / "champion.json", {"version": version})
     return folder
+
+
+def test_versions_are_listed_with_whole_names_on_a_narrow_terminal(tmp_path: Path) -> None:
+    version = "20261126-082521-909ecd52-6b46-49f6-8994-3f81a74d990c"
+    publish(tmp_path, version)
+    console = Console(width=80, file=io.StringIO())
+    console.print(table_of_models(HostVolume(tmp_path)))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    begin = lines[0].index("version")
+    assert (
+        "".join(line[begin : lines[0].index("accuracy")].strip() for line in lines[1:-1]) == version
+    )  # a caption follows
+    assert "champion" in lines[1]
 
 
 def test_pull_brings_the_champion_with_its_digests(tmp_path: Path) -> None:
