@@ -62,6 +62,9 @@ def _download(source: str, sha256: str, data_root: Path) -> Path:
     require(sha256 == "" or re.fullmatch("[0-9a-f]{64}", sha256) is not None, "sha256",
             "be 64 lower-case hexadecimal digits", sha256)  # fmt: skip
     if re.match("https?://", source, re.IGNORECASE):
+        if "@" in (address := urllib.parse.urlsplit(source)).netloc:  # the error must not repeat the password
+            raise ValueError("source must be an address without user name and password, got one on "
+                             f"{address.hostname}: use a signed address, or download the archive first")  # fmt: skip
         if source == SPEECH_COMMANDS_URL and not sha256:
             sha256 = SPEECH_COMMANDS_SHA256
         return _from_url(source, sha256, data_root)
@@ -195,7 +198,7 @@ def _fetched_before(url: str, data_root: Path) -> Path | None:
         try:
             now = look(url)
         except (OSError, ValueError, http.client.HTTPException) as error:
-            log.warning("cannot check %s for changes (%s): using %s as it is", url, error, folder)
+            log.warning("cannot check %s for changes (%s): using %s as it is", url, printable(str(error)), folder)
             return folder
         if before.same(now):
             log.info("%s is complete already, and %s has not changed", folder, url)

@@ -22,6 +22,7 @@ from typing import IO, Any
 from kws import files
 from kws.download.archives import ALWAYS, COMPRESSIONS, EXTRACTED, RATIO, ZIP, decompress, require_space
 from kws.download.connections import Watch, opened
+from kws.download.recordings import one_line
 from kws.progress import progress
 
 log = logging.getLogger(__name__)
@@ -218,8 +219,10 @@ class _Transfer:
                 # The target of a redirect may have expired: the next try gets a new one.
                 forwarded = error.filename != _quote(self.url) and error.code in (400, 401, 403, 404, 410)
                 if error.code < 500 and error.code not in (408, 425, 429) and not forwarded:
-                    raise ValueError(f"source must be the address of an archive, got {error.code} {error.reason} from "
-                                     f"{self.url}: check whether a browser opens it") from error  # fmt: skip
+                    said = f"{error.code} {_said(error.reason)} from {self.url}"
+                    raise ValueError(
+                        f"source must be the address of an archive, got {said}: check whether a browser opens it"
+                    ) from error
                 failure: Exception = error
                 error.close()
             except (urllib.error.URLError, ConnectionError, http.client.HTTPException) as error:
@@ -236,12 +239,12 @@ class _Transfer:
             tries = 1 if useful else tries + 1
             if tries >= TRIES or self.changes >= CHANGES:
                 raise ConnectionError(
-                    f"{self.url} must be reachable and send the whole file, got {failure or type(failure).__name__} in "
+                    f"{self.url} must be reachable and send the whole file, got {_said(failure)} in "
                     f"{TRIES} tries: check the network and start again; the {files.human_bytes(size)} received so far "
                     "are kept"
                 ) from failure
             wait = max(BACKOFF * 2 ** (tries - 1), asked_for)
-            log.warning("%s: %s; resuming at %s in %g s%s", self.url, failure or type(failure).__name__,
+            log.warning("%s: %s; resuming at %s in %g s%s", self.url, _said(failure),
                         files.human_bytes(size), wait, ", as the server asks" if asked_for else "")  # fmt: skip
             time.sleep(wait)
 
@@ -419,6 +422,11 @@ def _has_more(response: http.client.HTTPResponse) -> bool:
         return bool(response.read1(1))
     except (OSError, http.client.HTTPException):
         return False
+
+
+def _said(error: object) -> str:
+    """Returns the message of an error, which may repeat what a server sent, as one short line."""
+    return one_line(" ".join(str(error).split()))[:300] or type(error).__name__
 
 
 def _retry_after(error: urllib.error.HTTPError) -> float:

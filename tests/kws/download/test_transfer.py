@@ -2,6 +2,7 @@
 
 import io
 import random
+import socketserver
 import tarfile
 import threading
 import time
@@ -156,6 +157,30 @@ def test_time_that_a_server_asks_for_is_read_in_every_form(value: str, low: floa
     headers = Message()
     headers["Retry-After"] = value
     assert low <= transfer._retry_after(urllib.error.HTTPError("u", 503, "", headers, None)) <= high
+
+
+def test_what_a_server_sends_instead_of_http_is_shown_on_one_line_and_commands_no_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "BACKOFF", 0.0)
+
+    class Rude(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1 << 16)
+            self.request.sendall(b"SSH-2.0\x1b[2J\x07\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Rude) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        with pytest.raises(ConnectionError) as caught:
+            transfer.fetch(f"http://127.0.0.1:{server.server_address[1]}/a.tar.gz", tmp_path / "a.part")
+        server.shutdown()
+    assert "got SSH-2.0\\x1b[2J\\x07 in 5 tries" in str(caught.value)
+
+
+def test_address_with_a_password_is_refused_without_repeating_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="source must be an address without user name and password") as caught:
+        step.download("https://me:secret@example.org/a.tar.gz", "", tmp_path)
+    assert "secret" not in str(caught.value)
 
 
 def test_date_that_a_server_asks_to_wait_for_is_read_by_its_own_clock() -> None:
