@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,17 @@ def test_model_card_has_a_head_that_hubs_read_and_the_figures_of_the_evaluation(
     assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"accuracy": 1.0, "f1": 1.0}
     low = wilson(1.0, 12)[0]
     assert f"**100.0 %** (95 % interval {100 * low:.1f} % to 100.0 %, 12 clips)" in text
-    for part in ("## Data", "| train | 96 |", "| noise at 10 dB |", "## Limits", "no, stop, yes", "Not meant for"):
+    for part in (
+        "## Data",
+        "| train | 96 |",
+        "| noise at 10 dB |",
+        "## Limits",
+        "`no`, `stop`, `yes`",
+        "Not meant for",
+    ):
         assert part in text
     assert "{{" not in text
+    assert re.findall(r"\|\n[^|\n].*", text) == []  # would be read as a row of the table above it
 
 
 def test_model_card_names_the_model_that_training_started_from(
