@@ -313,9 +313,8 @@ def _hold_by_name(path: Path, seconds: float) -> Iterator[None]:
     def take() -> bool:
         nonlocal seen, since
         with contextlib.suppress(FileExistsError):
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            os.write(descriptor, me.encode())
-            os.close(descriptor)
+            with open(path, "xb") as file:
+                file.write(me.encode())
             return True
         with contextlib.suppress(FileNotFoundError):
             content = read_bytes(path)
@@ -345,7 +344,8 @@ def _hold_by_name(path: Path, seconds: float) -> Iterator[None]:
         while True:
             with contextlib.suppress(OSError):
                 if is_mine():
-                    path.write_text(f"{me} {beats}")
+                    with path.open("r+b") as file:  # in place, so that a full disk does not matter
+                        file.write(f"{me} {beats:09}".encode())
             beats += 1
             if done.wait(BEAT_SECONDS):
                 return
