@@ -79,10 +79,8 @@ class ClusterLauncher:
         # urllib3 logs every retried connection in three lines; `retry` logs it in one.
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         self.place = (kind.group, kind.version, self.namespace, kind.plural)
-        self.jobs = self.workflows = client.CustomObjectsApi()
+        self.jobs = client.CustomObjectsApi()
         self.core = client.CoreV1Api()
-        self.owner: client.V1OwnerReference | None = None
-        """What the job is deleted with."""
 
     def run(self, job: Training, manifest_path: Path | None = None) -> None:
         """Submits the job, or adopts its own from an earlier attempt, and follows it; see `Launcher.run`.
@@ -96,13 +94,12 @@ class ClusterLauncher:
 
         with _exit_on_sigterm(), LeaseKeeper(job.folder):
             try:
-                self.owner = self._owner()
-                manifest = self.kind.build(job, self.config, self.owner)
+                manifest = self.kind.build(job, self.config, self._owner())
                 if manifest_path is not None:
                     save_manifest(manifest, manifest_path)
                 self._train(job, manifest)
             except (KeyboardInterrupt, SystemExit):
-                if self._goes_on_elsewhere():
+                if self._pod_is_being_deleted():
                     say(f"the pod of this step is being deleted; {self._called(job.name)} waits "
                         f"{self.config.lease_seconds} s for another attempt")  # fmt: skip
                     raise
@@ -139,41 +136,22 @@ class ClusterLauncher:
                     )
         return V1OwnerReference(api_version="v1", kind="Pod", name=name, uid=uid)
 
-    def _goes_on_elsewhere(self) -> bool:
-        """Tells whether the run goes on though this step is stopped: its pod was evicted, preempted or deleted.
+    def _pod_is_being_deleted(self) -> bool:
+        """Tells whether this step is stopped because its pod goes: evicted by a drain, preempted or deleted.
 
-        Where a run is cancelled, Argo stops the process, or deletes a pod that it has not seen running yet.
+        A cancelled run is another matter: Argo stops the process and leaves the pod.
         """
         from kubernetes.client import ApiException
 
         pod = step_pod()
-        if pod is None or self.owner is None or self.owner.kind == "Pod":
+        if pod is None or settings.own_namespace() != self.namespace:
             return False
         name, uid = pod
         try:
             found = retry(lambda: self.core.read_namespaced_pod(name, self.namespace, _request_timeout=10), patience=10)
-            if found.metadata.uid == uid and found.metadata.deletion_timestamp is None:
-                return False
-        except ApiException as error:
-            if error.status != 404:
-                return False
-        return not self._is_cancelled()
-
-    def _is_cancelled(self) -> bool:
-        """Tells whether the workflow of this step is cancelled or deleted; False if it may not be read."""
-        from kubernetes.client import ApiException
-
-        owner = self.owner
-        if owner is None or owner.kind != "Workflow":
-            return False
-        group, version = owner.api_version.split("/")
-        try:
-            found = retry(lambda: self.workflows.get_namespaced_custom_object(
-                group, version, self.namespace, "workflows", owner.name, _request_timeout=10), patience=10)  # fmt: skip
         except ApiException as error:
             return bool(error.status == 404)
-        spec = found.get("spec", {})
-        return spec.get("activeDeadlineSeconds") == 0 or bool(spec.get("shutdown"))
+        return found.metadata.uid != uid or found.metadata.deletion_timestamp is not None
 
     def _train(self, job: Training, manifest: Mapping[str, Any]) -> None:
         """Submits the job until it succeeds, fails permanently, or has failed too often."""

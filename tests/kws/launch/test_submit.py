@@ -46,8 +46,6 @@ class Kubernetes(JsonServer):
         self.pods: dict[str, dict[str, Any]] = {}
         self.step: dict[str, Any] | None = {}
         """The pod of the step; empty if it may not be read, None if there is none."""
-        self.workflow: dict[str, Any] | None = {}
-        """The workflow of the step, in the same way."""
         self.plays: list[Play] = []
         self.ends: dict[str, Play] = {}
         self.refusals: list[tuple[int, str]] = []
@@ -128,8 +126,6 @@ class Kubernetes(JsonServer):
                 lines = lines[:1]
             stamped = [f"{self.stamp(number)} {line}\n" for number, line in enumerate(lines)]
             return 200, "".join(stamped).encode()
-        if path.endswith("/workflows/speech-commands-x"):
-            return missing if self.workflow is None else (200 if self.workflow else 403, self.workflow)
         if path.endswith("/pods/step"):
             return missing if self.step is None else (200, self.step) if self.step else (403, {"message": "forbidden"})
         pod = self.pods.get(path.rpartition("/")[2])
@@ -425,35 +421,23 @@ def test_step_that_is_told_to_stop_deletes_its_job(
     assert f"told to stop; deleting PyTorchJob kubeflow/{NAME}" in capfd.readouterr().err
 
 
-GOING = {"uid": "18", "deletionTimestamp": "2026-11-26T09:00:00Z"}
-
-
 @pytest.mark.parametrize(
-    ("now", "workflow", "kept"),
+    ("now", "kept"),
     [
-        ({"uid": "18"}, {"spec": {}}, False),
-        (GOING, {"spec": {}}, True),
-        ({"uid": "19"}, {"spec": {}}, True),
-        (None, {"spec": {}}, True),
-        (GOING, {}, True),
-        (GOING, {"spec": {"activeDeadlineSeconds": 0}}, False),
-        (GOING, {"spec": {"shutdown": "Terminate"}}, False),
-        (GOING, None, False),
-        (GOING, {"none": True}, False),
+        ({"uid": "18"}, False),
+        ({"uid": "18", "deletionTimestamp": "2026-11-26T09:00:00Z"}, True),
+        ({"uid": "19"}, True),
+        (None, True),
     ],
-    ids=["pod that stays", "pod being deleted", "another pod of its name", "pod that is gone",
-         "workflow that may not be read", "cancelled", "terminated", "workflow that is gone",
-         "pod of its own, with which Kubernetes deletes the job"],
-)  # fmt: skip
+    ids=["pod that stays, as in a cancelled run", "pod being deleted", "another pod of its name", "pod that is gone"],
+)
 def test_job_is_left_to_the_next_attempt_if_the_pod_of_the_step_goes(
-    now: dict[str, Any] | None, workflow: dict[str, Any] | None, kept: bool, kubernetes: Kubernetes, job: Training,
-    in_pod: Callable[[str], None], capfd: pytest.CaptureFixture[str],
+    now: dict[str, Any] | None, kept: bool, kubernetes: Kubernetes, job: Training, in_pod: Callable[[str], None],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     launcher = ClusterLauncher(PYTORCH_JOB, CONFIG)
     in_pod("kubeflow")
-    owners = [] if workflow == {"none": True} else [WORKFLOW | {"controller": True}]
-    kubernetes.step = {"metadata": {"name": "step", "uid": "18", "ownerReferences": owners}}
-    kubernetes.workflow = workflow
+    kubernetes.step = {"metadata": {"name": "step", "uid": "18"}}
 
     def run() -> None:
         submit_job = kubernetes.create
