@@ -391,12 +391,14 @@ def test_refusal_of_an_earlier_job_of_that_name_is_not_this_jobs(
     assert "waits for pods" not in capfd.readouterr().err
 
 
-def stop_when_followed(server: Kubernetes, signum: signal.Signals, run: Callable[[], None]) -> BaseException:
-    """Runs a step that gets a signal once it follows its job, and returns what ended it."""
-    server.plays = [Play("", 10**6)]
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_step_that_is_told_to_stop_deletes_its_job(
+    signum: signal.Signals, kubernetes: Kubernetes, train: Callable[[], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    kubernetes.plays = [Play("", 10**6)]
 
     def stop() -> None:
-        while f"GET pytorchjobs/{NAME}" not in server.calls:
+        while f"GET pytorchjobs/{NAME}" not in kubernetes.calls:
             threading.Event().wait(0.02)
         os.kill(os.getpid(), signum)
 
@@ -404,51 +406,10 @@ def stop_when_followed(server: Kubernetes, signum: signal.Signals, run: Callable
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # as a worker of pytest-xdist ignores it
     try:
         with pytest.raises((SystemExit, KeyboardInterrupt)) as stopped:
-            run()
+            train()
     finally:
         signal.signal(signal.SIGINT, ignored)
-    return stopped.value
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_step_that_is_told_to_stop_deletes_its_job(
-    signum: signal.Signals, kubernetes: Kubernetes, train: Callable[[], None], capfd: pytest.CaptureFixture[str]
-) -> None:
-    stopped = stop_when_followed(kubernetes, signum, train)
     if signum == signal.SIGTERM:
-        assert stopped.code == 143  # type: ignore[attr-defined]
+        assert stopped.value.code == 143  # type: ignore[attr-defined]
     assert kubernetes.jobs == {}
     assert f"told to stop; deleting PyTorchJob kubeflow/{NAME}" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("now", "kept"),
-    [
-        ({"uid": "18"}, False),
-        ({"uid": "18", "deletionTimestamp": "2026-11-26T09:00:00Z"}, True),
-        ({"uid": "19"}, True),
-        (None, True),
-    ],
-    ids=["pod that stays, as in a cancelled run", "pod being deleted", "another pod of its name", "pod that is gone"],
-)
-def test_job_is_left_to_the_next_attempt_if_the_pod_of_the_step_goes(
-    now: dict[str, Any] | None, kept: bool, kubernetes: Kubernetes, job: Training, in_pod: Callable[[str], None],
-    capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    launcher = ClusterLauncher(PYTORCH_JOB, CONFIG)
-    in_pod("kubeflow")
-    kubernetes.step = {"metadata": {"name": "step", "uid": "18"}}
-
-    def run() -> None:
-        submit_job = kubernetes.create
-
-        def create(*arguments: Any) -> dict[str, Any]:
-            kubernetes.step = {"metadata": {"name": "step", **now}} if now else None
-            return submit_job(*arguments)
-
-        kubernetes.create = create  # type: ignore[method-assign, assignment]
-        launcher.run(job)
-
-    stop_when_followed(kubernetes, signal.SIGTERM, run)
-    assert list(kubernetes.jobs) == ([NAME] if kept else [])
-    assert ("waits 900 s for another attempt" in capfd.readouterr().err) == kept
