@@ -1,5 +1,6 @@
 """Calls to the Kubernetes API, with retries while it is unavailable, and explanations of its errors."""
 
+import contextlib
 import itertools
 import json
 import sys
@@ -99,5 +100,10 @@ def _remedy(status: int, said: str, kind: JobKind, namespace: str) -> str:
 
 
 def say(text: str) -> None:
-    """Prints a line to the log of the step."""
-    print(text, file=sys.stderr, flush=True)
+    """Prints a line to the log of the step, if anyone still reads it.
+
+    The launcher of Kubeflow Pipelines, which does, ends at the same signal as the step: what is to be done then must
+    not fail for want of a reader.
+    """
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)

@@ -99,8 +99,7 @@ class ClusterLauncher:
                     save_manifest(manifest, manifest_path)
                 self._train(job, manifest)
             except (KeyboardInterrupt, SystemExit):
-                # At once, without asking whether the run was cancelled or only this pod goes: the launcher of Kubeflow
-                # Pipelines ends at the same signal, and this process with it some 0.3 s later.
+                # At once, without asking whether the run was cancelled or only this pod goes: the container ends soon.
                 say(f"told to stop; deleting {self._called(job.name)}")
                 retry(lambda: self._delete(job.name), patience=10)
                 raise

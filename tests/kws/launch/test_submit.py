@@ -1,5 +1,6 @@
 """Following a job, over real HTTP: a stand-in answers as the API server, the operator and the kubelet do."""
 
+import contextlib
 import copy
 import json
 import os
@@ -389,6 +390,28 @@ def test_refusal_of_an_earlier_job_of_that_name_is_not_this_jobs(
     kubernetes.events = [refusal("violates PodSecurity", "2026-11-25T08:59:59Z")]
     train()
     assert "waits for pods" not in capfd.readouterr().err
+
+
+def test_step_that_is_told_to_stop_deletes_its_job_though_nobody_reads_its_log(
+    kubernetes: Kubernetes, train: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kubernetes.plays = [Play("", 10**6)]
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    def stop() -> None:
+        while f"GET pytorchjobs/{NAME}" not in kubernetes.calls:
+            threading.Event().wait(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with os.fdopen(writer, "w", buffering=1) as closed:
+        with monkeypatch.context() as patched, pytest.raises(SystemExit):
+            patched.setattr("sys.stderr", closed)
+            train()
+        with contextlib.suppress(BrokenPipeError):
+            closed.close()
+    assert kubernetes.jobs == {}
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
