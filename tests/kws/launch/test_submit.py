@@ -406,9 +406,10 @@ def test_step_that_is_told_to_stop_deletes_its_job_though_nobody_reads_its_log(
 
     threading.Thread(target=stop, daemon=True).start()
     with os.fdopen(writer, "w", buffering=1) as closed:
-        with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        with monkeypatch.context() as patched:
             patched.setattr("sys.stderr", closed)
-            train()
+            with pytest.raises(SystemExit):
+                train()
         with contextlib.suppress(BrokenPipeError):
             closed.close()
     assert kubernetes.jobs == {}
