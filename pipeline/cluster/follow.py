@@ -62,8 +62,6 @@ class Following:
     """Without a terminal, print changes of state only, and no lines of logs."""
 
     printed: set[str] = field(default_factory=set)
-    uids: dict[str, str] = field(default_factory=dict)
-    """The pod of each node whose log is read."""
     tails: dict[str, Tail] = field(default_factory=dict)
     last_line: dict[str, str] = field(default_factory=dict)
     waiting_since: dict[str, float] = field(default_factory=dict)
@@ -123,14 +121,13 @@ class Following:
                 self._once(f"{step.name:<10} running", key=f"{step.name} RUNNING")
             for number, node in enumerate(step.attempts, 1):
                 pod, uid = self.pods.pod_of(node)
-                if pod and self.uids.get(node) != uid:
-                    self.uids[node], self.tails[node] = uid, Tail(self.pods, pod)
+                if pod and (node not in self.tails or self.tails[node].uid != uid):
+                    self.tails[node] = Tail(self.pods, pod, uid)
                     if number > 1 and (why := self.pods.endings(step)[number - 2]):
                         self._once(f"{step.name:<10} {nth(number)} attempt, as the one before ended: {escape(why)}")
-            last = step.attempts[-1]
-            if (tail := self.tails.get(last)) and f"end {self.uids[last]}" not in self.printed:
+            if (tail := self.tails.get(step.attempts[-1])) and f"end {tail.uid}" not in self.printed:
                 if step.state in FINISHED:  # read a last time
-                    self.printed.add(f"end {self.uids[last]}")
+                    self.printed.add(f"end {tail.uid}")
                 if lines := [line for line in tail() if line.strip()]:
                     self.last_line[step.name] = lines[-1]
                     self._print_lines(step.name, lines)

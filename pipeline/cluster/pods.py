@@ -183,8 +183,8 @@ class Pods:
 class Tail:
     """Reads the new lines of a pod's log at each call; only those of the step itself."""
 
-    def __init__(self, pods: Pods, pod: str) -> None:
-        self.pods, self.pod = pods, pod
+    def __init__(self, pods: Pods, pod: str, uid: str = "") -> None:
+        self.pods, self.pod, self.uid = pods, pod, uid
         self.own = OwnLines()
         self.last = ""
         self.asked: float | None = None

@@ -93,10 +93,10 @@ class ClusterLauncher:
         from kubernetes.client import ApiException
 
         with _exit_on_sigterm(), LeaseKeeper(job.folder):
+            manifest = self.kind.build(job, self.config, self._owner())
+            if manifest_path is not None:
+                save_manifest(manifest, manifest_path)
             try:
-                manifest = self.kind.build(job, self.config, self._owner())
-                if manifest_path is not None:
-                    save_manifest(manifest, manifest_path)
                 self._train(job, manifest)
             except (KeyboardInterrupt, SystemExit):
                 # At once, without asking whether the run was cancelled or only this pod goes: the container ends soon.
@@ -124,7 +124,9 @@ class ClusterLauncher:
         name, uid = pod
         try:
             found = retry(lambda: self.core.read_namespaced_pod(name, self.namespace, _request_timeout=60))
-        except ApiException as error:
+        except Exception as error:
+            if not isinstance(error, ApiException) and not is_transient(error):
+                raise
             say(f"the job will be deleted with the pod {name}, as that pod's owner cannot be read: {reason(error)}")
         else:
             for owner in found.metadata.owner_references or ():
