@@ -164,7 +164,7 @@ def test_a_worker_that_is_killed_comes_back_and_training_succeeds(source: str) -
     assert pipeline("follow", run).returncode == 0
 
 
-def test_a_step_whose_pod_vanishes_is_retried_and_says_so(source: str) -> None:
+def test_a_step_whose_pod_vanishes_is_retried_says_so_and_adopts_its_job(source: str) -> None:
     words = ["--words", "auto"] if source.startswith("/data/") else ["--words", "yes,no,stop"]
     run = run_id(pipeline("submit", "--no-follow", "--source", source, *words, "--epochs", "300",
                           "--min-accuracy", "0"))  # fmt: skip
@@ -174,6 +174,8 @@ def test_a_step_whose_pod_vanishes_is_retried_and_says_so(source: str) -> None:
               if pod["status"]["phase"] == "Running")  # fmt: skip
     kubectl("delete", "pod", pod, "--grace-period=0", "--force")
     done = pipeline("follow", run)
+    assert "adopted PyTorchJob" in done.stderr
+    assert "submitted PyTorchJob" not in done.stderr
     assert "2nd attempt, as the one before ended: pod deleted" in done.stderr
     assert "2nd attempt, ended before: pod deleted" in " ".join(done.stdout.split())
 

@@ -209,6 +209,18 @@ def step_killed(run: Run) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def step_deleted(run: Run) -> Iterator[None]:
+    _training(run)
+    job, first = job_of(run.id)["metadata"]["uid"], run.pod_of("train")
+    _delete(first)  # which Argo retries by itself, so that the run goes on
+    wait_for("the next attempt to adopt the job",
+             lambda: run.pod_of("train") != first and run.says("adopted PyTorchJob"), run=run.id)  # fmt: skip
+    assert job_of(run.id)["metadata"]["uid"] == job
+    pipeline("cancel", run.id)
+    yield
+
+
+@contextlib.contextmanager
 def step_killed_and_lease_over(run: Run) -> Iterator[None]:
     _training(run)
     run.kill("train")
@@ -291,6 +303,7 @@ def undisturbed(data_root: Path) -> dict[str, Any]:
         (worker_1_deleted_and_step_killed, FIXED, "FAILED"),
         (trainer_killed, {"max_restarts": 0, "pod_restarts": 0, "attempts": 1}, "FAILED"),
         (step_killed, FIXED, "FAILED"),
+        (step_deleted, FIXED, "CANCELED"),
         (step_killed_and_lease_over, FIXED | {"lease_seconds": 35}, "FAILED"),
         (api_away, FIXED, "FAILED"),
         (operator_away, FIXED, "FAILED"),

@@ -137,6 +137,8 @@ def test_the_role_of_the_launcher_allows_what_it_calls_and_nothing_else() -> Non
     for client, method in called:
         if client == "jobs" and (found := re.fullmatch(r"(\w+?)_namespaced_custom_object", method)):
             needed |= {(kind.group, kind.plural, verbs[found[1]]) for kind in (PYTORCH_JOB, TRAIN_JOB)}
+        elif client == "workflows" and (found := re.fullmatch(r"(\w+?)_namespaced_custom_object", method)):
+            needed.add(("argoproj.io", "workflows", verbs[found[1]]))
         elif client == "core" and (found := re.fullmatch(r"(\w+?)_namespaced_(pod(?:_log)?|event)", method)):
             resource = {"pod": "pods", "pod_log": "pods/log", "event": "events"}[found[2]]
             needed.add(("", resource, verbs[found[1]]))

@@ -79,27 +79,33 @@ class ClusterLauncher:
         # urllib3 logs every retried connection in three lines; `retry` logs it in one.
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         self.place = (kind.group, kind.version, self.namespace, kind.plural)
-        self.jobs = client.CustomObjectsApi()
+        self.jobs = self.workflows = client.CustomObjectsApi()
         self.core = client.CoreV1Api()
+        self.owner: V1OwnerReference | None = None
+        """What the job is deleted with."""
 
     def run(self, job: Training, manifest_path: Path | None = None) -> None:
         """Submits the job, or adopts its own from an earlier attempt, and follows it; see `Launcher.run`.
 
         Prints the logs of all pods, each line with the number of its node in front. Submits a job again that failed
         with a transient error (of a machine, a network, a volume). Deletes a job that has ended once its logs and
-        outcome are on the volume. On SIGTERM or SIGINT deletes the job, whose pods then write a checkpoint, from which
-        another attempt resumes.
+        outcome are on the volume. On SIGTERM or SIGINT deletes the job, whose pods then write a checkpoint; but leaves
+        it to the next attempt if the run goes on, as when the pod of this step is deleted or its node drained.
         """
         from kubernetes.client import ApiException
 
         with _exit_on_sigterm(), LeaseKeeper(job.folder):
-            manifest = self.kind.build(job, self.config, self._owner())
+            self.owner = self._owner()
+            manifest = self.kind.build(job, self.config, self.owner)
             if manifest_path is not None:
                 save_manifest(manifest, manifest_path)
             try:
                 self._train(job, manifest)
-            except (KeyboardInterrupt, SystemExit):
-                # At once, without asking whether the run was cancelled or only this pod goes: the container ends soon.
+            except (KeyboardInterrupt, SystemExit) as stop:
+                if self._is_retried(stop):
+                    say(f"told to stop, but the run goes on; {self._called(job.name)} waits "
+                        f"{self.config.lease_seconds} s for the next attempt")  # fmt: skip
+                    raise
                 say(f"told to stop; deleting {self._called(job.name)}")
                 retry(lambda: self._delete(job.name), patience=10)
                 raise
@@ -111,10 +117,9 @@ class ClusterLauncher:
     def _owner(self) -> "V1OwnerReference | None":
         """Returns a reference to what the job is deleted with: the workflow of this step, or else the step's pod.
 
-        Were the pod the owner of a workflow's job, Kubernetes would delete the job with the pod of an attempt that was
-        killed, and neither the next attempt nor a retry of the run could adopt it. Outside a pod there is no owner, nor
-        for a job in another namespace, because Kubernetes deletes an object at once whose owner is not in its
-        namespace.
+        Were the pod the owner of a workflow's job, Kubernetes would delete the job with the pod of an attempt, and the
+        next attempt could not adopt it. Outside a pod there is no owner, nor for a job in another namespace, because
+        Kubernetes deletes an object at once whose owner is not in its namespace.
         """
         from kubernetes.client import ApiException, V1OwnerReference
 
@@ -135,6 +140,30 @@ class ClusterLauncher:
                         api_version=owner.api_version, kind=owner.kind, name=owner.name, uid=owner.uid
                     )
         return V1OwnerReference(api_version="v1", kind="Pod", name=name, uid=uid)
+
+    def _is_retried(self, stop: BaseException) -> bool:
+        """Tells whether a step that is stopped is tried again: its pod was evicted, preempted or deleted, not its run.
+
+        It asks for one object only: Kubeflow's launcher, through which the step runs, ends at the same SIGTERM, and
+        the container with it within a second.
+        """
+        from kubernetes.client import ApiException
+
+        owner = self.owner
+        if owner is None or owner.kind != "Workflow" or isinstance(stop, KeyboardInterrupt):
+            return False
+        group, version = owner.api_version.split("/")
+        try:
+            workflow = retry(lambda: self.workflows.get_namespaced_custom_object(
+                group, version, self.namespace, "workflows", owner.name, _request_timeout=10), patience=10)  # fmt: skip
+        except Exception as error:
+            if not isinstance(error, ApiException) and not is_transient(error):
+                raise
+            return False
+        spec = workflow.get("spec", {})
+        return workflow["metadata"]["uid"] == owner.uid and not (
+            spec.get("activeDeadlineSeconds") == 0 or spec.get("shutdown")
+        )
 
     def _train(self, job: Training, manifest: Mapping[str, Any]) -> None:
         """Submits the job until it succeeds, fails permanently, or has failed too often."""

@@ -45,8 +45,10 @@ class Kubernetes(JsonServer):
     def __init__(self) -> None:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.pods: dict[str, dict[str, Any]] = {}
-        self.step: dict[str, Any] | None = {}
-        """The pod of the step; empty if it may not be read, None if there is none."""
+        self.step: dict[str, Any] = {}
+        """The pod of the step; empty if it may not be read."""
+        self.workflow: dict[str, Any] | None = {}
+        """The workflow of the step; empty if it may not be read, None if there is none."""
         self.plays: list[Play] = []
         self.ends: dict[str, Play] = {}
         self.refusals: list[tuple[int, str]] = []
@@ -128,7 +130,9 @@ class Kubernetes(JsonServer):
             stamped = [f"{self.stamp(number)} {line}\n" for number, line in enumerate(lines)]
             return 200, "".join(stamped).encode()
         if path.endswith("/pods/step"):
-            return missing if self.step is None else (200, self.step) if self.step else (403, {"message": "forbidden"})
+            return (200, self.step) if self.step else (403, {"message": "pods is forbidden"})
+        if path.endswith("/workflows/speech-commands-x"):
+            return missing if self.workflow is None else (200 if self.workflow else 403, self.workflow)
         pod = self.pods.get(path.rpartition("/")[2])
         return (200, pod) if pod else missing
 
@@ -392,37 +396,12 @@ def test_refusal_of_an_earlier_job_of_that_name_is_not_this_jobs(
     assert "waits for pods" not in capfd.readouterr().err
 
 
-def test_step_that_is_told_to_stop_deletes_its_job_though_nobody_reads_its_log(
-    kubernetes: Kubernetes, train: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kubernetes.plays = [Play("", 10**6)]
-    reader, writer = os.pipe()
-    os.close(reader)
+def stop_when_followed(server: Kubernetes, signum: signal.Signals, run: Callable[[], None]) -> BaseException:
+    """Runs a step that gets a signal once it follows its job, and returns what ended it."""
+    server.plays = [Play("", 10**6)]
 
     def stop() -> None:
-        while f"GET pytorchjobs/{NAME}" not in kubernetes.calls:
-            threading.Event().wait(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=stop, daemon=True).start()
-    with os.fdopen(writer, "w", buffering=1) as closed:
-        with monkeypatch.context() as patched:
-            patched.setattr("sys.stderr", closed)
-            with pytest.raises(SystemExit):
-                train()
-        with contextlib.suppress(BrokenPipeError):
-            closed.close()
-    assert kubernetes.jobs == {}
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_step_that_is_told_to_stop_deletes_its_job(
-    signum: signal.Signals, kubernetes: Kubernetes, train: Callable[[], None], capfd: pytest.CaptureFixture[str]
-) -> None:
-    kubernetes.plays = [Play("", 10**6)]
-
-    def stop() -> None:
-        while f"GET pytorchjobs/{NAME}" not in kubernetes.calls:
+        while f"GET pytorchjobs/{NAME}" not in server.calls:
             threading.Event().wait(0.02)
         os.kill(os.getpid(), signum)
 
@@ -430,10 +409,68 @@ def test_step_that_is_told_to_stop_deletes_its_job(
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # as a worker of pytest-xdist ignores it
     try:
         with pytest.raises((SystemExit, KeyboardInterrupt)) as stopped:
-            train()
+            run()
     finally:
         signal.signal(signal.SIGINT, ignored)
+    return stopped.value
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_step_that_is_told_to_stop_deletes_its_job(
+    signum: signal.Signals, kubernetes: Kubernetes, train: Callable[[], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    stopped = stop_when_followed(kubernetes, signum, train)
     if signum == signal.SIGTERM:
-        assert stopped.value.code == 143  # type: ignore[attr-defined]
+        assert stopped.code == 143  # type: ignore[attr-defined]
     assert kubernetes.jobs == {}
     assert f"told to stop; deleting PyTorchJob kubeflow/{NAME}" in capfd.readouterr().err
+
+
+def test_step_that_is_told_to_stop_deletes_its_job_though_nobody_reads_its_log(
+    kubernetes: Kubernetes, train: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as closed:
+        with monkeypatch.context() as patched:
+            patched.setattr("sys.stderr", closed)
+            stop_when_followed(kubernetes, signal.SIGTERM, train)
+        with contextlib.suppress(BrokenPipeError):
+            closed.close()
+    assert kubernetes.jobs == {}
+
+
+@pytest.mark.parametrize(
+    ("workflow", "kept"),
+    [
+        ({"spec": {}}, True),
+        ({"spec": {"activeDeadlineSeconds": 0}}, False),
+        ({"spec": {"shutdown": "Terminate"}}, False),
+        ({"spec": {}, "metadata": {"uid": "another"}}, False),
+        (None, False),
+        ({}, False),
+    ],
+    ids=["run that goes on", "cancelled", "terminated", "another run of its name", "deleted", "may not be read"],
+)
+def test_job_of_a_step_that_is_told_to_stop_is_left_to_the_next_attempt_if_the_run_goes_on(
+    workflow: dict[str, Any] | None, kept: bool, kubernetes: Kubernetes, job: Training, in_pod: Callable[[str], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    launcher = ClusterLauncher(PYTORCH_JOB, CONFIG)
+    in_pod("kubeflow")
+    kubernetes.step = {"metadata": {"name": "step", "uid": "18", "ownerReferences": [WORKFLOW | {"controller": True}]}}
+    kubernetes.workflow = workflow and {"metadata": {"uid": WORKFLOW["uid"]}} | workflow
+    stop_when_followed(kubernetes, signal.SIGTERM, lambda: launcher.run(job))
+    assert list(kubernetes.jobs) == ([NAME] if kept else [])
+    assert ("waits 900 s for the next attempt" in capfd.readouterr().err) == kept
+
+
+def test_ctrl_c_deletes_the_job_also_of_a_run_that_goes_on(
+    kubernetes: Kubernetes, job: Training, in_pod: Callable[[str], None]
+) -> None:
+    launcher = ClusterLauncher(PYTORCH_JOB, CONFIG)
+    in_pod("kubeflow")
+    kubernetes.step = {"metadata": {"name": "step", "uid": "18", "ownerReferences": [WORKFLOW | {"controller": True}]}}
+    kubernetes.workflow = {"metadata": {"uid": WORKFLOW["uid"]}, "spec": {}}
+    stop_when_followed(kubernetes, signal.SIGINT, lambda: launcher.run(job))
+    assert kubernetes.jobs == {}
