@@ -77,6 +77,9 @@ class Launcher(Protocol):
             SystemExit: a signal stopped this process (SIGTERM: status 143, SIGINT: 130) and the training.
         """
 
+    def clean_up(self, job: Training) -> None:
+        """Removes what an earlier attempt at a training that is complete may have left, if it was killed."""
+
 
 def job_name(run_id: str) -> str:
     """Returns the name of the job for a run: always the same, and valid in Kubernetes.

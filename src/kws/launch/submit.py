@@ -114,6 +114,19 @@ class ClusterLauncher:
                     raise explain(error, self.kind, self.namespace) from error
                 raise
 
+    def clean_up(self, job: Training) -> None:
+        """Deletes the job of an earlier attempt, which may have ended meanwhile; see `Launcher.clean_up`."""
+        from kubernetes.client import ApiException
+
+        if not self.config.delete_when_done:
+            return
+        try:
+            retry(lambda: self._delete(job.name), patience=60)
+        except Exception as error:
+            if not isinstance(error, ApiException) and not is_transient(error):
+                raise
+            say(f"{self._called(job.name)} of an earlier attempt, if there is one, is not deleted: {reason(error)}")
+
     def _owner(self) -> "V1OwnerReference | None":
         """Returns a reference to what the job is deleted with: the workflow of this step, or else the step's pod.
 

@@ -94,6 +94,9 @@ class TorchrunLauncher:
                 log.warning("%s; training starts again and resumes from the latest checkpoint",
                             error or describe(status, "the training process"))  # fmt: skip
 
+    def clean_up(self, job: Training) -> None:
+        """Does nothing, as the kernel ended the training processes with the attempt; see `Launcher.clean_up`."""
+
 
 def threads_per_process(job: Training) -> int:
     """Returns the number of compute threads for each training process on this machine."""

@@ -48,9 +48,6 @@ def train(
     require(files.is_complete(tensors), "tensors", "be a folder that kws preprocess completed", str(tensors))
     with contextlib.ExitStack() as stack:
         folder = open_run(runs, run_id, describe(tensors, preset, config), stack)
-        if files.is_complete(folder):
-            log.info("%s is complete: nothing to do", folder)
-            return folder
         job = Training(
             name=job_name(folder.name),
             folder=folder,
@@ -58,6 +55,10 @@ def train(
             num_nodes=num_nodes,
             processes_per_node=processes_per_node,
         )
+        if files.is_complete(folder):
+            log.info("%s is complete: nothing to do", folder)
+            launcher().clean_up(job)
+            return folder
         launcher().run(job, job_manifest)
     if not files.is_complete(folder):
         raise AssertionError(f"training succeeded but left no {files.MANIFEST} in {folder}")

@@ -100,10 +100,10 @@ class Kubernetes(JsonServer):
         self.calls.append(f"{method} {path.rpartition('/namespaces/kubeflow/')[2]}")
         sent = json.loads(body) if body else {}
         missing = (404, {"message": "not found"})
+        if self.refusals and ((method, path[-12:]) == ("POST", "/pytorchjobs") or method == "DELETE"):
+            status, said = self.refusals.pop(0)
+            return status, {"message": said}
         if path.endswith("/pytorchjobs"):
-            if self.refusals:
-                status, said = self.refusals.pop(0)
-                return status, {"message": said}
             if sent["metadata"]["name"] in self.jobs:
                 return 409, {"message": "already exists"}
             self.sent.append(copy.deepcopy(sent))
@@ -344,6 +344,25 @@ def test_failure_that_another_attempt_cannot_mend_is_told_at_once(
     with pytest.raises(LaunchError, match=said):
         train()
     assert (submitted(kubernetes), kubernetes.jobs) == (1, {})
+
+
+def test_job_of_an_attempt_that_was_killed_after_training_ended_is_deleted_by_the_next(
+    kubernetes: Kubernetes, job: Training, capfd: pytest.CaptureFixture[str]
+) -> None:
+    launcher = ClusterLauncher(PYTORCH_JOB, CONFIG)
+    launcher.clean_up(job)  # there is none
+    kubernetes.jobs[NAME] = {"metadata": {"name": NAME, "uid": "1"}}
+    launcher.clean_up(job)
+    assert kubernetes.jobs == {}
+    assert capfd.readouterr().err == ""
+
+
+def test_job_that_may_not_be_deleted_does_not_fail_a_training_that_is_complete(
+    kubernetes: Kubernetes, job: Training, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kubernetes.refusals = [(403, "pytorchjobs is forbidden")]
+    ClusterLauncher(PYTORCH_JOB, CONFIG).clean_up(job)
+    assert "is not deleted: pytorchjobs is forbidden" in capfd.readouterr().err
 
 
 def test_job_that_was_deleted_meanwhile_has_not_succeeded(kubernetes: Kubernetes, train: Callable[[], None]) -> None:
