@@ -145,6 +145,9 @@ class ModelConfig:
     stem: Literal["none", "conv"] = "conv"
     """How frames become tokens: none (each frame is a token; width must equal num_mels) or conv (convolutions)."""
 
+    stem_activation: Literal["relu", "silu"] = "relu"
+    """Activation function of the convolutions of the stem."""
+
     positions: bool = True
     """Whether learned position embeddings are added to the tokens. Without them the model ignores their order."""
 
@@ -168,6 +171,7 @@ class ModelConfig:
         require(self.stem in ("none", "conv"), "stem", "be none or conv", self.stem)
         require(self.stem != "none" or self.frames_per_token == 1, "frames_per_token", "be 1 if stem is none",
                 self.frames_per_token)  # fmt: skip
+        require(self.stem_activation in ("relu", "silu"), "stem_activation", "be relu or silu", self.stem_activation)
         for name in ("dropout", "drop_path"):
             require(0 <= getattr(self, name) < 1, name, "be at least 0 and less than 1", getattr(self, name))
 
@@ -318,12 +322,13 @@ class Preset:
 _DEFAULT = Preset(
     features=FeatureConfig(),
     split="speaker",
-    model=ModelConfig(frames_per_token=4, drop_path=0.1),
+    model=ModelConfig(frames_per_token=4, stem_activation="silu", drop_path=0.1),
     train=TrainConfig(
         min_clips=320_000,
         batch_size=64,
         learning_rate=3e-3,
         optimizer="muon",
+        weight_decay=0.15,
         ema_decay=0.999,
         augment=AugmentConfig(
             time_shift=8,

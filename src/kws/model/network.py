@@ -177,13 +177,14 @@ class ConvStem(nn.Module):
         # The memory format of the weights determines that of all activations, and with it the speed of the stem, which
         # on the CPU takes two thirds of the time.
         self.convs = nn.ModuleList(convs).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.activation = F.silu if config.stem_activation == "silu" else F.relu
         self.project = nn.Linear(last * math.ceil(features.num_mels / 2 ** len(convs)), config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, F, T] to tokens [N, L, C]."""
         x = x[:, None].contiguous(memory_format=torch.channels_last)
         for conv in self.convs:
-            x = F.relu(conv(x))  # after the last one [N, channels, F / 16, L]
+            x = self.activation(conv(x))  # after the last one [N, channels, F / 16, L]
         tokens: Tensor = self.project(x.permute(0, 3, 2, 1).flatten(2))
         return tokens
 
