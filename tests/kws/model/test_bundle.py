@@ -108,6 +108,9 @@ def test_model_of_an_earlier_version_is_read_where_it_lacks_nothing_and_else_ref
     content["model"]["conv_kernel"] = 0
     torch.save(content, path)
     assert bundle.load(path).model.config == make_recognizer().model.config
+    older = {name: value for name, value in content["model"].items() if name != "stem_activation"}
+    torch.save(content | {"model": older}, path)
+    assert bundle.load(path).model.config.stem_activation == "relu"
     for name, value, message in (
         ("conv_kernel", 9, "got 'conv_kernel'"),
         ("stem", "linear", "stem must be none or conv, got 'linear'"),
