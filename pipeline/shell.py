@@ -1,6 +1,7 @@
 """Runs external programs: Docker, kubectl, kind, git."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 class ClusterError(CommandFailed):
     """Something outside this program is not as required; the message says what, and names the remedy."""
+
+
+_NOISE = re.compile(r"Warning:|[EWI]\d{4} [\d:.]+ ")
+"""Warnings and log lines of kubectl, which repeats each attempt at a connection in them."""
+
+_AWAY = re.compile(r"The connection to the server .* was refused|Unable to connect to the server")
 
 
 def docker() -> str:
@@ -34,7 +41,10 @@ def run(*command: str, remedy: str = "", stdin: str | None = None, timeout: floa
         raise ClusterError(f"{' '.join(command[:3])} must answer within {timeout:g} s, got nothing{hint}") from None
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()
-        lines = [line for line in lines if not line.startswith("Warning:")] or lines
+        lines = [line for line in lines if not _NOISE.match(line)] or lines
+        if command[0] == "kubectl" and _AWAY.match(lines[-1]):
+            raise ClusterError(f"a cluster must answer, got: {lines[-1]}; make kind-up creates one here, KUBECONFIG "
+                               f"names an existing one{hint}")  # fmt: skip
         # The reason comes first or last: kubectl shows the difference of an object that it may not change behind it.
         said = " ".join(lines if len(lines) <= 3 else [lines[0], "…", *lines[-2:]])
         raise ClusterError(f"{' '.join(command[:3])} must succeed, got status {done.returncode}: {said}{hint}")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kws.download.recordings import one_line
 from pipeline.kind import local_cluster as kind
 from pipeline.shell import ClusterError
 
@@ -209,7 +210,7 @@ def _words_of(error: urllib.error.HTTPError) -> str:
     with contextlib.suppress(ValueError, TypeError, KeyError):
         said = str(json.loads(said)["message"])
     is_line = said and len(said) <= 200 and not said.startswith("<")
-    return f"status {error.code}: {' '.join(said.split())}" if is_line else ""
+    return f"status {error.code}: {one_line(' '.join(said.split()))}" if is_line else ""
 
 
 def _health_through_kubeconfig(cluster: Cluster) -> Mapping[str, Any]:

@@ -152,7 +152,7 @@ class Page(BaseHTTPRequestHandler):
         self.send_response(200 if allowed else 401)
         self.end_headers()
         expired = self.headers["Authorization"] == "Bearer expired"
-        self.wfile.write(b"Jwt is expired" if expired else b"<html>log in</html>")
+        self.wfile.write(b"Jwt is \x1b[2Jexpired" if expired else b"<html>log in</html>")
 
     def log_message(self, *_: object) -> None:
         pass
@@ -179,6 +179,19 @@ def test_a_host_that_does_not_answer_is_named_in_a_sentence() -> None:
         call("runs", "--host", "http://127.0.0.1:9")
 
 
+def test_a_cluster_that_is_away_is_told_without_the_log_of_kubectl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "kubectl"
+    log = 'E1126 11:45:02.400799   10287 memcache.go:265] "Unhandled Error" err="connection refused"'
+    said = "The connection to the server localhost:8080 was refused - did you specify the right host or port?"
+    program.write_text(f"#!/bin/sh\ncat >&2 <<'end'\n{log}\n{log}\n{said}\nend\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ClusterError, match=r"^a cluster must answer, got: The connection .* was refused.*make kind-up"):
+        call("models")
+
+
 def test_a_host_that_refuses_credentials_tells_how_to_get_a_token(page: str) -> None:
     with pytest.raises(ClusterError, match=r"must accept your credentials, got status 401; .*kubectl create token"):
         call("runs", "--host", page, "--namespace", "me")
@@ -187,7 +200,7 @@ def test_a_host_that_refuses_credentials_tells_how_to_get_a_token(page: str) -> 
 def test_a_host_that_says_why_it_refuses_a_token_is_quoted(page: str, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("expired")
-    with pytest.raises(ClusterError, match=r"got status 401: Jwt is expired; for a fresh token: .*> .*token$"):
+    with pytest.raises(ClusterError, match=r"got status 401: Jwt is \\x1b\[2Jexpired; for a fresh token: .*> .*token$"):
         call("runs", "--host", page, "--token-file", str(token))
 
 
