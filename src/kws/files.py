@@ -259,8 +259,11 @@ def hold(path: Path, seconds: float) -> Iterator[None]:
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:  # made by another user of the group; reading is enough for a lock
-        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError as error:  # made by another user of the group; reading is enough for a lock
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:  # it may not be made here
+            raise error from None
     try:
         try:
             _wait(lambda: _flock(descriptor), path, seconds)

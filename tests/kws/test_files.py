@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -256,6 +257,25 @@ def test_volume_that_cannot_rename_over_a_file_is_said_to_be_so(
     with pytest.raises(OSError, match=r"the volume must be able to rename files over others.*value.json"):
         files.write_json(tmp_path / "value.json", {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lock_in_a_folder_that_may_not_be_written_is_told_as_that() -> None:
+    code = """
+        import os, sys
+        from pathlib import Path
+        from kws import files
+        if os.geteuid() == 0:
+            os.setuid(65534)
+        try:
+            with files.hold(Path(sys.argv[1]) / ".owner", 0):
+                print("held")
+        except OSError as error:
+            print(error)
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), folder], capture_output=True, text=True)
+    assert done.stdout == f"[Errno 13] Permission denied: '{folder}/.owner'\n", done.stderr
 
 
 def test_lock_that_stays_taken_is_refused_after_a_while(tmp_path: Path) -> None:
