@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -328,7 +329,8 @@ def workers(num_processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
         return
     # A fork server that has compiled the kernel and has no threads yet forks workers quickly and safely.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    ignores_ctrl_c = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as in the background of a script
+    context.set_forkserver_preload(PRELOAD[1:] if ignores_ctrl_c else PRELOAD)
     with children_ignore_ctrl_c():
         forkserver.ensure_running()
     with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_worker) as pool:

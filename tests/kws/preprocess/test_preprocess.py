@@ -384,12 +384,16 @@ def test_ctrl_c_while_the_workers_are_prepared_ends_all_at_once_with_one_line(co
     (tmp_path / "numba.py").write_text(f"import time\nopen({str(started)!r}, 'w').close()\ntime.sleep(60)\n")
     command = [sys.executable, "-m", "kws", "preprocess", "--recordings", str(corpus), "--data-root", str(tmp_path),
                "--words", "auto", "--num-processes", "2"]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                               env=os.environ | {"PYTHONPATH": str(tmp_path)})  # fmt: skip
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in the background of a script
+    try:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                                   env=os.environ | {"PYTHONPATH": str(tmp_path)})  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, ignored)
     wait_until(started.exists, lambda: process.poll() is None)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=40)  # until the last process that could write has ended
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert said.splitlines()[-1] == "stopped; run the same command again to resume"
     assert "Traceback" not in said
 
