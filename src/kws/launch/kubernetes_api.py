@@ -28,6 +28,13 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, HTTPError | OSError)
 
 
+def is_of_api(error: Exception) -> bool:
+    """Tells whether a call to the API failed, by its answer or for want of one; all else is an error of ours."""
+    from kubernetes.client import ApiException
+
+    return isinstance(error, ApiException) or is_transient(error)
+
+
 Result = TypeVar("Result")
 
 

@@ -30,7 +30,7 @@ from kws.launch.job_status import (
     verdict,
     waiting_reason,
 )
-from kws.launch.kubernetes_api import PATIENCE_SECONDS, explain, is_held_by_quota, is_transient, reason, retry, say
+from kws.launch.kubernetes_api import PATIENCE_SECONDS, explain, is_held_by_quota, is_of_api, reason, retry, say
 from kws.launch.lease import LeaseKeeper
 from kws.launch.logs import LogFollower
 from kws.launch.output import LOGS
@@ -92,8 +92,6 @@ class ClusterLauncher:
         outcome are on the volume. On SIGTERM or SIGINT deletes the job, whose pods then write a checkpoint; but leaves
         it to the next attempt if the run goes on, as when the pod of this step is deleted or its node drained.
         """
-        from kubernetes.client import ApiException
-
         with _exit_on_sigterm(), LeaseKeeper(job.folder):
             self.owner = self._owner()
             manifest = self.kind.build(job, self.config, self.owner)
@@ -110,20 +108,18 @@ class ClusterLauncher:
                 retry(lambda: self._delete(job.name), patience=10)
                 raise
             except Exception as error:
-                if isinstance(error, ApiException) or is_transient(error):
+                if is_of_api(error):
                     raise explain(error, self.kind, self.namespace) from error
                 raise
 
     def clean_up(self, job: Training) -> None:
         """Deletes the job of an earlier attempt, which may have ended meanwhile; see `Launcher.clean_up`."""
-        from kubernetes.client import ApiException
-
         if not self.config.delete_when_done:
             return
         try:
             retry(lambda: self._delete(job.name), patience=60)
         except Exception as error:
-            if not isinstance(error, ApiException) and not is_transient(error):
+            if not is_of_api(error):
                 raise
             say(f"{self._called(job.name)} of an earlier attempt, if there is one, is not deleted: {reason(error)}")
 
@@ -134,7 +130,7 @@ class ClusterLauncher:
         next attempt could not adopt it. Outside a pod there is no owner, nor for a job in another namespace, because
         Kubernetes deletes an object at once whose owner is not in its namespace.
         """
-        from kubernetes.client import ApiException, V1OwnerReference
+        from kubernetes.client import V1OwnerReference
 
         pod = step_pod()
         if pod is None or settings.own_namespace() != self.namespace:
@@ -143,7 +139,7 @@ class ClusterLauncher:
         try:
             found = retry(lambda: self.core.read_namespaced_pod(name, self.namespace, _request_timeout=60))
         except Exception as error:
-            if not isinstance(error, ApiException) and not is_transient(error):
+            if not is_of_api(error):
                 raise
             say(f"the job will be deleted with the pod {name}, as that pod's owner cannot be read: {reason(error)}")
         else:
@@ -160,8 +156,6 @@ class ClusterLauncher:
         It asks for one object only: Kubeflow's launcher, through which the step runs, ends at the same SIGTERM, and
         the container with it within a second.
         """
-        from kubernetes.client import ApiException
-
         owner = self.owner
         if owner is None or owner.kind != "Workflow" or isinstance(stop, KeyboardInterrupt):
             return False
@@ -170,7 +164,7 @@ class ClusterLauncher:
             workflow = retry(lambda: self.workflows.get_namespaced_custom_object(
                 group, version, self.namespace, "workflows", owner.name, _request_timeout=10), patience=10)  # fmt: skip
         except Exception as error:
-            if not isinstance(error, ApiException) and not is_transient(error):
+            if not is_of_api(error):
                 raise
             return False
         spec = workflow.get("spec", {})
