@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 
 CLIPS_PER_TASK = 256
 
-PRELOAD = ["kws.preprocess.fork_server", "kws.preprocess.feature_kernel", "kws.preprocess.step"]
+HEEDS_CTRL_C = "kws.preprocess.fork_server"
+PRELOAD = ["kws.preprocess.feature_kernel", "kws.preprocess.step"]
 """Modules that are imported before workers are forked."""
 
 
@@ -330,7 +331,7 @@ def workers(num_processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
     # A fork server that has compiled the kernel and has no threads yet forks workers quickly and safely.
     context = multiprocessing.get_context("forkserver")
     ignores_ctrl_c = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as in the background of a script
-    context.set_forkserver_preload(PRELOAD[1:] if ignores_ctrl_c else PRELOAD)
+    context.set_forkserver_preload(PRELOAD if ignores_ctrl_c else [HEEDS_CTRL_C, *PRELOAD])
     with children_ignore_ctrl_c():
         forkserver.ensure_running()
     with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_worker) as pool:

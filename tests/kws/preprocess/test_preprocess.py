@@ -398,6 +398,30 @@ def test_ctrl_c_while_the_workers_are_prepared_ends_all_at_once_with_one_line(co
     assert "Traceback" not in said
 
 
+def test_ctrl_c_that_is_ignored_as_in_the_background_of_a_script_ends_no_worker(corpus: Path, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    (tmp_path / "numba.py").write_text(f"""
+import sys, time
+open({str(started)!r}, "w").close()
+time.sleep(0.5)
+sys.path.remove({str(tmp_path)!r})
+del sys.modules["numba"]
+import numba
+""")
+    command = [sys.executable, "-m", "kws", "preprocess", "--recordings", str(corpus), "--data-root", str(tmp_path),
+               "--words", "auto", "--num-processes", "2"]  # fmt: skip
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                                   env=os.environ | {"PYTHONPATH": str(tmp_path)})  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
+    wait_until(started.exists, lambda: process.poll() is None)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_killed_with_workers_at_it_leaves_no_process_behind(corpus: Path, tmp_path: Path) -> None:
     clip = next((corpus / "yes").iterdir())
