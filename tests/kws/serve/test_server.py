@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -411,12 +412,19 @@ def test_champions_change_under_requests_without_one_lost_or_mixed(
     threads = [threading.Thread(target=each) for each in (ask_over_rest, ask_over_grpc) * 2]
     for thread in threads:
         thread.start()
+    while "expert" not in seen and not wrong:
+        assert server.process.poll() is None
+        time.sleep(0.01)
     for number in range(1, 7):
         version = ("expert", "other")[number % 2]
         before = len([line for line in server.log if "serving version" in line])
         versions.rollback(data_root, version, reason="a test")
         while len([line for line in server.log if "serving version" in line]) == before:
             assert server.process.poll() is None
+        asked = len(seen)
+        while version not in seen[asked:] and not wrong:
+            assert server.process.poll() is None
+            time.sleep(0.01)
     stop.set()
     for thread in threads:
         thread.join()
