@@ -49,10 +49,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in options.rows:
         print(f"measuring {name} …", file=sys.stderr, flush=True)
         rows.append(ROWS[name](effort))
-    files.write_json(RESULT, {"machine": about, "rows": [
-        {"row": row.row, "ratio": round(row.ratio, 4), "goal": row.goal, "ours": round(row.ours, 2),
-         "other": round(row.other, 2), "unit": row.unit} for row in rows
-    ]})  # fmt: skip
+    files.write_json(
+        RESULT,
+        {
+            "machine": about,
+            "rows": [
+                {
+                    "row": row.row,
+                    "ratio": round(row.ratio, 4),
+                    "goal": row.goal,
+                    "ours": round(row.ours, 2),
+                    "other": round(row.other, 2),
+                    "unit": row.unit,
+                }
+                for row in rows
+            ],
+        },
+    )
     machine = f"{about['processor']} ({about['arithmetic']}), {about['cores']} cores"
     table = Table(title=f"{machine}, torch {about['torch']}, load {about['load']}")
     for title in ("row", "ratio", "goal", "ours", "other", "unit"):

@@ -65,8 +65,9 @@ def as_opus(recording: Path) -> bytes:
 
     rate = 16_000
     coded, plain = io.BytesIO(), io.BytesIO()
-    soundfile.write(coded, read_waveform(recording, rate), rate, format="OGG", subtype="OPUS",
-                    compression_level=OPUS_LEVEL)  # fmt: skip
+    soundfile.write(
+        coded, read_waveform(recording, rate), rate, format="OGG", subtype="OPUS", compression_level=OPUS_LEVEL
+    )
     coded.seek(0)
     samples, _ = soundfile.read(coded, dtype="float32")
     soundfile.write(plain, samples, rate, format="FLAC", subtype="PCM_16")
@@ -117,8 +118,16 @@ def make(point: str, recordings: Path, folder: Path) -> tuple[Path, int, int]:
 def run(point: str, seed: int, epochs: int, recordings: Path, folder: Path) -> study.Result:
     """Trains and evaluates one point, or reads what an earlier call found."""
     made, num_clips, num_speakers = make(point, recordings, folder)
-    task = study.Task(variant="default", seed=seed, epochs=epochs, words="auto", unknown_words="", recordings=made,
-                      folder=folder / point, final=True)  # fmt: skip
+    task = study.Task(
+        variant="default",
+        seed=seed,
+        epochs=epochs,
+        words="auto",
+        unknown_words="",
+        recordings=made,
+        folder=folder / point,
+        final=True,
+    )
     return study.run(task) | {"point": point, "num_clips": num_clips, "num_speakers": num_speakers}
 
 
@@ -141,22 +150,33 @@ def show(results: Sequence[Mapping[str, float]], num_words: int) -> None:
     if len({row["point"] for row in counted}) > 1:
         for split in ("validation", "test"):
             a, b = fit([row["num_clips"] / num_words for row in counted], [1 - row[split] for row in counted])
-            print(f"{split}: error = {100 * a:.1f} % · (clips a word)^-{b:.3f}; " + ", ".join(
-                f"{clips:,} a word: {100 * (1 - a * clips**-b):.1f} %" for clips in (800, 2100, 2400)))  # fmt: skip
+            print(
+                f"{split}: error = {100 * a:.1f} % · (clips a word)^-{b:.3f}; "
+                + ", ".join(f"{clips:,} a word: {100 * (1 - a * clips**-b):.1f} %" for clips in (800, 2100, 2400))
+            )
 
 
 @as_command()
 def main() -> None:
     """Parses flags, makes the data sets, trains, and prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.curve", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.curve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", required=True, help="URL, archive or folder of recordings")
     parser.add_argument("--folder", type=Path, default=Path("var/curve"), help="(default: %(default)s)")
-    parser.add_argument("--points", nargs="+", default=["50", "100", "200", "400", "800"],
-                        help="clips a word, or quarter-of-clips, quarter-of-speakers, exact, opus "
-                        "(default: %(default)s)")  # fmt: skip
-    parser.add_argument("--epochs", nargs="+", default=["0"], metavar="N|POINT=N",
-                        help="of all or of one, as in: 30 50=80 (default: 0, as the preset says)")  # fmt: skip
+    parser.add_argument(
+        "--points",
+        nargs="+",
+        default=["50", "100", "200", "400", "800"],
+        help="clips a word, or quarter-of-clips, quarter-of-speakers, exact, opus (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--epochs",
+        nargs="+",
+        default=["0"],
+        metavar="N|POINT=N",
+        help="of all or of one, as in: 30 50=80 (default: 0, as the preset says)",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[41], help="(default: 41)")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, which share the cores (default: 1)")
     options = parser.parse_args()
@@ -168,8 +188,9 @@ def main() -> None:
     with study.pool(options.jobs) as workers:
         waiting = [
             workers.submit(run, point, seed, epochs.get(point, epochs[""]), recordings, options.folder)
-            for seed in options.seeds for point in options.points
-        ]  # fmt: skip
+            for seed in options.seeds
+            for point in options.points
+        ]
         for future in as_completed(waiting):
             results.append(future.result())
             files.write_json(options.folder / "curve.json", results)

@@ -75,14 +75,28 @@ def lessons(options: argparse.Namespace, recordings: Path) -> Iterator[Lesson]:
         for path in sorted((options.voices / word).iterdir()):
             by_speaker.setdefault(speaker_of(path.name), []).append((options.voices, f"{word}/{path.name}"))
     for seed in options.seeds:
-        for teacher, source, number in [*(("many speakers", real, number) for number in NUM_CLIPS),
-                                        ("synthetic voices", synthetic, FEW)]:  # fmt: skip
-            yield Lesson(teacher, number, seed, choose(source["train"], 0, number, seed),
-                         choose(source["validation"], 0, max(2, number // 5), seed), real["test"])  # fmt: skip
+        for teacher, source, number in [
+            *(("many speakers", real, number) for number in NUM_CLIPS),
+            ("synthetic voices", synthetic, FEW),
+        ]:
+            yield Lesson(
+                teacher,
+                number,
+                seed,
+                choose(source["train"], 0, number, seed),
+                choose(source["validation"], 0, max(2, number // 5), seed),
+                real["test"],
+            )
         for speaker, clips in by_speaker.items():
             last = FEW + FEW // 5
-            yield Lesson(f"one speaker {speaker}", FEW, seed, choose(clips, 0, FEW, seed),
-                         choose(clips, FEW, last, seed), choose(clips, last, None, seed))  # fmt: skip
+            yield Lesson(
+                f"one speaker {speaker}",
+                FEW,
+                seed,
+                choose(clips, 0, FEW, seed),
+                choose(clips, FEW, last, seed),
+                choose(clips, last, None, seed),
+            )
 
 
 def learn(lesson: Lesson, init: str, folder: Path, **changes: Any) -> float:
@@ -104,8 +118,9 @@ def learn(lesson: Lesson, init: str, folder: Path, **changes: Any) -> float:
 @as_command()
 def main() -> None:
     """Parses flags, trains on all lessons, and writes table.md after each."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.few_clips", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.few_clips", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", required=True, help="URL, archive or folder of recordings")
     parser.add_argument("--words", required=True, help="the new words, separated by commas")
     parser.add_argument("--voices", type=Path, help="a folder of <word>/<speaker>_nohash_<n>.wav, many by each speaker")

@@ -44,9 +44,9 @@ class KeywordTransformer(nn.Module):
         self.embed = nn.Linear(40, width)
         self.word = nn.Parameter(torch.zeros(width))
         self.positions = nn.Parameter(torch.randn(features.num_frames + 1, width) * 0.02)
-        self.blocks = nn.Sequential(*(
-            nn.TransformerEncoderLayer(width, 1, 4 * width, 0.0, "gelu", batch_first=True) for _ in range(num_layers)
-        ))  # fmt: skip
+        self.blocks = nn.Sequential(
+            *(nn.TransformerEncoderLayer(width, 1, 4 * width, 0.0, "gelu", batch_first=True) for _ in range(num_layers))
+        )
         self.head = nn.Linear(width, num_words)
 
     dct: Tensor
@@ -80,9 +80,11 @@ class BroadcastedBlock(nn.Module):
 
     def __init__(self, inputs: int, channels: int, stride: int, dilation: int) -> None:
         super().__init__()
-        self.widen = nn.Identity() if inputs == channels else nn.Sequential(
-            nn.Conv2d(inputs, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
-        )  # fmt: skip
+        self.widen = (
+            nn.Identity()
+            if inputs == channels
+            else nn.Sequential(nn.Conv2d(inputs, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
+        )
         self.has_shortcut = inputs == channels
         self.over_bins = nn.Sequential(
             nn.Conv2d(channels, channels, (3, 1), (stride, 1), (1, 0), groups=channels, bias=False),
@@ -90,8 +92,11 @@ class BroadcastedBlock(nn.Module):
         )
         self.over_time = nn.Sequential(
             nn.Conv2d(channels, channels, (1, 3), 1, (0, dilation), (1, dilation), channels, bias=False),
-            nn.BatchNorm2d(channels), nn.SiLU(), nn.Conv2d(channels, channels, 1, bias=False), nn.Dropout2d(0.1),
-        )  # fmt: skip
+            nn.BatchNorm2d(channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.Dropout2d(0.1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [clips, inputs, bins, frames] to [clips, channels, bins / stride, frames]."""
@@ -117,9 +122,12 @@ class BCResNet(nn.Module):
         self.body = nn.Sequential(*layers)
         self.head = nn.Sequential(
             nn.Conv2d(last, last, 5, padding=(0, 2), groups=last, bias=False),
-            nn.Conv2d(last, 32 * scale, 1, bias=False), nn.BatchNorm2d(32 * scale), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(32 * scale, num_words, 1),
-        )  # fmt: skip
+            nn.Conv2d(last, 32 * scale, 1, bias=False),
+            nn.BatchNorm2d(32 * scale),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(32 * scale, num_words, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores log-mel features [clips, num_mels, num_frames]: [clips, words]."""
@@ -139,9 +147,8 @@ class Peer:
 
 def _peer(features: FeatureConfig, augment: AugmentConfig, **train: Any) -> Preset:
     return dataclasses.replace(
-        study.DEFAULT, features=features,
-        train=dataclasses.replace(study.DEFAULT.train, augment=augment, **train),
-    )  # fmt: skip
+        study.DEFAULT, features=features, train=dataclasses.replace(study.DEFAULT.train, augment=augment, **train)
+    )
 
 
 PEERS = {
@@ -150,9 +157,19 @@ PEERS = {
         optimizer=lambda weights: torch.optim.AdamW(weights, weight_decay=0.1),
         preset=_peer(
             FeatureConfig(num_mels=80, win_length=480, hop_length=160, f_max=7600.0, mel_scale="htk", n_fft=1024),
-            AugmentConfig(time_shift=10, noise_probability=0.8, time_stretch=0.15, num_time_masks=2, time_mask=25,
-                          num_frequency_masks=2, frequency_mask=14),
-            batch_size=512, learning_rate=1e-3, warmup=10 / 140, label_smoothing=0.1,
+            AugmentConfig(
+                time_shift=10,
+                noise_probability=0.8,
+                time_stretch=0.15,
+                num_time_masks=2,
+                time_mask=25,
+                num_frequency_masks=2,
+                frequency_mask=14,
+            ),
+            batch_size=512,
+            learning_rate=1e-3,
+            warmup=10 / 140,
+            label_smoothing=0.1,
         ),
     ),
     "BC-ResNet-3": Peer(
@@ -160,12 +177,21 @@ PEERS = {
         optimizer=lambda weights: torch.optim.SGD(weights, momentum=0.9, weight_decay=1e-3),
         preset=_peer(
             FeatureConfig(num_mels=40, win_length=480, hop_length=160, f_min=0.0, mel_scale="htk"),
-            AugmentConfig(time_shift=10, noise_probability=0.8, num_time_masks=2, time_mask=20, num_frequency_masks=2,
-                          frequency_mask=5),
-            batch_size=100, learning_rate=0.1, warmup=5 / 200, label_smoothing=0.0,
+            AugmentConfig(
+                time_shift=10,
+                noise_probability=0.8,
+                num_time_masks=2,
+                time_mask=20,
+                num_frequency_masks=2,
+                frequency_mask=5,
+            ),
+            batch_size=100,
+            learning_rate=0.1,
+            warmup=5 / 200,
+            label_smoothing=0.0,
         ),
     ),
-}  # fmt: skip
+}
 """KWT masks up to 7 of 40 coefficients, here 14 of 80 bins. KWT and BC-ResNet do not standardize their features."""
 
 
@@ -247,10 +273,14 @@ def run(name: str, seed: int, seconds: float, recordings: Path, folder: Path) ->
     network, validation, rate = train(peer, tensors, seed, seconds)
     recognizer = Recognizer(network, tensors.features, tensors.words)
     found = {
-        "variant": name, "seed": seed, "seconds": seconds, "clips_per_second": rate, "validation": validation,
+        "variant": name,
+        "seed": seed,
+        "seconds": seconds,
+        "clips_per_second": rate,
+        "validation": validation,
         "num_parameters": sum(weight.numel() for weight in network.parameters()),
         "epochs": rate * seconds / len(tensors.split("train")),
-    }  # fmt: skip
+    }
     for split in ("validation", "test"):
         found[split + "_conditions"] = dict(
             robustness.measure(cast("Any", recognizer), recordings, tensors.split(split).clips)
@@ -263,15 +293,20 @@ def run(name: str, seed: int, seconds: float, recordings: Path, folder: Path) ->
 @as_command()
 def main() -> None:
     """Parses flags, trains, prints a table, and writes peers.json."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", required=True, help="URL, archive or folder of recordings")
     parser.add_argument("--folder", type=Path, default=Path("var/study"), help="(default: %(default)s)")
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS), help="(default: both)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[41], help="(default: 41)")
-    parser.add_argument("--seconds", type=float, default=1200,
-                        help="processor time of each training: give that of the default preset, which make study "
-                        "prints (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=1200,
+        help="processor time of each training: give that of the default preset, which make study "
+        "prints (default: %(default)s)",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, which share the cores (default: 1)")
     options = parser.parse_args()
     from kws.download.step import download
@@ -280,16 +315,19 @@ def main() -> None:
     with study.pool(options.jobs) as workers:
         waiting = [
             workers.submit(run, name, seed, options.seconds, recordings, options.folder)
-            for seed in options.seeds for name in options.peers
-        ]  # fmt: skip
+            for seed in options.seeds
+            for name in options.peers
+        ]
         found = [each.result() for each in waiting]
     print("| network | seed | parameters | clips/s | epochs | validation | test | 10 dB | 0 dB | 8 kHz |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for row in found:
         test = row["test_conditions"]
         accuracies = (row["validation"], test["clean"], test["noise at 10 dB"], test["noise at 0 dB"], test["8 kHz"])
-        print(f"| {row['variant']} | {row['seed']} | {row['num_parameters']:,} | {row['clips_per_second']:.0f} | "
-              f"{row['epochs']:.1f} | {' | '.join(f'{100 * accuracy:.1f}' for accuracy in accuracies)} |")  # fmt: skip
+        print(
+            f"| {row['variant']} | {row['seed']} | {row['num_parameters']:,} | {row['clips_per_second']:.0f} | "
+            f"{row['epochs']:.1f} | {' | '.join(f'{100 * accuracy:.1f}' for accuracy in accuracies)} |"
+        )
     files.write_json(options.folder / "peers.json", found)
 
 

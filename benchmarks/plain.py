@@ -14,9 +14,15 @@ from kws.config import FeatureConfig
 
 def mel_spectrogram(config: FeatureConfig) -> torchaudio.transforms.MelSpectrogram:
     return torchaudio.transforms.MelSpectrogram(
-        config.sample_rate, n_fft=config.n_fft, win_length=config.win_length, hop_length=config.hop_length,
-        f_min=config.f_min, f_max=config.f_max, n_mels=config.num_mels, mel_scale=config.mel_scale,
-    )  # fmt: skip
+        config.sample_rate,
+        n_fft=config.n_fft,
+        win_length=config.win_length,
+        hop_length=config.hop_length,
+        f_min=config.f_min,
+        f_max=config.f_max,
+        n_mels=config.num_mels,
+        mel_scale=config.mel_scale,
+    )
 
 
 class Clips(Dataset[tuple[Tensor, int]]):

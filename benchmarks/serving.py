@@ -21,8 +21,18 @@ from benchmarks.measure import Effort, Row
 from kws.model import onnx
 
 CLIP = np.random.default_rng(0).normal(0, 0.1, (1, FEATURES.num_samples)).astype(np.float32)
-HEAD = json.dumps({"inputs": [{"name": "waveforms", "datatype": "FP32", "shape": [1, FEATURES.num_samples],
-                               "parameters": {"binary_data_size": CLIP.nbytes}}]}).encode()  # fmt: skip
+HEAD = json.dumps(
+    {
+        "inputs": [
+            {
+                "name": "waveforms",
+                "datatype": "FP32",
+                "shape": [1, FEATURES.num_samples],
+                "parameters": {"binary_data_size": CLIP.nbytes},
+            }
+        ]
+    }
+).encode()
 HEADERS = {"content-type": "application/octet-stream", "inference-header-content-length": str(len(HEAD))}
 CONNECTIONS = 8
 
@@ -51,9 +61,26 @@ def _server() -> Iterator[tuple[int, Path]]:
         model = Path(folder) / "model.onnx"
         onnx.export(untrained(), model)
         process = subprocess.Popen(
-            ["taskset", "-c", str(cores[0]), sys.executable, "-m", "kws.cli", "serve", "--model", model, "--port", "0",
-             "--grpc-port", "-1", "--drain-seconds", "0"], stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [
+                "taskset",
+                "-c",
+                str(cores[0]),
+                sys.executable,
+                "-m",
+                "kws.cli",
+                "serve",
+                "--model",
+                model,
+                "--port",
+                "0",
+                "--grpc-port",
+                "-1",
+                "--drain-seconds",
+                "0",
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         assert process.stderr is not None
         try:
             for line in process.stderr:

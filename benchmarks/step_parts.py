@@ -30,8 +30,11 @@ Result = TypeVar("Result")
 
 @as_command()
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step_parts", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.step_parts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--avx2", action="store_true", help="keep to AVX2 and float32")
     options = parser.parse_args()
     if options.avx2 and not AVX2.items() <= os.environ.items():  # read when the libraries are loaded

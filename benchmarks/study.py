@@ -40,8 +40,14 @@ BASELINE = dataclasses.replace(PRESETS["baseline"], split="speaker")
 Result = dict[str, Any]
 
 
-def change(preset: Preset, *, augment: dict[str, Any] | None = None, model: dict[str, Any] | None = None,
-           features: dict[str, Any] | None = None, **train: Any) -> Preset:  # fmt: skip
+def change(
+    preset: Preset,
+    *,
+    augment: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+    features: dict[str, Any] | None = None,
+    **train: Any,
+) -> Preset:
     """Returns a preset with some fields changed."""
     changed = dataclasses.replace(preset.train.augment, **(augment or {}))
     return dataclasses.replace(
@@ -106,8 +112,15 @@ def run(task: Task) -> Result:
     cast("dict[str, Preset]", PRESETS)[task.variant] = preset
     changes: dict[str, Any] = {"epochs": task.epochs, "min_clips": 0} if task.epochs else {}
     config = dataclasses.replace(preset.train, seed=task.seed, **changes)
-    tensors = preprocess(task.recordings, task.folder, words=task.words, unknown_words=task.unknown_words,
-                         preset=task.variant, split="speaker", num_processes=1)  # fmt: skip
+    tensors = preprocess(
+        task.recordings,
+        task.folder,
+        words=task.words,
+        unknown_words=task.unknown_words,
+        preset=task.variant,
+        split="speaker",
+        num_processes=1,
+    )
     run_id = f"{task.variant}-{task.epochs}-{task.seed}-{tensors.name[:6]}"
     run_folder = trainer.train(tensors, task.variant, config, runs_folder=task.folder / "runs", run_id=run_id)
     curve = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
@@ -180,10 +193,15 @@ def rows(results: Sequence[Result], final: bool) -> tuple[list[str], list[list[s
     table = []
     for name, some in by_name.items():
         losses = [result["validation_loss"] for result in some]
-        row = [name, f"{some[0]['num_parameters']:,}", str(some[0]["epochs"]),
-               str(round(statistics.median(result["seconds"] for result in some))), str(len(some)),
-               *(spread([result[title] for result in some]) for title in ("validation", "worse")),
-               f"{statistics.mean(losses):.3f}"]  # fmt: skip
+        row = [
+            name,
+            f"{some[0]['num_parameters']:,}",
+            str(some[0]["epochs"]),
+            str(round(statistics.median(result["seconds"] for result in some))),
+            str(len(some)),
+            *(spread([result[title] for result in some]) for title in ("validation", "worse")),
+            f"{statistics.mean(losses):.3f}",
+        ]
         if final:
             row += [spread([result[title] for result in some]) for title in ("test", "calibration_error", "int8")]
             row += [spread([result["conditions"][title] for result in some]) for title in conditions]
@@ -288,16 +306,32 @@ def start_worker(num_threads: int) -> None:
 @as_command()
 def main() -> None:
     """Parses flags and runs the study."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", required=True, help="URL, archive or folder of recordings")
-    parser.add_argument("--folder", type=Path, default=Path("var/study"),
-                        help="where to write results.json, table.md and pictures (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME",
-                        help=f"variants to train, a row each (default: all: {', '.join(VARIANTS)})")  # fmt: skip
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("var/study"),
+        help="where to write results.json, table.md and pictures (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=list(VARIANTS),
+        choices=list(VARIANTS),
+        metavar="NAME",
+        help=f"variants to train, a row each (default: all: {', '.join(VARIANTS)})",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[41, 42, 43], help="(default: 41 42 43)")
-    parser.add_argument("--epochs", nargs="+", default=["0"], metavar="N|NAME=N",
-                        help="of all variants or one, as in: 0 baseline=9 (default: 0: as the preset)")  # fmt: skip
+    parser.add_argument(
+        "--epochs",
+        nargs="+",
+        default=["0"],
+        metavar="N|NAME=N",
+        help="of all variants or one, as in: 0 baseline=9 (default: 0: as the preset)",
+    )
     parser.add_argument("--words", default="auto", help="words to tell apart (default: auto)")
     parser.add_argument("--unknown-words", default="", help="words of the class _unknown_ (default: none)")
     parser.add_argument("--jobs", type=int, default=1, help="parallel trainings, which share the cores (default: 1)")
@@ -308,10 +342,19 @@ def main() -> None:
     recordings = download(options.source, "", options.folder)
     epochs = parse_epochs(options.epochs)
     tasks = [
-        Task(variant=name, seed=seed, epochs=epochs.get(name, epochs[""]), words=options.words,
-             unknown_words=options.unknown_words, recordings=recordings, folder=options.folder, final=options.final)
-        for seed in options.seeds for name in options.variants
-    ]  # fmt: skip
+        Task(
+            variant=name,
+            seed=seed,
+            epochs=epochs.get(name, epochs[""]),
+            words=options.words,
+            unknown_words=options.unknown_words,
+            recordings=recordings,
+            folder=options.folder,
+            final=options.final,
+        )
+        for seed in options.seeds
+        for name in options.variants
+    ]
     done: dict[int, Result] = {}
     with pool(options.jobs) as workers:
         numbers = {workers.submit(run, task): number for number, task in enumerate(tasks)}

@@ -78,13 +78,23 @@ def _evaluate(root: Path, corpus: Path) -> None:
 
 def _promote(root: Path, corpus: Path) -> None:
     output = root / "artifacts"
-    promote(_only(root / "runs") / runs.BEST, _only(root / "tensors"), output / "evaluation.json",
-            output / "report.html", root, 0.0)  # fmt: skip
+    promote(
+        _only(root / "runs") / runs.BEST,
+        _only(root / "tensors"),
+        output / "evaluation.json",
+        output / "report.html",
+        root,
+        0.0,
+    )
 
 
 STEPS: dict[str, Callable[[Path, Path], None]] = {
-    "download": _download, "preprocess": _preprocess, "train": _train, "evaluate": _evaluate, "promote": _promote,
-}  # fmt: skip
+    "download": _download,
+    "preprocess": _preprocess,
+    "train": _train,
+    "evaluate": _evaluate,
+    "promote": _promote,
+}
 
 
 def _make_corpus(folder: Path) -> None:
@@ -318,8 +328,11 @@ class Torture:
         if status:
             return str(rows)
         first, last = rows[len(rows) // 3], rows[-1]
-        leaks = [f"{name} {first[name]} → {last[name]}" for name in ("files", "threads", "processes", "temporary")
-                 if last[name] > first[name]]  # fmt: skip
+        leaks = [
+            f"{name} {first[name]} → {last[name]}"
+            for name in ("files", "threads", "processes", "temporary")
+            if last[name] > first[name]
+        ]
         if last["megabytes"] > first["megabytes"] * 1.1 + 20:
             leaks.append(f"memory {first['megabytes']} → {last['megabytes']} MB")
         memory = f"memory {first['megabytes']} MB after a third and {last['megabytes']} MB at the end"
@@ -372,8 +385,9 @@ def _warm_up() -> None:
 
     features = PRESETS["default"].features
     values = np.empty((1, features.num_mels, features.num_frames), features.dtype)
-    feature_kernel(features)(np.zeros((1, features.num_samples), np.float32), values, np.ones(1, bool),
-                             np.zeros((2, features.num_mels)))  # fmt: skip
+    feature_kernel(features)(
+        np.zeros((1, features.num_samples), np.float32), values, np.ones(1, bool), np.zeros((2, features.num_mels))
+    )
     plots.png(plots.confusion(np.eye(2), ["no", "yes"]))
     matplotlib.pyplot.close("all")
     assert torch.utils.tensorboard is not None
@@ -383,8 +397,9 @@ def _warm_up() -> None:
 
 @as_command()
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.torture", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.torture", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="(default: all)")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help="(default: all)")
     parser.add_argument("--moments", type=int, default=20, help="moments of a kill, and sizes of a disk (default: 20)")

@@ -133,8 +133,13 @@ def _http(folder: Path) -> Iterator[tuple[bytes, Read]]:
             download(f"http://127.0.0.1:{server.getsockname()[1]}/words.tar.gz", "", Path(root))
 
     body = b"\x1f\x8b" + b"\0" * 100
-    yield (b"HTTP/1.1 200 OK\r\nContent-Length: 102\r\nETag: \"a\"\r\nAccept-Ranges: bytes\r\n"
-           b"Content-Range: bytes 0-101/102\r\nConnection: close\r\n\r\n" + body), read  # fmt: skip
+    yield (
+        (
+            b'HTTP/1.1 200 OK\r\nContent-Length: 102\r\nETag: "a"\r\nAccept-Ranges: bytes\r\n'
+            b"Content-Range: bytes 0-101/102\r\nConnection: close\r\n\r\n" + body
+        ),
+        read,
+    )
     server.close()
 
 
@@ -157,8 +162,13 @@ def _unpack(content: bytes, folder: Path) -> None:
 def _tar(folder: Path) -> Iterator[tuple[bytes, Read]]:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name, kind in (("yes/a.wav", tarfile.REGTYPE), ("yes/é.wav", tarfile.REGTYPE), ("no", tarfile.DIRTYPE),
-                           ("no/b.wav", tarfile.LNKTYPE), ("no/c.wav", tarfile.SYMTYPE)):  # fmt: skip
+        for name, kind in (
+            ("yes/a.wav", tarfile.REGTYPE),
+            ("yes/é.wav", tarfile.REGTYPE),
+            ("no", tarfile.DIRTYPE),
+            ("no/b.wav", tarfile.LNKTYPE),
+            ("no/c.wav", tarfile.SYMTYPE),
+        ):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, "yes/a.wav"
             member.size = 300 if kind == tarfile.REGTYPE else 0
@@ -194,8 +204,16 @@ def _zip(folder: Path) -> Iterator[tuple[bytes, Read]]:
     yield buffer.getvalue(), lambda content: _unpack(content, folder)
 
 
-READERS = {"wav": _wav, "lists": _lists, "manifests": _manifests, "pth": _pth, "onnx": _onnx, "http": _http,
-           "tar": _tar, "zip": _zip}  # fmt: skip
+READERS = {
+    "wav": _wav,
+    "lists": _lists,
+    "manifests": _manifests,
+    "pth": _pth,
+    "onnx": _onnx,
+    "http": _http,
+    "tar": _tar,
+    "zip": _zip,
+}
 
 
 def _recognizer() -> bundle.Recognizer:
@@ -208,10 +226,28 @@ def _recognizer() -> bundle.Recognizer:
 def damaged(whole: bytes) -> st.SearchStrategy[bytes]:
     """Damages a file: bytes are changed, inserted, removed or cut off, or the whole is random."""
     # The ends have the headers and the directory of a zip; the middle is mostly weights.
-    place = st.one_of(st.integers(0, min(len(whole), 300)), st.integers(0, len(whole)),
-                      st.integers(max(0, len(whole) - 3000), len(whole)))  # fmt: skip
-    odd = st.sampled_from([b"\0", b"\xff", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\x80", b"NaN", b"-1", b"[",
-                           b"null", b"1e999", b"../", b"\xfe\xff", b"\r\n"])  # fmt: skip
+    place = st.one_of(
+        st.integers(0, min(len(whole), 300)),
+        st.integers(0, len(whole)),
+        st.integers(max(0, len(whole) - 3000), len(whole)),
+    )
+    odd = st.sampled_from(
+        [
+            b"\0",
+            b"\xff",
+            b"\xff\xff\xff\xff",
+            b"\x7f\xff\xff\xff",
+            b"\0\0\0\x80",
+            b"NaN",
+            b"-1",
+            b"[",
+            b"null",
+            b"1e999",
+            b"../",
+            b"\xfe\xff",
+            b"\r\n",
+        ]
+    )
     edit = st.tuples(place, st.integers(0, 8), st.one_of(odd, st.binary(max_size=8)))
 
     def apply(edits: list[tuple[int, int, bytes]]) -> bytes:

@@ -178,8 +178,14 @@ class _Group:
         self.pipes: list[Connection] = []
         for rank in range(size):
             here, there = context.Pipe()
-            environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1",
-                           "MASTER_PORT": port, "OMP_NUM_THREADS": num_threads}  # fmt: skip
+            environment = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": size,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "OMP_NUM_THREADS": num_threads,
+            }
             process = context.Process(target=_train_when_told, args=(there, environment), daemon=True)
             process.start()
             self.pipes.append(here)

@@ -34,10 +34,20 @@ def preprocess(
     from kws.preprocess.step import preprocess
 
     steps.start()
-    folder = preprocess(steps.receive(recordings.path), Path(data_root), words=words,
-                        unknown_words=unknown_words, preset=preset, split=split,
-                        max_bad_fraction=max_bad_fraction)  # fmt: skip
+    folder = preprocess(
+        steps.receive(recordings.path),
+        Path(data_root),
+        words=words,
+        unknown_words=unknown_words,
+        preset=preset,
+        split=split,
+        max_bad_fraction=max_bad_fraction,
+    )
     manifest = files.read_json(folder / files.MANIFEST)
-    figures = {"counts": manifest["counts"], "words": manifest["words"], "left_out": len(manifest["left_out"]),
-               "not_read": manifest["not_read"]["num_files"]}  # fmt: skip
+    figures = {
+        "counts": manifest["counts"],
+        "words": manifest["words"],
+        "left_out": len(manifest["left_out"]),
+        "not_read": manifest["not_read"]["num_files"],
+    }
     tensors.metadata.update(steps.hand_over(folder, tensors.path, figures))

@@ -35,7 +35,14 @@ def promote(
     from kws.promote.step import promote
 
     steps.start()
-    decided = promote(Path(model.path), steps.receive(tensors.path), Path(evaluation.path), Path(report.path),
-                      Path(data_root), min_accuracy, os.environ.get(MODEL_REGISTRY, ""))  # fmt: skip
+    decided = promote(
+        Path(model.path),
+        steps.receive(tensors.path),
+        Path(evaluation.path),
+        Path(report.path),
+        Path(data_root),
+        min_accuracy,
+        os.environ.get(MODEL_REGISTRY, ""),
+    )
     files.write_json(Path(decision.path), asdict(decided))
     decision.metadata.update({name: value for name, value in asdict(decided).items() if value is not None})

@@ -49,11 +49,24 @@ def train(
     from kws.train.step import train
 
     steps.start()
-    config = train_config(preset=preset, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, init=init,
-                          seed=seed, debug=debug)  # fmt: skip
+    config = train_config(
+        preset=preset,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        init=init,
+        seed=seed,
+        debug=debug,
+    )
     folder = train(
-        steps.receive(tensors.path), Path(data_root) / "runs", preset=preset, config=config, run_id=run_id,
-        num_nodes=num_nodes, processes_per_node=processes_per_node, job_manifest=Path(job.path),
-    )  # fmt: skip
+        steps.receive(tensors.path),
+        Path(data_root) / "runs",
+        preset=preset,
+        config=config,
+        run_id=run_id,
+        num_nodes=num_nodes,
+        processes_per_node=processes_per_node,
+        job_manifest=Path(job.path),
+    )
     shutil.copyfile(folder / runs.BEST, model.path)
     model.metadata.update(files.read_json(folder / files.MANIFEST) | {"path": str(folder / runs.BEST)})

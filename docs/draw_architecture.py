@@ -23,14 +23,16 @@ WIDTH, GAP, LINE = 1.75, 0.65, 0.215
 Spot = tuple[float, float]
 
 
-def box(axes: Axes, left: float, top: float, width: float, title: str, lines: list[str], color: str,
-        num_lines: int = 0) -> float:  # fmt: skip
+def box(
+    axes: Axes, left: float, top: float, width: float, title: str, lines: list[str], color: str, num_lines: int = 0
+) -> float:
     """Draws a titled box, at least `num_lines` high, and returns where it ends below."""
     height = LINE * (max(num_lines, len(lines)) + 2)
     axes.add_patch(Rectangle((left, top - height), width, height, facecolor=color, edgecolor="#30507a"))
     axes.text(left + width / 2, top - 0.1, title, ha="center", va="top", weight="bold", size=11)
-    axes.text(left + width / 2, top - 0.4, "\n".join(lines), ha="center", va="top", size=8.5, color="#444444",
-              linespacing=1.3)  # fmt: skip
+    axes.text(
+        left + width / 2, top - 0.4, "\n".join(lines), ha="center", va="top", size=8.5, color="#444444", linespacing=1.3
+    )
     return top - height
 
 
@@ -47,9 +49,11 @@ def modules_of(graph: grimp.ImportGraph, room: str) -> list[str]:
 def imported_by(graph: grimp.ImportGraph, room: str, rooms: tuple[str, ...]) -> list[str]:
     """Returns the rooms that a room imports from."""
     return [
-        other for other in rooms if other != room
+        other
+        for other in rooms
+        if other != room
         and graph.direct_import_exists(importer=f"kws.{room}", imported=f"kws.{other}", as_packages=True)
-    ]  # fmt: skip
+    ]
 
 
 def draw(output: Path) -> None:
@@ -70,8 +74,15 @@ def draw(output: Path) -> None:
             "   ".join(alone),
             *(f"{name}/: {'   '.join(modules_of(graph, f'pipeline.{name}'))}" for name in packages),
         ]
-        end = box(axes, 0, 0, total, "pipeline: compiles the steps, runs them here, submits them to Kubeflow", parts,
-                  "#fdf3e3")  # fmt: skip
+        end = box(
+            axes,
+            0,
+            0,
+            total,
+            "pipeline: compiles the steps, runs them here, submits them to Kubeflow",
+            parts,
+            "#fdf3e3",
+        )
         axes.text(0, end - 0.3, "components", size=9, style="italic", color="#30507a")
         for step, handed_on in zip(STEPS, (*HANDED_ON, ""), strict=True):
             box(axes, left[step], end - 0.45, WIDTH, step, [], "#eaf5ea")
@@ -80,8 +91,9 @@ def draw(output: Path) -> None:
                 following = STEPS[STEPS.index(step) + 1]
                 y = end - 0.45 - LINE
                 arrow(axes, (left[step] + WIDTH, y), (left[following], y))
-                axes.text((left[step] + WIDTH + left[following]) / 2, y + 0.04, handed_on, ha="center", va="bottom",
-                          size=8)  # fmt: skip
+                axes.text(
+                    (left[step] + WIDTH + left[following]) / 2, y + 0.04, handed_on, ha="center", va="bottom", size=8
+                )
         top = end - 0.45 - LINE * 2 - 0.45
         texts = {}
         for room in rooms:

@@ -55,12 +55,23 @@ def say(path: Path, words: list[str], recordings: Path) -> Path:
 def main() -> None:
     """Starts a server, opens the page once for every picture, and waits for detections."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, default=Path("var/demo/data"), metavar="DIR",
-                        help="whose champion listens (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--recordings", type=Path, default=Path("var/demo/corpus"), metavar="DIR",
-                        help="a folder of <word>/<recording> (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--output", type=Path, default=Path("docs/pictures"), metavar="DIR",
-                        help="where to draw (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        default=Path("var/demo/data"),
+        metavar="DIR",
+        help="whose champion listens (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--recordings",
+        type=Path,
+        default=Path("var/demo/corpus"),
+        metavar="DIR",
+        help="a folder of <word>/<recording> (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("docs/pictures"), metavar="DIR", help="where to draw (default: %(default)s)"
+    )
     options = parser.parse_args()
     champion = versions.champion(options.data_root)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -71,18 +82,34 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as started:
         sound = say(Path(scratch) / "words.wav", (words * 4)[:40], options.recordings)
         server = subprocess.Popen(
-            [Path(sys.executable).parent / "kws", "serve", "--data-root", options.data_root, "--collect",
-             Path(scratch) / "my-words", "--port", "0", "--grpc-port", "0"],
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [
+                Path(sys.executable).parent / "kws",
+                "serve",
+                "--data-root",
+                options.data_root,
+                "--collect",
+                Path(scratch) / "my-words",
+                "--port",
+                "0",
+                "--grpc-port",
+                "0",
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         try:
             assert server.stderr is not None
             address = next(found[0] for line in server.stderr if (found := re.search(r"http://[\d.]+:\d+", line)))
             for name, look in PICTURES.items():
-                browser = started.chromium.launch(executable_path=chromium, args=[
-                    "--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
-                    f"--use-file-for-fake-audio-capture={sound}",
-                ])  # fmt: skip
+                browser = started.chromium.launch(
+                    executable_path=chromium,
+                    args=[
+                        "--no-sandbox",
+                        "--use-fake-device-for-media-stream",
+                        "--use-fake-ui-for-media-stream",
+                        f"--use-file-for-fake-audio-capture={sound}",
+                    ],
+                )
                 tab = browser.new_page(**look)
                 tab.goto(address)
                 tab.locator("#start:enabled").click(timeout=60_000)

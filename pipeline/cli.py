@@ -34,8 +34,12 @@ def _call(argv: Sequence[str] | None) -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="compile the pipeline and run it on this machine, without a cluster")
-    run.add_argument("--runner", choices=("subprocess", "docker"), default="subprocess",
-                     help="where the steps run: in processes or in containers (default: %(default)s)")  # fmt: skip
+    run.add_argument(
+        "--runner",
+        choices=("subprocess", "docker"),
+        default="subprocess",
+        help="where the steps run: in processes or in containers (default: %(default)s)",
+    )
     run.add_argument("--json", type=Path, metavar="FILE", help="also write the summary to this file, as JSON")
     add_parameters(run, required=("data_root",))
     run.set_defaults(call=_run)

@@ -38,18 +38,28 @@ def local_runner(config: PipelineConfig, outputs: Path, image: str) -> "tuple[Do
             os.chown(folder, user, group)
     for folder in (Path(config.data_root), *Path(config.data_root).iterdir()):
         if folder.stat().st_uid != user:
-            raise ValueError(f"data_root must belong to user {user}, who runs the containers, got {folder} of user "
-                             f"{folder.stat().st_uid}; choose another folder, or sudo chown -R {user} it")  # fmt: skip
+            raise ValueError(
+                f"data_root must belong to user {user}, who runs the containers, got {folder} of user "
+                f"{folder.stat().st_uid}; choose another folder, or sudo chown -R {user} it"
+            )
     mounts = [Mount(config.data_root, config.data_root, type="bind")]
     if "://" not in config.source:
         found = Path(config.source).stat()
         if found.st_uid != user and not found.st_mode & 0o004:
-            raise ValueError(f"source must be readable for user {user}, who runs the containers, got one that only "
-                             f"user {found.st_uid} can read; chmod -R o+rX {config.source}")  # fmt: skip
+            raise ValueError(
+                f"source must be readable for user {user}, who runs the containers, got one that only "
+                f"user {found.st_uid} can read; chmod -R o+rX {config.source}"
+            )
         mounts.append(Mount(config.source, config.source, type="bind", read_only=True))
     here = urlsplit(config.source).hostname in ("127.0.0.1", "localhost")
     runner = DockerRunner(
-        user=f"{user}:{group}", read_only=True, tmpfs={"/tmp": "mode=1777"}, mounts=mounts, shm_size="1g",
-        cap_drop=["ALL"], security_opt=["no-new-privileges"], network_mode="host" if here else "bridge",
-    )  # fmt: skip
+        user=f"{user}:{group}",
+        read_only=True,
+        tmpfs={"/tmp": "mode=1777"},
+        mounts=mounts,
+        shm_size="1g",
+        cap_drop=["ALL"],
+        security_opt=["no-new-privileges"],
+        network_mode="host" if here else "bridge",
+    )
     return runner, config

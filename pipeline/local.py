@@ -71,9 +71,10 @@ class _StepTimes(logging.Filter):
 
 
 PLAIN_ERRORS = {"LaunchError", "Busy"} | {
-    name for name, kind in vars(builtins).items()
+    name
+    for name, kind in vars(builtins).items()
     if isinstance(kind, type) and issubclass(kind, (ValueError, OSError, FloatingPointError, MemoryError))
-}  # fmt: skip
+}
 """Exceptions shown as their message alone, without the traceback that the KFP executor prints."""
 
 

@@ -79,14 +79,28 @@ def draw(output: Path) -> None:
             start = place[source] + (WIDTH if not far else WIDTH * 0.6)
             end = place[target] + (0 if not far else WIDTH * 0.4)
             bend = -side * 0.5 * span / (end - start)
-            axes.annotate("", (end, y), (start, y), arrowprops={
-                "arrowstyle": "-|>", "color": "#30507a", "shrinkA": 0, "shrinkB": 0,
-                "connectionstyle": f"arc3,rad={bend}",
-            })  # fmt: skip
+            axes.annotate(
+                "",
+                (end, y),
+                (start, y),
+                arrowprops={
+                    "arrowstyle": "-|>",
+                    "color": "#30507a",
+                    "shrinkA": 0,
+                    "shrinkB": 0,
+                    "connectionstyle": f"arc3,rad={bend}",
+                },
+            )
             height = y + (0.1 if not far else side * 0.25 * span)
-            axes.text((start + end) / 2, height, "\n".join(artifacts), ha="center",
-                      va="center" if far else "bottom", size=9,
-                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+            axes.text(
+                (start + end) / 2,
+                height,
+                "\n".join(artifacts),
+                ha="center",
+                va="center" if far else "bottom",
+                size=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            )
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output, metadata={"Date": None} if output.suffix == ".svg" else None, bbox_inches="tight")
         pyplot.close(figure)

@@ -43,8 +43,10 @@ def run(*command: str, remedy: str = "", stdin: str | None = None, timeout: floa
         lines = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()
         lines = [line for line in lines if not _NOISE.match(line)] or lines
         if command[0] == "kubectl" and _AWAY.match(lines[-1]):
-            raise ClusterError(f"a cluster must answer, got: {lines[-1]}; make kind-up creates one here, KUBECONFIG "
-                               f"names an existing one{hint}")  # fmt: skip
+            raise ClusterError(
+                f"a cluster must answer, got: {lines[-1]}; make kind-up creates one here, KUBECONFIG "
+                f"names an existing one{hint}"
+            )
         # The reason comes first or last: kubectl shows the difference of an object that it may not change behind it.
         said = " ".join(lines if len(lines) <= 3 else [lines[0], "…", *lines[-2:]])
         raise ClusterError(f"{' '.join(command[:3])} must succeed, got status {done.returncode}: {said}{hint}")

@@ -70,8 +70,10 @@ class _Answers(BaseHTTPRequestHandler):
             return {"items": server.pods if "pipeline/runid" in query["labelSelector"][0] else server.training}
         if found := re.search(r"/pods/([^/]+)/log$", path):
             lines = server.logs.get(found[1])
-            stamped = [line if re.match(r"\d{4}-\d\d-\d\dT", line) else f"2026-11-25T19:38:23.{i:09}Z {line}"
-                       for i, line in enumerate(lines or [])]  # fmt: skip
+            stamped = [
+                line if re.match(r"\d{4}-\d\d-\d\dT", line) else f"2026-11-25T19:38:23.{i:09}Z {line}"
+                for i, line in enumerate(lines or [])
+            ]
             return 404 if lines is None else "\n".join(stamped)
         return 404
 

@@ -18,11 +18,26 @@ class Server:
 
     def __init__(self, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "kws.cli", "serve", "--port", "0", "--grpc-port", "0", "--poll-seconds", "0.1",
-             "--drain-seconds", "0.2", *arguments],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            [
+                sys.executable,
+                "-m",
+                "kws.cli",
+                "serve",
+                "--port",
+                "0",
+                "--grpc-port",
+                "0",
+                "--poll-seconds",
+                "0.1",
+                "--drain-seconds",
+                "0.2",
+                *arguments,
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        )
         self.log: list[str] = []
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -53,9 +68,9 @@ class Server:
     def post(self, path: str, body: object, headers: dict[str, str] | None = None) -> tuple[int, Any]:
         """Posts JSON, or bytes as they are."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return self.send(urllib.request.Request(
-            self.url + path, data, {"content-type": "application/json"} | (headers or {})
-        ))  # fmt: skip
+        return self.send(
+            urllib.request.Request(self.url + path, data, {"content-type": "application/json"} | (headers or {}))
+        )
 
     def infer(self, *inputs: dict[str, Any], **more: Any) -> tuple[int, Any]:
         """Posts a request for inference."""

@@ -101,8 +101,14 @@ def test_a_program_ends_so_too(module: str) -> None:
     found = []
     with open("/dev/full", "wb") as full, os.fdopen(writer, "wb") as closed:
         for output in (closed, full):
-            done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, env=ENVIRONMENT, stdout=output,
-                                  stderr=subprocess.PIPE, text=True)  # fmt: skip
+            done = subprocess.run(
+                [sys.executable, "-m", module, "--help"],
+                cwd=ROOT,
+                env=ENVIRONMENT,
+                stdout=output,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
             found.append((done.returncode, done.stderr))
     assert found == RIGHT
 
@@ -110,7 +116,12 @@ def test_a_program_ends_so_too(module: str) -> None:
 @pytest.mark.parametrize(("module", "status"), [("kws", 130), ("pipeline", 130), ("benchmarks.study", -signal.SIGINT)])
 def test_ctrl_c_while_modules_are_imported_ends_with_one_line(module: str, status: int, tmp_path: Path) -> None:
     (tmp_path / "argparse.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True,
-                          env=ENVIRONMENT | {"PYTHONPATH": str(tmp_path)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT | {"PYTHONPATH": str(tmp_path)},
+    )
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr == "stopped; run the same command again to resume\n"

@@ -67,8 +67,9 @@ def _status(command: Callable[[argparse.Namespace], int | None]) -> Callable[[ar
                 raise refused(error.status, cluster_of(options), said_by(error)) from error
             raise ClusterError(f"Kubeflow Pipelines must accept the call, got {said_by(error)}") from error
         except HTTPError as error:
-            raise ClusterError(f"Kubeflow Pipelines must answer, got {error}; make kind-status shows what is "
-                               "healthy") from error  # fmt: skip
+            raise ClusterError(
+                f"Kubeflow Pipelines must answer, got {error}; make kind-status shows what is healthy"
+            ) from error
         if status:
             raise SystemExit(status)
 
@@ -79,34 +80,57 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
     """Adds the commands; each sets `call`, a function of the parsed flags."""
     where, built, pods = _where(), _built(), _pods()
 
-    def add(name: str, command: Callable[[argparse.Namespace], int | None], summary: str, more: str = "",
-            parents: tuple[argparse.ArgumentParser, ...] = ()) -> argparse.ArgumentParser:  # fmt: skip
+    def add(
+        name: str,
+        command: Callable[[argparse.Namespace], int | None],
+        summary: str,
+        more: str = "",
+        parents: tuple[argparse.ArgumentParser, ...] = (),
+    ) -> argparse.ArgumentParser:
         parser = subparsers.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {more}", parents=parents
         )
         parser.set_defaults(call=_status(command))
         return parser
 
-    parser = add("compile", _compile, "write the pipeline as YAML, for the Kubeflow UI or any client",
-                 parents=(built, pods))  # fmt: skip
-    parser.add_argument("-o", "--output", type=Path, default=Path("speech-commands.yaml"), metavar="FILE",
-                        help="the file (default: %(default)s)")  # fmt: skip
+    parser = add(
+        "compile", _compile, "write the pipeline as YAML, for the Kubeflow UI or any client", parents=(built, pods)
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("speech-commands.yaml"),
+        metavar="FILE",
+        help="the file (default: %(default)s)",
+    )
 
     one = argparse.ArgumentParser(add_help=False)
     one.add_argument("wanted", metavar="RUN", help="id of the run, the beginning of it, or its name")
     shown = argparse.ArgumentParser(add_help=False)
-    shown.add_argument("--patience", type=float, default=PATIENCE_MINUTES, metavar="MINUTES", help="stop following, "
-                       "with status 1, when a pod has waited so long for something that will not come by itself, such "
-                       "as a missing image (default: %(default)g)")  # fmt: skip
-    shown.add_argument("--quiet", action="store_true", help="without a terminal, print changes of state only, not the "
-                       "steps' logs")  # fmt: skip
+    shown.add_argument(
+        "--patience",
+        type=float,
+        default=PATIENCE_MINUTES,
+        metavar="MINUTES",
+        help="stop following, "
+        "with status 1, when a pod has waited so long for something that will not come by itself, such "
+        "as a missing image (default: %(default)g)",
+    )
+    shown.add_argument(
+        "--quiet", action="store_true", help="without a terminal, print changes of state only, not the steps' logs"
+    )
     on = argparse.ArgumentParser(add_help=False, parents=[shown])
     on.add_argument("--no-follow", action="store_true", help="return at once instead of showing the steps")
 
-    parser = add("submit", _submit, "start a run on a cluster and follow it",
-                 "The pipeline is compiled for the images of this revision and uploaded as a new version. Ctrl-C stops "
-                 "following, not the run. Exit status 0 only if the run succeeded.",
-                 (on, where, built, pods))  # fmt: skip
+    parser = add(
+        "submit",
+        _submit,
+        "start a run on a cluster and follow it",
+        "The pipeline is compiled for the images of this revision and uploaded as a new version. Ctrl-C stops "
+        "following, not the run. Exit status 0 only if the run succeeded.",
+        (on, where, built, pods),
+    )
     parser.add_argument("--name", default="", help="name of the run (default: the time)")
     parser.add_argument("--unchecked", action="store_true", help="submit even if pods do not fit the nodes or quotas")
     add_parameters(parser)
@@ -116,39 +140,74 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
     add("cancel", lambda o: runs.cancel(cluster_of(o), o.wanted), "end a run and its training", parents=(one, where))
     add("retry", _retry, "resume a failed or cancelled run at the steps that did not succeed", parents=(one, on, where))
 
-    parser = add("schedule", _schedule, "retrain at fixed times",
-                 "One run at a time; missed runs are not caught up on. A schedule of the same name is replaced. "
-                 "Nothing is cached: every run looks for new recordings and trains.", (where, built, pods))  # fmt: skip
-    parser.add_argument("--cron", required=True, help="minute hour day month weekday, such as '0 3 * * 1' for Mondays "
-                        "at three; a sixth field in front sets the seconds")  # fmt: skip
-    parser.add_argument("--time-zone", default="", help="time zone of the cron expression, such as Europe/Berlin; "
-                        "it applies to all schedules of the cluster (default: its setting, initially UTC)")  # fmt: skip
+    parser = add(
+        "schedule",
+        _schedule,
+        "retrain at fixed times",
+        "One run at a time; missed runs are not caught up on. A schedule of the same name is replaced. "
+        "Nothing is cached: every run looks for new recordings and trains.",
+        (where, built, pods),
+    )
+    parser.add_argument(
+        "--cron",
+        required=True,
+        help="minute hour day month weekday, such as '0 3 * * 1' for Mondays "
+        "at three; a sixth field in front sets the seconds",
+    )
+    parser.add_argument(
+        "--time-zone",
+        default="",
+        help="time zone of the cron expression, such as Europe/Berlin; "
+        "it applies to all schedules of the cluster (default: its setting, initially UTC)",
+    )
     parser.add_argument("--name", default=runs.EXPERIMENT, help="name of the schedule (default: %(default)s)")
     add_parameters(parser)
     add("schedules", _schedules, "list the schedules", parents=(where,))
-    parser = add("unschedule", lambda o: runs.unschedule(cluster_of(o), o.name), "delete a schedule",
-                 "Its run in progress, if any, is cancelled first.", (where,))  # fmt: skip
+    parser = add(
+        "unschedule",
+        lambda o: runs.unschedule(cluster_of(o), o.name),
+        "delete a schedule",
+        "Its run in progress, if any, is cancelled first.",
+        (where,),
+    )
     parser.add_argument("--name", default=runs.EXPERIMENT, help="name or id of the schedule (default: %(default)s)")
 
-    parser = add("pull", _pull, "copy a model from the volume of the cluster to this machine, verified",
-                 "With kind it is copied from the host's folder, elsewhere through a pod that mounts the volume and is "
-                 "deleted at the end.", (where,))  # fmt: skip
+    parser = add(
+        "pull",
+        _pull,
+        "copy a model from the volume of the cluster to this machine, verified",
+        "With kind it is copied from the host's folder, elsewhere through a pod that mounts the volume and is "
+        "deleted at the end.",
+        (where,),
+    )
     parser.add_argument("--version", default="champion", help="a folder of models/ (default: champion, the one in use)")
-    parser.add_argument("--to", type=Path, default=Path("var/models"), metavar="DIR",
-                        help="where to make a folder named after the version (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--to",
+        type=Path,
+        default=Path("var/models"),
+        metavar="DIR",
+        help="where to make a folder named after the version (default: %(default)s)",
+    )
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="the volume, if it is mounted on this machine")
     parser.add_argument(
         "--image", default="", help="image of the pod that mounts the volume (default: the runtime of this revision)"
     )
     parser.add_argument("--registry", default="", help="registry that the image is pulled from")
-    parser = add("deploy", _deploy, "serve the champion on the cluster, with two pods that switch to each new one",
-                 "After a change of the image, run it again: pods are replaced one by one, and no request is lost.",
-                 (where, built))  # fmt: skip
+    parser = add(
+        "deploy",
+        _deploy,
+        "serve the champion on the cluster, with two pods that switch to each new one",
+        "After a change of the image, run it again: pods are replaced one by one, and no request is lost.",
+        (where, built),
+    )
     parser.add_argument("--image", default="", help="image of the server (default: that of this revision)")
     on_volume = argparse.ArgumentParser(add_help=False)
     on_volume.add_argument("--data-root", type=Path, metavar="DIR", help="the volume, if it is mounted here")
-    on_volume.add_argument("--image", default="", help="image of the pod that mounts the volume (default: the "
-                           "serving image of this revision)")  # fmt: skip
+    on_volume.add_argument(
+        "--image",
+        default="",
+        help="image of the pod that mounts the volume (default: the serving image of this revision)",
+    )
     on_volume.add_argument("--registry", default="", help="registry that the image is pulled from")
     add(
         "models",
@@ -156,35 +215,76 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
         "list the published versions, their metrics, and which is champion",
         parents=(on_volume, where),
     )
-    parser = add("rollback", _rollback, "make an earlier version champion", "champion.json records who did it and why; "
-                 "servers switch within seconds.", (on_volume, where))  # fmt: skip
+    parser = add(
+        "rollback",
+        _rollback,
+        "make an earlier version champion",
+        "champion.json records who did it and why; servers switch within seconds.",
+        (on_volume, where),
+    )
     parser.add_argument("--version", default="", help="a folder of models/ (default: the previous champion)")
     parser.add_argument("--reason", default="", help="the reason to record")
     add_registry(parser, "in which to mark the champion")
-    add("ui", lambda o: _open(o, "ml-pipeline-ui", 8080, kind.NAMESPACE), "open the UI of Kubeflow Pipelines",
-        parents=(where,))  # fmt: skip
-    add("tensorboard", lambda o: _open(o, "kws-tensorboard", 6006, o.namespace), "open TensorBoard with all runs",
-        parents=(where,))  # fmt: skip
+    add(
+        "ui",
+        lambda o: _open(o, "ml-pipeline-ui", 8080, kind.NAMESPACE),
+        "open the UI of Kubeflow Pipelines",
+        parents=(where,),
+    )
+    add(
+        "tensorboard",
+        lambda o: _open(o, "kws-tensorboard", 6006, o.namespace),
+        "open TensorBoard with all runs",
+        parents=(where,),
+    )
 
-    parser = add("images", _images, "build the container images and print their sizes",
-                 "Their tag is the commit that last changed their contents.", (built,))  # fmt: skip
-    parser.add_argument("--torch", choices=("cpu", "locked", "base"), help="where PyTorch comes from: cpu, its index "
-                        "of CPU builds; locked, the CUDA build of uv.lock; base, the base image (default: cpu; base "
-                        "for --device cuda)")  # fmt: skip
+    parser = add(
+        "images",
+        _images,
+        "build the container images and print their sizes",
+        "Their tag is the commit that last changed their contents.",
+        (built,),
+    )
+    parser.add_argument(
+        "--torch",
+        choices=("cpu", "locked", "base"),
+        help="where PyTorch comes from: cpu, its index "
+        "of CPU builds; locked, the CUDA build of uv.lock; base, the base image (default: cpu; base "
+        "for --device cuda)",
+    )
     parser.add_argument("--base-image", default="", help="base image of the runtime, instead of the default one")
     parser.add_argument("--push", action="store_true", help="push them to --registry")
     parser = add("preflight", _preflight, "check what this machine needs for a local cluster")
     parser.add_argument("--running", action="store_true", help="the cluster is running, so its ports may be in use")
-    add("kind-up", lambda o: kind.up(images.image_names(device=o.device)), "create a local cluster with Kubeflow",
-        "It can be interrupted, even killed, and started again.", (built,))  # fmt: skip
-    add("kind-down", lambda o: kind.down(), "delete the local cluster",
-        f"The volume stays in {kind.DATA_ROOT.relative_to(ROOT)}.")  # fmt: skip
-    add("kind-load", lambda o: kind.load(images.image_names(device=o.device)),
-        "copy the images of this revision into the local cluster", parents=(built,))  # fmt: skip
+    add(
+        "kind-up",
+        lambda o: kind.up(images.image_names(device=o.device)),
+        "create a local cluster with Kubeflow",
+        "It can be interrupted, even killed, and started again.",
+        (built,),
+    )
+    add(
+        "kind-down",
+        lambda o: kind.down(),
+        "delete the local cluster",
+        f"The volume stays in {kind.DATA_ROOT.relative_to(ROOT)}.",
+    )
+    add(
+        "kind-load",
+        lambda o: kind.load(images.image_names(device=o.device)),
+        "copy the images of this revision into the local cluster",
+        parents=(built,),
+    )
     add("kind-status", lambda o: not kind.status(), "show which parts of the local cluster are healthy")
     parser = add("graph", _graph, "draw the compiled pipeline")
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs/pictures/pipeline.svg"), metavar="FILE",
-                        help="SVG or PNG (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("docs/pictures/pipeline.svg"),
+        metavar="FILE",
+        help="SVG or PNG (default: %(default)s)",
+    )
 
 
 def _where() -> argparse.ArgumentParser:
@@ -194,8 +294,12 @@ def _where() -> argparse.ArgumentParser:
     docs = field_docs(Cluster)
     for field in dataclasses.fields(Cluster):
         shown = f" (default: {field.default})" if field.default else ""
-        group.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, help=docs[field.name] + shown,
-                           metavar=field.name.upper())  # fmt: skip
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            default=field.default,
+            help=docs[field.name] + shown,
+            metavar=field.name.upper(),
+        )
     return parser
 
 
@@ -203,10 +307,15 @@ def _built() -> argparse.ArgumentParser:
     """Returns the flags that say which images."""
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("which images")
-    group.add_argument("--registry", default="", help="registry to push to and pull from, such as ghcr.io/me "
-                       "(default: none; kind gets the images from this machine)")  # fmt: skip
-    group.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
-                       help="what training runs on (default: %(default)s)")  # fmt: skip
+    group.add_argument(
+        "--registry",
+        default="",
+        help="registry to push to and pull from, such as ghcr.io/me "
+        "(default: none; kind gets the images from this machine)",
+    )
+    group.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="what training runs on (default: %(default)s)"
+    )
     return parser
 
 
@@ -218,9 +327,14 @@ def _pods() -> argparse.ArgumentParser:
     for name in ("cpu", "memory"):
         default = next(field.default for field in dataclasses.fields(ClusterConfig) if field.name == name)
         group.add_argument(f"--{name}", default="", metavar=name.upper(), help=f"{docs[name]} (default: {default})")
-    group.add_argument("--trainer", choices=("v1", "v2"), default="", help="what runs the training job: v1, the "
-                       "training operator (a PyTorchJob), or v2, Kubeflow Trainer v2 (a TrainJob; first kubectl apply "
-                       "-k manifests/trainer-v2) (default: v1)")  # fmt: skip
+    group.add_argument(
+        "--trainer",
+        choices=("v1", "v2"),
+        default="",
+        help="what runs the training job: v1, the "
+        "training operator (a PyTorchJob), or v2, Kubeflow Trainer v2 (a TrainJob; first kubectl apply "
+        "-k manifests/trainer-v2) (default: v1)",
+    )
     return parser
 
 
@@ -236,8 +350,12 @@ def _parameters(options: argparse.Namespace) -> PipelineConfig:
     """
     config = read_parameters(options)
     mounted = PipelineConfig().data_root
-    require(Path(config.data_root).is_relative_to(mounted), "data_root", f"be {mounted} or below, where the volume is",
-            config.data_root)  # fmt: skip
+    require(
+        Path(config.data_root).is_relative_to(mounted),
+        "data_root",
+        f"be {mounted} or below, where the volume is",
+        config.data_root,
+    )
     return config
 
 
@@ -277,9 +395,13 @@ def _retry(options: argparse.Namespace) -> int:
 def _schedule(options: argparse.Namespace) -> None:
     config = _parameters(options)
     runs.schedule(
-        cluster_of(options), config, placement_of(options, config.num_nodes), cron=options.cron,
-        time_zone=options.time_zone, name=options.name,
-    )  # fmt: skip
+        cluster_of(options),
+        config,
+        placement_of(options, config.num_nodes),
+        cron=options.cron,
+        time_zone=options.time_zone,
+        name=options.name,
+    )
 
 
 def _schedules(options: argparse.Namespace) -> None:
@@ -353,9 +475,17 @@ def _rollback(options: argparse.Namespace) -> None:
         return
     role = "runtime" if address else "serving"  # only the former has the client of the registry
     image = options.image or images.image_names(registry=options.registry, device="cpu")[role]
-    out.print(serving.rollback(cluster_of(options).kubectl, image=image, claim=claim_name(os.environ),
-                               version=options.version, reason=options.reason, by=versions.who(),
-                               model_registry=address))  # fmt: skip
+    out.print(
+        serving.rollback(
+            cluster_of(options).kubectl,
+            image=image,
+            claim=claim_name(os.environ),
+            version=options.version,
+            reason=options.reason,
+            by=versions.who(),
+            model_registry=address,
+        )
+    )
 
 
 def _open(options: argparse.Namespace, service: str, port: int, namespace: str) -> int:
@@ -385,8 +515,10 @@ def _forward(command: list[str], address: str) -> int:
         while kind.reach(address):
             if process.poll() is not None:
                 assert process.stderr is not None
-                raise ClusterError(f"a port must be forwarded to {address}, got {process.stderr.read().strip()}; "
-                                   "check the context with kubectl config get-contexts")  # fmt: skip
+                raise ClusterError(
+                    f"a port must be forwarded to {address}, got {process.stderr.read().strip()}; "
+                    "check the context with kubectl config get-contexts"
+                )
             time.sleep(0.5)
         out.print(f"{address}  (Ctrl-C ends it)")
         webbrowser.open(address)
@@ -401,8 +533,9 @@ def _forward(command: list[str], address: str) -> int:
 def _images(options: argparse.Namespace) -> None:
     preflight.require_all([preflight.tool(docker()), preflight.docker_engine()])
     names = images.image_names(registry=options.registry, device=options.device)
-    images.build(names, device=options.device, torch=options.torch or "", base_image=options.base_image,
-                     push=options.push)  # fmt: skip
+    images.build(
+        names, device=options.device, torch=options.torch or "", base_image=options.base_image, push=options.push
+    )
     table = Table("image", "size", "revision", box=None)
     for image in images.inspect(list(names.values())):
         tag = next(tag for tag in image["RepoTags"] if tag in names.values())

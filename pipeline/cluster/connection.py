@@ -89,9 +89,12 @@ class Cluster:
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore", FutureWarning)
             return kfp.Client(
-                host=self.host or None, ui_host=self.ui, credentials=credentials, ssl_ca_cert=self.ca_file or None,
+                host=self.host or None,
+                ui_host=self.ui,
+                credentials=credentials,
+                ssl_ca_cert=self.ca_file or None,
                 kube_context=self.context or None,
-            )  # fmt: skip
+            )
 
     def token(self) -> str:
         """Reads the token file, as it may have been renewed; waits while it is being written.
@@ -163,14 +166,18 @@ def _read_token(cluster: Cluster) -> str:
         if re.fullmatch(r"[!-~]+", token):
             return token
         got = "which has more than one word, or characters that no token has" if token else "which is empty"
-    raise ValueError(f"token_file must be a file that holds one token, got {cluster.token_file!r}, {got}; "
-                     f"for a fresh one: {_fresh_token(cluster)}")  # fmt: skip
+    raise ValueError(
+        f"token_file must be a file that holds one token, got {cluster.token_file!r}, {got}; "
+        f"for a fresh one: {_fresh_token(cluster)}"
+    )
 
 
 def _fresh_token(cluster: Cluster) -> str:
     """Returns the command that writes a token for the host into the token file."""
-    return (f"kubectl create token default-editor -n {cluster.namespace} --audience=pipelines.kubeflow.org > "
-            f"{shlex.quote(cluster.token_file or 'token')}")  # fmt: skip
+    return (
+        f"kubectl create token default-editor -n {cluster.namespace} --audience=pipelines.kubeflow.org > "
+        f"{shlex.quote(cluster.token_file or 'token')}"
+    )
 
 
 def _open(cluster: Cluster, path: str) -> Any:
@@ -199,8 +206,10 @@ def _health_of_host(cluster: Cluster) -> Mapping[str, Any]:
             f"/pipeline. Perhaps it is a login page: {remedy}"
         ) from None
     except (urllib.error.URLError, OSError) as error:
-        raise ClusterError(f"{cluster.host} must answer, got {getattr(error, 'reason', error)}; check that the "
-                           "address is right and reachable from here") from None  # fmt: skip
+        raise ClusterError(
+            f"{cluster.host} must answer, got {getattr(error, 'reason', error)}; check that the "
+            "address is right and reachable from here"
+        ) from None
     return dict(health)
 
 
@@ -218,8 +227,10 @@ def _health_through_kubeconfig(cluster: Cluster) -> Mapping[str, Any]:
     from urllib3.exceptions import HTTPError
 
     if cluster.core is None:
-        raise ClusterError("a cluster must be named by kubeconfig or --host, got neither; make kind-up creates one "
-                           "here, KUBECONFIG names an existing one")  # fmt: skip
+        raise ClusterError(
+            "a cluster must be named by kubeconfig or --host, got neither; make kind-up creates one "
+            "here, KUBECONFIG names an existing one"
+        )
     try:
         answer = cluster.core.connect_get_namespaced_service_proxy_with_path(
             "ml-pipeline:http", kind.NAMESPACE, "apis/v2beta1/healthz", _preload_content=False, _request_timeout=20
@@ -227,15 +238,21 @@ def _health_through_kubeconfig(cluster: Cluster) -> Mapping[str, Any]:
         return dict(json.loads(answer.data))
     except ApiException as error:
         if error.status == 404:
-            raise ClusterError(f"Kubeflow Pipelines must be installed in namespace {kind.NAMESPACE}, got no service "
-                               "ml-pipeline there; make kind-up installs it on kind") from None  # fmt: skip
+            raise ClusterError(
+                f"Kubeflow Pipelines must be installed in namespace {kind.NAMESPACE}, got no service "
+                "ml-pipeline there; make kind-up installs it on kind"
+            ) from None
         if error.status in (500, 502, 503):
-            raise ClusterError("Kubeflow Pipelines must be ready, got no answer from its API yet; make kind-status "
-                               "shows what it waits for") from None  # fmt: skip
+            raise ClusterError(
+                "Kubeflow Pipelines must be ready, got no answer from its API yet; make kind-status "
+                "shows what it waits for"
+            ) from None
         raise refused(error.status, cluster, said_by(error)) from None
     except (HTTPError, OSError) as error:
-        raise ClusterError(f"the cluster of kubeconfig must answer, got {str(error)[:200]}; see make kind-status, "
-                           "and check the context with kubectl config get-contexts") from None  # fmt: skip
+        raise ClusterError(
+            f"the cluster of kubeconfig must answer, got {str(error)[:200]}; see make kind-status, "
+            "and check the context with kubectl config get-contexts"
+        ) from None
 
 
 def said_by(error: Exception) -> str:
@@ -264,7 +281,10 @@ def refused(status: int, cluster: Cluster, said: str = "") -> ClusterError:
             remedy += ", and TOKEN_FILE=token"
         return ClusterError(f"{who} must accept your credentials, got {words}; {remedy}")
     if status == 403:
-        return ClusterError(f"{who} must allow this call, got {words}; check that {cluster.namespace} is "
-                            "your namespace (NAMESPACE=) and that token or kubeconfig have rights in it")  # fmt: skip
-    return ClusterError(f"{who} must have a working Kubeflow Pipelines, got {words}; "
-                        "check that the address ends with /pipeline")  # fmt: skip
+        return ClusterError(
+            f"{who} must allow this call, got {words}; check that {cluster.namespace} is "
+            "your namespace (NAMESPACE=) and that token or kubeconfig have rights in it"
+        )
+    return ClusterError(
+        f"{who} must have a working Kubeflow Pipelines, got {words}; check that the address ends with /pipeline"
+    )

@@ -39,16 +39,29 @@ def moments(placement: Placement, num_nodes: int) -> list[list[Ask]]:
     pods = placement.training_pods
     found = []
     for step, resources in RESOURCES.items():
-        asks = [Ask(name=f"the pod of step {step}", requests=_amounts(cpu=resources.cpu, memory=resources.memory),
-                    limits=_amounts(cpu=resources.cpu_limit, memory=resources.memory_limit), selector={},
-                    tolerations=())]  # fmt: skip
+        asks = [
+            Ask(
+                name=f"the pod of step {step}",
+                requests=_amounts(cpu=resources.cpu, memory=resources.memory),
+                limits=_amounts(cpu=resources.cpu_limit, memory=resources.memory_limit),
+                selector={},
+                tolerations=(),
+            )
+        ]
         if step == "train":
             wanted = _amounts(cpu=pods.cpu, memory=pods.memory)
             if pods.gpus_per_node:
                 wanted = {**wanted, pods.gpu_resource: Decimal(pods.gpus_per_node)}
-            asks += [Ask(name=f"training pod {number + 1} of {num_nodes}", requests=wanted, limits=wanted,
-                         selector=pods.node_selector, tolerations=pods.tolerations)
-                     for number in range(num_nodes)]  # fmt: skip
+            asks += [
+                Ask(
+                    name=f"training pod {number + 1} of {num_nodes}",
+                    requests=wanted,
+                    limits=wanted,
+                    selector=pods.node_selector,
+                    tolerations=pods.tolerations,
+                )
+                for number in range(num_nodes)
+            ]
         found.append(asks)
     return found
 
@@ -123,8 +136,9 @@ def _free(node: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> dict[st
     free = _amounts(**node["status"]["allocatable"])
     for pod in pods:
         if pod["spec"].get("nodeName") == node["metadata"]["name"] and pod["status"].get("phase") not in (
-            "Succeeded", "Failed"
-        ):  # fmt: skip
+            "Succeeded",
+            "Failed",
+        ):
             for name, amount in _requests(pod).items():
                 free[name] = free.get(name, Decimal(0)) - amount
     return free
@@ -153,8 +167,11 @@ def _left_over(
     """Places pods on nodes, in order; returns the first that fits nowhere, or None if all fit."""
     places = [(node, _free(node, pods)) for node in nodes]
     for ask in asks:
-        fitting = [free for node, free in places if _admits(node, ask)
-                   and all(free.get(name, Decimal(0)) >= amount for name, amount in ask.requests.items())]  # fmt: skip
+        fitting = [
+            free
+            for node, free in places
+            if _admits(node, ask) and all(free.get(name, Decimal(0)) >= amount for name, amount in ask.requests.items())
+        ]
         if not fitting:
             return ask
         for name, amount in ask.requests.items():
@@ -162,8 +179,13 @@ def _left_over(
     return None
 
 
-def _does_not_fit(ask: Ask, asks: Sequence[Ask], nodes: Iterable[Mapping[str, Any]], pods: Sequence[Mapping[str, Any]],
-                  training: ClusterConfig) -> str:  # fmt: skip
+def _does_not_fit(
+    ask: Ask,
+    asks: Sequence[Ask],
+    nodes: Iterable[Mapping[str, Any]],
+    pods: Sequence[Mapping[str, Any]],
+    training: ClusterConfig,
+) -> str:
     """Returns the error for a pod that does not fit: what is free, and what to change."""
     admitting = [(node["metadata"]["name"], _free(node, pods)) for node in nodes if _admits(node, ask)]
     there_is = (
@@ -181,8 +203,10 @@ def _does_not_fit(ask: Ask, asks: Sequence[Ask], nodes: Iterable[Mapping[str, An
         each = int(room * 1000 / number / 50) * 50 if len(admitting) == 1 else int(room * 1000 / 50) * 50
         example = f"CPUS={each}m" if 0 < each < training_cores(training) * 1000 else "CPUS="
         remedy = f"make pipeline {example} MEMORY= requests less per pod, WORKERS= fewer pods"
-    return (f"{ask.name} must fit on a node beside what runs there, got one that requests {_shown(ask.requests)}: "
-            f"{there_is}; {remedy}; --unchecked submits anyway, for a cluster that adds nodes")  # fmt: skip
+    return (
+        f"{ask.name} must fit on a node beside what runs there, got one that requests {_shown(ask.requests)}: "
+        f"{there_is}; {remedy}; --unchecked submits anyway, for a cluster that adds nodes"
+    )
 
 
 def training_cores(config: ClusterConfig) -> Decimal:
@@ -207,8 +231,11 @@ def _forbidden(quota: Mapping[str, Any], asks: Sequence[Ask]) -> str:
         if taken + needed[resource] > hard[resource]:
             have = f"{_plain(resource, needed[resource])} of {resource}"
             limit = _plain(resource, hard[resource]) + (f" of which {taken} are taken" if counted else "")
-            remedy = ("finished jobs count too: kubectl delete those that are no longer needed" if counted else
-                      "make pipeline CPUS= MEMORY= WORKERS= requests less, or have the quota raised")  # fmt: skip
+            remedy = (
+                "finished jobs count too: kubectl delete those that are no longer needed"
+                if counted
+                else "make pipeline CPUS= MEMORY= WORKERS= requests less, or have the quota raised"
+            )
             return f"{asks[-1].name} must stay within quota {name}, got {have} where it allows {limit}; {remedy}"
     return ""
 

@@ -92,8 +92,10 @@ class Following:
                 else:
                     stuck = None
         except KeyboardInterrupt:
-            console.print(f"\nno longer following; the run continues "
-                          f"(make follow RUN={self.short_id}, make cancel RUN={self.short_id})")  # fmt: skip
+            console.print(
+                f"\nno longer following; the run continues "
+                f"(make follow RUN={self.short_id}, make cancel RUN={self.short_id})"
+            )
             return 130
         except Exception:  # the API refuses or is gone, which the caller explains
             console.print(f"no longer following; the run does not end by this (make follow RUN={self.short_id})")
@@ -101,10 +103,12 @@ class Following:
         if stuck:
             where = f"kubectl -n {self.cluster.namespace} describe pod {stuck.pod}"
             console.print(f"[red]{escape(stuck.step)} {escape(str(stuck))}[/]", soft_wrap=True)
-            console.print(f"It has waited for {self.patience:g} minutes (--patience), and waiting longer will not "
-                          f"help: {escape(stuck.remedy)} ({where}).\nThe run is still waiting: "
-                          f"make follow RUN={self.short_id}, make cancel RUN={self.short_id}",
-                          soft_wrap=True)  # fmt: skip
+            console.print(
+                f"It has waited for {self.patience:g} minutes (--patience), and waiting longer will not "
+                f"help: {escape(stuck.remedy)} ({where}).\nThe run is still waiting: "
+                f"make follow RUN={self.short_id}, make cancel RUN={self.short_id}",
+                soft_wrap=True,
+            )
             return 1
         return self._end(details, steps)
 
@@ -179,8 +183,9 @@ class Following:
             show_result(self.cluster, self.run_id, self._artifacts(steps))
             return 0
         if state == "CANCELED":
-            console.print(f"[yellow]the run was cancelled[/]; make retry RUN={self.short_id} resumes at the step that "
-                          "was stopped")  # fmt: skip
+            console.print(
+                f"[yellow]the run was cancelled[/]; make retry RUN={self.short_id} resumes at the step that was stopped"
+            )
             return 1
         self._show_failure(details, steps)
         return 1
@@ -196,8 +201,9 @@ class Following:
                 for line in lines:
                     out.print(line, markup=False, soft_wrap=True)
                 if pod := self.pods.pod_of(step.attempts[-1])[0]:
-                    out.print(f"[dim](all of it: kubectl -n {self.cluster.namespace} logs {pod} -c main)[/]",
-                              soft_wrap=True)  # fmt: skip
+                    out.print(
+                        f"[dim](all of it: kubectl -n {self.cluster.namespace} logs {pod} -c main)[/]", soft_wrap=True
+                    )
             why = step.error or (self.pods.endings(step) or [""])[-1]
             if why or lines:
                 reasons.append(f"{step.name}{f': {why}' if why else ', in its own words above'}")
@@ -206,7 +212,8 @@ class Following:
             reasons = [message for message in self.pods.messages().values() if message][:1]
         reason = "; ".join(filter(None, (said, *reasons))) or (
             f"neither the API nor a pod says why ({', '.join(step.name for step in failed) or 'no step'} failed; logs "
-            "and pods are kept for an hour after the end)")  # fmt: skip
+            "and pods are kept for an hour after the end)"
+        )
         console.print(f"[red]the run failed[/]{' at' if failed else ':'} {escape(reason)}", soft_wrap=True)
         console.print(f"make retry RUN={self.short_id} resumes at the step that failed")
 
@@ -229,8 +236,12 @@ class Following:
         return []
 
     def _artifacts(self, steps: Iterable[Step]) -> dict[str, dict[str, Any]]:
-        return {name: artifact for step in steps if step.name in ("evaluate", "promote")
-                for name, artifact in artifacts_of(self._log(step)).items()}  # fmt: skip
+        return {
+            name: artifact
+            for step in steps
+            if step.name in ("evaluate", "promote")
+            for name, artifact in artifacts_of(self._log(step)).items()
+        }
 
 
 def _settled(details: "V2beta1Run", steps: Iterable[Step]) -> bool:
@@ -256,9 +267,11 @@ def show_result(cluster: Cluster, run_id: str, artifacts: Mapping[str, Mapping[s
     metrics, decision = (artifacts.get(name, {}).get("metadata", {}) for name in ("metrics", "decision"))
     facts: dict[str, str] = {}
     if "accuracy" in metrics:
-        facts["accuracy"] = (f"[bold]{metrics['accuracy']:.2%}[/] on {metrics['num_clips']:.0f} test clips, macro F1 "
-                             f"{metrics['macro_f1']:.2%}, calibration error "
-                             f"{metrics['calibration_error']:.2%}")  # fmt: skip
+        facts["accuracy"] = (
+            f"[bold]{metrics['accuracy']:.2%}[/] on {metrics['num_clips']:.0f} test clips, macro F1 "
+            f"{metrics['macro_f1']:.2%}, calibration error "
+            f"{metrics['calibration_error']:.2%}"
+        )
     version = str(decision.get("version", ""))
     if version:
         facts["champion"] = f"{'yes' if decision.get('is_champion') else 'no'}: {escape(str(decision['reason']))}"
@@ -272,8 +285,11 @@ def show_result(cluster: Cluster, run_id: str, artifacts: Mapping[str, Mapping[s
     for name, fact in facts.items():
         out.print(f"{name:<9} {fact}", soft_wrap=True)  # unwrapped, so that links and commands can be copied
     if not version:
-        console.print("[yellow]the metrics and the decision cannot be read from here[/]: the page of the run has "
-                      "them, and make pull-model copies the champion", soft_wrap=True)  # fmt: skip
+        console.print(
+            "[yellow]the metrics and the decision cannot be read from here[/]: the page of the run has "
+            "them, and make pull-model copies the champion",
+            soft_wrap=True,
+        )
 
 
 def report_link(cluster: Cluster, uri: str, version: str) -> str:
@@ -327,6 +343,10 @@ def step_table(steps: Iterable[Step], logs: Mapping[str, str], pods: Pods | None
         if (number := len(step.attempts)) > 1:
             why = ", ".join(dict.fromkeys(filter(None, pods.endings(step)))) if pods else ""
             text = f"{nth(number)} attempt{f', ended before: {why}' if why else ''}" + (f"; {text}" if text else "")
-        table.add_row(step.name, f"[{COLORS.get(step.state, 'dim')}]{_word(step.state)}[/]",
-                      duration(step.start, step.end), escape(text))  # fmt: skip
+        table.add_row(
+            step.name,
+            f"[{COLORS.get(step.state, 'dim')}]{_word(step.state)}[/]",
+            duration(step.start, step.end),
+            escape(text),
+        )
     return table

@@ -82,19 +82,30 @@ class Pods:
         workflow: dict[str, str] | None = None
         for step in running or [step.name for step in steps if step.state == "PENDING"][:1]:
             pods = [pod for pod in self.of_steps if step_of_node(pod_node(pod)[1], [step]) and _unfinished(pod)]
-            found += [Wait(step=step, pod=pod["metadata"]["name"], reason=reason)
-                      for pod in pods if (reason := self._reason(pod))]  # fmt: skip
+            found += [
+                Wait(step=step, pod=pod["metadata"]["name"], reason=reason)
+                for pod in pods
+                if (reason := self._reason(pod))
+            ]
             if not pods and step in running:
                 workflow = self.messages() if workflow is None else workflow
-                found += [Wait(step=step, pod=step, reason=message) for name, message in workflow.items()
-                          if message and step_of_node(name, [step]) and "forbidden" in message][-1:]  # fmt: skip
+                found += [
+                    Wait(step=step, pod=step, reason=message)
+                    for name, message in workflow.items()
+                    if message and step_of_node(name, [step]) and "forbidden" in message
+                ][-1:]
             if step == "train" and pods:
-                found += [Wait(step=step, pod=pod["metadata"]["name"], reason=reason, training=True)
-                          for pod in filter(_unfinished, self.of_training)
-                          if (reason := self._reason(pod))]  # fmt: skip
+                found += [
+                    Wait(step=step, pod=pod["metadata"]["name"], reason=reason, training=True)
+                    for pod in filter(_unfinished, self.of_training)
+                    if (reason := self._reason(pod))
+                ]
                 if not self.of_training:
-                    found += [Wait(step=step, pod=event["involvedObject"]["name"], reason=_event(event), training=True)
-                              for event in self._warnings() if self._ours(event["involvedObject"])][-1:]  # fmt: skip
+                    found += [
+                        Wait(step=step, pod=event["involvedObject"]["name"], reason=_event(event), training=True)
+                        for event in self._warnings()
+                        if self._ours(event["involvedObject"])
+                    ][-1:]
         return found
 
     def _reason(self, pod: Mapping[str, Any]) -> str:
@@ -104,8 +115,9 @@ class Pods:
         # Only events tell that a volume cannot be mounted. A container that has been starting for a few seconds, or
         # whose init containers are running, is not waiting for anything.
         # A negative age means that the clocks of this machine and of the cluster differ.
-        if 0 <= _age(pod) < QUIET_SECONDS or any("running" in each.get("state", {}) for each in
-                                            pod["status"].get("initContainerStatuses") or ()):  # fmt: skip
+        if 0 <= _age(pod) < QUIET_SECONDS or any(
+            "running" in each.get("state", {}) for each in pod["status"].get("initContainerStatuses") or ()
+        ):
             return ""
         warnings = [event for event in self._warnings() if event["involvedObject"].get("uid") == pod["metadata"]["uid"]]
         return _event(warnings[-1]) if warnings else "" if reason == "PodInitializing" else reason
@@ -121,8 +133,13 @@ class Pods:
             from kubernetes import client
 
             return client.CustomObjectsApi(self.cluster.core.api_client).list_namespaced_custom_object(
-                "argoproj.io", "v1alpha1", self.cluster.namespace, "workflows",
-                label_selector=f"pipeline/runid={self.run_id}", _request_timeout=20)  # fmt: skip
+                "argoproj.io",
+                "v1alpha1",
+                self.cluster.namespace,
+                "workflows",
+                label_selector=f"pipeline/runid={self.run_id}",
+                _request_timeout=20,
+            )
 
         listed = self._ask(ask)
         nodes = [node for each in (listed or {}).get("items", ()) for node in each["status"].get("nodes", {}).values()]
@@ -149,8 +166,14 @@ class Pods:
 
         def ask() -> Any:
             answer = self.cluster.core.read_namespaced_pod_log(
-                pod, self.cluster.namespace, container="main", timestamps=True, _preload_content=False,
-                _request_timeout=20, **limits)  # fmt: skip
+                pod,
+                self.cluster.namespace,
+                container="main",
+                timestamps=True,
+                _preload_content=False,
+                _request_timeout=20,
+                **limits,
+            )
             return answer.data.decode(errors="replace").splitlines()
 
         return self._ask(ask, but=(400, 404)) or []
@@ -158,8 +181,9 @@ class Pods:
     def _list(self, call: str, **selectors: Any) -> list[Any]:
         def ask() -> Any:
             method = getattr(self.cluster.core, call)
-            return json.loads(method(self.cluster.namespace, _preload_content=False, _request_timeout=20,
-                                     **selectors).data)["items"]  # fmt: skip
+            return json.loads(
+                method(self.cluster.namespace, _preload_content=False, _request_timeout=20, **selectors).data
+            )["items"]
 
         return self._ask(ask) or []
 
@@ -221,8 +245,11 @@ def _ending(pod: Mapping[str, Any] | None) -> str | None:
     status = pod.get("status", {})
     if status.get("reason"):  # evicted, or its node went away
         return ": ".join(filter(None, (status["reason"], status.get("message"))))
-    ended = [(each["name"], each["state"]["terminated"]) for each in status.get("containerStatuses") or ()
-             if "terminated" in each.get("state", {})]  # fmt: skip
+    ended = [
+        (each["name"], each["state"]["terminated"])
+        for each in status.get("containerStatuses") or ()
+        if "terminated" in each.get("state", {})
+    ]
     for name, how in ended:
         if name == "main" and how["exitCode"]:
             reason = how.get("reason") or "Error"

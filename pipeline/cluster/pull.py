@@ -90,8 +90,9 @@ class PodVolume:
     @contextlib.contextmanager
     def open(self, path: str) -> Iterator[IO[bytes]]:
         """See Volume."""
-        process = subprocess.Popen([*self.exec, "cat", f"{self.mount_path}/{path}"], stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE)  # fmt: skip
+        process = subprocess.Popen(
+            [*self.exec, "cat", f"{self.mount_path}/{path}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         assert process.stdout is not None
         assert process.stderr is not None
         try:
@@ -122,14 +123,28 @@ def reader_pod(
         read_only: whether to mount it read-only.
     """
     # Pods that killed commands left, which have ended by themselves.
-    run(*kubectl, "delete", "pods", "--selector", f"app.kubernetes.io/name in ({READER},{WRITER})", "--wait=false",
-        "--field-selector", "status.phase!=Pending,status.phase!=Running")  # fmt: skip
+    run(
+        *kubectl,
+        "delete",
+        "pods",
+        "--selector",
+        f"app.kubernetes.io/name in ({READER},{WRITER})",
+        "--wait=false",
+        "--field-selector",
+        "status.phase!=Pending,status.phase!=Running",
+    )
     name = f"{READER if read_only else WRITER}-{uuid.uuid4().hex[:8]}"
     pod = reader_manifest(name, claim=claim, image=image, mount_path=mount_path, read_only=read_only)
     run(*kubectl, "apply", "-f", "-", stdin=json.dumps(pod))
     try:
-        run(*kubectl, "wait", "--for=condition=Ready", f"pod/{name}", "--timeout=300s",
-            remedy=f"kubectl describe pod {name} tells why; --image names another image")  # fmt: skip
+        run(
+            *kubectl,
+            "wait",
+            "--for=condition=Ready",
+            f"pod/{name}",
+            "--timeout=300s",
+            remedy=f"kubectl describe pod {name} tells why; --image names another image",
+        )
         yield PodVolume(kubectl, name, mount_path)
     finally:
         run(*kubectl, "delete", "pod", name, "--wait=false", "--ignore-not-found")
@@ -205,8 +220,10 @@ def pull(volume: Volume, to: Path, version: str = CHAMPION) -> Path:
     if version == CHAMPION:
         champion = _read(volume, f"models/{versions.CHAMPION}")
         if champion is None:
-            raise ValueError(f"{_there_are(volume)}: there must be a champion, got none; make pipeline trains one, "
-                             "which must reach min_accuracy")  # fmt: skip
+            raise ValueError(
+                f"{_there_are(volume)}: there must be a champion, got none; make pipeline trains one, "
+                "which must reach min_accuracy"
+            )
         version = str(versions.parse_champion(champion, f"models/{versions.CHAMPION} on the volume")["version"])
     if not versions.is_name(version):
         raise ValueError(f"version must be the name of a folder of models/, got {version!r}")
@@ -227,8 +244,9 @@ def pull(volume: Volume, to: Path, version: str = CHAMPION) -> Path:
         for name, digest in digests.items():
             found = files.sha256_of(folder / name) if (folder / name).is_file() else "no file"
             if found != digest:
-                raise ClusterError(f"{folder / name} must have the sha256 {digest}, got {found}; delete {folder} and "
-                                   "start again")  # fmt: skip
+                raise ClusterError(
+                    f"{folder / name} must have the sha256 {digest}, got {found}; delete {folder} and start again"
+                )
     return folder
 
 
@@ -254,6 +272,7 @@ def _copy(volume: Volume, path: str, target: Path, digest: str) -> None:
             file.write(chunk)
             hasher.update(chunk)
     if hasher.hexdigest() != digest:
-        raise ClusterError(f"{path} must have the sha256 {digest}, got {hasher.hexdigest()}; start "
-                           "again, or publish the version again")  # fmt: skip
+        raise ClusterError(
+            f"{path} must have the sha256 {digest}, got {hasher.hexdigest()}; start again, or publish the version again"
+        )
     console.print(f"{target.name}  {files.human_bytes(target.stat().st_size)}  sha256 {digest}")

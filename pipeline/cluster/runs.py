@@ -80,11 +80,15 @@ def check_volume(cluster: Cluster, claim_name: str) -> None:
             ) from None
         return
     if claim.status.phase == "Lost":
-        raise ClusterError(f"the claim {claim_name} must be bound, got Lost: its volume is gone; docs/cluster.md "
-                           "(Another volume) tells how to replace it")  # fmt: skip
+        raise ClusterError(
+            f"the claim {claim_name} must be bound, got Lost: its volume is gone; docs/cluster.md "
+            "(Another volume) tells how to replace it"
+        )
     if claim.status.phase == "Pending":
-        console.print(f"[yellow]the claim {claim_name} is not bound yet: steps wait until it is[/] "
-                      f"(kubectl -n {cluster.namespace} describe pvc {claim_name})")  # fmt: skip
+        console.print(
+            f"[yellow]the claim {claim_name} is not bound yet: steps wait until it is[/] "
+            f"(kubectl -n {cluster.namespace} describe pvc {claim_name})"
+        )
 
 
 def prepare(cluster: Cluster, placement: Placement) -> tuple[str, str]:
@@ -138,8 +142,10 @@ def find_run(cluster: Cluster, wanted: str) -> "V2beta1Run":
     found = [r for r in listed if wanted in (r.run_id, r.display_name)]
     found = found or [r for r in listed if r.run_id.startswith(wanted)]
     if len(found) != 1:
-        raise ValueError(f"run must be the id or name of one run (make runs lists them), got {wanted!r}, which "
-                         f"matches {len(found) or 'none'} of the last {len(listed)} runs")  # fmt: skip
+        raise ValueError(
+            f"run must be the id or name of one run (make runs lists them), got {wanted!r}, which "
+            f"matches {len(found) or 'none'} of the last {len(listed)} runs"
+        )
     return found[0]
 
 
@@ -158,9 +164,13 @@ def table_of_runs(cluster: Cluster, count: int) -> Table:
     short = short_ids(each.run_id for each in listed)
     for each in listed:
         state = outcome(each)
-        table.add_row(short[each.run_id], f"[{COLORS.get(state, 'dim')}]{WORDS.get(state, state.lower())}[/]",
-                      f"{each.created_at.astimezone():%Y-%m-%d %H:%M}",
-                      duration(time_of(each.created_at), time_of(each.finished_at)), each.display_name)  # fmt: skip
+        table.add_row(
+            short[each.run_id],
+            f"[{COLORS.get(state, 'dim')}]{WORDS.get(state, state.lower())}[/]",
+            f"{each.created_at.astimezone():%Y-%m-%d %H:%M}",
+            duration(time_of(each.created_at), time_of(each.finished_at)),
+            each.display_name,
+        )
     return table
 
 
@@ -177,9 +187,11 @@ def cancel(cluster: Cluster, wanted: str) -> None:
     found = find_run(cluster, wanted)
     if found.state in FINISHED:
         state = outcome(found)
-        raise ValueError(f"run must be running to be cancelled, got {found.display_name}, which was "
-                         f"{WORDS[state]}" if state == "CANCELED" else f"run must be running to be cancelled, got "
-                         f"{found.display_name}, which has {state.lower()}")  # fmt: skip
+        raise ValueError(
+            f"run must be running to be cancelled, got {found.display_name}, which was {WORDS[state]}"
+            if state == "CANCELED"
+            else f"run must be running to be cancelled, got {found.display_name}, which has {state.lower()}"
+        )
     cluster.client.terminate_run(found.run_id)
     out.print(f"cancelled {found.display_name}")
 
@@ -208,8 +220,9 @@ def six_fields(cron: str) -> str:
     if cron.startswith("@") and len(fields) == 1:
         return cron
     if len(fields) not in (5, 6):
-        raise ValueError(f"cron must have five fields (minute hour day month weekday), or six with seconds in front, "
-                         f"got {cron!r}")  # fmt: skip
+        raise ValueError(
+            f"cron must have five fields (minute hour day month weekday), or six with seconds in front, got {cron!r}"
+        )
     return " ".join(fields if len(fields) == 6 else ["0", *fields])
 
 
@@ -238,8 +251,10 @@ def set_time_zone(cluster: Cluster, zone: str, name: str) -> None:
             return
         others = sorted({each.display_name for each in _schedules(cluster)} - {name})
         if others:
-            raise ValueError(f"time zone must suit the other schedules ({', '.join(others)}) too, as there is one for "
-                             f"all, got {zone}; {advice}")  # fmt: skip
+            raise ValueError(
+                f"time zone must suit the other schedules ({', '.join(others)}) too, as there is one for "
+                f"all, got {zone}; {advice}"
+            )
         cluster.core.patch_namespaced_config_map(
             "pipeline-install-config", kind.NAMESPACE, {"data": {"cronScheduleTimezone": zone}}
         )
@@ -331,8 +346,11 @@ def _delete_schedule(cluster: Cluster, schedule: Any) -> None:
     until = time.monotonic() + CANCEL_SECONDS
     told: set[str] = set()
     while True:
-        under_way = [run for run in _runs(cluster, 100)
-                     if run.recurring_run_id == schedule.recurring_run_id and run.state not in FINISHED]  # fmt: skip
+        under_way = [
+            run
+            for run in _runs(cluster, 100)
+            if run.recurring_run_id == schedule.recurring_run_id and run.state not in FINISHED
+        ]
         for run in under_way:
             if run.run_id not in told:
                 client.terminate_run(run.run_id)

@@ -29,15 +29,30 @@ def deploy(kubectl: Sequence[str], *, namespace: str, image: str, claim: str) ->
     Raises:
         ClusterError: the cluster refuses, or the pods do not become ready; the message says why.
     """
-    run(*kubectl, "get", "persistentvolumeclaim", claim, "--namespace", namespace,
-        remedy="the server mounts the volume of the pipeline: docs/cluster.md tells how to create it")  # fmt: skip
+    run(
+        *kubectl,
+        "get",
+        "persistentvolumeclaim",
+        claim,
+        "--namespace",
+        namespace,
+        remedy="the server mounts the volume of the pipeline: docs/cluster.md tells how to create it",
+    )
     text = rendered(run("kubectl", "kustomize", MANIFESTS), namespace=namespace, image=image, claim=claim)
     run(*kubectl, "apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
     out.print(f"waiting for {DEPLOYMENT} in {namespace}, {image}: up to {READY_SECONDS} s")
-    run(*kubectl, "rollout", "status", f"deployment/{DEPLOYMENT}", "--namespace", namespace,
-        f"--timeout={READY_SECONDS}s", timeout=READY_SECONDS + 30,
+    run(
+        *kubectl,
+        "rollout",
+        "status",
+        f"deployment/{DEPLOYMENT}",
+        "--namespace",
+        namespace,
+        f"--timeout={READY_SECONDS}s",
+        timeout=READY_SECONDS + 30,
         remedy=f"kubectl -n {namespace} describe pods -l app.kubernetes.io/name={DEPLOYMENT} tells why; a server "
-        "without a champion is not ready until there is one")  # fmt: skip
+        "without a champion is not ready until there is one",
+    )
     out.print(
         f"next: kubectl -n {namespace} port-forward service/{DEPLOYMENT} 8080:80, then http://localhost:8080",
         soft_wrap=True,
@@ -86,10 +101,13 @@ def table_of_models(volume: Volume) -> Table:
             table.caption = f"champion since {record.get('since')}, by {record.get('by')}: {record.get('reason')}"
             table.caption_justify = "left"
         table.add_row(
-            "[green]champion[/]" if is_champion else "", version, f"{accuracy:.2%}" if accuracy is not None else "",
-            str(len(manifest.get("words", []))), str(manifest.get("about", {}).get("preset", "")),
+            "[green]champion[/]" if is_champion else "",
+            version,
+            f"{accuracy:.2%}" if accuracy is not None else "",
+            str(len(manifest.get("words", []))),
+            str(manifest.get("about", {}).get("preset", "")),
             ", ".join(name.removeprefix("model.") for name in manifest["files"] if name.startswith("model.")),
-        )  # fmt: skip
+        )
     return table
 
 
@@ -112,8 +130,7 @@ def rollback(
         What `kws rollback` printed.
     """
     with reader_pod(kubectl, claim=claim, image=image, read_only=False) as volume:
-        arguments = [f"--version={version}", f"--reason={reason}", f"--by={by}",
-                     f"--model-registry={model_registry}"]  # fmt: skip
+        arguments = [f"--version={version}", f"--reason={reason}", f"--by={by}", f"--model-registry={model_registry}"]
         command = ["env", f"{CLAIM_VARIABLE}={claim}", "kws", "rollback", f"--data-root={volume.mount_path}"]
         # Warnings about the registry are on standard error, which `run` does not return.
         return run(*volume.exec, "sh", "-c", 'exec "$@" 2>&1', "sh", *command, *arguments).strip()

@@ -77,8 +77,14 @@ def steps_of(details: "V2beta1Run", names: Sequence[str]) -> list[Step]:
             if state == "FAILED" and cancelled:
                 state = "CANCELED"
             error = task.error.message if task.error and task.error.message else ""
-            found[name] = Step(name=name, state=state, start=time_of(task.start_time), end=time_of(task.end_time),
-                               error=error, attempts=tuple(_attempts(tasks, name)))  # fmt: skip
+            found[name] = Step(
+                name=name,
+                state=state,
+                start=time_of(task.start_time),
+                end=time_of(task.end_time),
+                error=error,
+                attempts=tuple(_attempts(tasks, name)),
+            )
         elif name in found and details.state in FINISHED:
             found[name] = Step(name=name, state="SKIPPED")
     return list(found.values())

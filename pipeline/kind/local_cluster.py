@@ -84,8 +84,16 @@ def up(names: Mapping[str, str]) -> None:
     _make_data_root()
     if not present:
         console.print(f"[bold]cluster {CLUSTER}[/]")
-        stream("kind", "create", "cluster", "--config", "kind-config.yaml", "--wait", "5m",
-               remedy="make kind-down, then make kind-up")  # fmt: skip
+        stream(
+            "kind",
+            "create",
+            "cluster",
+            "--config",
+            "kind-config.yaml",
+            "--wait",
+            "5m",
+            remedy="make kind-down, then make kind-up",
+        )
     elif not _wait_for_api():
         raise ClusterError(
             f"the cluster {CLUSTER} must answer, got one that was made only in part or stopped; "
@@ -195,10 +203,16 @@ def status() -> bool:
             ready = next(c for c in node["status"]["conditions"] if c["type"] == "Ready")
             row(ready["status"] == "True", f"node {node['metadata']['name']}", ready["message"])
         waiting, total = _unready()
-        row(total > 0 and not waiting, "deployments", f"{total - len(waiting)} of {total} ready" + (
-            f"; waiting for {', '.join(waiting)}" if waiting else "" if total else "; make kind-up"))  # fmt: skip
-        phases = {claim["metadata"]["name"]: claim["status"]["phase"]
-                  for claim in _get("persistentvolumeclaims", "-n", NAMESPACE)["items"]}  # fmt: skip
+        row(
+            total > 0 and not waiting,
+            "deployments",
+            f"{total - len(waiting)} of {total} ready"
+            + (f"; waiting for {', '.join(waiting)}" if waiting else "" if total else "; make kind-up"),
+        )
+        phases = {
+            claim["metadata"]["name"]: claim["status"]["phase"]
+            for claim in _get("persistentvolumeclaims", "-n", NAMESPACE)["items"]
+        }
         row(phases.get("kws-data") == "Bound", "volume kws-data", phases.get("kws-data", "there is none; make kind-up"))
         try:
             names = images.image_names()
@@ -270,9 +284,12 @@ def _has_image(node: str, image_id: str) -> bool:
 def _unready() -> tuple[list[str], int]:
     """Returns the deployments of the namespace that are not ready, and how many there are in all."""
     deployments = _get("deployments", "-n", NAMESPACE)["items"]
-    waiting = [d["metadata"]["name"] for d in deployments
-               if d["status"].get("readyReplicas", 0) < d["spec"]["replicas"]
-               or d["status"].get("observedGeneration", 0) < d["metadata"]["generation"]]  # fmt: skip
+    waiting = [
+        d["metadata"]["name"]
+        for d in deployments
+        if d["status"].get("readyReplicas", 0) < d["spec"]["replicas"]
+        or d["status"].get("observedGeneration", 0) < d["metadata"]["generation"]
+    ]
     return waiting, len(deployments)
 
 
@@ -311,8 +328,15 @@ def _troubles() -> str:
 
 
 def _wait_for_claim() -> None:
-    kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "--timeout=60s", "-n", NAMESPACE, "pvc/kws-data",
-            remedy="the claim kws-data must be bound: kubectl -n kubeflow describe pvc kws-data tells why")  # fmt: skip
+    kubectl(
+        "wait",
+        "--for=jsonpath={.status.phase}=Bound",
+        "--timeout=60s",
+        "-n",
+        NAMESPACE,
+        "pvc/kws-data",
+        remedy="the claim kws-data must be bound: kubectl -n kubeflow describe pvc kws-data tells why",
+    )
 
 
 def host_data_root() -> Path | None:

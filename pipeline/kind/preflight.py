@@ -70,8 +70,11 @@ def docker_engine() -> Check:
         said = " ".join(found["ServerErrors"])
         return Check(name=name, problem=f"the Docker engine must be running, got: {said}; {remedy}")
     if rootless(found) and str(found.get("CgroupVersion")) != "2":
-        return Check(name=name, problem="rootless Docker must have control groups of version 2 for kind, got version "
-                     f"{found.get('CgroupVersion')}; see https://kind.sigs.k8s.io/docs/user/rootless")  # fmt: skip
+        return Check(
+            name=name,
+            problem="rootless Docker must have control groups of version 2 for kind, got version "
+            f"{found.get('CgroupVersion')}; see https://kind.sigs.k8s.io/docs/user/rootless",
+        )
     memory = found["MemTotal"]
     if memory < MIN_MEMORY:
         problem = f"Docker must have {human_bytes(MIN_MEMORY)} of memory, got {human_bytes(memory)}; "
@@ -104,8 +107,9 @@ def inotify(folder: Path = Path("/proc/sys/fs/inotify")) -> Check:
     if low:
         found = ", ".join(f"fs.inotify.{key}={have}" for key, have in low.items())
         remedy = " ".join(f"fs.inotify.{key}={INOTIFY[key]}" for key in low)
-        return Check(name=name, problem=f"inotify must allow three nodes full of pods, got {found}; "
-                     f"sudo sysctl {remedy}")  # fmt: skip
+        return Check(
+            name=name, problem=f"inotify must allow three nodes full of pods, got {found}; sudo sysctl {remedy}"
+        )
     return Check(name=name, detail=", ".join(f"{key} {(folder / key).read_text().strip()}" for key in INOTIFY))
 
 
@@ -141,8 +145,11 @@ def disk(folder: Path | None = None, image_bytes: int = 0) -> Check:
     free, need = free_bytes(folder), MIN_DISK + NUM_COPIES * image_bytes
     if free < need:
         ours = f", {NUM_COPIES} times {human_bytes(image_bytes)} of it for our images" if image_bytes else ""
-        return Check(name="disk", problem=f"the disk of {folder} must have {human_bytes(need)} free{ours}, got "
-                     f"{human_bytes(free)}; docker system prune frees what Docker no longer needs")  # fmt: skip
+        return Check(
+            name="disk",
+            problem=f"the disk of {folder} must have {human_bytes(need)} free{ours}, got "
+            f"{human_bytes(free)}; docker system prune frees what Docker no longer needs",
+        )
     return Check(name="disk", detail=f"{human_bytes(free)} free in {folder}")
 
 

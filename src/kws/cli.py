@@ -117,10 +117,15 @@ def _preprocess(options: argparse.Namespace) -> int:
     from kws.preprocess.step import preprocess
 
     folder = preprocess(
-        options.recordings.resolve(), options.data_root, words=options.words, unknown_words=options.unknown_words,
-        preset=options.preset, split=options.split, max_bad_fraction=options.max_bad_fraction,
+        options.recordings.resolve(),
+        options.data_root,
+        words=options.words,
+        unknown_words=options.unknown_words,
+        preset=options.preset,
+        split=options.split,
+        max_bad_fraction=options.max_bad_fraction,
         num_processes=options.num_processes,
-    )  # fmt: skip
+    )
     print(folder)
     return 0
 
@@ -129,8 +134,13 @@ def _add_train(add: Add) -> None:
     from kws.train.runs import add_arguments
 
     command = add("train", _train, "train a model in this process, or in several, and print the run folder")
-    command.add_argument("--processes-per-node", type=int, default=1, metavar="N",
-                         help="training processes on this machine (default: 1; more run under torchrun)")  # fmt: skip
+    command.add_argument(
+        "--processes-per-node",
+        type=int,
+        default=1,
+        metavar="N",
+        help="training processes on this machine (default: 1; more run under torchrun)",
+    )
     add_arguments(command)
 
 
@@ -141,17 +151,25 @@ def _train(options: argparse.Namespace) -> int:
 
         print(run(options))
         return 0
-    require(options.runs is not None and options.tensors is not None, "tensors and runs", "be given if "
-            "processes_per_node is not 1", "--run-folder")  # fmt: skip
+    require(
+        options.runs is not None and options.tensors is not None,
+        "tensors and runs",
+        "be given if processes_per_node is not 1",
+        "--run-folder",
+    )
     from kws.launch.job import LaunchError
     from kws.train.runs import config_of
     from kws.train.step import train
 
     try:
         folder = train(
-            options.tensors, options.runs, preset=options.preset, config=config_of(options), run_id=options.run_id,
+            options.tensors,
+            options.runs,
+            preset=options.preset,
+            config=config_of(options),
+            run_id=options.run_id,
             processes_per_node=options.processes_per_node,
-        )  # fmt: skip
+        )
     except LaunchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -163,22 +181,42 @@ def _add_evaluate(add: Add) -> None:
     command = add("evaluate", _evaluate, "evaluate a model on a folder of <word>/*.wav, on the words that it knows")
     command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth or .onnx file")
     command.add_argument("--recordings", type=Path, required=True, metavar="DIR", help="a folder of <word>/*.wav")
-    command.add_argument("--output", type=Path, default=Path("evaluation"), metavar="DIR",
-                         help="where to write report, confusion matrix and metrics (default: %(default)s)")  # fmt: skip
+    command.add_argument(
+        "--output",
+        type=Path,
+        default=Path("evaluation"),
+        metavar="DIR",
+        help="where to write report, confusion matrix and metrics (default: %(default)s)",
+    )
     command.add_argument("--json", action="store_true", help="print the metrics as JSON instead of a table")
     streams = command.add_argument_group("long streams instead of clips")
     streams.add_argument(
-        "--stream", action="store_true",
+        "--stream",
+        action="store_true",
         help="build streams with known content (words at random gaps, other words, sentences, held-out noise at 20, 10 "
         "and 5 dB), choose thresholds on those of the validation split, and count misses and false alarms on those of "
         "the test split",
-    )  # fmt: skip
-    streams.add_argument("--hours", type=float, default=1.0, metavar="H",
-                         help="hours of stream for each noise level and split (default: 1)")  # fmt: skip
-    streams.add_argument("--false-alarms-per-hour", type=float, default=1.0, metavar="N",
-                         help="choose thresholds for at most this many, over all words (default: 1)")  # fmt: skip
-    streams.add_argument("--room", type=Path, metavar="FILE",
-                         help="a long recording without any of the words; the limit must hold there too")  # fmt: skip
+    )
+    streams.add_argument(
+        "--hours",
+        type=float,
+        default=1.0,
+        metavar="H",
+        help="hours of stream for each noise level and split (default: 1)",
+    )
+    streams.add_argument(
+        "--false-alarms-per-hour",
+        type=float,
+        default=1.0,
+        metavar="N",
+        help="choose thresholds for at most this many, over all words (default: 1)",
+    )
+    streams.add_argument(
+        "--room",
+        type=Path,
+        metavar="FILE",
+        help="a long recording without any of the words; the limit must hold there too",
+    )
     streams.add_argument("--thresholds", type=Path, metavar="FILE", help="evaluate these instead of choosing new ones")
 
 
@@ -191,9 +229,13 @@ def _evaluate_streams(options: argparse.Namespace) -> int:
     recognizer = load(options.model, num_threads=1)  # one window at a time is too little work for several threads
     given = Thresholds.read(options.thresholds, recognizer.words) if options.thresholds else None
     thresholds, reports = evaluate_streams(
-        recognizer, options.recordings, hours=options.hours, false_alarms_per_hour=options.false_alarms_per_hour,
-        thresholds=given, room=options.room,
-    )  # fmt: skip
+        recognizer,
+        options.recordings,
+        hours=options.hours,
+        false_alarms_per_hour=options.false_alarms_per_hour,
+        thresholds=given,
+        room=options.room,
+    )
     rows = write_stream_report(options.output, recognizer, thresholds, reports, f"recordings in {options.recordings}")
     if options.json:
         print(json.dumps({"thresholds": thresholds.as_json(), "streams": rows}, indent=2))
@@ -208,13 +250,22 @@ def _evaluate_streams(options: argparse.Namespace) -> int:
     for row in rows:
         low, high = row["false_alarms_per_hour_95"]
         causes = ", ".join(f"{cause} {count}" for cause, count in row["false_alarms_by_cause"].items())
-        table.add_row(f"{row['snr_db']:g} dB", f"{row['hours']:.2f}", str(row["spoken"]), f"{row['missed']:.1%}",
-                      f"{row['false_alarms_per_hour']:.2f}", f"{low:.2f} to {high:.2f}",
-                      f"{row['missed_at_one_an_hour']:.1%}", causes)  # fmt: skip
+        table.add_row(
+            f"{row['snr_db']:g} dB",
+            f"{row['hours']:.2f}",
+            str(row["spoken"]),
+            f"{row['missed']:.1%}",
+            f"{row['false_alarms_per_hour']:.2f}",
+            f"{low:.2f} to {high:.2f}",
+            f"{row['missed_at_one_an_hour']:.1%}",
+            causes,
+        )
     console = Console()
     console.print(table)
-    console.print(f"report {options.output}/streams.html; thresholds for kws listen and the server in {THRESHOLDS}",
-                  highlight=False)  # fmt: skip
+    console.print(
+        f"report {options.output}/streams.html; thresholds for kws listen and the server in {THRESHOLDS}",
+        highlight=False,
+    )
     return 0
 
 
@@ -294,15 +345,19 @@ def _add_listen(add: Add) -> None:
     command = add("listen", _listen, "detect words in a stream, and print seconds<TAB>word<TAB>probability for each")
     command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth or .onnx file")
     command.add_argument(
-        "--thresholds", type=Path, metavar="FILE",
+        "--thresholds",
+        type=Path,
+        metavar="FILE",
         help="thresholds.json of kws evaluate --stream (default: the one beside the model, or 0.8 for every word)",
-    )  # fmt: skip
+    )
     command.add_argument("--microphone", action="store_true", help="listen to this machine's microphone until Ctrl-C")
     command.add_argument("--json", action="store_true", help="print a line of JSON for each word, with its position")
     command.add_argument(
-        "source", nargs="?", metavar="FILE",
+        "source",
+        nargs="?",
+        metavar="FILE",
         help="a recording, or - for standard input: WAV, or raw 16-bit samples, mono, at the model's sample rate",
-    )  # fmt: skip
+    )
 
 
 def _listen(options: argparse.Namespace) -> int:
@@ -311,8 +366,10 @@ def _listen(options: argparse.Namespace) -> int:
     from kws.serve.listen import listen, microphone, open_file, standard_input
 
     if options.microphone == (options.source is not None):
-        raise ValueError("kws listen must be given one of FILE, - and --microphone, got "
-                         + (f"--microphone and {options.source}" if options.source else "none"))  # fmt: skip
+        raise ValueError(
+            "kws listen must be given one of FILE, - and --microphone, got "
+            + (f"--microphone and {options.source}" if options.source else "none")
+        )
     recognizer = load(options.model, num_threads=1)
     words, rate = recognizer.words, recognizer.features.sample_rate
     thresholds = (
@@ -333,8 +390,9 @@ def _listen(options: argparse.Namespace) -> int:
 def _add_export(add: Add) -> None:
     command = add("export", _export, "write a model as one ONNX file that maps waveforms to probabilities")
     command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth file")
-    command.add_argument("--int8", action="store_true",
-                         help="quantize matrices to 8 bits: smaller and faster; check with kws evaluate")  # fmt: skip
+    command.add_argument(
+        "--int8", action="store_true", help="quantize matrices to 8 bits: smaller and faster; check with kws evaluate"
+    )
     command.add_argument("output", type=Path, metavar="OUTPUT", help="the .onnx file to write")
 
 
@@ -350,8 +408,12 @@ def _add_serve(add: Add) -> None:
     command = add("serve", _serve, "serve one model, or the current champion, over REST, gRPC and a web page")
     which = command.add_mutually_exclusive_group(required=True)
     which.add_argument("--model", type=Path, metavar="FILE", help="an .onnx file")
-    which.add_argument("--data-root", type=Path, metavar="DIR",
-                       help="serve the champion of models/ in this folder; waits until there is one")  # fmt: skip
+    which.add_argument(
+        "--data-root",
+        type=Path,
+        metavar="DIR",
+        help="serve the champion of models/ in this folder; waits until there is one",
+    )
     for name in field_docs(ServeConfig):
         add_flag(command, ServeConfig, name)
 
@@ -359,8 +421,11 @@ def _add_serve(add: Add) -> None:
 def _serve(options: argparse.Namespace) -> int:
     from kws.serve.server import run
 
-    run(options.model, options.data_root, ServeConfig(**{name: getattr(options, name) for name in
-        field_docs(ServeConfig)}))  # fmt: skip
+    run(
+        options.model,
+        options.data_root,
+        ServeConfig(**{name: getattr(options, name) for name in field_docs(ServeConfig)}),
+    )
     return 0
 
 

@@ -94,8 +94,11 @@ def as_command() -> Iterator[None]:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         status = _end(2, f"{error}{'; free some space and start again: what is done is kept' if is_full else ''}")
     except UnicodeEncodeError as error:
-        status = _end(2, f"names and texts must be UTF-8, got {error.object[:200]!a}: rename it, or use a UTF-8 locale "
-                         "(LC_ALL=C.UTF-8, without PYTHONUTF8=0)")  # fmt: skip
+        status = _end(
+            2,
+            f"names and texts must be UTF-8, got {error.object[:200]!a}: rename it, or use a UTF-8 locale "
+            "(LC_ALL=C.UTF-8, without PYTHONUTF8=0)",
+        )
     except (ValueError, FloatingPointError) as error:
         status = _end(2, str(error))
     except RuntimeError as error:

@@ -21,9 +21,9 @@ SPEECH_COMMANDS_SHA256 = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c
 """URL and digest of the published archive, as in torchaudio.datasets.SPEECHCOMMANDS."""
 
 SPEECH_COMMANDS_WORDS = (
-    "backward", "bed", "bird", "cat", "dog", "down", "eight", "five", "follow", "forward", "four", "go", "happy",
-    "house", "learn", "left", "marvin", "nine", "no", "off", "on", "one", "right", "seven", "sheila", "six", "stop",
-    "three", "tree", "two", "up", "visual", "wow", "yes", "zero",
+    "backward", "bed", "bird", "cat", "dog", "down", "eight", "five", "follow", "forward", "four", "go",
+    "happy", "house", "learn", "left", "marvin", "nine", "no", "off", "on", "one", "right", "seven", "sheila",
+    "six", "stop", "three", "tree", "two", "up", "visual", "wow", "yes", "zero",
 )  # fmt: skip
 """The 35 words of Speech Commands v0.02, in class order."""
 
@@ -107,8 +107,12 @@ class FeatureConfig:
         size = self.num_mels * self.num_frames
         require(size <= 10_000_000, "num_mels times frames", "be at most 10,000,000", size)
         nyquist = self.sample_rate / 2
-        require(0 <= self.f_min < self.f_max <= nyquist, "f_min, f_max", f"be between 0 and {nyquist:g} Hz, in order",
-                (self.f_min, self.f_max))  # fmt: skip
+        require(
+            0 <= self.f_min < self.f_max <= nyquist,
+            "f_min, f_max",
+            f"be between 0 and {nyquist:g} Hz, in order",
+            (self.f_min, self.f_max),
+        )
         require(self.fit in ("center", "start"), "fit", "be center or start", self.fit)
         require(self.mel_scale in ("slaney", "htk"), "mel_scale", "be slaney or htk", self.mel_scale)
 
@@ -169,8 +173,12 @@ class ModelConfig:
             require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
         require(self.width % self.num_heads == 0, "width", f"be a multiple of num_heads ({self.num_heads})", self.width)
         require(self.stem in ("none", "conv"), "stem", "be none or conv", self.stem)
-        require(self.stem != "none" or self.frames_per_token == 1, "frames_per_token", "be 1 if stem is none",
-                self.frames_per_token)  # fmt: skip
+        require(
+            self.stem != "none" or self.frames_per_token == 1,
+            "frames_per_token",
+            "be 1 if stem is none",
+            self.frames_per_token,
+        )
         require(self.stem_activation in ("relu", "silu"), "stem_activation", "be relu or silu", self.stem_activation)
         for name in ("dropout", "drop_path"):
             require(0 <= getattr(self, name) < 1, name, "be at least 0 and less than 1", getattr(self, name))
@@ -436,8 +444,12 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         require(self.source != "", "source", "be a URL, an archive or a folder", self.source)
-        require(self.sha256 == "" or (len(self.sha256) == 64 and set(self.sha256) <= set("0123456789abcdef")),
-                "sha256", "be 64 lower-case hexadecimal digits", self.sha256)  # fmt: skip
+        require(
+            self.sha256 == "" or (len(self.sha256) == 64 and set(self.sha256) <= set("0123456789abcdef")),
+            "sha256",
+            "be 64 lower-case hexadecimal digits",
+            self.sha256,
+        )
         require(self.preset in PRESETS, "preset", f"be one of {', '.join(PRESETS)}", self.preset)
         require(self.split in ("", "speaker", "random"), "split", "be speaker or random", self.split)
         for name in ("max_bad_fraction", "min_accuracy"):
@@ -464,8 +476,9 @@ class SynthesizeConfig:
 
     def __post_init__(self) -> None:
         require(parse_words(self.words) is not None, "words", "be all or a list separated by commas", self.words)
-        require(self.clips_per_word >= 3, "clips_per_word", "be at least 3, a voice for every split",
-                self.clips_per_word)  # fmt: skip
+        require(
+            self.clips_per_word >= 3, "clips_per_word", "be at least 3, a voice for every split", self.clips_per_word
+        )
         require(self.seed >= 0, "seed", "be at least 0", self.seed)
 
 
@@ -519,16 +532,28 @@ class ServeConfig:
     """Seconds for which a server that was told to stop still answers, until no more requests are routed to it."""
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "max_clips", "max_waiting", "max_request_mib", "max_seconds", "max_streams",
-                     "poll_seconds"):  # fmt: skip
+        for name in (
+            "max_batch",
+            "max_clips",
+            "max_waiting",
+            "max_request_mib",
+            "max_seconds",
+            "max_streams",
+            "poll_seconds",
+        ):
             require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
         for name in ("num_threads", "drain_seconds", "port"):
             require(getattr(self, name) >= 0, name, "be at least 0", getattr(self, name))
         require(self.grpc_port >= -1, "grpc_port", "be at least -1", self.grpc_port)
-        require(max(self.port, self.grpc_port) < 1 << 16, "port, grpc_port", "be below 65536",
-                (self.port, self.grpc_port))  # fmt: skip
-        require(self.model_name.replace("-", "").replace("_", "").isalnum(), "model_name",
-                "consist of letters, digits, - and _", self.model_name)  # fmt: skip
+        require(
+            max(self.port, self.grpc_port) < 1 << 16, "port, grpc_port", "be below 65536", (self.port, self.grpc_port)
+        )
+        require(
+            self.model_name.replace("-", "").replace("_", "").isalnum(),
+            "model_name",
+            "consist of letters, digits, - and _",
+            self.model_name,
+        )
 
 
 INIT_MIN_CLIPS = 10_000
@@ -566,11 +591,16 @@ def parse_words(words: str, at_least: int = 2) -> tuple[str, ...] | None:
         return SPEECH_COMMANDS_WORDS
     names = tuple(word.strip() for word in words.split(","))
     number = {1: "a word", 2: "two words"}[at_least]
-    require(len(names) >= at_least and len(set(names)) == len(names), "words", f"name at least {number}, each once",
-            words)  # fmt: skip
+    require(
+        len(names) >= at_least and len(set(names)) == len(names), "words", f"name at least {number}, each once", words
+    )
     for name in names:
-        require(name != "" and name == os.path.basename(name) and not name.startswith((".", "_")),
-                "a word", "be the name of a folder and not start with . or _", name)  # fmt: skip
+        require(
+            name != "" and name == os.path.basename(name) and not name.startswith((".", "_")),
+            "a word",
+            "be the name of a folder and not start with . or _",
+            name,
+        )
     return names
 
 

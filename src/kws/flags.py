@@ -36,9 +36,12 @@ def add_flag(
         return
     note = "required" if required else f"default: {shown or default or repr(default)}"
     parser.add_argument(
-        flag, type=type(value), metavar=name.upper(), help=f"{text} ({note})",
+        flag,
+        type=type(value),
+        metavar=name.upper(),
+        help=f"{text} ({note})",
         **({"required": True} if required else {"default": default}),
-    )  # fmt: skip
+    )
 
 
 def add_registry(parser: argparse._ActionsContainer, purpose: str) -> None:
@@ -49,8 +52,10 @@ def add_registry(parser: argparse._ActionsContainer, purpose: str) -> None:
         purpose: what the registry is told, for the help.
     """
     parser.add_argument(
-        "--model-registry", default=os.environ.get(MODEL_REGISTRY, ""), metavar="ADDRESS",
+        "--model-registry",
+        default=os.environ.get(MODEL_REGISTRY, ""),
+        metavar="ADDRESS",
         help=f"a Kubeflow Model Registry {purpose}, such as "
         f"http://model-registry-service.kubeflow.svc.cluster.local:8080 (default: the environment variable "
         f"{MODEL_REGISTRY}, or none)",
-    )  # fmt: skip
+    )

@@ -47,8 +47,12 @@ def warn_if_scarce(what: str) -> None:
     """Warns if there is less memory than something in LEAST needs, as the system would kill it later without a word."""
     available = limit()
     if available is not None and available < LEAST[what] << 20:
-        log.warning("%s needs %d MB of memory or more, and may use %d MB here: if it is killed, raise the memory limit",
-                    what, LEAST[what], available >> 20)  # fmt: skip
+        log.warning(
+            "%s needs %d MB of memory or more, and may use %d MB here: if it is killed, raise the memory limit",
+            what,
+            LEAST[what],
+            available >> 20,
+        )
 
 
 def _files(names: tuple[str, ...]) -> Iterator[Path]:

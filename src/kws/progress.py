@@ -36,10 +36,20 @@ def progress(total: int, unit: str, title: str, scale: bool = False, done: int =
     """
     terminal = sys.stderr.isatty()
     stream: Any = sys.stderr if terminal else _Lines(sys.stderr)
-    with tqdm(total=total, initial=done, unit=f" {unit}", desc=title, unit_scale=scale, file=stream, miniters=1,
-              dynamic_ncols=terminal, mininterval=0.1 if terminal else 10, maxinterval=0.1 if terminal else 10,
-              ascii=not terminal, bar_format=None if terminal else "{desc}: {n_fmt}/{total_fmt} {unit}, {rate_fmt}, "
-              "{remaining} left") as bar:  # fmt: skip
+    with tqdm(
+        total=total,
+        initial=done,
+        unit=f" {unit}",
+        desc=title,
+        unit_scale=scale,
+        file=stream,
+        miniters=1,
+        dynamic_ncols=terminal,
+        mininterval=0.1 if terminal else 10,
+        maxinterval=0.1 if terminal else 10,
+        ascii=not terminal,
+        bar_format=None if terminal else "{desc}: {n_fmt}/{total_fmt} {unit}, {rate_fmt}, {remaining} left",
+    ) as bar:
         # tqdm's own clock may jump, which would stop the lines or make their rates absurd.
         setattr(bar, "_time", time.monotonic)  # noqa: B010
         bar.start_t = bar.last_print_t = time.monotonic()

@@ -107,8 +107,9 @@ def test_the_cluster_accepts_every_object_of_an_overlay(overlay: str, namespace:
             thing["metadata"]["name"] = f"{namespace}-other"
         for port in thing.get("spec", {}).get("ports", []) if thing["kind"] == "Service" else []:
             port.pop("nodePort", None)  # may be taken by another overlay on this cluster
-    kubectl("apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-",
-            stdin=yaml.safe_dump_all(things))  # fmt: skip
+    kubectl(
+        "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump_all(things)
+    )
 
 
 def test_what_kind_up_waits_for_is_seen_on_a_real_cluster(as_kind: None, namespace: str) -> None:
@@ -117,10 +118,14 @@ def test_what_kind_up_waits_for_is_seen_on_a_real_cluster(as_kind: None, namespa
     assert {node["metadata"]["name"] for node in kind._get("nodes")["items"]}
     assert kind._unready() == ([], 0)
     deployment: dict[str, Any] = {
-        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "never", "namespace": namespace},
-        "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {
-            "metadata": {"labels": {"a": "b"}}, "spec": pod_spec("nothing.invalid/none:1")}},
-    }  # fmt: skip
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "never", "namespace": namespace},
+        "spec": {
+            "selector": {"matchLabels": {"a": "b"}},
+            "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod_spec("nothing.invalid/none:1")},
+        },
+    }
     kubectl("apply", "-f", "-", stdin=json.dumps(deployment))
     try:
         assert kind._unready() == (["never"], 1)
@@ -133,20 +138,34 @@ def test_claim_is_replaced_by_that_of_another_volume_and_back(as_kind: None) -> 
     """As docs/cluster.md has it (Another volume): delete the claim, apply the other overlay."""
     name = f"kws-swap-{uuid.uuid4().hex[:8]}"
     of_kind = overlay_in(name)
-    others = [thing for thing in yaml.safe_load_all(
-        kubectl("kustomize", str(ROOT / "manifests" / "overlays" / "storage-class"))
-    ) if thing["kind"] not in ("Service", "Deployment")]  # fmt: skip
+    others = [
+        thing
+        for thing in yaml.safe_load_all(kubectl("kustomize", str(ROOT / "manifests" / "overlays" / "storage-class")))
+        if thing["kind"] not in ("Service", "Deployment")
+    ]
     for thing in others:
         thing["metadata"]["namespace"] = name
         if thing["kind"] == "PersistentVolumeClaim":
             thing["spec"]["storageClassName"] = name
     made = [
-        {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": name},
-         "provisioner": "kubernetes.io/no-provisioner"},
-        {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": f"{name}-other"},
-         "spec": {"storageClassName": name, "accessModes": ["ReadWriteMany"], "capacity": {"storage": "50Gi"},
-                  "hostPath": {"path": f"/tmp/{name}-other", "type": "DirectoryOrCreate"}}},
-    ]  # fmt: skip
+        {
+            "apiVersion": "storage.k8s.io/v1",
+            "kind": "StorageClass",
+            "metadata": {"name": name},
+            "provisioner": "kubernetes.io/no-provisioner",
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": f"{name}-other"},
+            "spec": {
+                "storageClassName": name,
+                "accessModes": ["ReadWriteMany"],
+                "capacity": {"storage": "50Gi"},
+                "hostPath": {"path": f"/tmp/{name}-other", "type": "DirectoryOrCreate"},
+            },
+        },
+    ]
 
     def replace(apply: Callable[[], object]) -> None:
         kubectl("-n", name, "delete", "pvc", "kws-data")
@@ -166,8 +185,10 @@ def test_claim_is_replaced_by_that_of_another_volume_and_back(as_kind: None) -> 
         replace(apply_other)
         with pytest.raises(ClusterError, match=f"got one of storage class {name}, and a claim cannot be changed"):
             kind.apply_overlay(of_kind)
-        wait_for("the release of the volume",
-                 lambda: "Released" in kubectl("get", "pv", name, "-o", "jsonpath={.status.phase}"))  # fmt: skip
+        wait_for(
+            "the release of the volume",
+            lambda: "Released" in kubectl("get", "pv", name, "-o", "jsonpath={.status.phase}"),
+        )
         replace(lambda: kind.apply_overlay(of_kind))
     finally:
         kubectl("delete", "namespace", name, "--wait=false")
@@ -180,8 +201,12 @@ def pod_spec(image: str, **container: Any) -> dict[str, Any]:
     restricted = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     main = {"name": "main", "image": image, "command": ["sleep", "300"], "securityContext": restricted} | container
     security = {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}}
-    return {"restartPolicy": "Always", "terminationGracePeriodSeconds": 1, "securityContext": security,
-            "containers": [main]}  # fmt: skip
+    return {
+        "restartPolicy": "Always",
+        "terminationGracePeriodSeconds": 1,
+        "securityContext": security,
+        "containers": [main],
+    }
 
 
 @pytest.mark.parametrize(
@@ -189,12 +214,21 @@ def pod_spec(image: str, **container: Any) -> dict[str, Any]:
     [
         ("nothing.invalid/none:1", {}, "Pull"),
         (IMAGE, {"resources": {"requests": {"cpu": "4000"}}}, "Unschedulable: 0/"),
-        (IMAGE, {"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "none", "key": "a"}}}]},
-         "CreateContainerConfigError: secret \"none\" not found"),
-        (IMAGE, {"volumes": [{"name": "v", "secret": {"secretName": "none"}}],
-                 "volumeMounts": [{"name": "v", "mountPath": "/v"}]}, "FailedMount: MountVolume.SetUp failed"),
+        (
+            IMAGE,
+            {"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "none", "key": "a"}}}]},
+            'CreateContainerConfigError: secret "none" not found',
+        ),
+        (
+            IMAGE,
+            {
+                "volumes": [{"name": "v", "secret": {"secretName": "none"}}],
+                "volumeMounts": [{"name": "v", "mountPath": "/v"}],
+            },
+            "FailedMount: MountVolume.SetUp failed",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_a_step_pod_waits_for_is_shown_in_the_words_of_kubernetes(
     namespace: str, image: str, container: dict[str, Any], reason: str
 ) -> None:
@@ -202,9 +236,17 @@ def test_what_a_step_pod_waits_for_is_shown_in_the_words_of_kubernetes(
     spec = pod_spec(image, **{key: value for key, value in container.items() if key != "volumes"})
     spec["volumes"] = container.get("volumes", [])
     annotations = {"workflows.argoproj.io/node-name": "w(0).root(0).download(0).executor(0)"}
-    pod = {"apiVersion": "v1", "kind": "Pod", "spec": spec,
-           "metadata": {"name": f"step-{run[:8]}", "namespace": namespace, "labels": {"pipeline/runid": run},
-                        "annotations": annotations}}  # fmt: skip
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "spec": spec,
+        "metadata": {
+            "name": f"step-{run[:8]}",
+            "namespace": namespace,
+            "labels": {"pipeline/runid": run},
+            "annotations": annotations,
+        },
+    }
     kubectl("apply", "-f", "-", stdin=json.dumps(pod))
     try:
         pods = Pods(Cluster(namespace=namespace), run)
@@ -224,12 +266,20 @@ def test_a_run_that_cannot_fit_is_refused_by_nodes_and_by_a_quota(namespace: str
     with pytest.raises(ClusterError, match="training pod 1 of 2 must fit on a node beside what runs there, got one"):
         require_fit(cluster, Placement(training={"cpu": "4000"}), 2)
     little = Placement(training={"cpu": "50m", "memory": "64Mi"})
-    quota: dict[str, Any] = {"apiVersion": "v1", "kind": "ResourceQuota", "spec": {"hard": {"pods": "2"}},
-                             "metadata": {"name": "few", "namespace": namespace}}  # fmt: skip
+    quota: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "spec": {"hard": {"pods": "2"}},
+        "metadata": {"name": "few", "namespace": namespace},
+    }
     kubectl("apply", "-f", "-", stdin=json.dumps(quota))
     try:
-        wait_for("the quota", lambda: "2" in kubectl("-n", namespace, "get", "resourcequota", "few", "-o",
-                                                     "jsonpath={.status.hard.pods}"))  # fmt: skip
+        wait_for(
+            "the quota",
+            lambda: (
+                "2" in kubectl("-n", namespace, "get", "resourcequota", "few", "-o", "jsonpath={.status.hard.pods}")
+            ),
+        )
         with pytest.raises(ClusterError, match="must stay within quota few, got 3 of pods where it allows 2"):
             require_fit(cluster, little, 2)
     finally:
@@ -292,9 +342,11 @@ def test_a_job_whose_pods_are_never_let_in_ends_the_step_with_the_words_of_kuber
     namespace: str, tmp_path: Path
 ) -> None:
     limits: dict[str, Any] = {
-        "apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small", "namespace": namespace},
+        "apiVersion": "v1",
+        "kind": "LimitRange",
+        "metadata": {"name": "small", "namespace": namespace},
         "spec": {"limits": [{"type": "Container", "max": {"memory": "16Mi"}}]},
-    }  # fmt: skip
+    }
     config = ClusterConfig(image=IMAGE, namespace=namespace, cpu="10m", memory="64Mi", shm_size="1Mi")
     job = Training(name="kws-refused", folder=tmp_path, arguments=(), num_nodes=1, processes_per_node=1)
     wait_for("the count of what the quota bounds", lambda: quota_counts(namespace))
@@ -321,8 +373,13 @@ def test_the_account_of_the_steps_may_do_what_the_launcher_does_and_no_more(name
         except ClusterError:  # kubectl's status is 1 for no
             return False
 
-    for verb, resource in (("create", "pytorchjobs.kubeflow.org"), ("delete", "pytorchjobs.kubeflow.org"),
-                           ("patch", "pytorchjobs.kubeflow.org"), ("list", "pods"), ("get", "pods/log")):  # fmt: skip
+    for verb, resource in (
+        ("create", "pytorchjobs.kubeflow.org"),
+        ("delete", "pytorchjobs.kubeflow.org"),
+        ("patch", "pytorchjobs.kubeflow.org"),
+        ("list", "pods"),
+        ("get", "pods/log"),
+    ):
         assert may(verb, resource), (verb, resource)
     for verb, resource in (("create", "pods"), ("get", "secrets"), ("delete", "persistentvolumeclaims")):
         assert not may(verb, resource), (verb, resource)

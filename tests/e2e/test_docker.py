@@ -40,8 +40,22 @@ def images() -> dict[str, str]:
 
 def inside(image: str, *command: str) -> str:
     """Runs a command in a container as a cluster would: read-only, without rights, as the image's own user."""
-    return shell.run(shell.docker(), "run", "--rm", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL",
-                          "--security-opt", "no-new-privileges", "--network", "none", image, *command)  # fmt: skip
+    return shell.run(
+        shell.docker(),
+        "run",
+        "--rm",
+        "--read-only",
+        "--tmpfs",
+        "/tmp",
+        "--cap-drop",
+        "ALL",
+        "--security-opt",
+        "no-new-privileges",
+        "--network",
+        "none",
+        image,
+        *command,
+    )
 
 
 @pytest.mark.parametrize("role", ["runtime", "launcher", "serving"])
@@ -90,14 +104,16 @@ def data_root(tmp_path: Path) -> Path:
     torch.manual_seed(1)
     features = PRESETS["default"].features
     config = ModelConfig(num_layers=1, num_heads=2, width=32, feedforward=64, frames_per_token=4)
-    recognizer = bundle.Recognizer(model=AudioTransformer(config, features, 2).eval(), words=["no", "yes"],
-                                   features=features, about={})  # fmt: skip
+    recognizer = bundle.Recognizer(
+        model=AudioTransformer(config, features, 2).eval(), words=["no", "yes"], features=features, about={}
+    )
     folder = tmp_path / versions.MODELS / "v1"
     folder.mkdir(parents=True)
     onnx.export(recognizer, folder / versions.ONNX)
-    files.write_json(folder / files.MANIFEST, {
-        "schema": 2, "version": "v1", "files": {versions.ONNX: files.sha256_of(folder / versions.ONNX)},
-    })  # fmt: skip
+    files.write_json(
+        folder / files.MANIFEST,
+        {"schema": 2, "version": "v1", "files": {versions.ONNX: files.sha256_of(folder / versions.ONNX)}},
+    )
     versions.appoint(tmp_path, "v1", 1.0, by="a test", reason="")
     for path in (tmp_path, *tmp_path.rglob("*")):
         path.chmod(0o755)
@@ -116,10 +132,24 @@ def is_ready(address: str) -> bool:
 def serving(image: str, data_root: Path) -> Iterator[tuple[str, str]]:
     """Runs the serving image as its Deployment does, with the volume read-only; gives its HTTP and gRPC addresses."""
     name = shell.run(
-        shell.docker(), "run", "--detach", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL",
-        "--security-opt", "no-new-privileges", "--volume", f"{data_root}:/data:ro",
-        "--publish", "127.0.0.1::8080", "--publish", "127.0.0.1::8081", image,
-    ).strip()  # fmt: skip
+        shell.docker(),
+        "run",
+        "--detach",
+        "--read-only",
+        "--tmpfs",
+        "/tmp",
+        "--cap-drop",
+        "ALL",
+        "--security-opt",
+        "no-new-privileges",
+        "--volume",
+        f"{data_root}:/data:ro",
+        "--publish",
+        "127.0.0.1::8080",
+        "--publish",
+        "127.0.0.1::8081",
+        image,
+    ).strip()
     try:
         http, grpc = (shell.run(shell.docker(), "port", name, port).split()[0] for port in ("8080", "8081"))
         until = time.monotonic() + 120
@@ -135,8 +165,9 @@ def test_the_serving_image_answers_health_inference_and_the_page(
     images: dict[str, str], data_root: Path, real_corpus: Path
 ) -> None:
     clip = min((real_corpus / "yes").iterdir()).read_bytes()
-    sent = {"inputs": [{"name": "waveforms", "datatype": "BYTES", "shape": [1],
-                        "data": [base64.b64encode(clip).decode()]}]}  # fmt: skip
+    sent = {
+        "inputs": [{"name": "waveforms", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(clip).decode()]}]
+    }
     with serving(images["serving"], data_root) as (http, grpc):
 
         def get(path: str, body: object = None) -> str:
@@ -179,9 +210,26 @@ def test_the_runtime_imports_all_that_it_needs_in_the_versions_of_the_lock_file(
 
 def run_pipeline(runner: str, source: Path, folder: Path) -> dict[str, Any]:
     summary = folder / "summary.json"
-    command = [sys.executable, "-m", "pipeline", "run", "--runner", runner, "--source", str(source), "--words", "auto",
-               "--epochs", "2", "--min-accuracy", "0", "--data-root", str(folder / "data"),
-               "--json", str(summary)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "run",
+        "--runner",
+        runner,
+        "--source",
+        str(source),
+        "--words",
+        "auto",
+        "--epochs",
+        "2",
+        "--min-accuracy",
+        "0",
+        "--data-root",
+        str(folder / "data"),
+        "--json",
+        str(summary),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return dict(json.loads(summary.read_text()))

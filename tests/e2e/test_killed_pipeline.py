@@ -16,8 +16,22 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_a_run_killed_while_training_goes_on_when_it_is_started_again(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     synthesize(corpus, words=["yes", "no", "stop"], clips_per_word=30)
-    command = [sys.executable, "-m", "pipeline", "run", "--source", corpus, "--data-root", tmp_path, "--words", "auto",
-               "--batch-size", "16", "--epochs", "4"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "run",
+        "--source",
+        corpus,
+        "--data-root",
+        tmp_path,
+        "--words",
+        "auto",
+        "--batch-size",
+        "16",
+        "--epochs",
+        "4",
+    ]
     process = subprocess.Popen([*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True)
     try:
         end = time.monotonic() + 100

@@ -83,8 +83,13 @@ def test_the_claim_is_bound_and_tensorboard_is_ready() -> None:
 def test_the_account_of_the_steps_may_do_what_the_launcher_does() -> None:
     account = "pipeline-runner" if NAMESPACE == "kubeflow" else "default-editor"
     who = f"--as=system:serviceaccount:{NAMESPACE}:{account}"
-    for verb, resource in [("create", "pytorchjobs.kubeflow.org"), ("delete", "pytorchjobs.kubeflow.org"),
-                           ("patch", "pytorchjobs.kubeflow.org"), ("list", "pods"), ("get", "pods/log")]:  # fmt: skip
+    for verb, resource in [
+        ("create", "pytorchjobs.kubeflow.org"),
+        ("delete", "pytorchjobs.kubeflow.org"),
+        ("patch", "pytorchjobs.kubeflow.org"),
+        ("list", "pods"),
+        ("get", "pods/log"),
+    ]:
         assert kubectl("auth", "can-i", verb, resource, who).strip() == "yes"
 
 
@@ -124,8 +129,9 @@ def test_the_champion_comes_back_through_a_pod_too_and_the_pod_goes(
     context = shell.run("kubectl", "config", "current-context").strip()
     pipeline("pull", "--to", tmp_path, "--context", context)
     assert list(tmp_path.glob("*/model.pth"))
-    wait_for("the end of the reader pod",
-             lambda: not get("pods", "-l", "app.kubernetes.io/name=kws-reader")["items"], 120)  # fmt: skip
+    wait_for(
+        "the end of the reader pod", lambda: not get("pods", "-l", "app.kubernetes.io/name=kws-reader")["items"], 120
+    )
 
 
 def test_a_run_that_fails_ends_with_a_status_and_the_reason() -> None:
@@ -150,13 +156,29 @@ def test_cancelling_a_run_deletes_its_training_job(source: str) -> None:
 
 def test_a_worker_that_is_killed_comes_back_and_training_succeeds(source: str) -> None:
     words = ["--words", "auto"] if source.startswith("/data/") else ["--words", "yes,no,stop"]
-    run = run_id(pipeline("submit", "--no-follow", "--source", source, *words, "--epochs", "30", "--num-nodes", "2",
-                          "--min-accuracy", "0"))  # fmt: skip
+    run = run_id(
+        pipeline(
+            "submit",
+            "--no-follow",
+            "--source",
+            source,
+            *words,
+            "--epochs",
+            "30",
+            "--num-nodes",
+            "2",
+            "--min-accuracy",
+            "0",
+        )
+    )
 
     def running() -> list[str]:
         pods = get("pods", "-l", "app.kubernetes.io/component=trainer")["items"]
-        return [pod["metadata"]["name"] for pod in pods
-                if run[:13] in pod["metadata"]["name"] and pod["status"]["phase"] == "Running"]  # fmt: skip
+        return [
+            pod["metadata"]["name"]
+            for pod in pods
+            if run[:13] in pod["metadata"]["name"] and pod["status"]["phase"] == "Running"
+        ]
 
     wait_for("two running workers", lambda: len(running()) == 2, 1200, run=run)
     time.sleep(20)
@@ -166,12 +188,16 @@ def test_a_worker_that_is_killed_comes_back_and_training_succeeds(source: str) -
 
 def test_a_step_whose_pod_vanishes_is_retried_says_so_and_adopts_its_job(source: str) -> None:
     words = ["--words", "auto"] if source.startswith("/data/") else ["--words", "yes,no,stop"]
-    run = run_id(pipeline("submit", "--no-follow", "--source", source, *words, "--epochs", "300",
-                          "--min-accuracy", "0"))  # fmt: skip
+    run = run_id(
+        pipeline("submit", "--no-follow", "--source", source, *words, "--epochs", "300", "--min-accuracy", "0")
+    )
     wait_for("the training job", lambda: job_of(run), 1200, run=run)
     time.sleep(30)  # a pod that Argo has not yet seen running it makes anew, with the same name, as the same attempt
-    (pod,) = (pod["metadata"]["name"] for pod in get("pods", "-l", f"pipeline/runid={run}")["items"]
-              if pod["status"]["phase"] == "Running")  # fmt: skip
+    (pod,) = (
+        pod["metadata"]["name"]
+        for pod in get("pods", "-l", f"pipeline/runid={run}")["items"]
+        if pod["status"]["phase"] == "Running"
+    )
     kubectl("delete", "pod", pod, "--grace-period=0", "--force")
     done = pipeline("follow", run)
     assert "adopted PyTorchJob" in done.stderr
@@ -277,8 +303,11 @@ class Guard(JsonServer):
         token = (headers["Authorization"] or "").removeprefix("Bearer ")
         if not token:  # which Kubernetes does not review
             return 401, {"message": "the token is not accepted: there is none"}
-        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
-                  "spec": {"token": token, "audiences": ["pipelines.kubeflow.org"]}}  # fmt: skip
+        review = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": {"token": token, "audiences": ["pipelines.kubeflow.org"]},
+        }
         status = json.loads(kubectl("create", "-f", "-", "-o", "json", stdin=json.dumps(review)))["status"]
         if not status.get("authenticated"):
             return 401, {
@@ -315,8 +344,9 @@ def test_a_host_that_demands_a_token_gets_that_of_the_file_and_a_renewed_one(gua
     file.write_text(fresh())
     nowhere = ("--source", "/data/there-is-no-such-folder", *SHORT)
     run = run_id(pipeline("submit", "--no-follow", *nowhere, *where))
-    following = subprocess.Popen(command_line("follow", run, *where), cwd=shell.ROOT, stdout=subprocess.PIPE,
-                                 stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    following = subprocess.Popen(
+        command_line("follow", run, *where), cwd=shell.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     time.sleep(8)
     file.write_text("")  # as the shell does for `kubectl create token > FILE`
     file.write_text(fresh())

@@ -24,8 +24,14 @@ def published(data_root: Path, version: str) -> str:
     folder = data_root / versions.MODELS / version
     folder.mkdir(parents=True)
     files.write_json(folder / versions.EVALUATION, {"macro_f1": 0.9, "calibration_error": 0.01, "num_clips": 100})
-    manifest = {"schema": 2, "version": version, "accuracy": 0.95, "words": ["no", "yes"], "about": {"run": "r1"},
-                "files": {versions.EVALUATION: files.sha256_of(folder / versions.EVALUATION)}}  # fmt: skip
+    manifest = {
+        "schema": 2,
+        "version": version,
+        "accuracy": 0.95,
+        "words": ["no", "yes"],
+        "about": {"run": "r1"},
+        "files": {versions.EVALUATION: files.sha256_of(folder / versions.EVALUATION)},
+    }
     files.write_json(folder / files.MANIFEST, manifest)
     versions.appoint(data_root, version, 0.95, by="a test", reason="")
     return version

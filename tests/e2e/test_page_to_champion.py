@@ -50,10 +50,16 @@ def sound(path: Path, clips: Sequence[Path]) -> Path:
 def browsing(microphone: Path, profile: Path, url: str) -> Iterator[Page]:
     """Opens the page in a Chromium that hears a file, and remembers who is speaking."""
     with sync_playwright() as started:
-        context = started.chromium.launch_persistent_context(profile, executable_path=CHROMIUM, args=[
-            "--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
-            f"--use-file-for-fake-audio-capture={microphone}",
-        ])  # fmt: skip
+        context = started.chromium.launch_persistent_context(
+            profile,
+            executable_path=CHROMIUM,
+            args=[
+                "--no-sandbox",
+                "--use-fake-device-for-media-stream",
+                "--use-fake-ui-for-media-stream",
+                f"--use-file-for-fake-audio-capture={microphone}",
+            ],
+        )
         tab = context.new_page()
         tab.goto(url)
         expect(tab.locator("#start")).to_be_enabled(timeout=60_000)
@@ -91,7 +97,11 @@ def test_words_recorded_on_the_page_are_heard_by_the_champion_that_its_command_t
         speakers = {path.name.partition("_")[0] for path in collected.rglob("*.wav")}
         assert len(speakers) == 1
         assert {folder.name: len(list(folder.iterdir())) for folder in collected.iterdir()} == {
-            "nine": 20, "seven": 20, "other": 20, "_background_noise_": 1}  # fmt: skip
+            "nine": 20,
+            "seven": 20,
+            "other": 20,
+            "_background_noise_": 1,
+        }
 
         heard = sound(tmp_path / "new.wav", clips(NEW, *WORDS))
         with browsing(heard, tmp_path / "profile", server.url) as tab:

@@ -104,8 +104,20 @@ class Run:
         monkeypatch.setenv("KWS_PYTORCHJOB", json.dumps(settings))
         source = recordings()
         words = "auto" if source.startswith("/data/") else "yes,no,stop"
-        flags = ["--source", source, "--words", words, "--epochs", str(EPOCHS), "--num-nodes", "2",
-                 "--min-accuracy", "0", "--data-root", f"/data/{self.data_root.name}"]  # fmt: skip
+        flags = [
+            "--source",
+            source,
+            "--words",
+            words,
+            "--epochs",
+            str(EPOCHS),
+            "--num-nodes",
+            "2",
+            "--min-accuracy",
+            "0",
+            "--data-root",
+            f"/data/{self.data_root.name}",
+        ]
         self.id = run_id(pipeline("submit", "--no-follow", *flags))
 
     def folder(self) -> Path:
@@ -115,15 +127,23 @@ class Run:
     def weights(self) -> dict[str, Any]:
         """Returns the weights of the last checkpoint, the averaged ones included."""
         state = torch.load(checkpoints_of(self.folder())[-1], weights_only=True)
-        return {f"{part} {name}": value for part in ("model", "averaged") for name, value in state[part].items()
-                if isinstance(value, torch.Tensor)}  # fmt: skip
+        return {
+            f"{part} {name}": value
+            for part in ("model", "averaged")
+            for name, value in state[part].items()
+            if isinstance(value, torch.Tensor)
+        }
 
     def pod_of(self, step: str) -> str:
         """Returns the running pod of a step, or ""."""
-        found = [pod for pod in get("pods", "-l", f"pipeline/runid={self.id}")["items"]
-                 if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
-                 and pod["metadata"]["name"].partition("-system-container-impl-")[2]
-                 and steps.step_of_node(steps.pod_node(pod)[1], [step])]  # fmt: skip
+        found = [
+            pod
+            for pod in get("pods", "-l", f"pipeline/runid={self.id}")["items"]
+            if pod["status"]["phase"] == "Running"
+            and "deletionTimestamp" not in pod["metadata"]
+            and pod["metadata"]["name"].partition("-system-container-impl-")[2]
+            and steps.step_of_node(steps.pod_node(pod)[1], [step])
+        ]
         return str(found[0]["metadata"]["name"]) if found else ""
 
     def worker(self, node: int) -> str:
@@ -147,14 +167,18 @@ class Run:
 
     def kill(self, step: str, delay: float = 0) -> None:
         """Kills the process of a step with SIGKILL, as the kernel does for want of memory."""
-        kubectl("exec", self.pod_of(step), "-c", "main", "--", "python3", "-c", KILL, str(delay),
-                "kfp.dsl.executor_main")  # fmt: skip
+        kubectl(
+            "exec", self.pod_of(step), "-c", "main", "--", "python3", "-c", KILL, str(delay), "kfp.dsl.executor_main"
+        )
 
     def left_behind(self) -> list[str]:
         """Returns what there is of the training job."""
-        return [f"{what} {thing['metadata']['name']}" for what in ("pytorchjobs.kubeflow.org", "pods", "services")
-                for thing in get(what)["items"]
-                if f"kws-{self.folder().name[:15]}" in thing["metadata"]["name"]]  # fmt: skip
+        return [
+            f"{what} {thing['metadata']['name']}"
+            for what in ("pytorchjobs.kubeflow.org", "pods", "services")
+            for thing in get(what)["items"]
+            if f"kws-{self.folder().name[:15]}" in thing["metadata"]["name"]
+        ]
 
 
 Disturbance = Callable[[Run], contextlib.AbstractContextManager[None]]
@@ -196,8 +220,18 @@ def worker_1_deleted_and_step_killed(run: Run) -> Iterator[None]:
 @contextlib.contextmanager
 def trainer_killed(run: Run) -> Iterator[None]:
     _training(run)
-    kubectl("exec", run.worker(1), "--", "python", "-c", KILL, "0", "kws.train.trainer", "torch.distributed.run",
-            "kws.launch.node")  # fmt: skip
+    kubectl(
+        "exec",
+        run.worker(1),
+        "--",
+        "python",
+        "-c",
+        KILL,
+        "0",
+        "kws.train.trainer",
+        "torch.distributed.run",
+        "kws.launch.node",
+    )
     yield
 
 
@@ -213,8 +247,11 @@ def step_deleted(run: Run) -> Iterator[None]:
     _training(run)
     job, first = job_of(run.id)["metadata"]["uid"], run.pod_of("train")
     _delete(first)  # which Argo retries by itself, so that the run goes on
-    wait_for("the next attempt to adopt the job",
-             lambda: run.pod_of("train") != first and run.says("adopted PyTorchJob"), run=run.id)  # fmt: skip
+    wait_for(
+        "the next attempt to adopt the job",
+        lambda: run.pod_of("train") != first and run.says("adopted PyTorchJob"),
+        run=run.id,
+    )
     assert job_of(run.id)["metadata"]["uid"] == job
     pipeline("cancel", run.id)
     yield
@@ -317,9 +354,14 @@ def undisturbed(data_root: Path) -> dict[str, Any]:
     ids=lambda value: value.__name__ if callable(value) else "",
 )
 def test_run_that_a_disturbance_ended_is_retried_to_a_true_success(
-    disturb: Disturbance, settings: dict[str, Any], ended: str, data_root: Path, undisturbed: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    disturb: Disturbance,
+    settings: dict[str, Any],
+    ended: str,
+    data_root: Path,
+    undisturbed: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     shutil.rmtree(data_root / versions.MODELS, ignore_errors=True)  # so that every model becomes champion
     run = Run(data_root)
     run.submit(settings, monkeypatch)
@@ -332,8 +374,9 @@ def test_run_that_a_disturbance_ended_is_retried_to_a_true_success(
         assert first.returncode == 1
         assert f"make retry RUN={run.id[:8]}" in first.stderr
         begun = time.monotonic()
-        again = subprocess.Popen(command_line("retry", run.id), cwd=shell.ROOT, text=True, stdout=subprocess.PIPE,
-                                 stderr=subprocess.PIPE)  # fmt: skip
+        again = subprocess.Popen(
+            command_line("retry", run.id), cwd=shell.ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
     out, err = again.communicate()
     assert again.returncode == 0, out + err
     assert "make pull-model VERSION=" in out
@@ -349,7 +392,9 @@ def test_run_that_a_disturbance_ended_is_retried_to_a_true_success(
     said = [line.partition("│ ")[2] for line in err.splitlines() if "PyTorchJob" in line or "resuming" in line]
     with capsys.disabled():
         why = next((line for line in first.stderr.splitlines() if line.startswith("the run ")), "")
-        print(f"\n{disturb.__name__}: after {spent:.0f} s {why}; retried in {time.monotonic() - begun:.0f} s: "
-              f"{'; '.join(said)}; {'same weights' if same else 'OTHER weights'}")  # fmt: skip
+        print(
+            f"\n{disturb.__name__}: after {spent:.0f} s {why}; retried in {time.monotonic() - begun:.0f} s: "
+            f"{'; '.join(said)}; {'same weights' if same else 'OTHER weights'}"
+        )
     if settings.get("elastic") is False:
         assert same

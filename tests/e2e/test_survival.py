@@ -42,14 +42,30 @@ def tensors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uninterrupted(tensors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of two workers that nothing happened to."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    subprocess.run([*TORCHRUN, "--standalone", "--nproc-per-node=2", *trainer(tensors, folder)], env=ENVIRONMENT,
-                   check=True, capture_output=True)  # fmt: skip
+    subprocess.run(
+        [*TORCHRUN, "--standalone", "--nproc-per-node=2", *trainer(tensors, folder)],
+        env=ENVIRONMENT,
+        check=True,
+        capture_output=True,
+    )
     return run_of(folder)
 
 
 def trainer(tensors: Path, folder: Path, epochs: int = EPOCHS) -> list[str]:
-    return ["-m", "kws.train.trainer", "--tensors", str(tensors), "--runs", str(folder), "--run-id", "a", "--epochs",
-            str(epochs), "--batch-size", "16"]  # fmt: skip
+    return [
+        "-m",
+        "kws.train.trainer",
+        "--tensors",
+        str(tensors),
+        "--runs",
+        str(folder),
+        "--run-id",
+        "a",
+        "--epochs",
+        str(epochs),
+        "--batch-size",
+        "16",
+    ]
 
 
 class Node:
@@ -57,10 +73,16 @@ class Node:
 
     def __init__(self, tensors: Path, folder: Path, epochs: int, port: int) -> None:
         self.command = [
-            *TORCHRUN, "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=20", "--rdzv-backend=c10d",
-            f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test", "--rdzv-conf=last_call_timeout=10",
+            *TORCHRUN,
+            "--nnodes=1:2",
+            "--nproc-per-node=1",
+            "--max-restarts=20",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint=127.0.0.1:{port}",
+            "--rdzv-id=test",
+            "--rdzv-conf=last_call_timeout=10",
             *trainer(tensors, folder, epochs),
-        ]  # fmt: skip
+        ]
         self.log = (folder.parent / f"node-{id(self):x}.log").open("w+")
         self.start()
 

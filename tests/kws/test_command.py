@@ -35,16 +35,24 @@ def command(code: str = "", redirect: str = "", **variables: str) -> "subprocess
     [
         ("raise ValueError('epochs must be positive, got 0')", 2, "error: epochs must be positive, got 0"),
         ("open('/absent')", 2, "error: [Errno 2] No such file or directory: '/absent'"),
-        ("raise OSError(errno.ENOSPC, 'No space left on device', '/data/x')", 2,
-         "error: [Errno 28] No space left on device: '/data/x'; free some space and start again: what is done is kept"),
+        (
+            "raise OSError(errno.ENOSPC, 'No space left on device', '/data/x')",
+            2,
+            "error: [Errno 28] No space left on device: '/data/x'; "
+            "free some space and start again: what is done is kept",
+        ),
         ("raise CommandFailed('train failed')", 1, "error: train failed"),
-        ("raise MemoryError", 2, "error: this takes more memory than there is: use a smaller --batch-size, fewer "
-         "processes or a larger memory limit"),
+        (
+            "raise MemoryError",
+            2,
+            "error: this takes more memory than there is: use a smaller --batch-size, fewer "
+            "processes or a larger memory limit",
+        ),
         ("raise KeyboardInterrupt", 130, "stopped; run the same command again to resume"),
         ("sys.exit(3)", 3, "remark"),
         ("", 0, "remark"),
     ],
-)  # fmt: skip
+)
 def test_command_ends_with_a_status_and_a_line(code: str, status: int, line: str) -> None:
     done = command(code)
     assert done.returncode == status
@@ -56,13 +64,17 @@ def test_command_ends_with_a_status_and_a_line(code: str, status: int, line: str
 @pytest.mark.parametrize(
     ("redirect", "status", "said"),
     [
-        ("> /dev/full", 2, "remark\nerror: [Errno 28] No space left on device; free some space and start again: what "
-         "is done is kept\n"),
+        (
+            "> /dev/full",
+            2,
+            "remark\nerror: [Errno 28] No space left on device; free some space and start again: what "
+            "is done is kept\n",
+        ),
         (">&-", 0, "remark\n"),
         ("2> /dev/full", 0, ""),
         ("2>&-", 0, ""),
     ],
-)  # fmt: skip
+)
 def test_full_or_closed_output_causes_no_traceback(redirect: str, status: int, said: str) -> None:
     done = command("", redirect)
     assert (done.returncode, done.stderr) == (status, said)
@@ -107,8 +119,10 @@ def test_log_messages_that_cannot_be_written_do_not_end_the_command() -> None:
 def test_ctrl_c_of_a_command_at_work_is_a_line() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(COMMAND), "print('ready', flush=True); time.sleep(60)"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout is not None
     while process.stdout.readline() != "ready\n":
         pass
@@ -130,6 +144,11 @@ def test_user_without_a_name_and_a_home_gets_both(tmp_path: Path) -> None:
     if subprocess.run([*as_nobody, "true"], capture_output=True).returncode:
         pytest.skip("this machine lets nobody be another user")
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "USER", "LOGNAME")}
-    done = subprocess.run([*as_nobody, sys.executable, "-c", textwrap.dedent(code)], env=environment,
-                          capture_output=True, text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [*as_nobody, sys.executable, "-c", textwrap.dedent(code)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.split() == ["12345", "user12345", "/tmp"]

@@ -81,14 +81,31 @@ def test_baseline_is_what_the_project_started_from() -> None:
     baseline = PRESETS["baseline"]
     assert baseline.split == "random"
     assert baseline.features == FeatureConfig(
-        fit="start", n_fft=400, win_length=400, hop_length=200, num_mels=128, f_min=0.0, f_max=8000.0, mel_scale="htk",
-        log=False, normalize=False,
-    )  # fmt: skip
+        fit="start",
+        n_fft=400,
+        win_length=400,
+        hop_length=200,
+        num_mels=128,
+        f_min=0.0,
+        f_max=8000.0,
+        mel_scale="htk",
+        log=False,
+        normalize=False,
+    )
     assert (baseline.features.num_frames, baseline.features.dtype) == (81, "float32")
     assert baseline.model == ModelConfig(
-        num_layers=4, num_heads=4, width=128, feedforward=2048, frames_per_token=1, stem="none", positions=False,
-        norm_first=False, activation="relu", dropout=0.1, drop_path=0.0,
-    )  # fmt: skip
+        num_layers=4,
+        num_heads=4,
+        width=128,
+        feedforward=2048,
+        frames_per_token=1,
+        stem="none",
+        positions=False,
+        norm_first=False,
+        activation="relu",
+        dropout=0.1,
+        drop_path=0.0,
+    )
     train = baseline.train
     assert (train.epochs, train.batch_size, train.learning_rate, train.seed) == (30, 256, 1e-3, 41)
     assert (train.optimizer, train.weight_decay, train.schedule, train.scale_with_processes) == (

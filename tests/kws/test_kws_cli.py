@@ -65,8 +65,9 @@ def test_unknown_or_missing_subcommand_ends_with_status_2(capsys: pytest.Capture
 def test_preprocess_prints_the_folder_and_nothing_else(
     tone_corpus: Path, tone_tensors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status = run("preprocess", "--recordings", tone_corpus, "--data-root", tmp_path, "--words", "auto",
-                 "--num-processes", 1)  # fmt: skip
+    status = run(
+        "preprocess", "--recordings", tone_corpus, "--data-root", tmp_path, "--words", "auto", "--num-processes", 1
+    )
     assert status == 0
     assert capsys.readouterr().out == f"{tmp_path / 'tensors' / tone_tensors.name}\n"
 
@@ -100,8 +101,11 @@ def test_evaluate_prints_a_table_and_writes_report_matrix_and_figures(
     for word in ("no", "stop", "yes"):
         assert re.search(rf"{word} +│ +40 +│ +100.0% +│ +100.0% +│ +1.000", shown)
     assert {path.name for path in output.iterdir()} == {
-        "report.html", "confusion.png", "confusion.csv", "evaluation.json",
-    }  # fmt: skip
+        "report.html",
+        "confusion.png",
+        "confusion.csv",
+        "evaluation.json",
+    }
     assert (output / "confusion.csv").read_text().splitlines()[1:] == ["no,40,0,0", "stop,0,40,0", "yes,0,0,40"]
     assert files.read_json(output / "evaluation.json")["accuracy"] == 1
 

@@ -31,8 +31,13 @@ def write(groups: Path, own: str, **contents: str) -> None:
 
 
 def test_the_limit_of_control_groups_v2_is_the_smallest_up_to_the_top(groups: Path) -> None:
-    write(groups, "0::/pods/mine\n", memory_of_max="max\n", pods__memory_of_max="300000000\n",
-          pods__mine__memory_of_max="400000000\n")  # fmt: skip
+    write(
+        groups,
+        "0::/pods/mine\n",
+        memory_of_max="max\n",
+        pods__memory_of_max="300000000\n",
+        pods__mine__memory_of_max="400000000\n",
+    )
     assert memory.limit() == 300_000_000
 
 
@@ -62,8 +67,9 @@ def test_too_little_memory_is_reported_and_enough_is_not(groups: Path, caplog: p
     assert caplog.messages == []
     write(groups, "0::/\n", memory_of_max=str(256 << 20))
     memory.warn_if_scarce("training")
-    assert caplog.messages == ["training needs 512 MB of memory or more, and may use 256 MB here: if it is killed, "
-                               "raise the memory limit"]  # fmt: skip
+    assert caplog.messages == [
+        "training needs 512 MB of memory or more, and may use 256 MB here: if it is killed, raise the memory limit"
+    ]
 
 
 WITHOUT_COMPILER = """

@@ -77,8 +77,11 @@ def test_the_tag_follows_what_is_in_the_images_only(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(module, "ROOT", tmp_path)
 
     def git(*arguments: str) -> None:
-        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=t", "-c", "user.email=t@t", *arguments], check=True,
-                       capture_output=True)  # fmt: skip
+        subprocess.run(
+            ["git", "-C", tmp_path, "-c", "user.name=t", "-c", "user.email=t@t", *arguments],
+            check=True,
+            capture_output=True,
+        )
 
     for name in ("images/file", "src/file", "pyproject.toml", "uv.lock", ".dockerignore"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

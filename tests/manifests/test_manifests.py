@@ -69,8 +69,9 @@ def test_every_object_of_an_overlay_is_valid_kubernetes(overlay: str) -> None:
             kubernetes_validate.validate(thing, KUBERNETES, strict=True)
         for spec in pod_specs(thing):
             if thing["kind"] == "InferenceService":  # a pod spec, and what KServe makes of it
-                spec = {name: value for name, value in spec.items()
-                        if name not in ("minReplicas", "maxReplicas", "timeout")}  # fmt: skip
+                spec = {
+                    name: value for name, value in spec.items() if name not in ("minReplicas", "maxReplicas", "timeout")
+                }
             pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "lifted"}, "spec": spec}
             kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
@@ -143,8 +144,13 @@ def test_the_role_of_the_launcher_allows_what_it_calls_and_nothing_else() -> Non
             resource = {"pod": "pods", "pod_log": "pods/log", "event": "events"}[found[2]]
             needed.add(("", resource, verbs[found[1]]))
     rules = of_kind("overlays/kind", "Role")["kws-launcher"]["rules"]
-    allowed = {(group, resource, verb) for rule in rules for group in rule["apiGroups"]
-               for resource in rule["resources"] for verb in rule["verbs"]}  # fmt: skip
+    allowed = {
+        (group, resource, verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
     assert needed
     assert allowed == needed
 
@@ -189,8 +195,12 @@ def test_on_kind_the_volume_is_the_folder_that_every_node_mounts_from_the_host()
 def test_on_kind_the_ports_of_the_host_lead_to_services_that_are_let_in() -> None:
     cluster = yaml.safe_load((ROOT / "kind-config.yaml").read_text())
     mapped = {each["hostPort"]: each["containerPort"] for each in cluster["nodes"][0]["extraPortMappings"]}
-    ports = {port["nodePort"] for service in of_kind("overlays/kind", "Service").values()
-             for port in service["spec"]["ports"] if "nodePort" in port}  # fmt: skip
+    ports = {
+        port["nodePort"]
+        for service in of_kind("overlays/kind", "Service").values()
+        for port in service["spec"]["ports"]
+        if "nodePort" in port
+    }
     assert set(mapped) == set(preflight.PORTS)
     assert set(mapped.values()) == ports
     assert {f"http://localhost:{port}" for port in mapped} == {kind.UI, kind.TENSORBOARD}

@@ -60,10 +60,20 @@ print(os.path.exists(f"/proc/{step.pid}"))
 
 def test_path_of_the_summary_is_whole_on_its_line_however_long_and_odd(capsys: pytest.CaptureFixture[str]) -> None:
     path = '/däta [bold] root\'s "x"/' + "long " * 30 + "/model.pth"
-    show_summary({
-        "steps": [{"name": "train", "seconds": 1.0}], "seconds": 1.0, "num_test_clips": 3, "words": ["no", "yes"],
-        "accuracy": 0.5, "is_champion": True, "reason": "[x]", "model": path, "report": path, "tensorboard": path,
-    })  # fmt: skip
+    show_summary(
+        {
+            "steps": [{"name": "train", "seconds": 1.0}],
+            "seconds": 1.0,
+            "num_test_clips": 3,
+            "words": ["no", "yes"],
+            "accuracy": 0.5,
+            "is_champion": True,
+            "reason": "[x]",
+            "model": path,
+            "report": path,
+            "tensorboard": path,
+        }
+    )
     lines = capsys.readouterr().out.splitlines()
     assert f"model        {path}" in lines
     assert "champion     yes: [x]" in lines

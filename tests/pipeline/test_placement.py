@@ -17,8 +17,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for folder in ("src/kws", "components", "pipeline") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 HERE = Placement(runtime="here/kws-runtime:1", launcher="here/kws-launcher:1")
-THERE = Placement(runtime="there/kws-runtime:2", launcher="there/kws-launcher:2", pvc="other",
-                  launches="trainjob", training={"gpus_per_node": 2, "cpu": "7"})  # fmt: skip
+THERE = Placement(
+    runtime="there/kws-runtime:2",
+    launcher="there/kws-launcher:2",
+    pvc="other",
+    launches="trainjob",
+    training={"gpus_per_node": 2, "cpu": "7"},
+)
 
 COMPILE_AFTER_IMPORTS = """
 import importlib, json, sys
@@ -57,18 +62,39 @@ def test_one_process_compiles_for_two_registries_and_devices(tmp_path: Path) -> 
 
 def test_no_order_of_imports_and_no_environment_changes_what_is_compiled(tmp_path: Path) -> None:
     # Without the rooms of kws that import torch, which no compiling does: the next test reads them.
-    names = [".".join(path.relative_to(ROOT / "src" if "src" in path.parts else ROOT).with_suffix("").parts)
-             for path in SOURCES if path.name not in ("__init__.py", "__main__.py", "plots.py")
-             and ("kws" not in path.parts or path.parent.name in ("kws", "launch"))]  # fmt: skip
+    names = [
+        ".".join(path.relative_to(ROOT / "src" if "src" in path.parts else ROOT).with_suffix("").parts)
+        for path in SOURCES
+        if path.name not in ("__init__.py", "__main__.py", "plots.py")
+        and ("kws" not in path.parts or path.parent.name in ("kws", "launch"))
+    ]
     count = len(names)
     orders = [list(range(count)), list(range(count))[::-1], [(7 * i + 3) % count for i in range(count)]]
-    placements = {name: {"runtime": p.runtime, "launcher": p.launcher, "pvc": p.pvc, "training": p.training,
-                         "launches": p.launches}
-                  for name, p in (("here", HERE), ("there", THERE))}  # fmt: skip
-    misleading = {"KWS_RUNTIME_IMAGE": "wrong/kws-runtime:0", "KWS_LAUNCHER_IMAGE": "wrong/kws-launcher:0",
-                  "KWS_PVC": "wrong", "KWS_GPUS_PER_NODE": "9", "KWS_PYTORCHJOB": "{"}  # fmt: skip
-    command = [sys.executable, "-c", COMPILE_AFTER_IMPORTS, *map(json.dumps, (names, orders)), str(tmp_path),
-               json.dumps(placements)]  # fmt: skip
+    placements = {
+        name: {
+            "runtime": p.runtime,
+            "launcher": p.launcher,
+            "pvc": p.pvc,
+            "training": p.training,
+            "launches": p.launches,
+        }
+        for name, p in (("here", HERE), ("there", THERE))
+    }
+    misleading = {
+        "KWS_RUNTIME_IMAGE": "wrong/kws-runtime:0",
+        "KWS_LAUNCHER_IMAGE": "wrong/kws-launcher:0",
+        "KWS_PVC": "wrong",
+        "KWS_GPUS_PER_NODE": "9",
+        "KWS_PYTORCHJOB": "{",
+    }
+    command = [
+        sys.executable,
+        "-c",
+        COMPILE_AFTER_IMPORTS,
+        *map(json.dumps, (names, orders)),
+        str(tmp_path),
+        json.dumps(placements),
+    ]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | misleading, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for name, placement in (("here", HERE), ("there", THERE)):

@@ -23,9 +23,13 @@ STEPS = {"download", "preprocess", "train", "evaluate", "promote"}
 
 def pipeline(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pipeline", *map(str, arguments)], cwd=ROOT, env=os.environ | environment,
-        capture_output=True, text=True, timeout=250,
-    )  # fmt: skip
+        [sys.executable, "-m", "pipeline", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +130,22 @@ def test_the_compiled_pipeline_goes_from_recordings_to_a_champion_with_two_proce
     corpus: Path, tmp_path: Path
 ) -> None:
     data_root, summary_file = tmp_path / "data", tmp_path / "summary.json"
-    flags = ("--source", corpus, "--data-root", data_root, "--words", "auto", "--min-accuracy", "0",
-             "--processes-per-node", "2", "--batch-size", "32", "--json", summary_file)  # fmt: skip
+    flags = (
+        "--source",
+        corpus,
+        "--data-root",
+        data_root,
+        "--words",
+        "auto",
+        "--min-accuracy",
+        "0",
+        "--processes-per-node",
+        "2",
+        "--batch-size",
+        "32",
+        "--json",
+        summary_file,
+    )
     done = pipeline("run", *flags, "--epochs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads(summary_file.read_text())

@@ -49,9 +49,19 @@ CHUNK = 1 << 18
 
 
 _DAMAGE = (
-    tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError, struct.error, ValueError,
-    LookupError, ArithmeticError, RuntimeError, MemoryError,
-)  # fmt: skip
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    EOFError,
+    OSError,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+)
 """Exceptions that the archive readers raise for damaged files."""
 
 

@@ -107,9 +107,15 @@ def opened(request: urllib.request.Request, timeout: float, seconds: float) -> I
     # The handlers of urllib.request.build_opener, except for files and FTP.
     opener = urllib.request.OpenerDirector()
     with Watch(seconds) as watch:
-        for kind in (urllib.request.ProxyHandler, urllib.request.UnknownHandler, _HTTP, _HTTPS,
-                     urllib.request.HTTPDefaultErrorHandler, urllib.request.HTTPRedirectHandler,
-                     urllib.request.HTTPErrorProcessor):  # fmt: skip
+        for kind in (
+            urllib.request.ProxyHandler,
+            urllib.request.UnknownHandler,
+            _HTTP,
+            _HTTPS,
+            urllib.request.HTTPDefaultErrorHandler,
+            urllib.request.HTTPRedirectHandler,
+            urllib.request.HTTPErrorProcessor,
+        ):
             handler = kind()
             if isinstance(handler, _Watched):
                 handler.watch = watch

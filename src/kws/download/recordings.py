@@ -59,8 +59,9 @@ class Listing:
             reasons.setdefault(reason, []).append(name)
         for reason, names in reasons.items():
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            log.warning("%s: %d not read, as %s: %s%s", printable(self.folder), len(names), reason,
-                        ", ".join(names[:3]), more)  # fmt: skip
+            log.warning(
+                "%s: %d not read, as %s: %s%s", printable(self.folder), len(names), reason, ", ".join(names[:3]), more
+            )
 
 
 def list_recordings(folder: Path) -> Listing:
@@ -104,8 +105,13 @@ def list_tree(folder: Path) -> list[Path]:
         others += set(paths) - set(recordings)
     if found and others:
         listed = ", ".join(printable(path) for path in sorted(others)[:3])
-        log.warning("%s: %d files not read, as they are no recordings by their names: %s%s", printable(folder),
-                    len(others), listed, " …" if len(others) > 3 else "")  # fmt: skip
+        log.warning(
+            "%s: %d files not read, as they are no recordings by their names: %s%s",
+            printable(folder),
+            len(others),
+            listed,
+            " …" if len(others) > 3 else "",
+        )
     return sorted(found)
 
 
@@ -121,8 +127,9 @@ def printable(path: Path | str) -> str:
 
 def one_line(text: str) -> str:
     r"""Returns a text with its control characters escaped, such as \n and those that would command a terminal."""
-    return "".join(char.encode("unicode_escape").decode() if unicodedata.category(char) == "Cc" else char
-                   for char in text)  # fmt: skip
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) == "Cc" else char for char in text
+    )
 
 
 def content_digest(listing: Listing) -> str:
@@ -160,16 +167,21 @@ def known_digest(listing: Listing) -> str | None:
     manifest = read_manifest(listing.folder)
     if manifest is None:
         if files.is_complete(listing.folder):
-            log.info("%s is not of kws download: reading every file to compute the fingerprint of the recordings",
-                     listing.folder / files.MANIFEST)  # fmt: skip
+            log.info(
+                "%s is not of kws download: reading every file to compute the fingerprint of the recordings",
+                listing.folder / files.MANIFEST,
+            )
         return None
     if manifest.get("listing") == listing_digest(listing):
         return str(manifest["content"])
     if "listing" in manifest:
         before, now = Counter(manifest["words"]), Counter({word: len(some) for word, some in listing.clips.items()})
         changed = ", ".join(sorted((now - before) | (before - now))[:5])
-        log.warning("%s was edited (or copied) after its download%s: reading every file again", listing.folder,
-                    f" (the number of recordings changed for {changed})" if changed else "")  # fmt: skip
+        log.warning(
+            "%s was edited (or copied) after its download%s: reading every file again",
+            listing.folder,
+            f" (the number of recordings changed for {changed})" if changed else "",
+        )
     return None
 
 

@@ -59,20 +59,31 @@ def download(source: str, sha256: str, data_root: Path) -> Path:
 
 
 def _download(source: str, sha256: str, data_root: Path) -> Path:
-    require(sha256 == "" or re.fullmatch("[0-9a-f]{64}", sha256) is not None, "sha256",
-            "be 64 lower-case hexadecimal digits", sha256)  # fmt: skip
+    require(
+        sha256 == "" or re.fullmatch("[0-9a-f]{64}", sha256) is not None,
+        "sha256",
+        "be 64 lower-case hexadecimal digits",
+        sha256,
+    )
     if re.match("https?://", source, re.IGNORECASE):
         if "@" in (address := urllib.parse.urlsplit(source)).netloc:  # the error must not repeat the password
-            raise ValueError("source must be an address without user name and password, got one on "
-                             f"{address.hostname}: use a signed address, or download the archive first")  # fmt: skip
+            raise ValueError(
+                "source must be an address without user name and password, got one on "
+                f"{address.hostname}: use a signed address, or download the archive first"
+            )
         if source == SPEECH_COMMANDS_URL and not sha256:
             sha256 = SPEECH_COMMANDS_SHA256
         return _from_url(source, sha256, data_root)
     path = Path(source)
     if path.is_dir():
         return _from_folder(path, sha256, data_root)
-    require(path.is_file(), "source", "be an http(s) address, an archive or a folder that exists (check the spelling; "
-            "a relative path starts at the working directory)", source)  # fmt: skip
+    require(
+        path.is_file(),
+        "source",
+        "be an http(s) address, an archive or a folder that exists (check the spelling; "
+        "a relative path starts at the working directory)",
+        source,
+    )
     return _from_archive(path, sha256, data_root)
 
 
@@ -94,8 +105,10 @@ def _from_url(url: str, sha256: str, data_root: Path) -> Path:
             remote = fetch(url, part)
             archive, digest = decoded(part, remote, sha256)
         if sha256 and digest != sha256:
-            raise ValueError(f"sha256 of {url} must be {sha256}, got {digest}: correct sha256 if the archive has been "
-                             f"replaced; else start again to download it anew. It is kept as {part}")  # fmt: skip
+            raise ValueError(
+                f"sha256 of {url} must be {sha256}, got {digest}: correct sha256 if the archive has been "
+                f"replaced; else start again to download it anew. It is kept as {part}"
+            )
         try:
             folder = _extract(archive, url, name, digest, data_root, {"remote": dataclasses.asdict(remote)})
         except ArchiveError:
@@ -155,8 +168,9 @@ def _extract(archive: Path, source: str, name: str, digest: str, data_root: Path
     return _build(source, name, digest, data_root, extra, extract)
 
 
-def _build(source: str, name: str, digest: str, data_root: Path, extra: dict[str, Any],
-           fill: Callable[[Path], None]) -> Path:  # fmt: skip
+def _build(
+    source: str, name: str, digest: str, data_root: Path, extra: dict[str, Any], fill: Callable[[Path], None]
+) -> Path:
     """Fills the folder of a data set by calling `fill` and writes its manifest, unless it is complete."""
     folder = data_root / "datasets" / f"{name}-{digest[:8]}"
 
@@ -164,13 +178,23 @@ def _build(source: str, name: str, digest: str, data_root: Path, extra: dict[str
         fill(staging)
         listing = list_recordings(staging)
         clips = listing.clips_of(listing.words)
-        files.write_json(staging / files.MANIFEST, {
-            "schema": 2, "name": name, "source": source, "sha256": digest, "num_clips": len(clips),
-            "num_bytes": sum((staging / clip).stat().st_size for clip in clips),
-            "words": {word: len(some) for word, some in listing.clips.items()}, "not_read": listing.figures(),
-            # If the quick `listing` digest still matches, a later step trusts `content` without reading the files.
-            "content": content_digest(listing), "listing": listing_digest(listing),
-        } | extra)  # fmt: skip
+        files.write_json(
+            staging / files.MANIFEST,
+            {
+                "schema": 2,
+                "name": name,
+                "source": source,
+                "sha256": digest,
+                "num_clips": len(clips),
+                "num_bytes": sum((staging / clip).stat().st_size for clip in clips),
+                "words": {word: len(some) for word, some in listing.clips.items()},
+                "not_read": listing.figures(),
+                # If the quick `listing` digest still matches, a later step trusts `content` without reading the files.
+                "content": content_digest(listing),
+                "listing": listing_digest(listing),
+            }
+            | extra,
+        )
 
     if files.build_folder(folder, build):
         manifest = files.read_json(folder / files.MANIFEST)
@@ -210,8 +234,10 @@ def _require_words(listing: Listing, source: str) -> None:
     if not listing.words:
         names = sorted(printable(path.name) for path in listing.folder.iterdir())[:5]
         names += [f"{name} ({reason})" for name, reason in list(listing.not_read.items())[:2]]
-        raise ValueError(f"source must hold a folder of WAV files for each word (<word>/*.wav), got {source} with "
-                         f"{', '.join(names) or 'nothing'}: arrange the recordings like this")  # fmt: skip
+        raise ValueError(
+            f"source must hold a folder of WAV files for each word (<word>/*.wav), got {source} with "
+            f"{', '.join(names) or 'nothing'}: arrange the recordings like this"
+        )
 
 
 def _strip_wrapping_folders(staging: Path) -> None:

@@ -30,11 +30,51 @@ log = logging.getLogger(__name__)
 ACCENTS = ("en", "en-us", "en-us-nyc", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
 # The variants of espeak-ng that sound like people: no whisper, croak, robot or monster.
 VARIANTS = (
-    "Alex", "Andrea", "Andy", "Annie", "Denis", "Gene", "Lee", "Mario", "Michael", "Mike", "adam", "belinda",
-    "benjamin", "boris", "david", "ed", "edward", "f1", "f2", "f3", "f4", "f5", "grandma", "grandpa", "john", "linda",
-    "m1", "m2", "m3", "m4", "m5", "m6", "m7", "max", "michel", "norbert", "paul", "pedro", "quincy", "rob", "robert",
-    "sandro", "travis", "victor",
-)  # fmt: skip
+    "Alex",
+    "Andrea",
+    "Andy",
+    "Annie",
+    "Denis",
+    "Gene",
+    "Lee",
+    "Mario",
+    "Michael",
+    "Mike",
+    "adam",
+    "belinda",
+    "benjamin",
+    "boris",
+    "david",
+    "ed",
+    "edward",
+    "f1",
+    "f2",
+    "f3",
+    "f4",
+    "f5",
+    "grandma",
+    "grandpa",
+    "john",
+    "linda",
+    "m1",
+    "m2",
+    "m3",
+    "m4",
+    "m5",
+    "m6",
+    "m7",
+    "max",
+    "michel",
+    "norbert",
+    "paul",
+    "pedro",
+    "quincy",
+    "rob",
+    "robert",
+    "sandro",
+    "travis",
+    "victor",
+)
 PITCHES = (30, 40, 50, 60, 70)
 """Pitches on espeak-ng's scale of 0 to 99, where 50 is the variant's own pitch."""
 
@@ -154,8 +194,12 @@ def synthesize(
     if present == settings:
         log.info("%s has the synthetic corpus already", folder)
         return
-    require(present is not None or not folder.exists() or not any(folder.iterdir()), "folder",
-            "be new, empty or a synthetic corpus (delete it or name another)", str(folder))  # fmt: skip
+    require(
+        present is not None or not folder.exists() or not any(folder.iterdir()),
+        "folder",
+        "be new, empty or a synthetic corpus (delete it or name another)",
+        str(folder),
+    )
     if present is not None:
         folder.rename(folder.with_name(f".{folder.name}.partial-{os.getpid()}"))  # build_folder deletes it
     files.build_folder(folder, lambda staging: _build(staging, folder.name, settings))
@@ -199,13 +243,23 @@ def _build(staging: Path, name: str, settings: dict[str, Any]) -> None:
     num_held_out = max(1, round(len(speakers) / 10))
     for i, list_name in enumerate(("testing_list.txt", "validation_list.txt")):
         chosen = range(i * num_held_out, (i + 1) * num_held_out)
-        lines = sorted(f"{word}/{speakers[k].id}_nohash_{take}.wav"
-                       for k in chosen for word in words for take in range(takes[k]))  # fmt: skip
+        lines = sorted(
+            f"{word}/{speakers[k].id}_nohash_{take}.wav" for k in chosen for word in words for take in range(takes[k])
+        )
         (staging / list_name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    files.write_json(staging / files.MANIFEST, {
-        "schema": 1, "name": name, "source": "espeak-ng", "num_clips": sum(takes) * len(words), "num_bytes": num_bytes,
-        "num_speakers": len(speakers), "words": dict.fromkeys(sorted(words), sum(takes)), "synthesized": settings,
-    })  # fmt: skip
+    files.write_json(
+        staging / files.MANIFEST,
+        {
+            "schema": 1,
+            "name": name,
+            "source": "espeak-ng",
+            "num_clips": sum(takes) * len(words),
+            "num_bytes": num_bytes,
+            "num_speakers": len(speakers),
+            "words": dict.fromkeys(sorted(words), sum(takes)),
+            "synthesized": settings,
+        },
+    )
 
 
 def _speak(folder: Path, speaker: Speaker, words: Sequence[str], num_takes: int, seed: Sequence[int]) -> list[int]:

@@ -230,8 +230,9 @@ class _Transfer:
                 if isinstance(error, http.client.InvalidURL):
                     raise ValueError(f"source must be an http(s) address, got {self.url!r}: {error}") from error
                 if isinstance(reason, ssl.SSLCertVerificationError):
-                    raise ValueError(f"source must be on a server with a valid certificate, got {self.url}: "
-                                     f"{reason.verify_message}") from error  # fmt: skip
+                    raise ValueError(
+                        f"source must be on a server with a valid certificate, got {self.url}: {reason.verify_message}"
+                    ) from error
                 failure = error
             size = self.size()
             useful = size > self.most and not isinstance(failure, Stalled)
@@ -244,8 +245,14 @@ class _Transfer:
                     "are kept"
                 ) from failure
             wait = max(BACKOFF * 2 ** (tries - 1), asked_for)
-            log.warning("%s: %s; resuming at %s in %g s%s", self.url, _said(failure),
-                        files.human_bytes(size), wait, ", as the server asks" if asked_for else "")  # fmt: skip
+            log.warning(
+                "%s: %s; resuming at %s in %g s%s",
+                self.url,
+                _said(failure),
+                files.human_bytes(size),
+                wait,
+                ", as the server asks" if asked_for else "",
+            )
             time.sleep(wait)
 
     def try_once(self) -> Remote:
@@ -267,8 +274,9 @@ class _Transfer:
                         f"the server answered {response.status} {response.reason} instead of the file"
                     )
                 if headers:
-                    log.info("%s has changed or its server cannot resume: comparing it with what was received",
-                             self.url)  # fmt: skip
+                    log.info(
+                        "%s has changed or its server cannot resume: comparing it with what was received", self.url
+                    )
                 return self._compare(response, Remote.of(response, _length(response)), have)
         except urllib.error.HTTPError as error:
             if known is None or error.code != 416:

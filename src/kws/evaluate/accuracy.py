@@ -81,11 +81,15 @@ class Evaluation:
         spoken, said, right = self.matrix.sum(axis=1), self.matrix.sum(axis=0), self.matrix.diagonal()
         return [
             WordScore(
-                word=word, num_clips=int(spoken[i]), precision=float(right[i] / max(said[i], 1)),
-                recall=float(right[i] / spoken[i]), f1=float(2 * right[i] / (spoken[i] + said[i])),
+                word=word,
+                num_clips=int(spoken[i]),
+                precision=float(right[i] / max(said[i], 1)),
+                recall=float(right[i] / spoken[i]),
+                f1=float(2 * right[i] / (spoken[i] + said[i])),
             )
-            for i, word in enumerate(self.words) if spoken[i]
-        ]  # fmt: skip
+            for i, word in enumerate(self.words)
+            if spoken[i]
+        ]
 
     @property
     def macro_f1(self) -> float:

@@ -22,9 +22,13 @@ from kws.preprocess.features import mel_spectrogram
 
 
 def write_report(
-    path: Path, recognizer: AnyRecognizer, evaluation: Evaluation, title: str, recordings: Path,
+    path: Path,
+    recognizer: AnyRecognizer,
+    evaluation: Evaluation,
+    title: str,
+    recordings: Path,
     training: Sequence[Mapping[str, Any]] = (),
-) -> None:  # fmt: skip
+) -> None:
     """Writes the report, atomically.
 
     Args:
@@ -61,8 +65,13 @@ def _pictures(evaluation: Evaluation, training: Sequence[Mapping[str, Any]]) -> 
     found: list[tuple[str, str, Figure]] = []
     if robustness := evaluation.more.get("robustness"):
         number = evaluation.more["num_robustness_clips"]
-        found.append(("Robustness", f"Accuracy on {number} clips of the test split under each condition",
-                      plots.conditions(robustness)))  # fmt: skip
+        found.append(
+            (
+                "Robustness",
+                f"Accuracy on {number} clips of the test split under each condition",
+                plots.conditions(robustness),
+            )
+        )
     if rows := evaluation.more.get("streams"):
         curves = {f"{row['snr_db']:g} dB": row["curve"] for row in rows}
         points = {f"{row['snr_db']:g} dB": (row["false_alarms_per_hour"], row["missed"]) for row in rows}
@@ -98,9 +107,12 @@ def write_stream_report(
     template = importlib.resources.files("kws.evaluate").joinpath("streams.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(template).render(
-        recognizer=recognizer, rows=rows, thresholds=thresholds, title=title,
+        recognizer=recognizer,
+        rows=rows,
+        thresholds=thresholds,
+        title=title,
         picture=plots.data_uri(picture, "image/png"),
-    )  # fmt: skip
+    )
     files.write_json(folder / THRESHOLDS, thresholds.as_json())
     files.write_json(folder / "streams.json", {"thresholds": thresholds.as_json(), "streams": rows})
     with files.atomic_write(folder / "detection.png") as file:

@@ -58,8 +58,14 @@ def evaluate(model: Path, tensors: Path, report: Path) -> Evaluation:
     clips = opened.split("test").clips
     more = _in_noise(recognizer, recordings, clips) | _in_streams(recognizer, recordings, len(clips))
     evaluation = dataclasses.replace(evaluation, more=more)
-    write_report(report, recognizer, evaluation, "test split", recordings,
-                 training=_training(tensors, str(recognizer.about.get("run", ""))))  # fmt: skip
+    write_report(
+        report,
+        recognizer,
+        evaluation,
+        "test split",
+        recordings,
+        training=_training(tensors, str(recognizer.about.get("run", ""))),
+    )
     log.info("accuracy %.2f %% on %d test clips", 100 * evaluation.accuracy, evaluation.num_clips)
     return evaluation
 
@@ -81,8 +87,11 @@ def _in_streams(recognizer: Recognizer, recordings: Path, num_clips: int) -> dic
         log.info("streams are not evaluated, as the test split has %d clips: %d are needed", num_clips, STREAM_CLIPS)
         return {}
     hours = min(1.0, num_clips / CLIPS_PER_HOUR)
-    log.info("listening to %.0f minutes of stream of the validation split, to choose thresholds, and as many of the "
-             "test split", 60 * hours)  # fmt: skip
+    log.info(
+        "listening to %.0f minutes of stream of the validation split, to choose thresholds, and as many of the "
+        "test split",
+        60 * hours,
+    )
     try:
         with tempfile.TemporaryDirectory() as folder:
             # A window at a time, onnxruntime is more than twice as fast as torch; probabilities differ by 1e-6.

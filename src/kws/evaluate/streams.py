@@ -157,9 +157,12 @@ class Outcome:
 
     def __add__(self, other: "Outcome") -> "Outcome":
         return Outcome(
-            hours=self.hours + other.hours, found=self.found + other.found, spoken=self.spoken + other.spoken,
-            false_alarms=self.false_alarms + other.false_alarms, causes=self.causes + other.causes,
-        )  # fmt: skip
+            hours=self.hours + other.hours,
+            found=self.found + other.found,
+            spoken=self.spoken + other.spoken,
+            false_alarms=self.false_alarms + other.false_alarms,
+            causes=self.causes + other.causes,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,13 +195,18 @@ class StreamReport:
             "false_alarms_per_hour_95": [low / outcome.hours, high / outcome.hours],
             "false_alarms_by_cause": dict(outcome.causes.most_common()),
             "missed_at_one_an_hour": self.missed_at(1),
-            "words": {word: {"spoken": number, "missed": 1 - outcome.found[word] / number,
-                             "false_alarms": outcome.false_alarms[word]}
-                      for word, number in sorted(outcome.spoken.items())},
+            "words": {
+                word: {
+                    "spoken": number,
+                    "missed": 1 - outcome.found[word] / number,
+                    "false_alarms": outcome.false_alarms[word],
+                }
+                for word, number in sorted(outcome.spoken.items())
+            },
             "curve": [[round(alarms, 4), round(missed, 4)] for alarms, missed in self.curve],
             "detections": [[round(time, 3), word, round(score, 5)] for time, word, score in self.detections],
             "truth": [[round(one.begin, 3), round(one.end, 3), one.kind, one.word, one.source] for one in self.spoken],
-        }  # fmt: skip
+        }
 
 
 def poisson_interval(count: int) -> tuple[float, float]:
@@ -239,11 +247,16 @@ class Script:
             "unknown": [clip for clip in clips if clip.split("/")[0] not in recognizer.words],
             "sentence": [str(number) for number in range(NUM_SENTENCES)],
         }
-        require(len(sources["word"]) > 0, "recordings", f"hold clips of {', '.join(targets)} in the {split} split",
-                str(recordings))  # fmt: skip
+        require(
+            len(sources["word"]) > 0,
+            "recordings",
+            f"hold clips of {', '.join(targets)} in the {split} split",
+            str(recordings),
+        )
         self._noises = _read_noises(listing, split, self.features.sample_rate)
-        require(len(self._noises) > 0, "recordings", f"hold noise of at least 5 s in {BACKGROUND_NOISE}",
-                str(recordings))  # fmt: skip
+        require(
+            len(self._noises) > 0, "recordings", f"hold noise of at least 5 s in {BACKGROUND_NOISE}", str(recordings)
+        )
         self._sentences = _sentences(targets, self.features.sample_rate, [seed, *split.encode()])
         self._random = [seed, *split.encode(), 1]
         kinds = [kind for kind in SHARES if sources[kind]]
@@ -258,8 +271,11 @@ class Script:
             length = self._sentences[int(source)].size if kind == "sentence" else self.features.num_samples
             begin = time + round(float(random.uniform(*GAPS)), 4)
             time = begin + length / self.features.sample_rate
-            self.spoken.append(Utterance(begin=begin, end=time, kind=kind, source=source,
-                                         word=source.split("/")[0] if kind == "word" else ""))  # fmt: skip
+            self.spoken.append(
+                Utterance(
+                    begin=begin, end=time, kind=kind, source=source, word=source.split("/")[0] if kind == "word" else ""
+                )
+            )
         self.seconds = time
 
     def render(self, snr_db: float) -> Iterator[Waveform]:
@@ -354,8 +370,13 @@ def _sentences(words: Sequence[str], rate: int, seed: Sequence[int]) -> list[Wav
     for number in range(NUM_SENTENCES):
         pitch = int(random.choice(PITCHES))
         speaker = Speaker(str(random.choice(ACCENTS)), str(random.choice(VARIANTS)), pitch)
-        sound = engine().say(allowed[number % len(allowed)], speaker, rate=int(random.integers(120, 200)),
-                             pitch=pitch, range_=int(random.integers(30, 80)))  # fmt: skip
+        sound = engine().say(
+            allowed[number % len(allowed)],
+            speaker,
+            rate=int(random.integers(120, 200)),
+            pitch=pitch,
+            range_=int(random.integers(30, 80)),
+        )
         # Whole seconds are resampled exactly by cutting their spectrum at the new Nyquist frequency.
         seconds = math.ceil(sound.size / ENGINE_RATE)
         spectrum = np.fft.rfft(sound, seconds * ENGINE_RATE)[: seconds * rate // 2 + 1]
@@ -394,9 +415,12 @@ def score(
             bar.update(min(round(detector.seconds), round(seconds)) - bar.n)
         found += detector.finish()
     return Scored(
-        name=name, seconds=seconds, spoken=spoken, times=np.array([heard.time - detector.lag for heard in found]),
+        name=name,
+        seconds=seconds,
+        spoken=spoken,
+        times=np.array([heard.time - detector.lag for heard in found]),
         probabilities=np.stack([heard.probabilities for heard in found]),
-    )  # fmt: skip
+    )
 
 
 def detect(scored: Scored, words: list[str], thresholds: Thresholds) -> list[tuple[float, str, float]]:
@@ -427,8 +451,11 @@ def judge(detections: Iterable[tuple[float, str, float]], spoken: Sequence[Utter
     taken: set[int] = set()
     for time, word, _ in detections:
         after = int(np.searchsorted(begins, time))
-        near = [index for index in (after - 1, after) if 0 <= index < len(spoken)
-                and spoken[index].begin - TOLERANCE <= time <= spoken[index].end + TOLERANCE]  # fmt: skip
+        near = [
+            index
+            for index in (after - 1, after)
+            if 0 <= index < len(spoken) and spoken[index].begin - TOLERANCE <= time <= spoken[index].end + TOLERANCE
+        ]
         right = [index for index in near if spoken[index].word == word]
         fresh = [index for index in right if index not in taken]
         if fresh:
@@ -437,8 +464,13 @@ def judge(detections: Iterable[tuple[float, str, float]], spoken: Sequence[Utter
             continue
         alarms[word] += 1
         causes["again" if right else spoken[near[0]].kind if near else "noise"] += 1
-    return Outcome(hours=hours, found=found, spoken=Counter(one.word for one in spoken if one.word),
-                   false_alarms=alarms, causes=causes)  # fmt: skip
+    return Outcome(
+        hours=hours,
+        found=found,
+        spoken=Counter(one.word for one in spoken if one.word),
+        false_alarms=alarms,
+        causes=causes,
+    )
 
 
 def _probability(log_odds: float) -> float:
@@ -456,8 +488,13 @@ def _with(thresholds: Thresholds, values: Mapping[str, float]) -> Thresholds:
 
 def _moved(thresholds: Thresholds, by: float) -> Thresholds:
     """Moves all thresholds by an offset in log-odds; words that are never detected stay so."""
-    return _with(thresholds, {word: value if value > 1 else _probability(_log_odds(value) + by)
-                              for word, value in thresholds.thresholds.items()})  # fmt: skip
+    return _with(
+        thresholds,
+        {
+            word: value if value > 1 else _probability(_log_odds(value) + by)
+            for word, value in thresholds.thresholds.items()
+        },
+    )
 
 
 def _total(scored: Sequence[Scored], words: list[str], thresholds: Thresholds) -> Outcome:
@@ -589,11 +626,15 @@ def evaluate_streams(
         one = _score(recognizer, base, script, snr)
         found = detect(one, words, base)
         curve = [_total([one], words, _moved(base, by)) for by in MOVES.tolist()]
-        reports.append(StreamReport(
-            snr_db=snr, outcome=judge(found, one.spoken, one.hours), spoken=one.spoken,
-            curve=[(outcome.per_hour, outcome.missed) for outcome in curve],
-            detections=found,
-        ))  # fmt: skip
+        reports.append(
+            StreamReport(
+                snr_db=snr,
+                outcome=judge(found, one.spoken, one.hours),
+                spoken=one.spoken,
+                curve=[(outcome.per_hour, outcome.missed) for outcome in curve],
+                detections=found,
+            )
+        )
     return base, reports
 
 

@@ -55,8 +55,12 @@ class Training:
 
     def __post_init__(self) -> None:
         fits = re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", self.name) and len(self.name) <= MAX_NAME_LENGTH
-        require(bool(fits), "name", f"be at most {MAX_NAME_LENGTH} of a-z, 0-9 and -, begin with a letter and not end "
-                "with -", self.name)  # fmt: skip
+        require(
+            bool(fits),
+            "name",
+            f"be at most {MAX_NAME_LENGTH} of a-z, 0-9 and -, begin with a letter and not end with -",
+            self.name,
+        )
         for name in ("num_nodes", "processes_per_node"):
             require(getattr(self, name) > 0, name, "be positive", getattr(self, name))
 

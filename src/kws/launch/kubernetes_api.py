@@ -92,8 +92,10 @@ def _remedy(status: int, said: str, kind: JobKind, namespace: str) -> str:
     if status == 404:
         return f"install the operator of {kind.plural}.{kind.group}: {kind.operator}"
     if status == 403 and "exceeded quota" in said:
-        return (f"delete what is not needed (kubectl -n {namespace} get resourcequotas,{kind.plural}), request less "
-                "in KWS_PYTORCHJOB, or have the quota raised")  # fmt: skip
+        return (
+            f"delete what is not needed (kubectl -n {namespace} get resourcequotas,{kind.plural}), request less "
+            "in KWS_PYTORCHJOB, or have the quota raised"
+        )
     if status == 403 and "status unknown for quota" in said:
         return f"wait until kubectl -n {namespace} get resourcequotas shows the usage, then try again"
     if "being terminated" in said:
@@ -101,8 +103,10 @@ def _remedy(status: int, said: str, kind: JobKind, namespace: str) -> str:
     if "denied the request" in said or status == 422:
         return "change what it names: num_nodes, processes_per_node or a field of KWS_PYTORCHJOB"
     if status == 403 and ("cannot " in said or said == "Forbidden"):
-        return (f"the step's service account must be allowed to create, get, patch and delete {kind.plural}, to list "
-                f"pods and events and to get pods/log in namespace {namespace}: apply manifests/base")  # fmt: skip
+        return (
+            f"the step's service account must be allowed to create, get, patch and delete {kind.plural}, to list "
+            f"pods and events and to get pods/log in namespace {namespace}: apply manifests/base"
+        )
     return ""
 
 

@@ -68,9 +68,15 @@ class LogFollower(threading.Thread):
         self.again = bool(since)
         try:
             response = self.core.read_namespaced_pod_log(
-                self.pod, self.namespace, container=self.container, follow=True, timestamps=True,
-                _preload_content=False, _request_timeout=(30, 300), **since,
-            )  # fmt: skip
+                self.pod,
+                self.namespace,
+                container=self.container,
+                follow=True,
+                timestamps=True,
+                _preload_content=False,
+                _request_timeout=(30, 300),
+                **since,
+            )
             # If a log is silent for 300 s, its connection may have died unnoticed, so it is opened again.
             with contextlib.closing(response):
                 for line in split_lines(response.stream(amt=None, decode_content=False)):

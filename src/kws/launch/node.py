@@ -28,11 +28,17 @@ pod whose heartbeat seems 15 s old counts as dead."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs torchrun and returns the exit status of the pod."""
-    parser = argparse.ArgumentParser(prog="kws.launch.node", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="kws.launch.node", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run folder")
-    parser.add_argument("--lease", type=float, default=0, metavar="SECONDS",
-                        help="end when the lease was not renewed for this long (default: never)")  # fmt: skip
+    parser.add_argument(
+        "--lease",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help="end when the lease was not renewed for this long (default: never)",
+    )
     parser.add_argument("torchrun", nargs="+", metavar="ARGUMENT", help="arguments of torchrun")
     options = parser.parse_args(argv)
     watch = LeaseWatch(options.run, options.lease) if options.lease else None
@@ -76,9 +82,12 @@ def warn_of_clock(run: Path) -> None:
     except OSError:
         return
     if abs(ahead) > CLOCKS_AGREE_WITHIN:
-        print(f"warning: the clocks of all pods must agree within 15 s, got one that is {abs(ahead):.0f} s "
-              f"{'ahead of' if ahead > 0 else 'behind'} the volume's: synchronize the clocks of the machines, or "
-              "training may not start", file=sys.stderr)  # fmt: skip
+        print(
+            f"warning: the clocks of all pods must agree within 15 s, got one that is {abs(ahead):.0f} s "
+            f"{'ahead of' if ahead > 0 else 'behind'} the volume's: synchronize the clocks of the machines, or "
+            "training may not start",
+            file=sys.stderr,
+        )
 
 
 def log_file(run: Path, host: str) -> Path:

@@ -40,8 +40,10 @@ class Output:
         if died:
             because = f" ({self.error})" if self.error and int(died[1]) > 0 else ""
             how = _ended(int(died[1])) + because
-            self.show(f"process {died[2]} {how}; if restarts remain, training resumes from the latest checkpoint; "
-                      f"full output: {self.path}")  # fmt: skip
+            self.show(
+                f"process {died[2]} {how}; if restarts remain, training resumes from the latest checkpoint; "
+                f"full output: {self.path}"
+            )
             self.error = ""
         elif self._is_for_people(_RANK.sub("", line)):
             self.show(line)

@@ -50,8 +50,18 @@ def command_of(job: Training, config: ClusterConfig, *flags: str) -> list[str]:
         config: settings of the pods.
         flags: additional flags of torchrun.
     """
-    return ["python", "-m", "kws.launch.node", f"--run={job.folder}", f"--lease={config.lease_seconds}", "--",
-            f"--nproc-per-node={job.processes_per_node}", *flags, "-m", TRAINER]  # fmt: skip
+    return [
+        "python",
+        "-m",
+        "kws.launch.node",
+        f"--run={job.folder}",
+        f"--lease={config.lease_seconds}",
+        "--",
+        f"--nproc-per-node={job.processes_per_node}",
+        *flags,
+        "-m",
+        TRAINER,
+    ]
 
 
 def environment_of(job: Training, config: ClusterConfig) -> dict[str, str]:

@@ -47,19 +47,31 @@ def build_job(
     from kubernetes import client
 
     nodes = job.num_nodes
-    require(not config.elastic or config.min_nodes <= nodes, "min_nodes", f"be at most num_nodes ({nodes})",
-            config.min_nodes)  # fmt: skip
-    require(config.gpus_per_node == 0 or job.processes_per_node <= config.gpus_per_node, "processes_per_node",
-            f"be at most gpus_per_node ({config.gpus_per_node}), a GPU for each", job.processes_per_node)  # fmt: skip
+    require(
+        not config.elastic or config.min_nodes <= nodes,
+        "min_nodes",
+        f"be at most num_nodes ({nodes})",
+        config.min_nodes,
+    )
+    require(
+        config.gpus_per_node == 0 or job.processes_per_node <= config.gpus_per_node,
+        "processes_per_node",
+        f"be at most gpus_per_node ({config.gpus_per_node}), a GPU for each",
+        job.processes_per_node,
+    )
 
     wait = str(config.rendezvous_seconds)
     elastic_policy = training.KubeflowOrgV1ElasticPolicy(
-        min_replicas=config.min_nodes if config.elastic else nodes, max_replicas=nodes,
+        min_replicas=config.min_nodes if config.elastic else nodes,
+        max_replicas=nodes,
         max_restarts=config.max_restarts,
-        rdzv_backend="c10d", rdzv_host=f"{job.name}-worker-0", rdzv_port=PORT, rdzv_id=job.name,
+        rdzv_backend="c10d",
+        rdzv_host=f"{job.name}-worker-0",
+        rdzv_port=PORT,
+        rdzv_id=job.name,
         # By default a pod gives up after 60 s without worker 0, and after 600 s with too few workers.
         rdzv_conf=[training.KubeflowOrgV1RDZVConf(key=key, value=wait) for key in ("read_timeout", "join_timeout")],
-    )  # fmt: skip
+    )
     workers = training.KubeflowOrgV1ReplicaSpec(
         replicas=nodes, restart_policy="OnFailure", template=pod_template(job, config, CONTAINER)
     )

@@ -119,14 +119,29 @@ class ClusterConfig:
         require(tag not in ("", "latest"), "image", "have a tag other than latest, or a digest", self.image)
         require(self.pvc != "", "pvc", "name a PersistentVolumeClaim", self.pvc)
         require(self.mount_path.startswith("/"), "mount_path", "be an absolute path", self.mount_path)
-        for name, pattern, example in (("cpu", _CORES, '"500m" or "2"'), ("memory", _QUANTITY, '"4Gi"'),
-                                       ("shm_size", _QUANTITY, '"1Gi"')):  # fmt: skip
+        for name, pattern, example in (
+            ("cpu", _CORES, '"500m" or "2"'),
+            ("memory", _QUANTITY, '"4Gi"'),
+            ("shm_size", _QUANTITY, '"1Gi"'),
+        ):
             value = getattr(self, name)
-            require(isinstance(value, str) and pattern.fullmatch(value) is not None, name,
-                    f"be a quantity such as {example}", value)  # fmt: skip
-        for name, least in {"gpus_per_node": 0, "min_nodes": 1, "max_restarts": 0, "pod_restarts": 0,
-                            "rendezvous_seconds": 1, "lease_seconds": 0, "attempts": 1, "active_deadline_seconds": 1,
-                            "ttl_seconds_after_finished": 0}.items():  # fmt: skip
+            require(
+                isinstance(value, str) and pattern.fullmatch(value) is not None,
+                name,
+                f"be a quantity such as {example}",
+                value,
+            )
+        for name, least in {
+            "gpus_per_node": 0,
+            "min_nodes": 1,
+            "max_restarts": 0,
+            "pod_restarts": 0,
+            "rendezvous_seconds": 1,
+            "lease_seconds": 0,
+            "attempts": 1,
+            "active_deadline_seconds": 1,
+            "ttl_seconds_after_finished": 0,
+        }.items():
             value = getattr(self, name)
             require(type(value) is int and value >= least, name, f"be a whole number of at least {least}", value)
         for name in ("elastic", "delete_when_done"):
@@ -137,13 +152,21 @@ class ClusterConfig:
             require(text, name, "map names to strings", value)
         known = {"key", "operator", "value", "effect", "tolerationSeconds"}
         for toleration in self.tolerations:
-            require(isinstance(toleration, Mapping) and set(toleration) <= known, "tolerations",
-                    f"have fields among {', '.join(sorted(known))}", toleration)  # fmt: skip
+            require(
+                isinstance(toleration, Mapping) and set(toleration) <= known,
+                "tolerations",
+                f"have fields among {', '.join(sorted(known))}",
+                toleration,
+            )
         kinds = ("ClusterTrainingRuntime", "TrainingRuntime")
         require(self.runtime_kind in kinds, "runtime_kind", f"be {' or '.join(kinds)}", self.runtime_kind)
         require(self.runtime != "", "runtime", "name a runtime of Kubeflow Trainer", self.runtime)
-        require(self.clean_pod_policy in ("Running", "All", "None"), "clean_pod_policy", "be Running, All or None",
-                self.clean_pod_policy)  # fmt: skip
+        require(
+            self.clean_pod_policy in ("Running", "All", "None"),
+            "clean_pod_policy",
+            "be Running, All or None",
+            self.clean_pod_policy,
+        )
 
     @classmethod
     def from_environment(cls) -> "ClusterConfig":
@@ -175,8 +198,12 @@ def read_settings(text: str, *needed: str) -> dict[str, Any]:
         values = json.loads(text)
     except json.JSONDecodeError:
         values = None
-    require(isinstance(values, dict) and values.keys() >= set(needed), SETTINGS, "be a JSON object of the fields of "
-            'ClusterConfig, such as {"image": "kws-runtime:0.2.0"}', text)  # fmt: skip
+    require(
+        isinstance(values, dict) and values.keys() >= set(needed),
+        SETTINGS,
+        'be a JSON object of the fields of ClusterConfig, such as {"image": "kws-runtime:0.2.0"}',
+        text,
+    )
     return dict(values)
 
 

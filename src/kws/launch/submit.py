@@ -101,8 +101,10 @@ class ClusterLauncher:
                 self._train(job, manifest)
             except (KeyboardInterrupt, SystemExit) as stop:
                 if self._is_retried(stop):
-                    say(f"told to stop, but the run goes on; {self._called(job.name)} waits "
-                        f"{self.config.lease_seconds} s for the next attempt")  # fmt: skip
+                    say(
+                        f"told to stop, but the run goes on; {self._called(job.name)} waits "
+                        f"{self.config.lease_seconds} s for the next attempt"
+                    )
                     raise
                 say(f"told to stop; deleting {self._called(job.name)}")
                 retry(lambda: self._delete(job.name), patience=10)
@@ -161,8 +163,12 @@ class ClusterLauncher:
             return False
         group, version = owner.api_version.split("/")
         try:
-            workflow = retry(lambda: self.workflows.get_namespaced_custom_object(
-                group, version, self.namespace, "workflows", owner.name, _request_timeout=10), patience=10)  # fmt: skip
+            workflow = retry(
+                lambda: self.workflows.get_namespaced_custom_object(
+                    group, version, self.namespace, "workflows", owner.name, _request_timeout=10
+                ),
+                patience=10,
+            )
         except Exception as error:
             if not is_of_api(error):
                 raise
@@ -192,8 +198,10 @@ class ClusterLauncher:
         """Writes the outcome of a job beside its logs, then deletes it, as finished jobs count towards quotas."""
         if not self.config.delete_when_done:
             return
-        outcome = {"job": last, "pods": [{"name": pod["metadata"]["name"], "status": pod.get("status")}
-                                         for pod in pods]}  # fmt: skip
+        outcome = {
+            "job": last,
+            "pods": [{"name": pod["metadata"]["name"], "status": pod.get("status")} for pod in pods],
+        }
         try:
             write_json(job.folder / LOGS / "job.json", outcome)
         except OSError as error:
@@ -212,8 +220,9 @@ class ClusterLauncher:
         refused_since = 0.0
         while True:
             try:
-                made = retry(lambda: self.jobs.create_namespaced_custom_object(
-                    *self.place, manifest, _request_timeout=60))  # fmt: skip
+                made = retry(
+                    lambda: self.jobs.create_namespaced_custom_object(*self.place, manifest, _request_timeout=60)
+                )
                 say(f"submitted {self._called(name)}")
                 return str(made["metadata"]["uid"])
             except ApiException as error:
@@ -242,8 +251,7 @@ class ClusterLauncher:
     def _own(self, name: str, owners: Sequence[Mapping[str, Any]]) -> None:
         """Makes this step's owner that of an adopted job, which may belong to the pod of the earlier attempt."""
         patch = {"metadata": {"ownerReferences": owners}}
-        retry(lambda: self.jobs.patch_namespaced_custom_object(
-            *self.place, name, patch, _request_timeout=60))  # fmt: skip
+        retry(lambda: self.jobs.patch_namespaced_custom_object(*self.place, name, patch, _request_timeout=60))
 
     def _follow(self, name: str, uid: str, num_nodes: int) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
         """Waits for the end of the job and prints the logs of its pods.
@@ -296,8 +304,10 @@ class ClusterLauncher:
         last_lines = {follower.pod: list(follower.last_lines) for follower in followers.values()}
         message = failure_message(job, seen, last_lines, self.kind.container)
         if refused and not ended:
-            message = (f"{self._called(name)} must be allowed to create its pods, got: {refused}; change the policy of "
-                       f"the namespace {self.namespace}, or what the message names in KWS_PYTORCHJOB")  # fmt: skip
+            message = (
+                f"{self._called(name)} must be allowed to create its pods, got: {refused}; change the policy of "
+                f"the namespace {self.namespace}, or what the message names in KWS_PYTORCHJOB"
+            )
         if hopeless:
             retry(lambda: self._delete(name))  # otherwise its pods would be restarted again and again
         raise JobFailed(message, job, seen, hopeless or not may_mend(job, seen, self.kind.container))
@@ -308,9 +318,11 @@ class ClusterLauncher:
 
         maker = self.kind.pods_made_by(job["metadata"]["name"])
         try:
-            listed = retry(lambda: self.core.list_namespaced_event(
-                self.namespace, field_selector=f"involvedObject.name={maker},type=Warning", _request_timeout=60
-            ))  # fmt: skip
+            listed = retry(
+                lambda: self.core.list_namespaced_event(
+                    self.namespace, field_selector=f"involvedObject.name={maker},type=Warning", _request_timeout=60
+                )
+            )
         except ApiException:  # no permission to read events
             return ""
         return last_complaint(to_manifest(listed)["items"], job)
@@ -320,16 +332,18 @@ class ClusterLauncher:
         from kubernetes.client import ApiException
 
         try:
-            return retry(lambda: self.jobs.get_namespaced_custom_object(
-                *self.place, name, _request_timeout=60))  # fmt: skip
+            return retry(lambda: self.jobs.get_namespaced_custom_object(*self.place, name, _request_timeout=60))
         except ApiException as error:
             if error.status == 404:
                 return None
             raise
 
     def _pods(self, name: str) -> list[Any]:
-        listed = retry(lambda: self.core.list_namespaced_pod(
-            self.namespace, label_selector=f"{self.kind.name_label}={name}", _request_timeout=60))  # fmt: skip
+        listed = retry(
+            lambda: self.core.list_namespaced_pod(
+                self.namespace, label_selector=f"{self.kind.name_label}={name}", _request_timeout=60
+            )
+        )
         return list(to_manifest(listed)["items"])
 
     def _delete(self, name: str) -> None:

@@ -63,10 +63,18 @@ class TorchrunLauncher:
             error_file = Path(folder) / "error.json"
             trainee = ["-m", self.module, *job.arguments]
             is_alone = job.processes_per_node == 1
-            torchrun = [] if is_alone else [
-                "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.processes_per_node}",
-                f"--max-restarts={self.max_restarts}", f"--log-dir={folder}",
-            ]  # fmt: skip
+            torchrun = (
+                []
+                if is_alone
+                else [
+                    "-m",
+                    "torch.distributed.run",
+                    "--standalone",
+                    f"--nproc-per-node={job.processes_per_node}",
+                    f"--max-restarts={self.max_restarts}",
+                    f"--log-dir={folder}",
+                ]
+            )
             command = [sys.executable, *torchrun, *trainee]
             changes = {
                 **({} if is_alone else FRESH_STORE),
@@ -91,8 +99,10 @@ class TorchrunLauncher:
                 if not restarts or out_of_memory or _HOPELESS.match(error):
                     who = "the training process" if is_alone else "torchrun"
                     raise LaunchError(f"training failed: {error or describe(status, who, out_of_memory)}")
-                log.warning("%s; training starts again and resumes from the latest checkpoint",
-                            error or describe(status, "the training process"))  # fmt: skip
+                log.warning(
+                    "%s; training starts again and resumes from the latest checkpoint",
+                    error or describe(status, "the training process"),
+                )
 
     def clean_up(self, job: Training) -> None:
         """Does nothing, as the kernel ended the training processes with the attempt; see `Launcher.clean_up`."""
@@ -150,10 +160,14 @@ def run_group(
     with handle_signals(pass_on), contextlib.ExitStack() as stack:
         # preexec_fn makes a single system call, so that other threads of this process cannot deadlock it.
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, process_group=0,
-            stdout=None if output is None else subprocess.PIPE, stderr=None if output is None else subprocess.STDOUT,
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            process_group=0,
+            stdout=None if output is None else subprocess.PIPE,
+            stderr=None if output is None else subprocess.STDOUT,
             preexec_fn=lambda: die_with_parent(parent),
-        )  # fmt: skip
+        )
         if output is not None:
             stack.callback(_read(process, output).join)
         try:

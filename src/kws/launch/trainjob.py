@@ -55,24 +55,31 @@ def build_job(
             value = getattr(config, field.name)
             where = f"the {config.runtime_kind} {config.runtime}"
             require(value == default, field.name, f"be set in {where} if KWS_LAUNCHER is trainjob", value)
-    require(config.gpus_per_node == 0 or job.processes_per_node <= config.gpus_per_node, "processes_per_node",
-            f"be at most gpus_per_node ({config.gpus_per_node}), a GPU for each", job.processes_per_node)  # fmt: skip
+    require(
+        config.gpus_per_node == 0 or job.processes_per_node <= config.gpus_per_node,
+        "processes_per_node",
+        f"be at most gpus_per_node ({config.gpus_per_node}), a GPU for each",
+        job.processes_per_node,
+    )
 
-    resources = {name: models.IoK8sApimachineryPkgApiResourceQuantity(value)
-                 for name, value in resources_of(config).items()}  # fmt: skip
+    resources = {
+        name: models.IoK8sApimachineryPkgApiResourceQuantity(value) for name, value in resources_of(config).items()
+    }
     spec = models.TrainerV1alpha1TrainJobSpec(
         runtimeRef=models.TrainerV1alpha1RuntimeRef(apiGroup=GROUP, kind=config.runtime_kind, name=config.runtime),
         trainer=models.TrainerV1alpha1Trainer(
             image=config.image,
             command=command_of(job, config, f"--rdzv-conf=timeout={config.rendezvous_seconds}"),
             args=list(job.arguments),
-            env=[models.IoK8sApiCoreV1EnvVar(name=name, value=value)
-                 for name, value in environment_of(job, config).items()],
+            env=[
+                models.IoK8sApiCoreV1EnvVar(name=name, value=value)
+                for name, value in environment_of(job, config).items()
+            ],
             numNodes=job.num_nodes,
             numProcPerNode=job.processes_per_node,
             resourcesPerNode=models.IoK8sApiCoreV1ResourceRequirements(requests=resources, limits=resources),
         ),
-    )  # fmt: skip
+    )
     owners = [models.IoK8sApimachineryPkgApisMetaV1OwnerReference.from_dict(to_manifest(owner))] if owner else None
     return models.TrainerV1alpha1TrainJob(
         apiVersion=f"{GROUP}/{VERSION}",

@@ -28,8 +28,15 @@ from kws.preprocess.features import mel_spectrogram
 
 FORMAT = 2
 
-CONTENT = {"weights": dict, "words": list, "features": dict, "model": dict, "temperature": float, "metrics": dict,
-           "about": dict}  # fmt: skip
+CONTENT = {
+    "weights": dict,
+    "words": list,
+    "features": dict,
+    "model": dict,
+    "temperature": float,
+    "metrics": dict,
+    "about": dict,
+}
 """The entries of a `.pth` besides its format."""
 
 FORMER = {"conv_kernel": "0"}
@@ -157,9 +164,13 @@ def _recognizer(content: Mapping[str, Any], device: torch.device | str) -> Recog
     model = AudioTransformer(config, features, len(words))
     model.load_state_dict(weights)
     return Recognizer(
-        model=model.to(device).eval(), words=words, features=features, temperature=temperature,
-        metrics=content["metrics"], about=content["about"],
-    )  # fmt: skip
+        model=model.to(device).eval(),
+        words=words,
+        features=features,
+        temperature=temperature,
+        metrics=content["metrics"],
+        about=content["about"],
+    )
 
 
 def versions() -> dict[str, str]:

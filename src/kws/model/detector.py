@@ -84,8 +84,9 @@ class Thresholds:
             ValueError: a value is missing or out of range, or the words are not those of the model.
         """
         try:
-            found = cls(**{one.name: values[one.name] for one in dataclasses.fields(cls)
-                           if values.get(one.name) is not None})  # fmt: skip
+            found = cls(
+                **{one.name: values[one.name] for one in dataclasses.fields(cls) if values.get(one.name) is not None}
+            )
         except (TypeError, AttributeError) as error:
             raise ValueError(f"thresholds must be numbers for each word, got {error}") from error
         wanted = reported(words)
@@ -115,8 +116,9 @@ class Thresholds:
     def as_json(self) -> dict[str, Any]:
         """Returns the content of a thresholds.json, with null for values that were not measured."""
         values = dataclasses.asdict(self)
-        return values | {"false_alarms_per_hour": None if math.isnan(self.false_alarms_per_hour)
-                         else self.false_alarms_per_hour}  # fmt: skip
+        return values | {
+            "false_alarms_per_hour": None if math.isnan(self.false_alarms_per_hour) else self.false_alarms_per_hour
+        }
 
 
 def reported(words: list[str]) -> list[str]:

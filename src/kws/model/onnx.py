@@ -111,8 +111,10 @@ def _recognizer(session: "InferenceSession", metadata: Mapping[str, str]) -> Onn
     Raises:
         ValueError: an entry is missing, or does not fit the others.
     """
-    known = {name: files.parse_json(metadata.get(name, "").encode(), name)
-             for name in ("words", "features", "num_parameters", "about")}  # fmt: skip
+    known = {
+        name: files.parse_json(metadata.get(name, "").encode(), name)
+        for name in ("words", "features", "num_parameters", "about")
+    }
     require_words(known["words"])
     require(type(known["num_parameters"]) is int, "num_parameters", "be a whole number", known["num_parameters"])
     require(isinstance(known["about"], dict), "about", "be a JSON object", known["about"])
@@ -195,17 +197,26 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
         whole, small = Path(folder) / "whole.onnx", Path(folder) / "small.onnx"
         # The tracing exporter takes half a second and no further packages, the newer one 20 s.
         torch.onnx.export(
-            WaveformToWords().eval(), example, whole, dynamo=False, opset_version=OPSET,
-            input_names=["waveforms", "features"], output_names=["probabilities"],
+            WaveformToWords().eval(),
+            example,
+            whole,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["waveforms", "features"],
+            output_names=["probabilities"],
             dynamic_axes={"waveforms": {0: "clips"}, "features": {0: "spectrograms"}, "probabilities": {0: "rows"}},
-        )  # fmt: skip
+        )
         if int8:
             kept = [node.name for node in onnx.load(whole).graph.node if FEATURES & set(node.input)]
             with _silent_root_logger():
                 quantize_dynamic(
-                    whole, small, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True,
-                    weight_type=QuantType.QInt8, nodes_to_exclude=kept,
-                )  # fmt: skip
+                    whole,
+                    small,
+                    op_types_to_quantize=["MatMul", "Gemm"],
+                    per_channel=True,
+                    weight_type=QuantType.QInt8,
+                    nodes_to_exclude=kept,
+                )
         graph = onnx.load(small if int8 else whole)
     none = np.empty((0, config.num_mels, config.num_frames), np.float32)
     graph.graph.initializer.append(onnx.numpy_helper.from_array(none, "features"))

@@ -84,8 +84,9 @@ def parse_champion(text: bytes, name: str) -> dict[str, Any]:
         record = files.parse_object(text, name, version=str)
         require(is_name(record["version"]), f"{name}: version", "be the name of a folder of models/", record["version"])
         history = record.setdefault("history", [])
-        fits = isinstance(history, list) and all(isinstance(entry, dict) and is_name(entry.get("version"))
-                                                 for entry in history)  # fmt: skip
+        fits = isinstance(history, list) and all(
+            isinstance(entry, dict) and is_name(entry.get("version")) for entry in history
+        )
         require(fits, f"{name}: history", "be a list of versions", history)
     except ValueError as error:
         raise ValueError(f"{error}; kws rollback --version VERSION writes it anew") from error
@@ -158,8 +159,12 @@ def parse_manifest(text: bytes, name: str) -> dict[str, Any]:
         require(is_name(file), f"{name}: files", "be names of files in its folder", file)
         require(isinstance(digest, str), f"{name}: {file}", "have its SHA-256", digest)
     for field, kind in (("about", dict), ("words", list), ("reference", dict)):
-        require(isinstance(manifest.get(field, kind()), kind), f"{name}: {field}", f"be a {kind.__name__}",
-                manifest.get(field))  # fmt: skip
+        require(
+            isinstance(manifest.get(field, kind()), kind),
+            f"{name}: {field}",
+            f"be a {kind.__name__}",
+            manifest.get(field),
+        )
     return manifest
 
 

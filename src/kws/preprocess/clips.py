@@ -88,8 +88,10 @@ def cut_silence(lengths: Mapping[str, int], counts: Mapping[str, int], features:
     found: dict[str, list[str]] = {}
     for split, (first, last) in SILENCE_PARTS.items():
         random = np.random.default_rng(list(split.encode()))
-        ranges = {name: (int(first * length), int(last * length) - features.num_samples)
-                  for name, length in sorted(lengths.items())}  # fmt: skip
+        ranges = {
+            name: (int(first * length), int(last * length) - features.num_samples)
+            for name, length in sorted(lengths.items())
+        }
         names = [name for name, (low, high) in ranges.items() if high >= low]
         found[split] = sorted(
             f"{BACKGROUND_NOISE}/{name}@{random.integers(*ranges[name], endpoint=True)}"

@@ -305,10 +305,25 @@ def _fill_power(order: Ints, cosines: Floats, sines: Floats, spectrum: Floats, p
 
 @njit
 def _fill_features(
-    power: Floats, firsts: Ints, ends: Ints, weights: Floats, with_log: bool, log_offset: np.float32, frame: int,
-    num_frames: int, half: bool, halves: Halves, floats: Floats, start: int, tail: Floats, tail_halves: Halves,
-    counted: bool, valid: Floats, sums: Floats, squares: Floats,
-) -> None:  # fmt: skip
+    power: Floats,
+    firsts: Ints,
+    ends: Ints,
+    weights: Floats,
+    with_log: bool,
+    log_offset: np.float32,
+    frame: int,
+    num_frames: int,
+    half: bool,
+    halves: Halves,
+    floats: Floats,
+    start: int,
+    tail: Floats,
+    tail_halves: Halves,
+    counted: bool,
+    valid: Floats,
+    sums: Floats,
+    squares: Floats,
+) -> None:
     """Applies mel filters and logarithm to LANES frames from `frame` on, writes them from `start` on, and adds sums."""
     num_valid = min(num_frames - frame, LANES)
     weight = 0
@@ -340,16 +355,26 @@ def _fill_features(
 
 
 _SIGNATURE = types.void(
-    types.float32[:, ::1], types.boolean, types.uint16[::1], types.float32[::1], types.boolean[::1],
-    types.float64[:, ::1], numba.typeof(_make_plan(FeatureConfig())),
-)  # fmt: skip
+    types.float32[:, ::1],
+    types.boolean,
+    types.uint16[::1],
+    types.float32[::1],
+    types.boolean[::1],
+    types.float64[:, ::1],
+    numba.typeof(_make_plan(FeatureConfig())),
+)
 
 
 @njit(_SIGNATURE)
 def _compute(
-    waveforms: Floats, half: bool, halves: Halves, floats: Floats, counted: npt.NDArray[np.bool_],
-    sums: npt.NDArray[np.float64], plan: _Plan,
-) -> None:  # fmt: skip
+    waveforms: Floats,
+    half: bool,
+    halves: Halves,
+    floats: Floats,
+    counted: npt.NDArray[np.bool_],
+    sums: npt.NDArray[np.float64],
+    plan: _Plan,
+) -> None:
     for lane in range(plan.sums.size):
         plan.sums[lane] = 0
         plan.squares[lane] = 0
@@ -367,10 +392,25 @@ def _compute(
             _fill_power(plan.order, plan.half_cosines, plan.half_sines, plan.spectrum, plan.power)
             start = clip * plan.firsts.size * plan.num_frames
             _fill_features(
-                plan.power, plan.firsts, plan.ends, plan.weights, plan.log, plan.log_offset, frame, plan.num_frames,
-                half, halves, floats, start, plan.tail, plan.tail_halves, counted[clip], plan.valid, plan.sums,
+                plan.power,
+                plan.firsts,
+                plan.ends,
+                plan.weights,
+                plan.log,
+                plan.log_offset,
+                frame,
+                plan.num_frames,
+                half,
+                halves,
+                floats,
+                start,
+                plan.tail,
+                plan.tail_halves,
+                counted[clip],
+                plan.valid,
+                plan.sums,
                 plan.squares,
-            )  # fmt: skip
+            )
     for mel in range(plan.firsts.size):
         for lane in range(mel * LANES, (mel + 1) * LANES):
             sums[0, mel] += plan.sums[lane]

@@ -190,8 +190,16 @@ def log(typing_context: Any, value: Any) -> Any:
         x = builder.fsub(fraction, _floats(1.0))
         exponent = builder.sitofp(exponent, _FLOATS)
         result = _floats(7.0376836292e-2)
-        for coefficient in (-1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
-                            2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1):  # fmt: skip
+        for coefficient in (
+            -1.1514610310e-1,
+            1.1676998740e-1,
+            -1.2420140846e-1,
+            1.4249322787e-1,
+            -1.6668057665e-1,
+            2.0000714765e-1,
+            -2.4999993993e-1,
+            3.3333331174e-1,
+        ):
             result = plus(times(result, x), _floats(coefficient))
         square = times(x, x)
         result = times(times(result, x), square)

@@ -99,11 +99,16 @@ def read_lists(lists: Mapping[str, Path], clips: Sequence[str]) -> Lists:
                 without.append(f"line {number}: {entry[:200]}")
         entries = matched + of_other_words + len(without)
         figures[path.name] = {
-            "entries": entries, "matched": matched, "of_other_words": of_other_words,
-            "without_recording": len(without), "first": without[:NAMED], "twice": len(twice),
-        }  # fmt: skip
-        log.info("%s: %d of %d entries name a recording, %d are of other words", path.name, matched, entries,
-                 of_other_words)  # fmt: skip
+            "entries": entries,
+            "matched": matched,
+            "of_other_words": of_other_words,
+            "without_recording": len(without),
+            "first": without[:NAMED],
+            "twice": len(twice),
+        }
+        log.info(
+            "%s: %d of %d entries name a recording, %d are of other words", path.name, matched, entries, of_other_words
+        )
         if without:
             log.warning("%s: %d entries name recordings that do not exist: %s", path, len(without), _some(without))
         if twice:

@@ -110,14 +110,22 @@ def preprocess(
     divided = splits.by_speaker(clips, lists) if split == "speaker" else splits.at_random(clips)
     leaks = splits.speakers_in_two_splits(divided)
     if split == "speaker" and leaks["clips"]:
-        log.warning("%d speakers of training clips are also in validation or test, with %d clips: accuracy there will "
-                    "look better than it is for new speakers", leaks["speakers"], leaks["clips"])  # fmt: skip
+        log.warning(
+            "%d speakers of training clips are also in validation or test, with %d clips: accuracy there will "
+            "look better than it is for new speakers",
+            leaks["speakers"],
+            leaks["clips"],
+        )
     if unknown:
         divided, chosen = _add_classes(listing, divided, chosen, PRESETS[preset])
     num_clips = sum(len(some) for some in divided.values())
     for name in SPLITS:
-        require(len(divided[name]) > 0, "split", "leave clips in train, validation and test "
-                f"({name} gets none of {num_clips}; {_remedy(split, lists)})", split)  # fmt: skip
+        require(
+            len(divided[name]) > 0,
+            "split",
+            f"leave clips in train, validation and test ({name} gets none of {num_clips}; {_remedy(split, lists)})",
+            split,
+        )
 
     source = recordings_fingerprint(listing, clips)
     few = split == "random" and splits.are_few(clips)
@@ -230,8 +238,13 @@ def recordings_fingerprint(listing: Listing, clips: Sequence[str]) -> str:
 def _fingerprint(source: str, preset: Preset, split: str, words: Sequence[str], unknown: Sequence[str]) -> str:
     from kws.preprocess.features import VERSION
 
-    settings = {"recordings": source, "features": dataclasses.asdict(preset.features), "split": split,
-                "words": list(words), "version": VERSION}  # fmt: skip
+    settings = {
+        "recordings": source,
+        "features": dataclasses.asdict(preset.features),
+        "split": split,
+        "words": list(words),
+        "version": VERSION,
+    }
     if unknown:
         settings["unknown_words"] = list(unknown)
         if preset.unknown_clips != 1:  # as before for all presets that do not set it
@@ -255,8 +268,16 @@ def _compute(
         _create(array, len(clips), features)
         for first in range(0, len(clips), CLIPS_PER_TASK):
             some = clips[first : first + CLIPS_PER_TASK]
-            tasks.append(_Task(array=array, first_row=first, recordings=listing.folder, clips=some, features=features,
-                               statistics=split == "train"))  # fmt: skip
+            tasks.append(
+                _Task(
+                    array=array,
+                    first_row=first,
+                    recordings=listing.folder,
+                    clips=some,
+                    features=features,
+                    statistics=split == "train",
+                )
+            )
 
     with workers(min(num_processes or num_cores(), len(tasks))) as run:
         noise = run(_save_noise, [listing], [folder], [features])

@@ -63,9 +63,14 @@ class Tensors:
         self.folder = folder
         self.device = torch.device(device)
         self.manifest: dict[str, Any] = files.read_object(
-            folder / files.MANIFEST, words=list, fingerprint=str, features=dict, normalization=dict, counts=dict,
+            folder / files.MANIFEST,
+            words=list,
+            fingerprint=str,
+            features=dict,
+            normalization=dict,
+            counts=dict,
             recordings=dict,
-        )  # fmt: skip
+        )
         with self._whole(files.MANIFEST):
             require_words(self.manifest["words"])
             self.words: list[str] = self.manifest["words"]
@@ -85,8 +90,10 @@ class Tensors:
             yield
         except (ValueError, TypeError, KeyError, EOFError) as error:
             said = f"no {error}" if isinstance(error, KeyError) else error
-            raise ValueError(f"{self.folder / name} must be as kws preprocess wrote it, got {said}: delete "
-                             f"{self.folder} and run kws preprocess again") from error  # fmt: skip
+            raise ValueError(
+                f"{self.folder / name} must be as kws preprocess wrote it, got {said}: delete "
+                f"{self.folder} and run kws preprocess again"
+            ) from error
 
     def split(self, name: str, most: int = 0) -> Split:
         """Opens a split.

@@ -21,7 +21,7 @@ SPEECH_COMMANDS = {
     "text": "Recordings of [Speech Commands v0.02](https://arxiv.org/abs/1804.03209) by Pete Warden, Google, under "
     "[CC BY 4.0](https://creativecommons.org/licenses/by/4.0/): one-second clips by 2,618 volunteers, over the "
     "microphones of their own devices. Whoever redistributes this model must credit the source.",
-}  # fmt: skip
+}
 
 
 def wilson(accuracy: float, num_clips: int) -> tuple[float, float]:
@@ -38,9 +38,15 @@ def wilson(accuracy: float, num_clips: int) -> tuple[float, float]:
 
 
 def write_card(
-    path: Path, recognizer: Recognizer, *, version: str, evaluation: Mapping[str, Any], tensors: Mapping[str, Any],
-    thresholds: Thresholds, int8: str,
-) -> None:  # fmt: skip
+    path: Path,
+    recognizer: Recognizer,
+    *,
+    version: str,
+    evaluation: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    thresholds: Thresholds,
+    int8: str,
+) -> None:
     """Writes MODEL_CARD.md, atomically.
 
     Args:
@@ -96,7 +102,7 @@ def _describe(tensors: Mapping[str, Any]) -> dict[str, str]:
         "speaker": "Each speaker is in one split only, so the figures apply to speakers unseen in training.",
         "random": "The split is random: speakers of the test split also occur in training, so the figures are too "
         "good for new speakers.",
-    }[tensors.get("split", "speaker")]  # fmt: skip
+    }[tensors.get("split", "speaker")]
     if source == SPEECH_COMMANDS_URL or digest == SPEECH_COMMANDS_SHA256:
         return SPEECH_COMMANDS | {"speakers": speakers}
     return {
@@ -108,4 +114,4 @@ def _describe(tensors: Mapping[str, Any]) -> dict[str, str]:
         f"`{tensors['recordings']['fingerprint'][:12]}`). Their licence and the speakers' consent are known only to "
         "whoever recorded them: state both here before redistributing the model.",
         "speakers": speakers,
-    }  # fmt: skip
+    }

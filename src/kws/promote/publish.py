@@ -50,8 +50,11 @@ def fill(staging: Path, version: Version) -> None:
     Raises:
         ValueError: the probabilities of model.onnx differ from those of model.pth.
     """
-    for source, name in ((version.model, versions.MODEL), (version.evaluation, versions.EVALUATION),
-                         (version.report, versions.REPORT)):  # fmt: skip
+    for source, name in (
+        (version.model, versions.MODEL),
+        (version.evaluation, versions.EVALUATION),
+        (version.report, versions.REPORT),
+    ):
         shutil.copyfile(source, staging / name)
     recognizer = version.recognizer
     evaluation = files.read_json(version.evaluation)
@@ -65,8 +68,15 @@ def fill(staging: Path, version: Version) -> None:
     int8 = _publish_int8(staging, recognizer, exported, tensors)
     thresholds = _thresholds(evaluation, recognizer.words)
     files.write_json(staging / THRESHOLDS, thresholds.as_json())
-    write_card(staging / versions.CARD, recognizer, version=version.name, evaluation=evaluation,
-               tensors=tensors.manifest, thresholds=thresholds, int8=int8)  # fmt: skip
+    write_card(
+        staging / versions.CARD,
+        recognizer,
+        version=version.name,
+        evaluation=evaluation,
+        tensors=tensors.manifest,
+        thresholds=thresholds,
+        int8=int8,
+    )
     heard = {
         name: onnx.load(staging / name, num_threads=1).hear(reference[None])[0].astype(float).round(6).tolist()
         for name in (versions.ONNX, versions.INT8)
@@ -108,8 +118,10 @@ def _compare(recognizer: Recognizer, exported: OnnxRecognizer, reference: Wavefo
     waveforms = np.stack([reference, reference / 10, np.zeros_like(reference)])
     gap = float(np.abs(exported.hear(waveforms) - recognizer.hear(waveforms)).max())
     if gap > ONNX_GAP:
-        raise ValueError(f"{versions.ONNX} must give the probabilities of {versions.MODEL} within {ONNX_GAP:g}, got a "
-                         f"difference of {gap:.4f}; install the version of onnxruntime in uv.lock")  # fmt: skip
+        raise ValueError(
+            f"{versions.ONNX} must give the probabilities of {versions.MODEL} within {ONNX_GAP:g}, got a "
+            f"difference of {gap:.4f}; install the version of onnxruntime in uv.lock"
+        )
 
 
 def _publish_int8(staging: Path, recognizer: Recognizer, exported: OnnxRecognizer, tensors: Tensors) -> str:

@@ -66,8 +66,9 @@ def register(address: str, data_root: Path, version: str) -> None:
     champion = versions.champion(data_root)
     parsed = urllib.parse.urlsplit(address)
     if parsed.scheme not in ("http", "https") or not parsed.hostname:
-        raise ValueError(f"model_registry must be an address such as http://model-registry-service.kubeflow:8080, got "
-                         f"{address!r}")  # fmt: skip
+        raise ValueError(
+            f"model_registry must be an address such as http://model-registry-service.kubeflow:8080, got {address!r}"
+        )
     try:
         # Importing the client may take seconds on a slow processor, which are not the registry's.
         from kws.promote.registry_client import connect
@@ -115,9 +116,12 @@ async def _register(
     name = versions.ONNX
     if not any(artifact.name == name for artifact in listed):
         artifact = ModelArtifact(
-            name=name, uri=uri_of(data_root, version), model_format_name="onnx", model_format_version="1",
+            name=name,
+            uri=uri_of(data_root, version),
+            model_format_name="onnx",
+            model_format_version="1",
             state=ArtifactState.LIVE,
-        )  # fmt: skip
+        )
         await client.upsert_model_version_artifact(artifact, known.id)
     for other in await client.all_versions(model.id):
         said = dict(other.custom_properties or {})

@@ -82,9 +82,13 @@ def promote(
         if is_champion and champion != version:
             versions.appoint(data_root, version, accuracy, by=versions.STEP, reason=reason)
     decision = Decision(
-        version=version, path=str(folder), is_champion=is_champion, reason=reason, accuracy=accuracy,
+        version=version,
+        path=str(folder),
+        is_champion=is_champion,
+        reason=reason,
+        accuracy=accuracy,
         champion_accuracy=other,
-    )  # fmt: skip
+    )
     log.info("%s is %schampion: %s", version, "" if is_champion else "not ", reason)
     registry.tell(model_registry, data_root, version)
     return decision
@@ -115,9 +119,14 @@ def _free_name(model: Path, recognizer: pth.Recognizer, models: Path) -> str:
 
 
 def _decide(
-    version: str, accuracy: float, min_accuracy: float, champion: str | None, without: str, data_root: Path,
+    version: str,
+    accuracy: float,
+    min_accuracy: float,
+    champion: str | None,
+    without: str,
+    data_root: Path,
     tensors: Path,
-) -> tuple[bool, str, float | None]:  # fmt: skip
+) -> tuple[bool, str, float | None]:
     """Returns whether a version becomes champion, the reason, and the accuracy of the current champion if compared.
 
     Args:
@@ -134,8 +143,14 @@ def _decide(
     if accuracy < min_accuracy:
         return False, f"accuracy {accuracy:.2%} is below min_accuracy {min_accuracy:.2%}", None
     if (record := versions.was_rolled_back(data_root, version)) is not None:
-        return False, (f"{record['by']} took it out of use on {record['since']} ({record['reason']}); "
-                       f"kws rollback --version {version} brings it back"), None  # fmt: skip
+        return (
+            False,
+            (
+                f"{record['by']} took it out of use on {record['since']} ({record['reason']}); "
+                f"kws rollback --version {version} brings it back"
+            ),
+            None,
+        )
     if champion is None:
         return True, f"accuracy {accuracy:.2%}, and {without}", None
     folder = data_root / versions.MODELS / champion

@@ -73,10 +73,12 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         """Describes the model."""
         found = protocol.model_metadata(request.name, self.service.served(request.name, request.version))
         return pb.ModelMetadataResponse(
-            name=found["name"], versions=found["versions"], platform=found["platform"],
+            name=found["name"],
+            versions=found["versions"],
+            platform=found["platform"],
             inputs=[pb.ModelMetadataResponse.TensorMetadata(**tensor) for tensor in found["inputs"]],
             outputs=[pb.ModelMetadataResponse.TensorMetadata(**tensor) for tensor in found["outputs"]],
-        )  # fmt: skip
+        )
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         """Recognizes clips."""
@@ -84,8 +86,10 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             try:
                 most = self.service.config.max_request_mib << 20
                 if (size := request.ByteSize()) > most:
-                    raise Refused(f"the request must have at most {most} bytes (the server's --max-request-mib), got "
-                                  f"{size}", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)  # fmt: skip
+                    raise Refused(
+                        f"the request must have at most {most} bytes (the server's --max-request-mib), got {size}",
+                        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                    )
                 served = self.service.served(request.model_name, request.model_version)
                 call = _read(request)
                 answer = _write(call, request, served, await self.service.infer(call, served))
@@ -99,31 +103,47 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
 def _read(request: Any) -> Call:
     """Reads a ModelInferRequest."""
     raw = request.raw_input_contents
-    demand(len(raw) in (0, len(request.inputs)), "raw_input_contents",
-           f"be as many as the inputs ({len(request.inputs)}), or none", len(raw))  # fmt: skip
+    demand(
+        len(raw) in (0, len(request.inputs)),
+        "raw_input_contents",
+        f"be as many as the inputs ({len(request.inputs)}), or none",
+        len(raw),
+    )
     tensors = []
     for number, tensor in enumerate(request.inputs):
-        demand(all(side >= 0 for side in tensor.shape), f"shape of {tensor.name}", "have no negative side",
-               list(tensor.shape))  # fmt: skip
-        demand(not raw or not tensor.HasField("contents"), tensor.name,
-               "have contents or raw_input_contents, not both", "both")  # fmt: skip
+        demand(
+            all(side >= 0 for side in tensor.shape),
+            f"shape of {tensor.name}",
+            "have no negative side",
+            list(tensor.shape),
+        )
+        demand(
+            not raw or not tensor.HasField("contents"),
+            tensor.name,
+            "have contents or raw_input_contents, not both",
+            "both",
+        )
         contents = tensor.contents
         data = contents.bytes_contents if tensor.datatype == "BYTES" else contents.fp32_contents
         tensors.append(
             Tensor(
-                name=tensor.name, datatype=tensor.datatype, shape=list(tensor.shape), data=list(data),
+                name=tensor.name,
+                datatype=tensor.datatype,
+                shape=list(tensor.shape),
+                data=list(data),
                 raw=raw[number] if raw else None,
             )
-        )  # fmt: skip
+        )
     binary = bool(raw)
     wishes = []
     for output in request.outputs:
         classes = output.parameters["classification"].int64_param if "classification" in output.parameters else 0
         wishes.append(protocol.wish(output.name, {"classification": classes}, binary))
     return Call(
-        id=request.id, inputs=tensors,
+        id=request.id,
+        inputs=tensors,
         wishes=wishes or tuple(Wish(name=each, binary=binary) for each in (protocol.PROBABILITIES, protocol.WORDS)),
-    )  # fmt: skip
+    )
 
 
 def _write(call: Call, request: Any, served: Any, outputs: Any) -> Any:

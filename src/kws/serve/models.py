@@ -48,9 +48,11 @@ def load_file(path: Path) -> Served:
     recognizer = onnx.load(path, num_threads=1)
     _prove(recognizer, None, None, path)
     return Served(
-        recognizer=recognizer, version=files.sha256_of(path)[:12],
-        thresholds=Thresholds.beside(path, recognizer.words), card="",
-    )  # fmt: skip
+        recognizer=recognizer,
+        version=files.sha256_of(path)[:12],
+        thresholds=Thresholds.beside(path, recognizer.words),
+        card="",
+    )
 
 
 def load_version(folder: Path, name: str = versions.ONNX) -> Served:
@@ -76,10 +78,11 @@ def load_version(folder: Path, name: str = versions.ONNX) -> Served:
     _prove(recognizer, reference if expected else None, expected, folder / name)
     card = folder / versions.CARD
     return Served(
-        recognizer=recognizer, version=manifest["version"],
+        recognizer=recognizer,
+        version=manifest["version"],
         thresholds=Thresholds.beside(folder / name, recognizer.words),
         card=card.read_text(encoding="utf-8") if card.is_file() else "",
-    )  # fmt: skip
+    )
 
 
 def _prove(recognizer: OnnxRecognizer, reference: Path | None, expected: list[float] | None, path: Path) -> None:

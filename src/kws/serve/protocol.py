@@ -94,9 +94,12 @@ def read_rest(body: bytes, header_length: str | None) -> Call:
     """
     size = len(body)
     if header_length is not None:
-        demand(header_length.isascii() and header_length.isdigit() and int(header_length) <= len(body),
-               "Inference-Header-Content-Length", f"be a number of bytes up to {len(body)}, the whole body",
-               header_length)  # fmt: skip
+        demand(
+            header_length.isascii() and header_length.isdigit() and int(header_length) <= len(body),
+            "Inference-Header-Content-Length",
+            f"be a number of bytes up to {len(body)}, the whole body",
+            header_length,
+        )
         size = int(header_length)
     try:
         content = orjson.loads(memoryview(body)[:size])
@@ -112,27 +115,35 @@ def read_rest(body: bytes, header_length: str | None) -> Call:
         own, data, piece = _parameters(entry, name), entry.get("data"), None
         if "binary_data_size" in own:
             length = own["binary_data_size"]
-            demand(_is_count(length) and length <= len(raw), f"binary_data_size of {name}",
-                   f"be at most {len(raw)}, the number of bytes that remain after the JSON", length)  # fmt: skip
+            demand(
+                _is_count(length) and length <= len(raw),
+                f"binary_data_size of {name}",
+                f"be at most {len(raw)}, the number of bytes that remain after the JSON",
+                length,
+            )
             demand(data is None, f"{name}", "have data or binary_data_size, not both", "both")
             piece, raw = raw[:length], raw[length:]
         else:
             demand(isinstance(data, list), f"data of {name}", "be a list", type(data).__name__)
         shape = entry.get("shape") or []
-        demand(isinstance(shape, list) and all(_is_count(side) for side in shape), f"shape of {name}",
-               "be a list of integers of at least 0", shape)  # fmt: skip
+        demand(
+            isinstance(shape, list) and all(_is_count(side) for side in shape),
+            f"shape of {name}",
+            "be a list of integers of at least 0",
+            shape,
+        )
         tensors.append(Tensor(name=name, datatype=_text(entry, "datatype", name), shape=shape, data=data, raw=piece))
-    demand(len(raw) == 0, "the raw bytes after the JSON", "all belong to an input by binary_data_size",
-           f"{len(raw)} more")  # fmt: skip
+    demand(
+        len(raw) == 0, "the raw bytes after the JSON", "all belong to an input by binary_data_size", f"{len(raw)} more"
+    )
     binary = parameters.get("binary_data_output", False)
     wishes = [
         wish(_text(entry, "name", "an output"), _parameters(entry, "an output"), binary)
         for entry in (_list(content, "outputs", "the request") if content.get("outputs") is not None else ())
     ]
     return Call(
-        id=request_id, inputs=tensors,
-        wishes=wishes or (wish(PROBABILITIES, {}, binary), wish(WORDS, {}, binary)),
-    )  # fmt: skip
+        id=request_id, inputs=tensors, wishes=wishes or (wish(PROBABILITIES, {}, binary), wish(WORDS, {}, binary))
+    )
 
 
 def wish(name: str, parameters: Mapping[str, Any], binary: object = False) -> Wish:
@@ -150,8 +161,12 @@ def wish(name: str, parameters: Mapping[str, Any], binary: object = False) -> Wi
     binary = parameters.get("binary_data", binary)
     demand(isinstance(binary, bool), f"binary_data of {name}", "be true or false", binary)
     classes = parameters.get("classification", 0)
-    demand(_is_count(classes) and (classes == 0 or name == PROBABILITIES), f"classification of {name}",
-           f"be a number of words, and only for {PROBABILITIES}", classes)  # fmt: skip
+    demand(
+        _is_count(classes) and (classes == 0 or name == PROBABILITIES),
+        f"classification of {name}",
+        f"be a number of words, and only for {PROBABILITIES}",
+        classes,
+    )
     return Wish(name=name, binary=bool(binary), classes=classes)
 
 
@@ -195,8 +210,12 @@ def waveforms_of(call: Call, served: Served, config: ServeConfig) -> Waveform:
         audio = _byte_strings(tensor, shape[0])
         return np.stack([_read_audio(data, number, served, config) for number, data in enumerate(audio)])
     samples = served.recognizer.features.num_samples
-    demand(shape == [samples] or (len(shape) == 2 and shape[1] == samples), f"shape of {INPUT}",
-           f"be [clips, {samples}]", shape)  # fmt: skip
+    demand(
+        shape == [samples] or (len(shape) == 2 and shape[1] == samples),
+        f"shape of {INPUT}",
+        f"be [clips, {samples}]",
+        shape,
+    )
     clips = shape[0] if len(shape) == 2 else 1
     _demand_clips(clips, config)
     waveforms = _floats(tensor, clips * samples).reshape(clips, samples)
@@ -207,15 +226,23 @@ def waveforms_of(call: Call, served: Served, config: ServeConfig) -> Waveform:
 
 
 def _demand_clips(clips: int, config: ServeConfig) -> None:
-    demand(1 <= clips <= config.max_clips, "clips of a request",
-           f"be 1 to {config.max_clips} (the server's --max-clips)", clips)  # fmt: skip
+    demand(
+        1 <= clips <= config.max_clips,
+        "clips of a request",
+        f"be 1 to {config.max_clips} (the server's --max-clips)",
+        clips,
+    )
 
 
 def _floats(tensor: Tensor, count: int) -> Waveform:
     """Reads the data of an FP32 tensor as float32 [count]."""
     if tensor.raw is not None:
-        demand(len(tensor.raw) == 4 * count, f"data of {INPUT}", f"be {4 * count} bytes according to its shape",
-               len(tensor.raw))  # fmt: skip
+        demand(
+            len(tensor.raw) == 4 * count,
+            f"data of {INPUT}",
+            f"be {4 * count} bytes according to its shape",
+            len(tensor.raw),
+        )
         return np.frombuffer(tensor.raw, dtype="<f4")
     try:
         values = np.asarray(tensor.data)
@@ -234,8 +261,12 @@ def _byte_strings(tensor: Tensor, count: int) -> list[bytes]:
         rest = memoryview(tensor.raw)
         while len(rest):
             length = struct.unpack_from("<I", rest)[0] if len(rest) >= 4 else len(rest)
-            demand(length + 4 <= len(rest), f"data of {INPUT}", "be byte strings, each after its length in 4 bytes",
-                   f"{len(rest)} bytes for one of {length}")  # fmt: skip
+            demand(
+                length + 4 <= len(rest),
+                f"data of {INPUT}",
+                "be byte strings, each after its length in 4 bytes",
+                f"{len(rest)} bytes for one of {length}",
+            )
             found.append(bytes(rest[4 : 4 + length]))
             rest = rest[4 + length :]
     else:
@@ -266,8 +297,9 @@ def _read_audio(data: bytes, number: int, served: Served, config: ServeConfig) -
         require_sound(waveform)
         waveform = waveform if rate == features.sample_rate else resample(waveform, rate, features.sample_rate)
     except soundfile.LibsndfileError as error:
-        raise Refused(f"audio file {number} must be one that libsndfile reads (WAV, FLAC, OGG, MP3, …), got "
-                      f"{error.error_string}") from error  # fmt: skip
+        raise Refused(
+            f"audio file {number} must be one that libsndfile reads (WAV, FLAC, OGG, MP3, …), got {error.error_string}"
+        ) from error
     except (ValueError, OSError, TypeError, MemoryError) as error:
         raise Refused(f"audio file {number} must be a recording: {error}") from error
     return fit_length(waveform, features)

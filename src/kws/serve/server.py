@@ -94,9 +94,12 @@ def create_app(service: Service) -> FastAPI:
         service.batcher.close()
 
     app = FastAPI(
-        title="kws", version=version("kws"), summary="Spoken command words by the Open Inference Protocol, version 2",
-        lifespan=lifespan, redoc_url=None,
-    )  # fmt: skip
+        title="kws",
+        version=version("kws"),
+        summary="Spoken command words by the Open Inference Protocol, version 2",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
     app.add_middleware(Draining, service=service)
     config = service.config
 
@@ -134,9 +137,12 @@ def create_app(service: Service) -> FastAPI:
     async def live() -> dict[str, bool]:
         return {"live": True}
 
-    @app.get("/v2/health/ready", tags=["server"], summary="Whether the server is ready for inference",
-             responses={503: {"description": "Not ready", "content": {"application/json": {"schema": {
-                 "type": "object"}}}}})  # fmt: skip
+    @app.get(
+        "/v2/health/ready",
+        tags=["server"],
+        summary="Whether the server is ready for inference",
+        responses={503: {"description": "Not ready", "content": {"application/json": {"schema": {"type": "object"}}}}},
+    )
     async def ready() -> Response:
         reason = "" if service.is_ready else (service.models.refusal or "no model yet, or the server is stopping")
         body = json.dumps({"ready": service.is_ready} | ({"reason": reason} if reason else {}))
@@ -146,24 +152,40 @@ def create_app(service: Service) -> FastAPI:
     async def list_models() -> dict[str, Any]:
         return {"models": [config.model_name]}
 
-    @app.get("/v2/models/{name}", tags=["model"], summary="Inputs, outputs and words of the model",
-             responses=errors | not_ready)  # fmt: skip
+    @app.get(
+        "/v2/models/{name}",
+        tags=["model"],
+        summary="Inputs, outputs and words of the model",
+        responses=errors | not_ready,
+    )
     async def metadata(name: Name) -> dict[str, Any]:
         return protocol.model_metadata(name, service.served(name))
 
-    @app.get("/v2/models/{name}/versions/{wanted}", tags=["model"], summary="Inputs, outputs and words of a version",
-             responses=errors | not_ready)  # fmt: skip
+    @app.get(
+        "/v2/models/{name}/versions/{wanted}",
+        tags=["model"],
+        summary="Inputs, outputs and words of a version",
+        responses=errors | not_ready,
+    )
     async def version_metadata(name: Name, wanted: str) -> dict[str, Any]:
         return protocol.model_metadata(name, service.served(name, wanted))
 
-    @app.get("/v2/models/{name}/ready", tags=["model"], summary="Whether the model is ready for inference",
-             responses=errors | not_ready)  # fmt: skip
+    @app.get(
+        "/v2/models/{name}/ready",
+        tags=["model"],
+        summary="Whether the model is ready for inference",
+        responses=errors | not_ready,
+    )
     async def model_ready(name: Name) -> dict[str, Any]:
         service.served(name)
         return {"name": name, "ready": True}
 
-    @app.get("/v2/models/{name}/versions/{wanted}/ready", tags=["model"],
-             summary="Whether the version is ready for inference", responses=errors | not_ready)  # fmt: skip
+    @app.get(
+        "/v2/models/{name}/versions/{wanted}/ready",
+        tags=["model"],
+        summary="Whether the version is ready for inference",
+        responses=errors | not_ready,
+    )
     async def version_ready(name: Name, wanted: str) -> dict[str, Any]:
         service.served(name, wanted)
         return {"name": name, "ready": True}
@@ -344,10 +366,15 @@ async def serve(models: Models, config: ServeConfig) -> None:
         loop.add_signal_handler(signum, stop.set)
     server = _Server(
         uvicorn.Config(
-            app, host=config.host, port=config.port, log_level="warning", access_log=False,
-            timeout_graceful_shutdown=30, timeout_keep_alive=75,
+            app,
+            host=config.host,
+            port=config.port,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=30,
+            timeout_keep_alive=75,
         )
-    )  # fmt: skip
+    )
     try:
         socket = server.config.bind_socket()
     except SystemExit:
@@ -363,8 +390,12 @@ async def serve(models: Models, config: ServeConfig) -> None:
     running = asyncio.create_task(server.serve(sockets=[socket]))
     while not server.started and not running.done():
         await asyncio.sleep(0.01)
-    log.info("REST, metrics and the page at http://%s:%d (Ctrl-C to stop), %d batches at a time", config.host,
-             socket.getsockname()[1], service.num_threads)  # fmt: skip
+    log.info(
+        "REST, metrics and the page at http://%s:%d (Ctrl-C to stop), %d batches at a time",
+        config.host,
+        socket.getsockname()[1],
+        service.num_threads,
+    )
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not running.done():

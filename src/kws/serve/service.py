@@ -46,9 +46,12 @@ class Service:
             "kws_requests", "Requests for inference", ["protocol", "status"], registry=registry
         )
         self._seconds = prometheus_client.Histogram(
-            "kws_request_seconds", "Time from the complete request to its answer", ["protocol"], registry=registry,
+            "kws_request_seconds",
+            "Time from the complete request to its answer",
+            ["protocol"],
+            registry=registry,
             buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
-        )  # fmt: skip
+        )
         self.batcher.batch_sizes = prometheus_client.Histogram(
             "kws_batch_clips", "Clips per batch", registry=registry, buckets=(1, 2, 4, 8, 16, 32, 64)
         )
@@ -111,8 +114,9 @@ class Service:
             reason = self.models.refusal or "there is no champion yet"
             raise Refused(f"the server must have a model, got none: {reason}", HTTPStatus.SERVICE_UNAVAILABLE)
         if wanted not in ("", served.version):
-            raise Refused(f"version must be {served.version}, the one that is served, got {wanted!r}",
-                          HTTPStatus.NOT_FOUND)  # fmt: skip
+            raise Refused(
+                f"version must be {served.version}, the one that is served, got {wanted!r}", HTTPStatus.NOT_FOUND
+            )
         return served
 
     async def hear(self, served: Served, waveforms: Waveform) -> Any:

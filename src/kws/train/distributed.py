@@ -71,8 +71,10 @@ def join_world() -> Iterator[World]:
     if torch.cuda.is_available():
         local = int(os.environ.get("LOCAL_RANK", 0))
         if local >= torch.cuda.device_count():
-            raise ValueError(f"processes_per_node must be at most {torch.cuda.device_count()}, the GPUs of this node, "
-                             f"got {os.environ.get('LOCAL_WORLD_SIZE', 'more')}")  # fmt: skip
+            raise ValueError(
+                f"processes_per_node must be at most {torch.cuda.device_count()}, the GPUs of this node, "
+                f"got {os.environ.get('LOCAL_WORLD_SIZE', 'more')}"
+            )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if size > 1:

@@ -98,8 +98,9 @@ class Muon(torch.optim.Optimizer):
             found = self._exchange(found, matrices, shares)
         return [found[number] for number in range(len(matrices))]
 
-    def _exchange(self, mine: Mapping[int, Tensor], like: Sequence[Tensor],
-                  shares: Sequence[Sequence[int]]) -> dict[int, Tensor]:  # fmt: skip
+    def _exchange(
+        self, mine: Mapping[int, Tensor], like: Sequence[Tensor], shares: Sequence[Sequence[int]]
+    ) -> dict[int, Tensor]:
         """Gathers the matrices of all processes in every process, in one message.
 
         Args:
@@ -166,12 +167,16 @@ def make_optimizers(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -
     """
     named = dict(model.named_parameters())
     kept = {name: p for name, p in named.items() if p.ndim < 2 or name == "positions"}
-    inner = {} if config.optimizer != "muon" else {
-        name: p for name, p in named.items() if name not in kept and not name.startswith("head.")
-    }  # fmt: skip
+    inner = (
+        {}
+        if config.optimizer != "muon"
+        else {name: p for name, p in named.items() if name not in kept and not name.startswith("head.")}
+    )
     decayed = [p for name, p in named.items() if name not in kept and name not in inner]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay},
-              {"params": list(kept.values()), "weight_decay": 0.0}]  # fmt: skip
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": list(kept.values()), "weight_decay": 0.0},
+    ]
     kind = Adam if config.optimizer == "adam" else AdamW
     optimizers: list[torch.optim.Optimizer] = [kind(groups, lr=config.learning_rate, foreach=True)]
     if inner:

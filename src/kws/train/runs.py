@@ -52,9 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tensors", type=Path, metavar="DIR", help="a tensors folder, made by kws preprocess")
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument(
-        "--runs", type=Path, metavar="DIR",
+        "--runs",
+        type=Path,
+        metavar="DIR",
         help="where to make the run folder <timestamp>-<run id>; an unfinished run with the same settings is resumed",
-    )  # fmt: skip
+    )
     place.add_argument(
         "--run-folder", type=Path, metavar="DIR", help="an existing run folder; its config.json holds all settings"
     )
@@ -71,9 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def config_of(options: argparse.Namespace) -> TrainConfig:
     """Returns the training settings given by the flags of `add_arguments`."""
     return train_config(
-        preset=options.preset, epochs=options.epochs, batch_size=options.batch_size,
-        learning_rate=options.learning_rate, init=options.init, seed=options.seed, debug=options.debug,
-    )  # fmt: skip
+        preset=options.preset,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        init=options.init,
+        seed=options.seed,
+        debug=options.debug,
+    )
 
 
 def describe(tensors: Path, preset: str, train: TrainConfig) -> dict[str, Any]:
@@ -95,8 +102,12 @@ def read_config(folder: Path) -> tuple[Path, str, TrainConfig]:
     """
     require((folder / CONFIG).is_file(), "run_folder", f"be a run folder, with its {CONFIG}", str(folder))
     config = files.read_object(folder / CONFIG, tensors=dict, preset=str, train=dict)
-    require(isinstance(config["tensors"].get("path"), str), f"tensors in {folder / CONFIG}", "have a path",
-            config["tensors"])  # fmt: skip
+    require(
+        isinstance(config["tensors"].get("path"), str),
+        f"tensors in {folder / CONFIG}",
+        "have a path",
+        config["tensors"],
+    )
     return Path(config["tensors"]["path"]), config["preset"], from_dict(TrainConfig, config["train"])
 
 
@@ -218,8 +229,12 @@ def init_of(folder: Path) -> dict[str, str] | None:
     if not files.read_object(folder / CONFIG, train=dict)["train"].get("init"):
         return None
     record = files.read_object(folder / CONFIG, init=dict)["init"]
-    require(all(isinstance(record.get(name), str) for name in ("model", "sha256")), f"init in {folder / CONFIG}",
-            "have a model and its sha256", record)  # fmt: skip
+    require(
+        all(isinstance(record.get(name), str) for name in ("model", "sha256")),
+        f"init in {folder / CONFIG}",
+        "have a model and its sha256",
+        record,
+    )
     return {"model": record["model"], "sha256": record["sha256"]}
 
 

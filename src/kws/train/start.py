@@ -33,8 +33,10 @@ def load_start(folder: Path, preset: str) -> Recognizer | None:
         return None
     path = folder / runs.INIT
     if not path.is_file() or files.sha256_of(path) != record["sha256"]:
-        raise ValueError(f"{path} must have the SHA-256 {record['sha256'][:12]}… of {runs.CONFIG}, got another file or "
-                         "none; start a new run")  # fmt: skip
+        raise ValueError(
+            f"{path} must have the SHA-256 {record['sha256'][:12]}… of {runs.CONFIG}, got another file or "
+            "none; start a new run"
+        )
     return read_start(path, preset)
 
 

@@ -46,8 +46,15 @@ class StopTraining(Exception):
         """Exit status, as a shell gives it. It is not 0, so that the launcher starts the process again."""
 
 
-def train(tensors_folder: Path, preset: str, config: TrainConfig, *, runs_folder: Path | None = None,
-          run_id: str = "", run: Path | None = None) -> Path:  # fmt: skip
+def train(
+    tensors_folder: Path,
+    preset: str,
+    config: TrainConfig,
+    *,
+    runs_folder: Path | None = None,
+    run_id: str = "",
+    run: Path | None = None,
+) -> Path:
     """Trains a model in this process, together with the other processes that torchrun started.
 
     Args:
@@ -126,14 +133,22 @@ def _train_to_the_end(folder: Path, trainer: Trainer) -> None:
 def _save_best(
     folder: Path, trainer: Trainer, model: AudioTransformer, row: Mapping[str, float], temperature: float = 1.0
 ) -> None:
-    about = {"preset": trainer.preset, "train": dataclasses.asdict(trainer.config),
-             "tensors": trainer.tensors.fingerprint, "run": folder.name}  # fmt: skip
+    about = {
+        "preset": trainer.preset,
+        "train": dataclasses.asdict(trainer.config),
+        "tensors": trainer.tensors.fingerprint,
+        "run": folder.name,
+    }
     if (init := runs.init_of(folder)) is not None:
         about["init"] = init
     recognizer = bundle.Recognizer(
-        model=model, words=trainer.tensors.words, features=trainer.tensors.features, temperature=temperature,
-        metrics=dict(row), about=about,
-    )  # fmt: skip
+        model=model,
+        words=trainer.tensors.words,
+        features=trainer.tensors.features,
+        temperature=temperature,
+        metrics=dict(row),
+        about=about,
+    )
     bundle.save(folder / runs.BEST, recognizer)
 
 
@@ -189,8 +204,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.stderr = Unfailing(sys.stderr)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()  # otherwise the processes of a killed torchrun would go on training
-    parser = argparse.ArgumentParser(prog="kws.train.trainer", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="kws.train.trainer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     runs.add_arguments(parser)
     run(parser.parse_args(argv))
 
@@ -204,9 +220,7 @@ def run(options: argparse.Namespace) -> Path:
         require(options.tensors is not None, "tensors", "be a folder of kws preprocess", options.tensors)
         tensors, preset, config = options.tensors, options.preset, runs.config_of(options)
     try:
-        return train(
-            tensors, preset, config, runs_folder=options.runs, run_id=options.run_id, run=options.run_folder
-        )  # fmt: skip
+        return train(tensors, preset, config, runs_folder=options.runs, run_id=options.run_id, run=options.run_folder)
     except StopTraining as stop:
         log.info("stopped, with a checkpoint; run the same command again to resume")
         sys.exit(stop.status)

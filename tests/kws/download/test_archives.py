@@ -72,21 +72,30 @@ def test_tar_is_read_whatever_it_is_called_and_however_compressed(tmp_path: Path
 
 def test_links_devices_and_pipes_are_left_out_with_their_names(tmp_path: Path) -> None:
     archive = tar(
-        tmp_path / "a.tar", member("yes/a.wav"), member("yes/dangling.wav", tarfile.SYMTYPE, "/nowhere"),
-        member("yes/inside.wav", tarfile.SYMTYPE, "a.wav"), member("yes/lost.wav", tarfile.LNKTYPE, "yes/none.wav"),
-        member("yes/self.wav", tarfile.LNKTYPE, "yes/self.wav"), member("yes/tty.wav", tarfile.CHRTYPE),
-        member("yes/disk.wav", tarfile.BLKTYPE), member("yes/pipe.wav", tarfile.FIFOTYPE), member("yes/odd.wav", b"Z"),
-    )  # fmt: skip
+        tmp_path / "a.tar",
+        member("yes/a.wav"),
+        member("yes/dangling.wav", tarfile.SYMTYPE, "/nowhere"),
+        member("yes/inside.wav", tarfile.SYMTYPE, "a.wav"),
+        member("yes/lost.wav", tarfile.LNKTYPE, "yes/none.wav"),
+        member("yes/self.wav", tarfile.LNKTYPE, "yes/self.wav"),
+        member("yes/tty.wav", tarfile.CHRTYPE),
+        member("yes/disk.wav", tarfile.BLKTYPE),
+        member("yes/pipe.wav", tarfile.FIFOTYPE),
+        member("yes/odd.wav", b"Z"),
+    )
     found, skipped = opened(archive, tmp_path / "out")
     assert found == {"yes/a.wav": SOUND}
     assert skipped.num_members == 8
     assert skipped.first == {
-        "yes/dangling.wav": "it is a symbolic link", "yes/inside.wav": "it is a symbolic link",
+        "yes/dangling.wav": "it is a symbolic link",
+        "yes/inside.wav": "it is a symbolic link",
         "yes/lost.wav": "a hard link to yes/none.wav, which is not there",
         "yes/self.wav": "a hard link to yes/self.wav, which is not there",
-        "yes/tty.wav": "it is a device", "yes/disk.wav": "it is a device", "yes/pipe.wav": "it is a pipe",
+        "yes/tty.wav": "it is a device",
+        "yes/disk.wav": "it is a device",
+        "yes/pipe.wav": "it is a pipe",
         "yes/odd.wav": "it is of an unknown kind",
-    }  # fmt: skip
+    }
 
 
 def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
@@ -94,10 +103,13 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     outside.mkdir()
     long = "/".join(["d" * 200] * 30)  # longer than PATH_MAX
     archive = tar(
-        tmp_path / "a.tar", member("yes", tarfile.SYMTYPE, str(outside)), member("yes/a.wav"),
-        member("no/up", tarfile.SYMTYPE, long + "/../" * 40 + "outside"), member("no/up/b.wav"),
+        tmp_path / "a.tar",
+        member("yes", tarfile.SYMTYPE, str(outside)),
+        member("yes/a.wav"),
+        member("no/up", tarfile.SYMTYPE, long + "/../" * 40 + "outside"),
+        member("no/up/b.wav"),
         member("no/hard.wav", tarfile.LNKTYPE, str(outside / "c.wav")),
-    )  # fmt: skip
+    )
     found, _ = opened(archive, tmp_path / "out")
     assert set(found) == {"yes/a.wav", "no/up/b.wav"}
     assert list(outside.iterdir()) == []
@@ -320,8 +332,11 @@ def test_damaged_archive_is_read_or_refused_in_a_sentence_and_nothing_else(tmp_p
         members = [member(f"yes/{number}.wav") for number in range(3)] + [member("yes/" + "x" * 120 + ".wav")]
         raw = tar(path, *members).read_bytes()
         packers: dict[str, Callable[[bytes], bytes]] = {
-            "tar": bytes, "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress
-        }  # fmt: skip
+            "tar": bytes,
+            "gz": gzip.compress,
+            "bz2": bz2.compress,
+            "xz": lzma.compress,
+        }
         whole = packers[pack](raw)
     drawn = random.Random(pack)
     outcomes = set()
@@ -345,8 +360,14 @@ def test_damaged_archive_is_read_or_refused_in_a_sentence_and_nothing_else(tmp_p
 
 
 def test_zip_of_windows_and_macos_is_read_as_a_tar_is(tmp_path: Path) -> None:
-    names = [b"words\\yes\\a.wav", b"words\\no\\b.WAV", b"words/j\xc3\xa4/c.wav", b"words/yes/._a.wav",
-             b"__MACOSX/words/._yes", b"words/.DS_Store"]  # fmt: skip
+    names = [
+        b"words\\yes\\a.wav",
+        b"words\\no\\b.WAV",
+        b"words/j\xc3\xa4/c.wav",
+        b"words/yes/._a.wav",
+        b"__MACOSX/words/._yes",
+        b"words/.DS_Store",
+    ]
     path = tmp_path / "my words.ZIP"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(zipfile.ZipInfo("words/yes/"), b"")

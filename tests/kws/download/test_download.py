@@ -61,8 +61,10 @@ def spawn(source: str, sha256: str, data_root: Path) -> "subprocess.Popen[str]":
     )
     return subprocess.Popen(
         [sys.executable, "-c", code, source, sha256, str(data_root)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for(condition: object, process: "subprocess.Popen[str]") -> None:
@@ -115,10 +117,15 @@ def test_torchaudio_opens_the_real_folder_with_the_lists_split(real: tuple[Path,
 
     folder, _ = real
     subsets = {
-        subset: SPEECHCOMMANDS(root=folder.parents[1], url=f"{folder.name}.tar.gz", folder_in_archive="datasets",
-                               download=False, subset=subset)
+        subset: SPEECHCOMMANDS(
+            root=folder.parents[1],
+            url=f"{folder.name}.tar.gz",
+            folder_in_archive="datasets",
+            download=False,
+            subset=subset,
+        )
         for subset in ("training", "validation", "testing")
-    }  # fmt: skip
+    }
     assert [len(subset) for subset in subsets.values()] == [3200, 480, 363]
     path, rate, word, speaker, take = subsets["testing"].get_metadata(0)
     assert (folder.parent / path).is_file()

@@ -16,7 +16,7 @@ from kws.download.recordings import (
     listing_digest,
     printable,
     read_manifest,
-)  # fmt: skip
+)
 
 
 def make(folder: Path, *names: str) -> Path:
@@ -37,9 +37,19 @@ def test_every_spelling_of_a_suffix_and_every_format_is_seen(tmp_path: Path) -> 
 
 def test_what_is_there_and_not_read_is_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make(
-        tmp_path, "yes/a.wav", "yes/b.m4a", "yes/notes.txt", "yes/more/c.wav", "d.wav", "_own_/e.wav", "README.md",
-        "yes/._a.wav", ".DS_Store", "yes/\udce4.wav", "j\udce4/a.wav",
-    )  # fmt: skip
+        tmp_path,
+        "yes/a.wav",
+        "yes/b.m4a",
+        "yes/notes.txt",
+        "yes/more/c.wav",
+        "d.wav",
+        "_own_/e.wav",
+        "README.md",
+        "yes/._a.wav",
+        ".DS_Store",
+        "yes/\udce4.wav",
+        "j\udce4/a.wav",
+    )
     os.mkfifo(tmp_path / "yes" / "pipe.wav")
     (tmp_path / "yes" / "gone.wav").symlink_to("nowhere.wav")
     (tmp_path / "yes" / "loop.wav").symlink_to("loop.wav")
@@ -96,10 +106,17 @@ def test_lists_are_found_in_any_case(tmp_path: Path) -> None:
 def downloaded(folder: Path) -> Path:
     make(folder, "yes/a.wav", "no/a.wav", "testing_list.txt")
     listing = list_recordings(folder)
-    files.write_json(folder / files.MANIFEST, {
-        "name": "x", "source": "x.tar", "sha256": "ab" * 32, "words": {"no": 1, "yes": 1},
-        "content": content_digest(listing), "listing": listing_digest(listing),
-    })  # fmt: skip
+    files.write_json(
+        folder / files.MANIFEST,
+        {
+            "name": "x",
+            "source": "x.tar",
+            "sha256": "ab" * 32,
+            "words": {"no": 1, "yes": 1},
+            "content": content_digest(listing),
+            "listing": listing_digest(listing),
+        },
+    )
     return folder
 
 

@@ -187,6 +187,8 @@ def test_any_words_are_said_and_an_underscore_stands_between_two(tmp_path: Path)
         main(["synthesize", str(tmp_path / "corpus"), "--words", "music,lights_on", "--clips-per-word", "3"])
     assert ended.value.code == 0
     assert sorted(path.name for path in (tmp_path / "corpus").iterdir() if path.is_dir()) == [
-        "_background_noise_", "lights_on", "music",
-    ]  # fmt: skip
+        "_background_noise_",
+        "lights_on",
+        "music",
+    ]
     assert len(list((tmp_path / "corpus" / "lights_on").iterdir())) == 3

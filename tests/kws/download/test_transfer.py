@@ -150,9 +150,16 @@ def test_overloaded_server_is_left_alone_for_as_long_as_it_asks(
 
 @pytest.mark.parametrize(
     ("value", "low", "high"),
-    [("7", 7, 7), ("", 0, 0), ("soon", 0, 0), ("-3", 0, 0), ("99999", 300, 300),
-     ("Fri, 31 Dec 2100 23:59:59 GMT", 300, 300), ("Thu, 01 Jan 1970 00:00:00 GMT", 0, 0)],
-)  # fmt: skip
+    [
+        ("7", 7, 7),
+        ("", 0, 0),
+        ("soon", 0, 0),
+        ("-3", 0, 0),
+        ("99999", 300, 300),
+        ("Fri, 31 Dec 2100 23:59:59 GMT", 300, 300),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0, 0),
+    ],
+)
 def test_time_that_a_server_asks_for_is_read_in_every_form(value: str, low: float, high: float) -> None:
     headers = Message()
     headers["Retry-After"] = value

@@ -57,8 +57,12 @@ def test_words_that_nobody_said_are_left_out_of_the_table_and_of_macro_f1(by_han
 def test_confusion_matrix_is_written_as_csv_and_png(by_hand: Evaluation, tmp_path: Path) -> None:
     picture, table = save_confusion(by_hand, tmp_path / "new")
     rows = list(csv.reader(io.StringIO(table.read_text())))
-    assert rows == [["true \\ predicted", "a", "b", "c"], ["a", "3", "2", "0"], ["b", "1", "3", "0"],
-                    ["c", "1", "0", "0"]]  # fmt: skip
+    assert rows == [
+        ["true \\ predicted", "a", "b", "c"],
+        ["a", "3", "2", "0"],
+        ["b", "1", "3", "0"],
+        ["c", "1", "0", "0"],
+    ]
     assert picture.read_bytes().startswith(PNG)
 
 
@@ -155,9 +159,12 @@ def test_recordings_that_are_gone_are_an_error_for_a_model_of_other_features(
 
 
 def test_folder_of_recordings_is_evaluated_as_far_as_it_can_be_read_and_is_known(
-    expert: Recognizer, tone_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    expert: Recognizer,
+    tone_corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(accuracy, "BATCH", 7)
     for word in ("no", "yes"):
         (tmp_path / word).mkdir()

@@ -42,8 +42,14 @@ SPOKEN = [
 
 
 def test_an_alarm_anywhere_counts_and_a_word_counts_once() -> None:
-    detections = [(1.5, "go", 0.9), (1.9, "go", 0.9), (4.5, "go", 0.9), (7.5, "go", 0.9), (12.0, "stop", 0.9),
-                  (20.0, "stop", 0.9)]  # fmt: skip
+    detections = [
+        (1.5, "go", 0.9),
+        (1.9, "go", 0.9),
+        (4.5, "go", 0.9),
+        (7.5, "go", 0.9),
+        (12.0, "stop", 0.9),
+        (20.0, "stop", 0.9),
+    ]
     outcome = judge(detections, SPOKEN, hours=0.5)
     assert dict(outcome.found) == {"go": 1}
     assert outcome.missed == 0.5
@@ -203,8 +209,10 @@ def test_command_writes_thresholds_and_figures_that_follow_from_its_events(
     written = json.loads((output / "streams.json").read_text())
     assert [row["snr_db"] for row in written["streams"]] == [20, 10, 5]
     for row in written["streams"]:
-        spoken = [Utterance(begin=begin, end=end, kind=kind, word=word, source=source)
-                  for begin, end, kind, word, source in row["truth"]]  # fmt: skip
+        spoken = [
+            Utterance(begin=begin, end=end, kind=kind, word=word, source=source)
+            for begin, end, kind, word, source in row["truth"]
+        ]
         outcome = judge(row["detections"], spoken, row["hours"])
         assert outcome.missed == pytest.approx(row["missed"])
         assert outcome.false_alarms.total() == row["false_alarms"]
@@ -217,8 +225,23 @@ def test_thresholds_that_are_given_are_measured_and_not_chosen(
     given = tmp_path / "never.json"
     given.write_text('{"thresholds": {"no": 1.5, "stop": 1.5, "yes": 1.5}}')
     with pytest.raises(SystemExit) as caught:
-        main(["evaluate", "--stream", "--recordings", str(tone_corpus), "--hours", "0.005", "--output", str(tmp_path),
-              "--model", str(tmp_path / "model.onnx"), "--thresholds", str(given), "--json"])  # fmt: skip
+        main(
+            [
+                "evaluate",
+                "--stream",
+                "--recordings",
+                str(tone_corpus),
+                "--hours",
+                "0.005",
+                "--output",
+                str(tmp_path),
+                "--model",
+                str(tmp_path / "model.onnx"),
+                "--thresholds",
+                str(given),
+                "--json",
+            ]
+        )
     assert caught.value.code == 0
     written = json.loads(capsys.readouterr().out)
     assert [row["missed"] for row in written["streams"]] == [1, 1, 1]

@@ -105,8 +105,9 @@ def start_waiting(notes: Path) -> tuple["subprocess.Popen[str]", list[int], int]
 
 def training(notes: Path, what: str, processes: int) -> Training:
     folder = notes.parent / "run"
-    return Training(name="kws-test", folder=folder, arguments=(what, str(notes)), num_nodes=1,
-                    processes_per_node=processes)  # fmt: skip
+    return Training(
+        name="kws-test", folder=folder, arguments=(what, str(notes)), num_nodes=1, processes_per_node=processes
+    )
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -57,8 +57,21 @@ def run(tmp_path: Path) -> Path:
 
 
 def start(run: Path, what: str, *flags: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "kws.launch.node", f"--run={run}", *flags, "--", "--standalone",
-               "--nproc-per-node=1", "--max-restarts=2", "-m", "trainee", what, str(run)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "kws.launch.node",
+        f"--run={run}",
+        *flags,
+        "--",
+        "--standalone",
+        "--nproc-per-node=1",
+        "--max-restarts=2",
+        "-m",
+        "trainee",
+        what,
+        str(run),
+    ]
     environment = os.environ | {"PYTHONPATH": str(run.parent), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 

@@ -461,24 +461,44 @@ def test_only_an_api_that_is_away_for_a_while_is_asked_again(error: Exception, e
 
 
 REFUSALS = {
-    "rights": (403, 'pytorchjobs.kubeflow.org is forbidden: User "default" cannot create resource "pytorchjobs"',
-               "the step's service account must be allowed to create, get, patch and delete pytorchjobs"),
-    "quota": (403, 'pytorchjobs.kubeflow.org "kws-1" is forbidden: exceeded quota: kws, requested: '
-              "count/pytorchjobs.kubeflow.org=1, used: count/pytorchjobs.kubeflow.org=8, limited: 8",
-              "delete what is not needed (kubectl -n kubeflow get resourcequotas,pytorchjobs)"),
-    "new quota": (403, 'pytorchjobs.kubeflow.org "kws-1" is forbidden: status unknown for quota: kws, resources: '
-                  "count/pytorchjobs.kubeflow.org", "wait until kubectl -n kubeflow get resourcequotas"),
-    "namespace": (403, 'pytorchjobs.kubeflow.org "kws-1" is forbidden: unable to create new content in namespace '
-                  "kubeflow because it is being terminated", "the namespace kubeflow is being deleted"),
-    "webhook": (403, 'admission webhook "v.kubeflow.org" denied the request: spec.nprocPerNode: Invalid value: "x"',
-                "change what it names: num_nodes, processes_per_node or a field of KWS_PYTORCHJOB"),
+    "rights": (
+        403,
+        'pytorchjobs.kubeflow.org is forbidden: User "default" cannot create resource "pytorchjobs"',
+        "the step's service account must be allowed to create, get, patch and delete pytorchjobs",
+    ),
+    "quota": (
+        403,
+        'pytorchjobs.kubeflow.org "kws-1" is forbidden: exceeded quota: kws, requested: '
+        "count/pytorchjobs.kubeflow.org=1, used: count/pytorchjobs.kubeflow.org=8, limited: 8",
+        "delete what is not needed (kubectl -n kubeflow get resourcequotas,pytorchjobs)",
+    ),
+    "new quota": (
+        403,
+        'pytorchjobs.kubeflow.org "kws-1" is forbidden: status unknown for quota: kws, resources: '
+        "count/pytorchjobs.kubeflow.org",
+        "wait until kubectl -n kubeflow get resourcequotas",
+    ),
+    "namespace": (
+        403,
+        'pytorchjobs.kubeflow.org "kws-1" is forbidden: unable to create new content in namespace '
+        "kubeflow because it is being terminated",
+        "the namespace kubeflow is being deleted",
+    ),
+    "webhook": (
+        403,
+        'admission webhook "v.kubeflow.org" denied the request: spec.nprocPerNode: Invalid value: "x"',
+        "change what it names: num_nodes, processes_per_node or a field of KWS_PYTORCHJOB",
+    ),
     "policy": (403, "no image of this registry may run here", ""),
-    "invalid": (422, 'PyTorchJob.kubeflow.org "kws-1" is invalid: spec.runPolicy.backoffLimit: Invalid value: -1',
-                "change what it names"),
+    "invalid": (
+        422,
+        'PyTorchJob.kubeflow.org "kws-1" is invalid: spec.runPolicy.backoffLimit: Invalid value: -1',
+        "change what it names",
+    ),
     "no namespace": (404, 'namespaces "kubeflow" not found', "create the namespace kubeflow"),
     "no operator": (404, "the server could not find the requested resource", "install the operator of pytorchjobs"),
     "token": (401, "Unauthorized", "the step needs a service account with a valid token"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("status", "said", "remedy"), REFUSALS.values(), ids=REFUSALS)

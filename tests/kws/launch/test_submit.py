@@ -29,8 +29,16 @@ NAME = "kws-1f3c"
 class Play:
     """What becomes of a job: how often it is looked at until it ends, how, and with which pods."""
 
-    def __init__(self, end: str = "Succeeded", looks: int = 2, status: int = 0, pods: int = 2, waits: str = "",
-                 reason: str = "", vanishes: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        end: str = "Succeeded",
+        looks: int = 2,
+        status: int = 0,
+        pods: int = 2,
+        waits: str = "",
+        reason: str = "",
+        vanishes: bool = False,
+    ) -> None:
         self.end, self.looks, self.status, self.pods, self.waits = end, looks, status, pods, waits
         self.reason, self.vanishes = reason, vanishes
 
@@ -72,12 +80,18 @@ class Kubernetes(JsonServer):
             name = f"{NAME}-worker-{rank}"
             waiting = container(waiting={"reason": "ErrImagePull", "message": play.waits})
             self.pods[name] = {
-                "metadata": {"name": name, "namespace": "kubeflow", "uid": f"{uid}-{rank}",
-                             "labels": {"training.kubeflow.org/replica-index": str(rank)}},
+                "metadata": {
+                    "name": name,
+                    "namespace": "kubeflow",
+                    "uid": f"{uid}-{rank}",
+                    "labels": {"training.kubeflow.org/replica-index": str(rank)},
+                },
                 "spec": {"containers": []},
-                "status": {"phase": "Pending" if play.waits else "Running",
-                           "containerStatuses": [waiting] if play.waits else []},
-            }  # fmt: skip
+                "status": {
+                    "phase": "Pending" if play.waits else "Running",
+                    "containerStatuses": [waiting] if play.waits else [],
+                },
+            }
         return job
 
     def look(self, name: str) -> dict[str, Any] | None:
@@ -141,15 +155,26 @@ class Kubernetes(JsonServer):
 def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kubernetes]:
     server = Kubernetes()
     config = tmp_path / "kubeconfig"
-    config.write_text(yaml.safe_dump({
-        "apiVersion": "v1", "kind": "Config", "current-context": "here",
-        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
-        "clusters": [{"name": "here", "cluster": {"server": server.address}}],
-        "users": [{"name": "me", "user": {}}],
-    }))  # fmt: skip
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "here",
+                "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
+                "clusters": [{"name": "here", "cluster": {"server": server.address}}],
+                "users": [{"name": "me", "user": {}}],
+            }
+        )
+    )
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(config))
-    for module, name in ((submit, "POLL_SECONDS"), (submit, "QUOTA_SECONDS"), (submit, "EVENTS_SECONDS"),
-                         (submit, "FIRST_DELAY_SECONDS"), (logs, "AGAIN_SECONDS")):  # fmt: skip
+    for module, name in (
+        (submit, "POLL_SECONDS"),
+        (submit, "QUOTA_SECONDS"),
+        (submit, "EVENTS_SECONDS"),
+        (submit, "FIRST_DELAY_SECONDS"),
+        (logs, "AGAIN_SECONDS"),
+    ):
         monkeypatch.setattr(module, name, 0.02)
     with running(server):
         yield server
@@ -224,16 +249,21 @@ def test_log_of_a_node_whose_clock_goes_back_is_read_on_too(
 @pytest.mark.parametrize(
     ("refusal", "said"),
     [
-        ((500, "failed calling webhook"), "the Kubernetes API does not answer as it should, trying again in 1 s: "
-         "failed calling webhook"),
+        (
+            (500, "failed calling webhook"),
+            "the Kubernetes API does not answer as it should, trying again in 1 s: failed calling webhook",
+        ),
         ((403, "exceeded quota: kws, used: 8"), "waits: exceeded quota: kws, used: 8"),
         ((403, "status unknown for quota: kws"), "waits: status unknown for quota: kws"),
     ],
-)  # fmt: skip
+)
 def test_refusal_that_passes_is_waited_for(
-    refusal: tuple[int, str], said: str, kubernetes: Kubernetes, train: Callable[[], None],
+    refusal: tuple[int, str],
+    said: str,
+    kubernetes: Kubernetes,
+    train: Callable[[], None],
     capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     kubernetes.plays, kubernetes.refusals = [Play()], [refusal]
     train()
     assert capfd.readouterr().err.splitlines() == [said, f"submitted PyTorchJob kubeflow/{NAME}"]
@@ -288,9 +318,13 @@ POD = {"apiVersion": "v1", "kind": "Pod", "name": "step", "uid": "18"}
     ids=["step of a workflow", "pod of its own", "pod that may not be read", "job in another namespace"],
 )
 def test_job_is_deleted_with_its_workflow_or_else_with_the_pod_of_its_step(
-    pod: dict[str, Any] | None, namespace: str, owners: list[dict[str, Any]] | None, kubernetes: Kubernetes,
-    job: Training, in_pod: Callable[[str], None],
-) -> None:  # fmt: skip
+    pod: dict[str, Any] | None,
+    namespace: str,
+    owners: list[dict[str, Any]] | None,
+    kubernetes: Kubernetes,
+    job: Training,
+    in_pod: Callable[[str], None],
+) -> None:
     launcher = ClusterLauncher(PYTORCH_JOB, CONFIG)
     in_pod(namespace)
     if pod is not None:
@@ -333,10 +367,10 @@ def test_failed_job_is_submitted_again_and_then_told_with_its_last_lines(
     assert (submitted(kubernetes), kubernetes.jobs) == (2, {})
 
 
-@pytest.mark.parametrize(("status", "reason", "said"), [
-    (65, "", "said by the operator"),
-    (137, "OOMKilled", "raise memory in KWS_PYTORCHJOB"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("status", "reason", "said"),
+    [(65, "", "said by the operator"), (137, "OOMKilled", "raise memory in KWS_PYTORCHJOB")],
+)
 def test_failure_that_another_attempt_cannot_mend_is_told_at_once(
     status: int, reason: str, said: str, kubernetes: Kubernetes, train: Callable[[], None]
 ) -> None:
@@ -375,8 +409,9 @@ def test_what_pods_wait_for_is_told_once(
     kubernetes: Kubernetes, train: Callable[[], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     kubernetes.plays = [Play(looks=5, pods=1, waits="no such image")]
-    kubernetes.events = [{"reason": "FailedCreatePod", "message": "exceeded quota: pods", "metadata": {},
-                          "involvedObject": {}}]  # fmt: skip
+    kubernetes.events = [
+        {"reason": "FailedCreatePod", "message": "exceeded quota: pods", "metadata": {}, "involvedObject": {}}
+    ]
     train()
     said = capfd.readouterr().err.splitlines()
     assert said.count("[0] waits: ErrImagePull: no such image") == 1
@@ -472,9 +507,13 @@ def test_step_that_is_told_to_stop_deletes_its_job_though_nobody_reads_its_log(
     ids=["run that goes on", "cancelled", "terminated", "another run of its name", "deleted", "may not be read"],
 )
 def test_job_of_a_step_that_is_told_to_stop_is_left_to_the_next_attempt_if_the_run_goes_on(
-    workflow: dict[str, Any] | None, kept: bool, kubernetes: Kubernetes, job: Training, in_pod: Callable[[str], None],
+    workflow: dict[str, Any] | None,
+    kept: bool,
+    kubernetes: Kubernetes,
+    job: Training,
+    in_pod: Callable[[str], None],
     capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     launcher = ClusterLauncher(PYTORCH_JOB, CONFIG)
     in_pod("kubeflow")
     kubernetes.step = {"metadata": {"name": "step", "uid": "18", "ownerReferences": [WORKFLOW | {"controller": True}]}}

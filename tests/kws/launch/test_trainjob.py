@@ -30,10 +30,20 @@ def built(config: ClusterConfig = CONFIG, job: Training = JOB) -> dict[str, Any]
 
 @pytest.mark.parametrize(
     "config",
-    [CONFIG, ClusterConfig(image="kws-runtime:1", namespace="team", gpus_per_node=2, cpu="7500m", runtime="own",
-                           runtime_kind="TrainingRuntime", env={"NCCL_DEBUG": "WARN"})],
+    [
+        CONFIG,
+        ClusterConfig(
+            image="kws-runtime:1",
+            namespace="team",
+            gpus_per_node=2,
+            cpu="7500m",
+            runtime="own",
+            runtime_kind="TrainingRuntime",
+            env={"NCCL_DEBUG": "WARN"},
+        ),
+    ],
     ids=["on CPUs", "on GPUs, with a runtime of the namespace"],
-)  # fmt: skip
+)
 def test_the_schema_of_trainer_accepts_every_field_of_the_job(config: ClusterConfig) -> None:
     from test_pytorchjob import unknown_fields
 
@@ -72,8 +82,13 @@ def test_the_job_trains_over_our_runtime_with_what_the_settings_say() -> None:
 def test_torchrun_understands_the_command_and_what_trainer_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.distributed.run import config_from_args, parse_args
 
-    for variable, value in {"NNODES": "2", "NPROC_PER_NODE": "1", "NODE_RANK": "1", "MASTER_PORT": "29400",
-                            "MASTER_ADDR": "kws-1f3c-node-0-0.kws-1f3c"}.items():  # fmt: skip
+    for variable, value in {
+        "NNODES": "2",
+        "NPROC_PER_NODE": "1",
+        "NODE_RANK": "1",
+        "MASTER_PORT": "29400",
+        "MASTER_ADDR": "kws-1f3c-node-0-0.kws-1f3c",
+    }.items():
         monkeypatch.setenv(f"PET_{variable}", value)
     trainer = built()["spec"]["trainer"]
     config, _, arguments = config_from_args(parse_args([*trainer["command"][6:], *trainer["args"]]))
@@ -91,9 +106,13 @@ def test_the_job_ends_with_the_pod_that_made_it() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("shm_size", "8Gi"), ("node_selector", {"a": "b"}), ("tolerations", [{"operator": "Exists"}]),
-     ("service_account", "trainer")],
-)  # fmt: skip
+    [
+        ("shm_size", "8Gi"),
+        ("node_selector", {"a": "b"}),
+        ("tolerations", [{"operator": "Exists"}]),
+        ("service_account", "trainer"),
+    ],
+)
 def test_a_setting_that_belongs_into_the_runtime_is_refused_and_not_lost(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{field} must be set in the ClusterTrainingRuntime kws-torch"):
         built(dataclasses.replace(CONFIG, **{field: value}))
@@ -106,8 +125,12 @@ def test_nodes_are_counted_as_the_indexed_job_counts_them() -> None:
 def with_conditions(**conditions: str) -> dict[str, Any]:
     job = built()
     job["metadata"] |= {"uid": "1"}
-    job["status"] = {"conditions": [{"type": kind, "status": "True", "reason": "JobsFailed", "message": message}
-                                    for kind, message in conditions.items()]}  # fmt: skip
+    job["status"] = {
+        "conditions": [
+            {"type": kind, "status": "True", "reason": "JobsFailed", "message": message}
+            for kind, message in conditions.items()
+        ]
+    }
     return job
 
 

@@ -18,9 +18,7 @@ from kws.model.bundle import Recognizer
 def test_saved_model_is_the_same_after_loading(
     tmp_path: Path, make_recognizer: MakeRecognizer, other_features: FeatureConfig
 ) -> None:
-    saved = dataclasses.replace(
-        make_recognizer(features=other_features), temperature=1.7, metrics={"accuracy": 0.5}
-    )  # fmt: skip
+    saved = dataclasses.replace(make_recognizer(features=other_features), temperature=1.7, metrics={"accuracy": 0.5})
     bundle.save(tmp_path / "model.pth", saved)
     loaded = bundle.load(tmp_path / "model.pth")
     assert loaded.words == saved.words
@@ -82,7 +80,7 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     "a huge model": (lambda c: c["model"].update(width=2**20, num_heads=1), "must have the shape"),
     "a model beyond all": (lambda c: c["model"].update(width=2**40, num_heads=1), "must be those of a model, got"),
     "endless layers": (lambda c: c["model"].update(num_layers=10**12), "num_layers must match the weights, got"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DAMAGE)

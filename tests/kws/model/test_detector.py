@@ -146,9 +146,10 @@ def test_a_stream_shorter_than_a_window_is_heard_with_silence_around_it(expert: 
 
 def test_thresholds_are_read_as_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "thresholds.json"
-    for written in (Thresholds.unmeasured(WORDS), Thresholds(
-        thresholds={"go": 0.9, "stop": 1.5}, false_alarms_per_hour=0.7, measured_on={"hours": 3}
-    )):  # fmt: skip
+    for written in (
+        Thresholds.unmeasured(WORDS),
+        Thresholds(thresholds={"go": 0.9, "stop": 1.5}, false_alarms_per_hour=0.7, measured_on={"hours": 3}),
+    ):
         files.write_json(path, written.as_json())
         read = Thresholds.beside(tmp_path / "model.onnx", WORDS)
         assert read.as_json() == written.as_json()

@@ -66,9 +66,12 @@ class Reference(nn.Module):
 def copy_weights(reference: Reference, model: AudioTransformer) -> None:
     for layer, block in zip(reference.encoder.layers, model.blocks, strict=True):
         pairs = [
-            (layer.self_attn.out_proj, block.attention.out), (layer.linear1, block.feedforward.expand),
-            (layer.linear2, block.feedforward.contract), (layer.norm1, block.norm1), (layer.norm2, block.norm2),
-        ]  # fmt: skip
+            (layer.self_attn.out_proj, block.attention.out),
+            (layer.linear1, block.feedforward.expand),
+            (layer.linear2, block.feedforward.contract),
+            (layer.norm1, block.norm1),
+            (layer.norm2, block.norm2),
+        ]
         for source, target in pairs:
             target.load_state_dict(source.state_dict())
         block.attention.qkv.load_state_dict(

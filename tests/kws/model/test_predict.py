@@ -131,8 +131,10 @@ def test_sample_far_beyond_full_scale_is_an_error_and_no_probability(
     assert run("--model", model, tmp_path / "huge.wav") == 1
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.endswith("at most 16 times full scale, got 1e+25 (if they are integers that were saved as floats, "
-                              "divide them by 32768)\n")  # fmt: skip
+    assert shown.err.endswith(
+        "at most 16 times full scale, got 1e+25 (if they are integers that were saved as floats, "
+        "divide them by 32768)\n"
+    )
 
 
 def test_names_that_are_no_utf8_are_printed_as_they_are(model: Path, clip: Path, tmp_path: Path) -> None:

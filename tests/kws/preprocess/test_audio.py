@@ -32,9 +32,18 @@ def wav(samples: bytes, *, rate: int = 16_000, extra: bytes = b"", promised: int
 
 
 @pytest.mark.parametrize(
-    ("subtype", "step"), [("PCM_U8", 2**-7), ("PCM_16", 2**-15), ("PCM_24", 2**-23), ("PCM_32", 2**-23),
-                          ("FLOAT", 1e-9), ("DOUBLE", 1e-7), ("ULAW", 0.02), ("ALAW", 0.02)],
-)  # fmt: skip
+    ("subtype", "step"),
+    [
+        ("PCM_U8", 2**-7),
+        ("PCM_16", 2**-15),
+        ("PCM_24", 2**-23),
+        ("PCM_32", 2**-23),
+        ("FLOAT", 1e-9),
+        ("DOUBLE", 1e-7),
+        ("ULAW", 0.02),
+        ("ALAW", 0.02),
+    ],
+)
 def test_every_sample_width_gives_the_same_waveform(tmp_path: Path, subtype: str, step: float) -> None:
     path = tmp_path / "clip.wav"
     soundfile.write(path, tone(), 16_000, subtype=subtype)
@@ -222,30 +231,69 @@ NUMBERS = st.sampled_from([0, 1, 2, 3, 4, 8, 16, 24, 32, 80, 8000, 16_000, 32_00
 
 @settings(max_examples=150, deadline=None, database=None, derandomize=True)
 @given(
-    riff=SIZES | st.just(None), tag=st.sampled_from([b"RIFF"] * 8 + [b"RIFX", b"RF64", b"JUNK"]),
-    form_size=NUMBERS | st.just(16), form=st.just(1) | NUMBERS, channels=st.just(1) | NUMBERS,
+    riff=SIZES | st.just(None),
+    tag=st.sampled_from([b"RIFF"] * 8 + [b"RIFX", b"RF64", b"JUNK"]),
+    form_size=NUMBERS | st.just(16),
+    form=st.just(1) | NUMBERS,
+    channels=st.just(1) | NUMBERS,
     rate=st.just(16_000) | NUMBERS,
-    byte_rate=st.just(32_000) | NUMBERS, align=st.just(2) | NUMBERS, bits=st.just(16) | NUMBERS,
-    data_tag=st.sampled_from([b"data"] * 8 + [b"LIST", b"fact"]), data_size=SIZES | st.just(None),
+    byte_rate=st.just(32_000) | NUMBERS,
+    align=st.just(2) | NUMBERS,
+    bits=st.just(16) | NUMBERS,
+    data_tag=st.sampled_from([b"data"] * 8 + [b"LIST", b"fact"]),
+    data_size=SIZES | st.just(None),
     num_bytes=st.sampled_from([0, 1, 2, 3, 199, 200, 201]),
     behind=st.sampled_from([b""] * 4 + [b"\0", b"LIST\4\0\0\0abcd", b"data\4\0\0\0abcd", b"fmt \4\0\0\0abcd"]),
-)  # fmt: skip
+)
 @example(
-    riff=8, tag=b"RIFF", form_size=16, form=1, channels=1, rate=16_000, byte_rate=32_000, align=2, bits=16,
-    data_tag=b"data", data_size=0, num_bytes=200, behind=b"",
-)  # fmt: skip
+    riff=8,
+    tag=b"RIFF",
+    form_size=16,
+    form=1,
+    channels=1,
+    rate=16_000,
+    byte_rate=32_000,
+    align=2,
+    bits=16,
+    data_tag=b"data",
+    data_size=0,
+    num_bytes=200,
+    behind=b"",
+)
 def test_fast_path_and_libsndfile_agree_on_every_header(
-    tmp_path_factory: pytest.TempPathFactory, riff: int | None, tag: bytes, form_size: int, form: int, channels: int,
-    rate: int, byte_rate: int, align: int, bits: int, data_tag: bytes, data_size: int | None, num_bytes: int,
+    tmp_path_factory: pytest.TempPathFactory,
+    riff: int | None,
+    tag: bytes,
+    form_size: int,
+    form: int,
+    channels: int,
+    rate: int,
+    byte_rate: int,
+    align: int,
+    bits: int,
+    data_tag: bytes,
+    data_size: int | None,
+    num_bytes: int,
     behind: bytes,
-) -> None:  # fmt: skip
+) -> None:
     samples = bytes(range(1, num_bytes + 1))
     data_size = num_bytes if data_size is None else data_size
     riff = 36 + num_bytes + len(behind) if riff is None else riff
     content = struct.pack(
-        "<4sI8sIHHIIHH4sI", tag, riff, b"WAVEfmt ", form_size, form, channels, rate, byte_rate, align, bits, data_tag,
+        "<4sI8sIHHIIHH4sI",
+        tag,
+        riff,
+        b"WAVEfmt ",
+        form_size,
+        form,
+        channels,
+        rate,
+        byte_rate,
+        align,
+        bits,
+        data_tag,
         data_size,
-    )  # fmt: skip
+    )
     path = tmp_path_factory.getbasetemp() / "any.wav"
     path.write_bytes(content + samples + behind)
     expected = None

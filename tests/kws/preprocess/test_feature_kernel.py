@@ -17,10 +17,14 @@ from kws.preprocess.feature_kernel import FeatureKernel
 from kws.preprocess.features import MelSpectrogram
 
 OTHERS = [
-    FeatureConfig(n_fft=400), FeatureConfig(n_fft=1024), FeatureConfig(n_fft=1024, win_length=640, hop_length=160),
-    FeatureConfig(n_fft=442, win_length=299, hop_length=77, num_mels=40), FeatureConfig(num_samples=12_345),
-    FeatureConfig(sample_rate=8000, num_samples=8000, f_max=4000), FeatureConfig(hop_length=1000, num_samples=300),
-]  # fmt: skip
+    FeatureConfig(n_fft=400),
+    FeatureConfig(n_fft=1024),
+    FeatureConfig(n_fft=1024, win_length=640, hop_length=160),
+    FeatureConfig(n_fft=442, win_length=299, hop_length=77, num_mels=40),
+    FeatureConfig(num_samples=12_345),
+    FeatureConfig(sample_rate=8000, num_samples=8000, f_max=4000),
+    FeatureConfig(hop_length=1000, num_samples=300),
+]
 
 ROUNDING = 2**-8
 """Half a step of float16 around -13, which quiet bins have. Two transforms in float32 differ by up to that in bins that
@@ -78,9 +82,14 @@ def test_features_of_full_scale_tones_are_as_exact_as_a_transform_in_float32_can
     tones = [np.ones(16_000), np.where(time % 2, 1, -1), np.where(time // 20 % 2, 1, -1), np.sin(0.3 * time)]
     waveforms = np.stack(tones).astype(np.float32)
     exactly = torchaudio.transforms.MelSpectrogram(
-        n_fft=config.n_fft, win_length=config.win_length, hop_length=config.hop_length, f_min=config.f_min,
-        f_max=config.f_max, n_mels=config.num_mels, mel_scale=config.mel_scale,
-    ).double()  # fmt: skip
+        n_fft=config.n_fft,
+        win_length=config.win_length,
+        hop_length=config.hop_length,
+        f_min=config.f_min,
+        f_max=config.f_max,
+        n_mels=config.num_mels,
+        mel_scale=config.mel_scale,
+    ).double()
     exactly.spectrogram.window = torch.hann_window(config.win_length, dtype=torch.float64)
     power = exactly(torch.from_numpy(waveforms).double()).numpy()
     expected = np.log(power + config.log_offset) if config.log else power
@@ -113,9 +122,7 @@ def test_halves_are_rounded_as_numpy_rounds() -> None:
     np.testing.assert_array_equal(compute(waveforms, config, "float16"), features.astype(np.float16))
     config = FeatureConfig()
     waveforms = noise(config)
-    np.testing.assert_array_equal(
-        compute(waveforms, config, "float16"), compute(waveforms, config).astype(np.float16)
-    )  # fmt: skip
+    np.testing.assert_array_equal(compute(waveforms, config, "float16"), compute(waveforms, config).astype(np.float16))
 
 
 def test_sums_are_those_of_the_clips_that_count() -> None:

@@ -15,9 +15,15 @@ from kws.preprocess.features import MelSpectrogram
 
 def reference(waveforms: torch.Tensor, config: FeatureConfig) -> torch.Tensor:
     power = torchaudio.transforms.MelSpectrogram(
-        config.sample_rate, n_fft=config.n_fft, win_length=config.win_length, hop_length=config.hop_length,
-        f_min=config.f_min, f_max=config.f_max, n_mels=config.num_mels, mel_scale=config.mel_scale,
-    )(waveforms)  # fmt: skip
+        config.sample_rate,
+        n_fft=config.n_fft,
+        win_length=config.win_length,
+        hop_length=config.hop_length,
+        f_min=config.f_min,
+        f_max=config.f_max,
+        n_mels=config.num_mels,
+        mel_scale=config.mel_scale,
+    )(waveforms)
     return (power + config.log_offset).log() if config.log else power
 
 
@@ -49,9 +55,14 @@ def test_features_of_noise_and_of_silence_equal_torchaudio(preset: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [FeatureConfig(n_fft=400), FeatureConfig(n_fft=1024, win_length=640, hop_length=160, num_mels=40),
-               FeatureConfig(sample_rate=8000, num_samples=8000, f_max=4000), FeatureConfig(num_samples=12_345)],
-)  # fmt: skip
+    "config",
+    [
+        FeatureConfig(n_fft=400),
+        FeatureConfig(n_fft=1024, win_length=640, hop_length=160, num_mels=40),
+        FeatureConfig(sample_rate=8000, num_samples=8000, f_max=4000),
+        FeatureConfig(num_samples=12_345),
+    ],
+)
 def test_features_of_other_settings_equal_torchaudio(config: FeatureConfig) -> None:
     torch.manual_seed(0)
     assert_equals_torchaudio(torch.randn(2, config.num_samples), config)
@@ -74,9 +85,13 @@ def test_default_filter_bank_has_no_empty_filter_where_the_baseline_has_four(pre
 @pytest.mark.parametrize("config", [*(preset.features for preset in PRESETS.values()), FeatureConfig(n_fft=1024)])
 def test_mel_filters_are_those_of_torchaudio(config: FeatureConfig) -> None:
     expected = torchaudio.functional.melscale_fbanks(
-        config.n_fft // 2 + 1, config.f_min, config.f_max, config.num_mels, config.sample_rate,
+        config.n_fft // 2 + 1,
+        config.f_min,
+        config.f_max,
+        config.num_mels,
+        config.sample_rate,
         mel_scale=config.mel_scale,
-    )  # fmt: skip
+    )
     torch.testing.assert_close(MelSpectrogram(config).filters, expected, atol=2e-5, rtol=0)
 
 

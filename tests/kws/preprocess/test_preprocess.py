@@ -172,8 +172,9 @@ def test_second_call_does_nothing_and_says_so(
     assert preprocess(tone_corpus, tmp_path, words="auto", num_processes=1) == first
     assert {path.name: path.stat().st_mtime_ns for path in first.iterdir()} == times
     assert [record.getMessage() for record in caplog.records] == [
-        f"preprocessed 120 clips of 3 words to {first}", f"{first} is complete: nothing to do",
-    ]  # fmt: skip
+        f"preprocessed 120 clips of 3 words to {first}",
+        f"{first} is complete: nothing to do",
+    ]
     assert first.name == tone_tensors.name  # the same recordings and settings on another volume
 
 
@@ -191,9 +192,12 @@ def test_fingerprint_covers_recordings_features_split_words_and_code(
         return preprocess(corpus, tmp_path, num_processes=1, **({"words": "auto"} | settings)).name
 
     names = [
-        fingerprint(), fingerprint(preset="baseline", split="speaker"), fingerprint(split="random"),
-        fingerprint(words="yes,no"), fingerprint(words="no,yes"),
-    ]  # fmt: skip
+        fingerprint(),
+        fingerprint(preset="baseline", split="speaker"),
+        fingerprint(split="random"),
+        fingerprint(words="yes,no"),
+        fingerprint(words="no,yes"),
+    ]
     clip = sorted((corpus / "yes").iterdir())[3]
     content = bytearray(clip.read_bytes())
     content[-1] ^= 1
@@ -382,12 +386,29 @@ def test_killed_before_the_manifest_it_starts_again_and_gives_the_same(
 def test_ctrl_c_while_the_workers_are_prepared_ends_all_at_once_with_one_line(corpus: Path, tmp_path: Path) -> None:
     started = tmp_path / "started"
     (tmp_path / "numba.py").write_text(f"import time\nopen({str(started)!r}, 'w').close()\ntime.sleep(60)\n")
-    command = [sys.executable, "-m", "kws", "preprocess", "--recordings", str(corpus), "--data-root", str(tmp_path),
-               "--words", "auto", "--num-processes", "2"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "kws",
+        "preprocess",
+        "--recordings",
+        str(corpus),
+        "--data-root",
+        str(tmp_path),
+        "--words",
+        "auto",
+        "--num-processes",
+        "2",
+    ]
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in the background of a script
     try:
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                                   env=os.environ | {"PYTHONPATH": str(tmp_path)})  # fmt: skip
+        process = subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        )
     finally:
         signal.signal(signal.SIGINT, ignored)
     wait_until(started.exists, lambda: process.poll() is None)
@@ -408,12 +429,29 @@ sys.path.remove({str(tmp_path)!r})
 del sys.modules["numba"]
 import numba
 """)
-    command = [sys.executable, "-m", "kws", "preprocess", "--recordings", str(corpus), "--data-root", str(tmp_path),
-               "--words", "auto", "--num-processes", "2"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "kws",
+        "preprocess",
+        "--recordings",
+        str(corpus),
+        "--data-root",
+        str(tmp_path),
+        "--words",
+        "auto",
+        "--num-processes",
+        "2",
+    ]
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                                   env=os.environ | {"PYTHONPATH": str(tmp_path)})  # fmt: skip
+        process = subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        )
     finally:
         signal.signal(signal.SIGINT, before)
     wait_until(started.exists, lambda: process.poll() is None)
@@ -439,8 +477,20 @@ def test_killed_with_workers_at_it_leaves_no_process_behind(corpus: Path, tmp_pa
         return count
 
     files.write_json(corpus / files.MANIFEST, {"sha256": "ab" * 32})
-    command = [sys.executable, "-m", "kws.cli", "preprocess", "--recordings", str(corpus), "--data-root", str(tmp_path),
-               "--words", "auto", "--num-processes", "2"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "kws.cli",
+        "preprocess",
+        "--recordings",
+        str(corpus),
+        "--data-root",
+        str(tmp_path),
+        "--words",
+        "auto",
+        "--num-processes",
+        "2",
+    ]
     environment = os.environ | {"KWS_TEST_MARK": str(tmp_path)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         # Itself, the tracker and the server of workers, two workers.

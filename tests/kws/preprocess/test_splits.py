@@ -78,8 +78,13 @@ def test_lists_decide_where_there_are_any(tmp_path: Path) -> None:
     clips = [f"yes/{speaker}_nohash_0.wav" for speaker in "dcba"]
     lists = read_lists(list_recordings(tmp_path).lists, clips)
     assert lists.figures["validation_list.txt"] == {
-        "entries": 2, "matched": 1, "of_other_words": 1, "without_recording": 0, "first": [], "twice": 0,
-    }  # fmt: skip
+        "entries": 2,
+        "matched": 1,
+        "of_other_words": 1,
+        "without_recording": 0,
+        "first": [],
+        "twice": 0,
+    }
     assert splits.by_speaker(clips, lists) == {
         "train": ["yes/c_nohash_0.wav", "yes/d_nohash_0.wav"],
         "validation": ["yes/a_nohash_0.wav"],
@@ -114,9 +119,19 @@ def test_any_bytes_are_a_list_with_lines_that_can_be_named(
         b"C:\\data\\Yes\\B_NOHASH_0.WAV\n/data/NO/b_nohash_0.wav  \n",
         b"yes/b_nohash_0\nno//b_nohash_0",
     ],
-    ids=["byte order mark", "UTF-16", "UTF-16 without mark", "big endian", "old Mac", "./", "backslashes",
-         "name in front", "case", "no suffix"],
-)  # fmt: skip
+    ids=[
+        "byte order mark",
+        "UTF-16",
+        "UTF-16 without mark",
+        "big endian",
+        "old Mac",
+        "./",
+        "backslashes",
+        "name in front",
+        "case",
+        "no suffix",
+    ],
+)
 def test_list_is_read_however_it_spells_its_entries(
     tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:

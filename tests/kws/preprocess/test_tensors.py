@@ -76,8 +76,10 @@ def test_folder_that_is_handed_over_is_received(tone_tensors: Path, tmp_path: Pa
     written = steps.hand_over(tone_tensors, artifact, {"num_clips": 120})
     assert json.loads(Path(artifact).read_text()) == written
     assert written == {
-        "path": str(tone_tensors), "sha256": files.sha256_of(tone_tensors / files.MANIFEST), "num_clips": 120,
-    }  # fmt: skip
+        "path": str(tone_tensors),
+        "sha256": files.sha256_of(tone_tensors / files.MANIFEST),
+        "num_clips": 120,
+    }
     assert steps.receive(artifact) == tone_tensors
 
 

@@ -67,9 +67,13 @@ def test_first_model_that_is_good_enough_becomes_champion(
     caplog.set_level(logging.INFO)
     decision = publish(expert, min_accuracy=0.8)
     assert decision == Decision(
-        version="expert", path=str(data_root / "models" / "expert"), is_champion=True,
-        reason="accuracy 100.00%, and there was none before", accuracy=1.0, champion_accuracy=None,
-    )  # fmt: skip
+        version="expert",
+        path=str(data_root / "models" / "expert"),
+        is_champion=True,
+        reason="accuracy 100.00%, and there was none before",
+        accuracy=1.0,
+        champion_accuracy=None,
+    )
     assert champion(data_root)["version"] == "expert"
     assert champion(data_root)["accuracy"] == 1.0
     assert any(decision.reason in record.getMessage() for record in caplog.records)
@@ -136,9 +140,13 @@ def test_step_that_was_killed_before_the_decision_decides_when_tried_again(
 
 
 def test_champion_of_other_features_is_evaluated_on_the_recordings_of_the_same_clips(
-    publish: Publish, make_recognizer: MakeRecognizer, other_features: FeatureConfig, expert: Recognizer,
-    data_root: Path, tone_tensors: Path,
-) -> None:  # fmt: skip
+    publish: Publish,
+    make_recognizer: MakeRecognizer,
+    other_features: FeatureConfig,
+    expert: Recognizer,
+    data_root: Path,
+    tone_tensors: Path,
+) -> None:
     old = make_recognizer(run="old", features=other_features)
     publish(old)
     decision = publish(expert)
@@ -163,9 +171,15 @@ def test_published_folder_holds_the_model_its_report_and_their_digests(
     assert Path(decision.path) == folder
     manifest = files.read_json(folder / files.MANIFEST)
     assert set(manifest["files"]) == {
-        "model.pth", "model.onnx", "model.int8.onnx", "evaluation.json", "report.html", "thresholds.json",
-        "reference.wav", "MODEL_CARD.md",
-    }  # fmt: skip
+        "model.pth",
+        "model.onnx",
+        "model.int8.onnx",
+        "evaluation.json",
+        "report.html",
+        "thresholds.json",
+        "reference.wav",
+        "MODEL_CARD.md",
+    }
     assert {path.name for path in folder.iterdir()} == set(manifest["files"]) | {files.MANIFEST}
     for name, digest in manifest["files"].items():
         assert files.sha256_of(folder / name) == digest

@@ -85,8 +85,14 @@ def published(data_root: Path, version: str) -> str:
     folder = data_root / versions.MODELS / version
     folder.mkdir(parents=True)
     files.write_json(folder / versions.EVALUATION, {"macro_f1": 0.9, "calibration_error": 0.01, "num_clips": 100})
-    manifest = {"schema": 1, "version": version, "accuracy": 0.95, "words": ["no", "yes"], "about": {"run": "r1"},
-                "files": {versions.EVALUATION: files.sha256_of(folder / versions.EVALUATION)}}  # fmt: skip
+    manifest = {
+        "schema": 1,
+        "version": version,
+        "accuracy": 0.95,
+        "words": ["no", "yes"],
+        "about": {"run": "r1"},
+        "files": {versions.EVALUATION: files.sha256_of(folder / versions.EVALUATION)},
+    }
     files.write_json(folder / "manifest.json", manifest)
     files.write_json(data_root / versions.MODELS / "champion.json", {"version": version, "accuracy": 0.95})
     return version
@@ -144,9 +150,11 @@ def test_server_that_has_only_the_api_before_v1_is_understood(server: Registry, 
 
 @pytest.mark.parametrize(
     ("status", "said"),
-    [(401, "got status 401 Unauthorized: .*; KF_PIPELINES_SA_TOKEN_PATH must name a file with a token"),
-     (404, "must have /api/model_registry/v1/ or /api/model_registry/v1alpha3/, got status 404 for both")],
-)  # fmt: skip
+    [
+        (401, "got status 401 Unauthorized: .*; KF_PIPELINES_SA_TOKEN_PATH must name a file with a token"),
+        (404, "must have /api/model_registry/v1/ or /api/model_registry/v1alpha3/, got status 404 for both"),
+    ],
+)
 def test_refusal_is_told_in_a_sentence_with_the_remedy(
     server: Registry, tmp_path: Path, status: int, said: str
 ) -> None:
@@ -158,8 +166,10 @@ def test_refusal_is_told_in_a_sentence_with_the_remedy(
 def test_registry_behind_a_path_of_a_proxy_is_called_there(server: Registry, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="check host, port and path of the address"):
         registry.register(f"{server.address}/registry/", tmp_path, published(tmp_path, "v1"))
-    assert server.paths == {"/registry/api/model_registry/v1/registered_models",
-                            "/registry/api/model_registry/v1alpha3/registered_models"}  # fmt: skip
+    assert server.paths == {
+        "/registry/api/model_registry/v1/registered_models",
+        "/registry/api/model_registry/v1alpha3/registered_models",
+    }
 
 
 def test_what_a_broken_call_left_is_completed_by_the_next(server: Registry, tmp_path: Path) -> None:

@@ -74,10 +74,17 @@ def test_int8_model_that_cannot_be_evaluated_is_not_published_and_the_manifest_s
     manifest["recordings"]["path"] = str(tmp_path / "gone")
     files.write_json(tensors / files.MANIFEST, manifest)
     (tmp_path / "staging").mkdir()
-    fill(tmp_path / "staging", Version(
-        name="v", recognizer=expert, model=published / "model.pth", evaluation=published / "evaluation.json",
-        report=published / "report.html", tensors=tensors,
-    ))  # fmt: skip
+    fill(
+        tmp_path / "staging",
+        Version(
+            name="v",
+            recognizer=expert,
+            model=published / "model.pth",
+            evaluation=published / "evaluation.json",
+            report=published / "report.html",
+            tensors=tensors,
+        ),
+    )
     found = versions.verify(tmp_path / "staging")
     assert found["int8"].startswith("not published, as it could not be evaluated: 12 recordings cannot be read")
     assert versions.INT8 not in found["files"]
@@ -93,10 +100,17 @@ def test_thresholds_are_those_of_the_evaluation_or_else_unmeasured(
     summary = evaluate_tensors(expert, Tensors(tone_tensors)).summary() | {"thresholds": chosen.as_json()}
     files.write_json(tmp_path / "evaluation.json", summary)
     (tmp_path / "staging").mkdir()
-    fill(tmp_path / "staging", Version(
-        name="v", recognizer=expert, model=published / "model.pth", evaluation=tmp_path / "evaluation.json",
-        report=published / "report.html", tensors=tone_tensors,
-    ))  # fmt: skip
+    fill(
+        tmp_path / "staging",
+        Version(
+            name="v",
+            recognizer=expert,
+            model=published / "model.pth",
+            evaluation=tmp_path / "evaluation.json",
+            report=published / "report.html",
+            tensors=tone_tensors,
+        ),
+    )
     assert Thresholds.beside(tmp_path / "staging" / versions.ONNX, expert.words) == chosen
     assert "at most 1.0 false alarms per hour" in (tmp_path / "staging" / versions.CARD).read_text()
 
@@ -130,10 +144,14 @@ def test_model_card_names_the_model_that_training_started_from(
 ) -> None:
     init = {"model": "older", "sha256": "0123456789abcdef"}
     write_card(
-        tmp_path / "card.md", dataclasses.replace(expert, about=expert.about | {"init": init}), version="v", int8="",
-        evaluation=files.read_json(published / "evaluation.json"), tensors=Tensors(tone_tensors).manifest,
+        tmp_path / "card.md",
+        dataclasses.replace(expert, about=expert.about | {"init": init}),
+        version="v",
+        int8="",
+        evaluation=files.read_json(published / "evaluation.json"),
+        tensors=Tensors(tone_tensors).manifest,
         thresholds=Thresholds.unmeasured(expert.words),
-    )  # fmt: skip
+    )
     text = "Training started from the weights of `older` (SHA-256 `0123456789ab…`).\n"
     assert text in (tmp_path / "card.md").read_text()
     assert "Training started from" not in (version_files(published)[0] / versions.CARD).read_text()
@@ -144,8 +162,10 @@ def test_report_shows_robustness_and_the_course_of_the_training(
 ) -> None:
     shutil.copytree(tone_tensors, tmp_path / "tensors" / "t")
     (tmp_path / "runs" / "expert").mkdir(parents=True)
-    lines = [{"epoch": epoch, "train_loss": 1.0, "validation_loss": 1.1, "train_accuracy": 0.5,
-              "validation_accuracy": 0.4} for epoch in range(3)]  # fmt: skip
+    lines = [
+        {"epoch": epoch, "train_loss": 1.0, "validation_loss": 1.1, "train_accuracy": 0.5, "validation_accuracy": 0.4}
+        for epoch in range(3)
+    ]
     (tmp_path / "runs" / "expert" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     pth.save(tmp_path / "model.pth", expert)
     evaluation = evaluate(tmp_path / "model.pth", tmp_path / "tensors" / "t", tmp_path / "report.html")

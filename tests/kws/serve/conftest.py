@@ -57,9 +57,10 @@ def publish(data_root: Path, version: str, model: Path, champion: bool = True) -
     folder = data_root / "models" / version
     folder.mkdir(parents=True)
     (folder / versions.ONNX).write_bytes(model.read_bytes())
-    files.write_json(folder / files.MANIFEST, {
-        "schema": 2, "version": version, "files": {versions.ONNX: files.sha256_of(folder / versions.ONNX)},
-    })  # fmt: skip
+    files.write_json(
+        folder / files.MANIFEST,
+        {"schema": 2, "version": version, "files": {versions.ONNX: files.sha256_of(folder / versions.ONNX)}},
+    )
     if champion:
         versions.appoint(data_root, version, 1.0, by="a test", reason="")
     return folder

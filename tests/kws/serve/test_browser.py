@@ -57,10 +57,15 @@ def server(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture(scope="module")
 def chromium(sound: Path) -> Iterator["Browser"]:
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=[
-            "--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
-            f"--use-file-for-fake-audio-capture={sound}",
-        ])  # fmt: skip
+        browser = started.chromium.launch(
+            executable_path=CHROMIUM,
+            args=[
+                "--no-sandbox",
+                "--use-fake-device-for-media-stream",
+                "--use-fake-ui-for-media-stream",
+                f"--use-file-for-fake-audio-capture={sound}",
+            ],
+        )
         yield browser
         browser.close()
 
@@ -133,9 +138,13 @@ def test_taught_word_is_kept_and_can_be_deleted(tab: "Tab", server: Page) -> Non
 
 @pytest.mark.parametrize(
     ("error", "said"),
-    [("NotAllowedError", "was denied"), ("NotFoundError", "There is no microphone"), ("NotReadableError", "is in use"),
-     ("", "only on pages at https:// or localhost")],
-)  # fmt: skip
+    [
+        ("NotAllowedError", "was denied"),
+        ("NotFoundError", "There is no microphone"),
+        ("NotReadableError", "is in use"),
+        ("", "only on pages at https:// or localhost"),
+    ],
+)
 def test_each_reason_for_no_microphone_has_a_sentence_of_its_own(
     chromium: "Browser", server: Page, error: str, said: str
 ) -> None:

@@ -228,11 +228,13 @@ def test_card_is_the_one_of_the_model(page: Page) -> None:
 
 @pytest.mark.parametrize(
     ("data_root", "preset", "num_speakers", "command"),
-    [("d", "default", 1, "--split random --init champion --data-root {root}/d"),
-     ("it's d", "default", 10, "--init champion --data-root '{root}/it'\"'\"'s d'"),
-     ("d", "streams", 9, "--split random --preset streams --init champion --data-root {root}/d"),
-     ("", "streams", 1, "--split random --data-root var/data")],
-)  # fmt: skip
+    [
+        ("d", "default", 1, "--split random --init champion --data-root {root}/d"),
+        ("it's d", "default", 10, "--init champion --data-root '{root}/it'\"'\"'s d'"),
+        ("d", "streams", 9, "--split random --preset streams --init champion --data-root {root}/d"),
+        ("", "streams", 1, "--split random --data-root var/data"),
+    ],
+)
 def test_command_for_training_fits_recordings_and_server(
     tmp_path: Path, data_root: str, preset: str, num_speakers: int, command: str
 ) -> None:
@@ -240,8 +242,9 @@ def test_command_for_training_fits_recordings_and_server(
     for speaker in range(num_speakers):
         collection.add("hello", f"0123abc{speaker}", CLIP, FeatureConfig())
     said = collection.command(tmp_path / data_root if data_root else None, {"preset": preset})
-    assert said == (f"python -m pipeline run --source '{tmp_path}/my words' --words auto "
-                    + command.format(root=tmp_path))  # fmt: skip
+    assert said == (
+        f"python -m pipeline run --source '{tmp_path}/my words' --words auto " + command.format(root=tmp_path)
+    )
 
 
 def test_other_words_and_the_room_are_kept_and_used_for_what_is_to_be_ignored(page: Page) -> None:
@@ -316,8 +319,11 @@ def test_recording_that_is_none_is_refused(
 def test_nothing_is_kept_unless_the_server_was_told_where(served: Served) -> None:
     page = Page(served)
     try:
-        for method, path in (("GET", "/collection"), ("POST", "/collection/yes?speaker=0123abcd"),
-                             ("GET", "/collection/yes/0123abcd_nohash_0.wav")):  # fmt: skip
+        for method, path in (
+            ("GET", "/collection"),
+            ("POST", "/collection/yes?speaker=0123abcd"),
+            ("GET", "/collection/yes/0123abcd_nohash_0.wav"),
+        ):
             status, said = page.request(method, path, CLIP if method == "POST" else None)
             assert status == 404
             assert "--collect DIR" in said["error"]

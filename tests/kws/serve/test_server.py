@@ -147,9 +147,15 @@ asyncio.run(main())
 
 @pytest.mark.parametrize(
     ("form", "subtype", "rate"),
-    [("WAV", "PCM_16", 8000), ("WAV", "FLOAT", 44_100), ("FLAC", "PCM_16", 16_000), ("OGG", "VORBIS", 48_000),
-     ("MP3", None, 16_000), ("WAV", "ULAW", 8000)],
-)  # fmt: skip
+    [
+        ("WAV", "PCM_16", 8000),
+        ("WAV", "FLOAT", 44_100),
+        ("FLAC", "PCM_16", 16_000),
+        ("OGG", "VORBIS", 48_000),
+        ("MP3", None, 16_000),
+        ("WAV", "ULAW", 8000),
+    ],
+)
 def test_audio_files_of_any_kind_are_heard(server: Server, form: str, subtype: str | None, rate: int) -> None:
     time = np.arange(2 * rate) / rate
     tones = [0.3 * np.sin(2 * np.pi * 400 * 2**index * time) for index in range(3)]
@@ -189,7 +195,7 @@ GOOD = {"name": "waveforms", "datatype": "FP32", "shape": [1, 16000], "data": [0
         ({"datatype": "BYTES", "shape": [1], "data": ["AAAA"]}, "audio file 0 must be one that libsndfile reads"),
         ({"datatype": "BYTES", "shape": [1], "data": [""]}, "audio file 0 must be one that libsndfile reads"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_gets_a_400_with_a_sentence(server: Server, change: dict[str, Any], said: str) -> None:
     import re
 
@@ -245,8 +251,10 @@ def test_samples_far_beyond_full_scale_are_refused_in_audio_files_as_in_tensors(
 
 def test_samples_that_are_no_numbers_are_refused_over_grpc_too(server: Server, clips: np.ndarray) -> None:
     with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
-        for waveforms, said in ((np.full((1, 16000), np.nan, np.float32), "finite"),
-                                (clips[:, :100], "shape of waveforms must be")):  # fmt: skip
+        for waveforms, said in (
+            (np.full((1, 16000), np.nan, np.float32), "finite"),
+            (clips[:, :100], "shape of waveforms must be"),
+        ):
             asked = tritonclient.grpc.InferInput("waveforms", list(waveforms.shape), "FP32")
             asked.set_data_from_numpy(np.ascontiguousarray(waveforms))
             with pytest.raises(tritonclient.grpc.InferenceServerException, match=said) as caught:
@@ -280,13 +288,24 @@ def test_too_much_at_once_is_turned_away_with_429_and_what_was_taken_is_answered
 ) -> None:
     server = start("--model", expert_onnx, "--max-waiting", "1", "--num-threads", "1")
     body = np.zeros((64, 16000), np.float32).tobytes()
-    head = json.dumps({"inputs": [{"name": "waveforms", "datatype": "FP32", "shape": [64, 16000],
-                                   "parameters": {"binary_data_size": len(body)}}]}).encode()  # fmt: skip
+    head = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "waveforms",
+                    "datatype": "FP32",
+                    "shape": [64, 16000],
+                    "parameters": {"binary_data_size": len(body)},
+                }
+            ]
+        }
+    ).encode()
     found: list[int] = []
 
     def ask() -> None:
-        found.append(server.post(
-            "/v2/models/kws/infer", head + body, {"inference-header-content-length": str(len(head))})[0])  # fmt: skip
+        found.append(
+            server.post("/v2/models/kws/infer", head + body, {"inference-header-content-length": str(len(head))})[0]
+        )
 
     threads = [threading.Thread(target=ask) for _ in range(16)]
     for thread in threads:
@@ -303,19 +322,35 @@ def test_metrics_tell_requests_words_and_version(start: Start, expert_onnx: Path
     server.infer(fp32(clips[:, :5]))
     status, text = server.get("/metrics")
     assert status == 200
-    for line in ('kws_requests_total{protocol="rest",status="200"} 1.0',
-                 'kws_requests_total{protocol="rest",status="400"} 1.0', 'kws_words_total{word="stop"} 1.0',
-                 'kws_model_info{version="'):  # fmt: skip
+    for line in (
+        'kws_requests_total{protocol="rest",status="200"} 1.0',
+        'kws_requests_total{protocol="rest",status="400"} 1.0',
+        'kws_words_total{word="stop"} 1.0',
+        'kws_model_info{version="',
+    ):
         assert line in text
 
 
 def test_schemathesis_finds_no_answer_beyond_499(server: Server, tmp_path: Path) -> None:
     done = subprocess.run(
-        [Path(sys.executable).parent / "schemathesis", "run", f"{server.url}/openapi.json", "--checks",
-         "not_a_server_error,response_schema_conformance,status_code_conformance,content_type_conformance",
-         "--max-examples", "8", "--seed", "1", "--phases", "examples,coverage,fuzzing", "--no-color"],
-        capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
+        [
+            Path(sys.executable).parent / "schemathesis",
+            "run",
+            f"{server.url}/openapi.json",
+            "--checks",
+            "not_a_server_error,response_schema_conformance,status_code_conformance,content_type_conformance",
+            "--max-examples",
+            "8",
+            "--seed",
+            "1",
+            "--phases",
+            "examples,coverage,fuzzing",
+            "--no-color",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stdout[-4000:]
 
 

@@ -37,8 +37,17 @@ def power(features: Tensor) -> Tensor:
     return (features.double().exp() - FEATURES.log_offset).clamp(min=0)
 
 
-ALL = {"time_shift": 10, "gain_db": 6.0, "noise_probability": 0.8, "time_stretch": 0.1, "frequency_warp": 0.1,
-       "num_time_masks": 2, "time_mask": 10, "num_frequency_masks": 2, "frequency_mask": 12}  # fmt: skip
+ALL = {
+    "time_shift": 10,
+    "gain_db": 6.0,
+    "noise_probability": 0.8,
+    "time_stretch": 0.1,
+    "frequency_warp": 0.1,
+    "num_time_masks": 2,
+    "time_mask": 10,
+    "num_frequency_masks": 2,
+    "frequency_mask": 12,
+}
 
 
 def test_nothing_to_change_returns_the_features_themselves(clips: Tensor, noise: Tensor) -> None:

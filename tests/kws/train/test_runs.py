@@ -28,9 +28,7 @@ START = """
 
 def start(folder: Path, run_id: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", textwrap.dedent(START), str(folder), run_id]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )  # fmt: skip
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_two_starts_of_one_id_make_one_folder_and_the_second_is_told_to_wait(tmp_path: Path) -> None:
@@ -65,8 +63,11 @@ def test_run_of_a_version_without_a_setting_is_resumed_unless_the_setting_is_use
     here = {"model": dataclasses.asdict(ModelConfig()), "train": dataclasses.asdict(TrainConfig())}
     earlier = {name: dict(settings) for name, settings in here.items()}
     earlier["train"]["augment"] = dict(earlier["train"]["augment"])
-    for settings, name in ((earlier["model"], "drop_path"), (earlier["train"], "ema_decay"),
-                           (earlier["train"]["augment"], "fragment_share")):  # fmt: skip
+    for settings, name in (
+        (earlier["model"], "drop_path"),
+        (earlier["train"], "ema_decay"),
+        (earlier["train"]["augment"], "fragment_share"),
+    ):
         del settings[name]
     files.write_json(tmp_path / "20260101-000000-old" / runs.CONFIG, earlier)
     assert runs.open_run(tmp_path, "", here).name == "20260101-000000-old"

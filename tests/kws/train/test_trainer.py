@@ -360,16 +360,18 @@ def test_the_baseline_trains_with_its_own_features(tmp_path: Path) -> None:
 # Starting from a model.
 
 
-def publish(data_root: Path, version: str, seed: int, model: ModelConfig = PRESETS["default"].model,
-            preset: str = "default") -> Path:  # fmt: skip
+def publish(
+    data_root: Path, version: str, seed: int, model: ModelConfig = PRESETS["default"].model, preset: str = "default"
+) -> Path:
     """Makes a champion with random weights, which knows yes and up."""
     torch.manual_seed(seed)
     features = PRESETS[preset].features
     network = AudioTransformer(model, features, 2)
     network.set_normalization(torch.full((features.num_mels,), -6.0), torch.full((features.num_mels,), 3.0))
     path = data_root / "models" / version / versions.MODEL
-    bundle.save(path, bundle.Recognizer(model=network, words=["up", "yes"], features=features,
-                                        about={"preset": preset}))  # fmt: skip
+    bundle.save(
+        path, bundle.Recognizer(model=network, words=["up", "yes"], features=features, about={"preset": preset})
+    )
     manifest = {"version": version, "files": {versions.MODEL: files.sha256_of(path)}}
     files.write_json(path.parent / files.MANIFEST, manifest)
     versions.appoint(data_root, version, None, by="a test", reason="a test")

@@ -223,11 +223,13 @@ def test_a_cluster_of_kubeconfig_that_is_gone_is_named_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = {
-        "apiVersion": "v1", "kind": "Config", "current-context": "gone",
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "gone",
         "contexts": [{"name": "gone", "context": {"cluster": "gone", "user": "me"}}],
         "clusters": [{"name": "gone", "cluster": {"server": "http://127.0.0.1:9"}}],
         "users": [{"name": "me", "user": {}}],
-    }  # fmt: skip
+    }
     path = tmp_path / "config"
     path.write_text(yaml.safe_dump(config))
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
@@ -289,16 +291,50 @@ def test_a_flag_wins_over_the_environment_and_the_environment_over_the_default()
 
 @pytest.mark.parametrize(
     "target",
-    ["preflight", "images", "kind-up", "kind-down", "kind-load", "kind-status", "pipeline", "runs", "follow", "cancel",
-     "retry", "schedule", "schedules", "unschedule", "ui", "tensorboard", "pull-model", "graph"],
-)  # fmt: skip
+    [
+        "preflight",
+        "images",
+        "kind-up",
+        "kind-down",
+        "kind-load",
+        "kind-status",
+        "pipeline",
+        "runs",
+        "follow",
+        "cancel",
+        "retry",
+        "schedule",
+        "schedules",
+        "unschedule",
+        "ui",
+        "tensorboard",
+        "pull-model",
+        "graph",
+    ],
+)
 def test_a_make_target_calls_a_command_with_flags_that_it_has(target: str) -> None:
     if shutil.which("make") is None:
         pytest.skip("needs make")
-    settings = ["EPOCHS=5", "WORKERS=3", "PRESET=baseline", "WORDS=yes,no", "INIT=champion", "RUN=r1", "CRON=0 3 * * 1",
-                "CPUS=3", "MEMORY=5Gi", "TZ=Europe/Berlin", "VERSION=v1", "TO=models",
-                "DEVICE=cuda", "TORCH=locked", "REGISTRY=reg", "HOST=https://h/pipeline",
-                "NAMESPACE=me", "ARGS="]  # fmt: skip
+    settings = [
+        "EPOCHS=5",
+        "WORKERS=3",
+        "PRESET=baseline",
+        "WORDS=yes,no",
+        "INIT=champion",
+        "RUN=r1",
+        "CRON=0 3 * * 1",
+        "CPUS=3",
+        "MEMORY=5Gi",
+        "TZ=Europe/Berlin",
+        "VERSION=v1",
+        "TO=models",
+        "DEVICE=cuda",
+        "TORCH=locked",
+        "REGISTRY=reg",
+        "HOST=https://h/pipeline",
+        "NAMESPACE=me",
+        "ARGS=",
+    ]
     command = ["make", "-n", "-o", ".venv/.ready", target, *settings]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if "-m pipeline " in line]
@@ -317,9 +353,14 @@ def test_a_make_target_calls_a_command_with_flags_that_it_has(target: str) -> No
 
 @pytest.mark.parametrize(
     ("target", "flags"),
-    [("pipeline", "--quiet"), ("runs", "--count 3"), ("follow", "--quiet --patience 5"), ("retry", "--no-follow"),
-     ("pull-model", "--image mine:1")],
-)  # fmt: skip
+    [
+        ("pipeline", "--quiet"),
+        ("runs", "--count 3"),
+        ("follow", "--quiet --patience 5"),
+        ("retry", "--no-follow"),
+        ("pull-model", "--image mine:1"),
+    ],
+)
 def test_a_make_target_passes_further_flags_on(target: str, flags: str) -> None:
     if shutil.which("make") is None:
         pytest.skip("needs make")

@@ -110,8 +110,10 @@ def test_submitted_run_has_all_parameters_and_the_version_is_uploaded_once(
     assert mine["runtime_config"]["parameters"]["epochs"] == 7
     assert mine["pipeline_version_reference"]["pipeline_version_id"] == "pipeline_version-0"
     assert {kind: len(pipelines.kept[kind]) for kind in ("pipelines", "versions", "experiments")} == {
-        "pipelines": 1, "versions": 1, "experiments": 1,
-    }  # fmt: skip
+        "pipelines": 1,
+        "versions": 1,
+        "experiments": 1,
+    }
     printed = capsys.readouterr().out.splitlines()
     assert printed[:2] == [f"run mine  {first}", f"{cluster.host}/#/runs/details/{first}"]
 
@@ -162,8 +164,9 @@ def test_schedule_replaces_the_one_of_its_name_and_is_deleted_by_it(
     assert kept["runtime_config"]["parameters"]["epochs"] == 5
     assert (kept["no_catchup"], int(kept["max_concurrency"])) == (True, 1)
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "schedule speech" in line] == [
-        "made schedule speech-commands", "replaced schedule speech-commands",
-    ]  # fmt: skip
+        "made schedule speech-commands",
+        "replaced schedule speech-commands",
+    ]
     kept["mode"] = "ENABLE"
     assert "0 0 3 * * 1" in drawn(runs.table_of_schedules(cluster))
     runs.unschedule(cluster, "speech-commands")

@@ -18,17 +18,22 @@ def node(name: str = "one", cpu: str = "2", memory: str = "16Gi", **more: Any) -
     spec = {key: more[key] for key in ("taints", "unschedulable") if key in more}
     ready = {"type": "Ready", "status": more.get("ready", "True")}
     allocatable = {"cpu": cpu, "memory": memory, "pods": "110"} | more.get("extra", {})
-    return {"metadata": {"name": name, "labels": more.get("labels", {})}, "spec": spec,
-            "status": {"allocatable": allocatable, "conditions": [ready]}}  # fmt: skip
+    return {
+        "metadata": {"name": name, "labels": more.get("labels", {})},
+        "spec": spec,
+        "status": {"allocatable": allocatable, "conditions": [ready]},
+    }
 
 
 def pod(cpu: str, labels: dict[str, str] | None = None, phase: str = "Running", init: str = "0") -> dict[str, Any]:
     def container(amount: str) -> dict[str, Any]:
         return {"name": "c", "resources": {"requests": {"cpu": amount}}}
 
-    return {"metadata": {"name": "p", "labels": labels}, "status": {"phase": phase},
-            "spec": {"nodeName": "one", "containers": [container(cpu), {"name": "d"}],
-                     "initContainers": [container(init)]}}  # fmt: skip
+    return {
+        "metadata": {"name": "p", "labels": labels},
+        "status": {"phase": phase},
+        "spec": {"nodeName": "one", "containers": [container(cpu), {"name": "d"}], "initContainers": [container(init)]},
+    }
 
 
 def quota(used: dict[str, str] | None = None, **hard: str) -> dict[str, Any]:
@@ -46,8 +51,11 @@ def test_pods_that_fit_are_submitted_without_a_message(stand_in: StandIn, capsys
 def test_training_pods_that_never_fit_are_named_with_the_setting_that_changes_it(stand_in: StandIn) -> None:
     stand_in.nodes_of_cluster = [node()]
     stand_in.pods = [pod("500m")]
-    with pytest.raises(ClusterError, match=r"training pod 1 of 2 must fit .* requests 2 cpu, 4.29 GB memory: one has "
-                       r"1.5 cpu, .* free; make pipeline CPUS=700m MEMORY= .*--unchecked"):  # fmt: skip
+    with pytest.raises(
+        ClusterError,
+        match=r"training pod 1 of 2 must fit .* requests 2 cpu, 4.29 GB memory: one has "
+        r"1.5 cpu, .* free; make pipeline CPUS=700m MEMORY= .*--unchecked",
+    ):
         require_fit(Cluster(), Placement(), 2)
     stand_in.pods = [pod("750m")]
     with pytest.raises(ClusterError, match=r"training pod 2 of 2 must fit .* CPUS=550m"):
@@ -108,8 +116,10 @@ def test_nodes_admit_pods_by_state_labels_and_taints(
 
 
 def test_a_taint_that_training_pods_tolerate_lets_them_in_and_the_steps_elsewhere(stand_in: StandIn) -> None:
-    stand_in.nodes_of_cluster = [node("steps", cpu="2"), node("gpus", cpu="8", taints=[
-        {"key": "gpu", "value": "yes", "effect": "NoSchedule"}])]  # fmt: skip
+    stand_in.nodes_of_cluster = [
+        node("steps", cpu="2"),
+        node("gpus", cpu="8", taints=[{"key": "gpu", "value": "yes", "effect": "NoSchedule"}]),
+    ]
     tolerations = [{"key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoSchedule"}]
     require_fit(Cluster(), Placement(training={"cpu": "8", "tolerations": tolerations}), 1)
     with pytest.raises(ClusterError, match="must fit on a node"):
@@ -122,11 +132,13 @@ def test_a_taint_that_training_pods_tolerate_lets_them_in_and_the_steps_elsewher
         (quota(requests_cpu="1"), r"must stay within quota kws, got 1.3 of requests.cpu where it allows 1; "),
         (quota(limits_memory="4Gi"), r"got 5.37 GB of limits.memory where it allows 4.29 GB"),
         (quota(pods="2"), r"got 3 of pods where it allows 2"),
-        (quota({"count/pytorchjobs.kubeflow.org": "8"}, count__pytorchjobs_kubeflow_org="8"),
-         r"allows 8 of which 8 are taken; finished jobs count too"),
+        (
+            quota({"count/pytorchjobs.kubeflow.org": "8"}, count__pytorchjobs_kubeflow_org="8"),
+            r"allows 8 of which 8 are taken; finished jobs count too",
+        ),
         (quota(requests_cpu="8", limits_memory="64Gi", requests_storage="1Gi"), ""),
     ],
-)  # fmt: skip
+)
 def test_a_quota_that_forbids_a_pod_is_named(stand_in: StandIn, quota: dict[str, Any], message: str) -> None:
     stand_in.quotas = [quota]
     if message:

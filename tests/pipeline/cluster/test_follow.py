@@ -22,8 +22,11 @@ from pipeline.logs import OwnLines, artifacts_of
 RECORDED = Path(__file__).parent / "recorded"
 STEPS = ["download", "preprocess", "train", "evaluate", "promote"]
 EXECUTORS = {  # of the run that succeeded
-    "download": "1370538680", "preprocess": "1745189630", "train": "1042459628", "evaluate": "2897394285",
-}  # fmt: skip
+    "download": "1370538680",
+    "preprocess": "1745189630",
+    "train": "1042459628",
+    "evaluate": "2897394285",
+}
 
 
 def recorded(name: str) -> dict[str, Any]:
@@ -76,14 +79,20 @@ def test_a_node_is_found_by_its_id_among_those_of_other_steps() -> None:
 def test_plain_node_names_of_argos_own_settings_are_steps_too() -> None:
     plain = "w.root.train.executor"
     tasks = [
-        {"display_name": name, "state": state, "create_time": "2026-01-01T10:00:00Z",
-         "start_time": "2026-01-01T10:00:00Z", "child_tasks": [{"pod_name": each} for each in children]}
+        {
+            "display_name": name,
+            "state": state,
+            "create_time": "2026-01-01T10:00:00Z",
+            "start_time": "2026-01-01T10:00:00Z",
+            "child_tasks": [{"pod_name": each} for each in children],
+        }
         for name, state, children in [
-            ("w", "RUNNING", [steps.node_id("w.root")]), ("root", "RUNNING", [steps.node_id("w.root.train")]),
-            ("train", "RUNNING", [steps.node_id(plain)]), ("executor", "RUNNING", [steps.node_id(f"{plain}({i})")
-                                                                                   for i in range(3)]),
+            ("w", "RUNNING", [steps.node_id("w.root")]),
+            ("root", "RUNNING", [steps.node_id("w.root.train")]),
+            ("train", "RUNNING", [steps.node_id(plain)]),
+            ("executor", "RUNNING", [steps.node_id(f"{plain}({i})") for i in range(3)]),
         ]
-    ]  # fmt: skip
+    ]
     run = as_run({"state": "RUNNING", "run_details": {"task_details": tasks}})
     (train,) = (step for step in steps.steps_of(run, STEPS) if step.name == "train")
     assert train.attempts == tuple(steps.node_id(f"{plain}({i})") for i in range(3))
@@ -124,8 +133,9 @@ def test_a_run_without_details_shows_its_steps_as_pending() -> None:
     assert [step.state for step in steps.steps_of(V2beta1Run(state="PENDING"), STEPS)] == ["PENDING"] * 5
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7300, "2 h 1 min"),
-                                                (-9, "0 s")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7300, "2 h 1 min"), (-9, "0 s")]
+)
 def test_durations_read_well(seconds: float, text: str) -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)
     assert steps.duration(start, start + timedelta(seconds=seconds)) == text
@@ -167,8 +177,11 @@ def test_a_traceback_becomes_its_exceptions_and_what_follows_stays() -> None:
         "  the pod's line",
     ]
     assert [line for line in OwnLines()(lines) if line] == [
-        "before", "KeyError: 1", "LaunchError: job failed:", "  the pod's line"
-    ]  # fmt: skip
+        "before",
+        "KeyError: 1",
+        "LaunchError: job failed:",
+        "  the pod's line",
+    ]
 
 
 def test_metrics_and_decision_are_read_from_what_the_launcher_says_it_published() -> None:
@@ -202,8 +215,12 @@ def said(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
 def pod(node: str, node_name: str, **status: Any) -> dict[str, Any]:
     """A pod as the API gives it."""
     annotations = {"workflows.argoproj.io/node-id": node, "workflows.argoproj.io/node-name": node_name}
-    metadata = {"name": f"pod-of-{node}", "uid": node, "annotations": annotations,
-                "creationTimestamp": "2026-01-01T10:00:00Z"}  # fmt: skip
+    metadata = {
+        "name": f"pod-of-{node}",
+        "uid": node,
+        "annotations": annotations,
+        "creationTimestamp": "2026-01-01T10:00:00Z",
+    }
     return {"metadata": metadata, "status": {"phase": "Pending"} | status}
 
 
@@ -355,8 +372,12 @@ def test_a_missing_image_is_reported_at_once_and_ends_following(stand_in: StandI
 def test_a_wait_that_may_resolve_by_itself_is_reported_and_following_goes_on(stand_in: StandIn, said: Any) -> None:
     stand_in.runs = [*[running("train")] * 5, recorded("succeeded")]
     stand_in.pods = [train_pod(phase="Running")]
-    unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
-                     "message": "0/1 nodes are available: 1 Insufficient cpu."}  # fmt: skip
+    unschedulable = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": "0/1 nodes are available: 1 Insufficient cpu.",
+    }
     worker = pod("", "", conditions=[unschedulable])
     worker["metadata"]["name"] = "kws-20261125-193703-324b195d-3562-4b6a-a7-926c01a6-worker-1"
     other = pod("", "", conditions=[unschedulable])
@@ -372,8 +393,14 @@ def test_a_wait_that_may_resolve_by_itself_is_reported_and_following_goes_on(sta
 def test_a_volume_that_cannot_be_mounted_is_told_from_the_events(stand_in: StandIn, said: Any) -> None:
     stand_in.runs = [*[running("train")] * 3, recorded("succeeded")]
     stand_in.pods = [train_pod(**waiting("ContainerCreating", ""))]
-    stand_in.events = [{"reason": "FailedMount", "message": "MountVolume.SetUp failed", "lastTimestamp": "2026",
-                        "involvedObject": {"uid": "speech-commands-tqsdf-1042459628", "name": "x"}}]  # fmt: skip
+    stand_in.events = [
+        {
+            "reason": "FailedMount",
+            "message": "MountVolume.SetUp failed",
+            "lastTimestamp": "2026",
+            "involvedObject": {"uid": "speech-commands-tqsdf-1042459628", "name": "x"},
+        }
+    ]
     assert "train      waits: FailedMount: MountVolume.SetUp failed" in said()[1]
 
 
@@ -382,8 +409,14 @@ def test_events_are_asked_for_too_if_the_clock_of_the_cluster_is_ahead(stand_in:
     waits = train_pod(**waiting("ContainerCreating", ""))
     waits["metadata"]["creationTimestamp"] = "2999-01-01T00:00:00Z"
     stand_in.pods = [waits]
-    stand_in.events = [{"reason": "FailedMount", "message": "MountVolume.SetUp failed", "lastTimestamp": "2026",
-                        "involvedObject": {"uid": waits["metadata"]["uid"], "name": "x"}}]  # fmt: skip
+    stand_in.events = [
+        {
+            "reason": "FailedMount",
+            "message": "MountVolume.SetUp failed",
+            "lastTimestamp": "2026",
+            "involvedObject": {"uid": waits["metadata"]["uid"], "name": "x"},
+        }
+    ]
     assert "train      waits: FailedMount: MountVolume.SetUp failed" in said()[1]
 
 
@@ -408,9 +441,14 @@ def test_pods_that_a_quota_forbids_are_told_in_the_words_of_kubernetes(stand_in:
     assert "exceeded quota: kws, requested: requests.cpu=1" in said()[1]
     stand_in.runs = [*[running("train")] * 3, recorded("succeeded")]
     stand_in.pods = [train_pod(phase="Running")]
-    stand_in.events = [{"reason": "FailedCreatePod", "message": "Error creating: forbidden: exceeded quota: kws",
-                        "lastTimestamp": "2026", "involvedObject": {"name": "kws-20261125-193703-324b195d-3562-4b6a-a7"}
-                        }]  # fmt: skip
+    stand_in.events = [
+        {
+            "reason": "FailedCreatePod",
+            "message": "Error creating: forbidden: exceeded quota: kws",
+            "lastTimestamp": "2026",
+            "involvedObject": {"name": "kws-20261125-193703-324b195d-3562-4b6a-a7"},
+        }
+    ]
     assert "waits: FailedCreatePod: Error creating: forbidden: exceeded quota: kws" in said()[1]
 
 
@@ -461,8 +499,10 @@ def test_at_80_columns_ids_and_states_of_runs_are_whole(stand_in: StandIn) -> No
     console.print(runs.table_of_runs(cluster, 20))
     lines = console.export_text().splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [
-        ["324b195d", "succeeded"], ["3ed5963a", "failed"], ["13637f2b", "cancelled"],
-    ]  # fmt: skip
+        ["324b195d", "succeeded"],
+        ["3ed5963a", "failed"],
+        ["13637f2b", "cancelled"],
+    ]
     assert all(len(line) <= 80 for line in lines)
     assert "3 min 1" in lines[1]
 

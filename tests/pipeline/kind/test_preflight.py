@@ -122,8 +122,12 @@ def test_the_disk_is_that_on_which_docker_keeps_images(bin_folder: Path) -> None
     assert str(bin_folder) in (found.detail or found.problem)
 
 
-ROOTLESS = {"SecurityOptions": ["name=seccomp,profile=builtin", "name=rootless", "name=cgroupns"],
-            "MemTotal": 1 << 34, "NCPU": 4, "ServerVersion": "28.2.2"}  # fmt: skip
+ROOTLESS = {
+    "SecurityOptions": ["name=seccomp,profile=builtin", "name=rootless", "name=cgroupns"],
+    "MemTotal": 1 << 34,
+    "NCPU": 4,
+    "ServerVersion": "28.2.2",
+}
 
 
 def test_rootless_docker_is_told_what_kind_needs_of_it(bin_folder: Path) -> None:

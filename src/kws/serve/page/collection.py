@@ -61,13 +61,18 @@ class Collection:
         _check(SPEAKER, speaker, "speaker", "be 8 hexadecimal digits")
         form, length = _form(content)
         wanted = (1, 2, features.sample_rate)
-        require(form == wanted, "the recording",
-                f"be WAV, with channels, bytes per sample and sample rate {wanted}", form)  # fmt: skip
+        require(
+            form == wanted, "the recording", f"be WAV, with channels, bytes per sample and sample rate {wanted}", form
+        )
         low, high = (features.num_samples,) * 2
         if word == BACKGROUND_NOISE:
             low, high = (seconds * features.sample_rate for seconds in ROOM_SECONDS)
-        require(low <= length <= high, "the recording", f"have {low} to {high} samples" if low < high else
-                f"have {low} samples", length)  # fmt: skip
+        require(
+            low <= length <= high,
+            "the recording",
+            f"have {low} to {high} samples" if low < high else f"have {low} samples",
+            length,
+        )
         rule = f"hold fewer than {MOST_CLIPS} recordings (delete some, or start the server with another --collect)"
         total = sum(self.counts().values())
         require(total < MOST_CLIPS, "the folder", rule, total)

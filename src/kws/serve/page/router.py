@@ -30,9 +30,11 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def router(
-    current: Callable[[], Model | None], collect: Path | None = None, most_streams: int = 64,
+    current: Callable[[], Model | None],
+    collect: Path | None = None,
+    most_streams: int = 64,
     data_root: Path | None = None,
-) -> APIRouter:  # fmt: skip
+) -> APIRouter:
     """Returns the routes of the page: /, /page/…, /listen, /card, /collection/….
 
     Args:
@@ -46,8 +48,7 @@ def router(
     """
     collection = Collection(collect) if collect is not None else None
     folder = importlib.resources.files("kws.serve.page") / "static"
-    static = {entry.name: entry.read_bytes() for entry in folder.iterdir()
-              if Path(entry.name).suffix in KINDS}  # fmt: skip
+    static = {entry.name: entry.read_bytes() for entry in folder.iterdir() if Path(entry.name).suffix in KINDS}
 
     def send(name: str) -> Response:
         return Response(static[name], media_type=KINDS[Path(name).suffix], headers=SECURITY)
@@ -63,10 +64,19 @@ def router(
         model = current()
         if model is None:
             return _error(503, "the server must have a model, got none yet")
-        return JSONResponse({"version": model.version, "card": model.card,
-                             "words": list(model.recognizer.words), "parameters": model.recognizer.num_parameters,
-                             "about": {name: value for name, value in model.recognizer.about.items()
-                                       if isinstance(value, str | int | float | bool)}})  # fmt: skip
+        return JSONResponse(
+            {
+                "version": model.version,
+                "card": model.card,
+                "words": list(model.recognizer.words),
+                "parameters": model.recognizer.num_parameters,
+                "about": {
+                    name: value
+                    for name, value in model.recognizer.about.items()
+                    if isinstance(value, str | int | float | bool)
+                },
+            }
+        )
 
     def collecting(handler: Callable[[Request, Collection], Awaitable[Response]]) -> Handler:
         async def handle(request: Request) -> Response:
@@ -100,8 +110,9 @@ def router(
         model = current()
         if model is None:
             return _error(503, "the server must have a model, got none yet")
-        clip = kept.add(request.path_params["word"], request.query_params.get("speaker", ""), content,
-                        model.recognizer.features)  # fmt: skip
+        clip = kept.add(
+            request.path_params["word"], request.query_params.get("speaker", ""), content, model.recognizer.features
+        )
         return JSONResponse({"clip": clip}, 201)
 
     async def play(request: Request, kept: Collection) -> Response:
@@ -113,16 +124,18 @@ def router(
         return Response(status_code=204)
 
     recording = "/collection/{word}/{name}"
-    return APIRouter(routes=[
-        Route("/", index, include_in_schema=False),
-        Route("/page/{name}", file, include_in_schema=False),
-        Route("/card", card, include_in_schema=False),
-        Route("/collection", collecting(listing), include_in_schema=False),
-        Route("/collection/{word}", collecting(add), methods=["POST"], include_in_schema=False),
-        Route(recording, collecting(play), methods=["GET"], include_in_schema=False),
-        Route(recording, collecting(delete), methods=["DELETE"], include_in_schema=False),
-        WebSocketRoute("/listen", Listener(current, most_streams).__call__),
-    ])  # fmt: skip
+    return APIRouter(
+        routes=[
+            Route("/", index, include_in_schema=False),
+            Route("/page/{name}", file, include_in_schema=False),
+            Route("/card", card, include_in_schema=False),
+            Route("/collection", collecting(listing), include_in_schema=False),
+            Route("/collection/{word}", collecting(add), methods=["POST"], include_in_schema=False),
+            Route(recording, collecting(play), methods=["GET"], include_in_schema=False),
+            Route(recording, collecting(delete), methods=["DELETE"], include_in_schema=False),
+            WebSocketRoute("/listen", Listener(current, most_streams).__call__),
+        ]
+    )
 
 
 def _error(status: int, sentence: str) -> Response:

@@ -166,9 +166,16 @@ async def _tell(socket: WebSocket, heard: Heard, offset: float, frames: bytes | 
     await socket.send_json(message)
     if heard.detection is not None:
         one = heard.detection
-        await socket.send_json({"type": "detection", "time": round(one.time + offset, 3), "word": one.word,
-                                "probability": round(one.probability, 4), "begin": round(one.begin + offset, 3),
-                                "end": round(one.end + offset, 3)})  # fmt: skip
+        await socket.send_json(
+            {
+                "type": "detection",
+                "time": round(one.time + offset, 3),
+                "word": one.word,
+                "probability": round(one.probability, 4),
+                "begin": round(one.begin + offset, 3),
+                "end": round(one.end + offset, 3),
+            }
+        )
 
 
 async def _receive(socket: WebSocket) -> bytes | dict[str, Any]:
