@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from benchmarks.study import spread
 from kws import files
 from kws.command import as_command
-from kws.config import SPLITS, train_config
+from kws.config import SPLITS
 from kws.download.step import download
 from kws.download.synthesize import synthesize
 from kws.evaluate.accuracy import evaluate_tensors
@@ -28,6 +28,7 @@ from kws.model import bundle
 from kws.preprocess.splits import speaker_of
 from kws.preprocess.step import preprocess
 from kws.preprocess.tensors import Tensors
+from kws.recipe import make_recipe
 from kws.train import runs, trainer
 
 Clip = tuple[Path, str]
@@ -53,7 +54,7 @@ class Lesson(NamedTuple):
 
 def divide(recordings: Path, words: str, folder: Path) -> Mapping[str, list[Clip]]:
     """Divides the clips of some words into splits by speaker, as the pipeline does."""
-    tensors = Tensors(preprocess(recordings, folder, words=words, split="speaker"))
+    tensors = Tensors(preprocess(recordings, folder, words=words))
     return {name: [(recordings, clip) for clip in tensors.split(name).clips] for name in SPLITS}
 
 
@@ -108,10 +109,11 @@ def learn(lesson: Lesson, init: str, folder: Path, **changes: Any) -> float:
         shutil.copyfile(recordings / clip, corpus / clip)
     for file, clips in (("validation_list.txt", lesson.validation), ("testing_list.txt", lesson.test)):
         (corpus / file).write_text("".join(f"{clip}\n" for _, clip in clips))
-    tensors = preprocess(corpus, folder, words="auto", split="speaker", num_processes=1)
-    config = dataclasses.replace(train_config(preset="default", seed=lesson.seed, init=init), **changes)
-    run_id = f"{name}-{config.min_clips}-{'from-model' if init else 'from-nothing'}"
-    run = trainer.train(tensors, "default", config, runs_folder=folder / "runs", run_id=run_id)
+    tensors = preprocess(corpus, folder, words="auto", num_processes=1)
+    recipe = make_recipe(seed=lesson.seed, init=init)
+    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, **changes))
+    run_id = f"{name}-{recipe.train.min_clips}-{'from-model' if init else 'from-nothing'}"
+    run = trainer.train(tensors, recipe, runs_folder=folder / "runs", run_id=run_id)
     return evaluate_tensors(bundle.load(run / runs.BEST), Tensors(tensors)).accuracy
 
 
@@ -134,9 +136,9 @@ def main() -> None:
     recordings = download(options.source, "", options.folder)
     new = {"", *options.words.split(","), *options.voices_words.split(",")}
     old = sorted(path.name for path in recordings.glob("[!_]*/") if path.name not in new)
-    tensors = preprocess(recordings, options.folder, words=",".join(old), split="speaker")
-    config = train_config(preset="default", epochs=8)
-    start = trainer.train(tensors, "default", config, runs_folder=options.folder / "runs", run_id="start") / runs.BEST
+    tensors = preprocess(recordings, options.folder, words=",".join(old))
+    recipe = make_recipe(epochs=8)
+    start = trainer.train(tensors, recipe, runs_folder=options.folder / "runs", run_id="start") / runs.BEST
     changes = {} if options.from_nothing is None else {"min_clips": options.from_nothing}
     found: dict[str, tuple[list[float], list[float]]] = {}
     for lesson in lessons(options, recordings):

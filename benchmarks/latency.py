@@ -9,13 +9,14 @@ import torch
 
 from benchmarks import measure, plain
 from benchmarks.measure import Effort, Row
-from kws.config import PRESETS, SPEECH_COMMANDS_WORDS
+from kws.config import SPEECH_COMMANDS_WORDS
 from kws.model import onnx
 from kws.model.bundle import Recognizer
 from kws.model.network import AudioTransformer
 from kws.model.predict import AnyRecognizer
+from kws.recipe import RECIPES
 
-FEATURES = PRESETS["default"].features
+FEATURES = RECIPES["default"].features
 
 
 def as_file(effort: Effort) -> Row:
@@ -34,7 +35,7 @@ def in_torch(effort: Effort) -> Row:
 
 def untrained() -> Recognizer:
     words = list(SPEECH_COMMANDS_WORDS)
-    model = AudioTransformer(PRESETS["default"].model, FEATURES, len(words)).eval()
+    model = AudioTransformer(RECIPES["default"].model, FEATURES, len(words)).eval()
     return Recognizer(model=model, words=words, features=FEATURES)
 
 

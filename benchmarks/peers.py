@@ -28,8 +28,8 @@ from torch.nn import functional as F
 from benchmarks import study
 from kws import files
 from kws.command import as_command
-from kws.config import PRESETS, AugmentConfig, FeatureConfig, Preset
 from kws.preprocess.tensors import Split, Tensors
+from kws.recipe import NO_AUGMENTATION, AugmentConfig, FeatureConfig, Recipe
 from kws.train.augment import Augment
 from kws.train.loop import wants_bf16
 
@@ -141,13 +141,13 @@ class Peer:
 
     network: Callable[[FeatureConfig, int], nn.Module]
     optimizer: Callable[..., torch.optim.Optimizer]
-    preset: Preset
+    preset: Recipe
     """Features, batch size, peak learning rate, warm-up, label smoothing, and augmentation."""
 
 
-def _peer(features: FeatureConfig, augment: AugmentConfig, **train: Any) -> Preset:
+def _peer(features: FeatureConfig, augment: AugmentConfig, **train: Any) -> Recipe:
     return dataclasses.replace(
-        study.DEFAULT, features=features, train=dataclasses.replace(study.DEFAULT.train, augment=augment, **train)
+        study.DEFAULT, features=features, augment=augment, train=dataclasses.replace(study.DEFAULT.train, **train)
     )
 
 
@@ -157,7 +157,8 @@ PEERS = {
         optimizer=lambda weights: torch.optim.AdamW(weights, weight_decay=0.1),
         preset=_peer(
             FeatureConfig(num_mels=80, win_length=480, hop_length=160, f_max=7600.0, mel_scale="htk", n_fft=1024),
-            AugmentConfig(
+            dataclasses.replace(
+                NO_AUGMENTATION,
                 time_shift=10,
                 noise_probability=0.8,
                 time_stretch=0.15,
@@ -177,7 +178,8 @@ PEERS = {
         optimizer=lambda weights: torch.optim.SGD(weights, momentum=0.9, weight_decay=1e-3),
         preset=_peer(
             FeatureConfig(num_mels=40, win_length=480, hop_length=160, f_min=0.0, mel_scale="htk"),
-            AugmentConfig(
+            dataclasses.replace(
+                NO_AUGMENTATION,
                 time_shift=10,
                 noise_probability=0.8,
                 num_time_masks=2,
@@ -222,7 +224,7 @@ def train(peer: Peer, tensors: Tensors, seed: int, seconds: float) -> tuple[nn.M
     torch.manual_seed(seed)
     network = peer.network(tensors.features, len(tensors.words))
     optimizer = peer.optimizer(network.parameters())
-    augment = Augment(config.augment, tensors.features, tensors.mean, tensors.noise())
+    augment = Augment(peer.preset.augment, tensors.features, tensors.mean, tensors.noise())
     bf16 = wants_bf16("auto", torch.device("cpu"))
     batch_size = min(config.batch_size, len(split))
     spent, num_clips, best, kept = 0.0, 0, -1.0, network.state_dict()
@@ -268,8 +270,7 @@ def run(name: str, seed: int, seconds: float, recordings: Path, folder: Path) ->
     if cache.is_file():
         return cast("study.Result", files.read_json(cache))
     peer = PEERS[name]
-    cast("dict[str, Preset]", PRESETS)[name] = peer.preset
-    tensors = Tensors(preprocess(recordings, folder, words="auto", preset=name, split="speaker", num_processes=1))
+    tensors = Tensors(preprocess(recordings, folder, peer.preset, words="auto", num_processes=1))
     network, validation, rate = train(peer, tensors, seed, seconds)
     recognizer = Recognizer(network, tensors.features, tensors.words)
     found = {

@@ -9,7 +9,7 @@ import torchaudio
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from kws.config import FeatureConfig
+from kws.recipe import FeatureConfig
 
 
 def mel_spectrogram(config: FeatureConfig) -> torchaudio.transforms.MelSpectrogram:

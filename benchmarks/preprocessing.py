@@ -13,13 +13,13 @@ import torch
 
 from benchmarks import measure, plain
 from benchmarks.measure import Effort, Row
-from kws.config import PRESETS, FeatureConfig
 from kws.cores import num_cores
 from kws.download.recordings import list_recordings
 from kws.preprocess.features import MelSpectrogram
 from kws.preprocess.step import CLIPS_PER_TASK, PRELOAD, preprocess, workers
+from kws.recipe import RECIPES, FeatureConfig
 
-FEATURES = PRESETS["default"].features
+FEATURES = RECIPES["default"].features
 
 
 def versus_plain(effort: Effort) -> Row:

@@ -16,8 +16,9 @@ import torch
 from torch.nn import functional as F
 
 from kws.command import as_command
-from kws.config import PRESETS, SPEECH_COMMANDS_WORDS
+from kws.config import SPEECH_COMMANDS_WORDS
 from kws.model.network import AudioTransformer
+from kws.recipe import RECIPES
 from kws.train.augment import Augment
 from kws.train.loop import wants_bf16
 from kws.train.optimizer import make_optimizers
@@ -50,14 +51,14 @@ def main() -> None:
     print("|---|---|---|")
     for part, milliseconds in medians.items():
         print(f"| {part} | {milliseconds:.1f} | {100 * milliseconds / total:.0f} % |")
-    print(f"| {1000 * PRESETS['default'].train.batch_size / total:.0f} clips/s | {total:.1f} | 100 % |")
+    print(f"| {1000 * RECIPES['default'].train.batch_size / total:.0f} clips/s | {total:.1f} | 100 % |")
 
 
 class Parts:
     """What a step needs, and how long each part of it took, in seconds."""
 
     def __init__(self, bf16: bool) -> None:
-        self.preset = PRESETS["default"]
+        self.preset = RECIPES["default"]
         features, words = self.preset.features, len(SPEECH_COMMANDS_WORDS)
         self.bf16 = bf16
         self.times: dict[str, list[float]] = {}
@@ -67,7 +68,7 @@ class Parts:
         shape = (features.num_mels, features.num_frames)
         self.clips = torch.randn(self.preset.train.batch_size, *shape)
         self.labels = torch.randint(words, (len(self.clips),))
-        self.augment = Augment(self.preset.train.augment, features, self.model.mean, torch.randn(300, *shape).half())
+        self.augment = Augment(self.preset.augment, features, self.model.mean, torch.randn(300, *shape).half())
 
     def timed(self, part: str, call: Callable[[], Result]) -> Result:
         """Makes a call and notes its time."""

@@ -27,38 +27,38 @@ from rich.table import Table
 
 from kws import files
 from kws.command import as_command
-from kws.config import PRESETS, AugmentConfig, Preset
 from kws.cores import num_cores
 from kws.processes import children_ignore_ctrl_c, end_with_parent
+from kws.recipe import NO_AUGMENTATION, RECIPES, Recipe
 
-DEFAULT = PRESETS["default"]
-PLAIN = dataclasses.replace(DEFAULT, train=dataclasses.replace(DEFAULT.train, augment=AugmentConfig()))
+DEFAULT = RECIPES["default"]
+PLAIN = dataclasses.replace(DEFAULT, augment=NO_AUGMENTATION)
 """The only variant to compare raw power with, as augmentation works on log-mel features alone."""
 
-BASELINE = dataclasses.replace(PRESETS["baseline"], split="speaker")
+BASELINE = dataclasses.replace(RECIPES["baseline"], split="speaker")
 
 Result = dict[str, Any]
 
 
 def change(
-    preset: Preset,
+    recipe: Recipe,
     *,
     augment: dict[str, Any] | None = None,
     model: dict[str, Any] | None = None,
     features: dict[str, Any] | None = None,
     **train: Any,
-) -> Preset:
-    """Returns a preset with some fields changed."""
-    changed = dataclasses.replace(preset.train.augment, **(augment or {}))
+) -> Recipe:
+    """Returns a recipe with some fields changed."""
     return dataclasses.replace(
-        preset,
-        features=dataclasses.replace(preset.features, **(features or {})),
-        model=dataclasses.replace(preset.model, **(model or {})),
-        train=dataclasses.replace(preset.train, **({"augment": changed} | train)),
+        recipe,
+        features=dataclasses.replace(recipe.features, **(features or {})),
+        model=dataclasses.replace(recipe.model, **(model or {})),
+        augment=dataclasses.replace(recipe.augment, **(augment or {})),
+        train=dataclasses.replace(recipe.train, **train),
     )
 
 
-VARIANTS: dict[str, Preset] = {
+VARIANTS: dict[str, Recipe] = {
     "default": DEFAULT,
     "adamw": change(DEFAULT, optimizer="adamw"),
     "adamw-1e-3": change(DEFAULT, optimizer="adamw", learning_rate=1e-3),
@@ -108,21 +108,15 @@ def run(task: Task) -> Result:
     from kws.preprocess.step import preprocess
     from kws.train import trainer
 
-    preset = VARIANTS[task.variant]
-    cast("dict[str, Preset]", PRESETS)[task.variant] = preset
+    variant = VARIANTS[task.variant]
     changes: dict[str, Any] = {"epochs": task.epochs, "min_clips": 0} if task.epochs else {}
-    config = dataclasses.replace(preset.train, seed=task.seed, **changes)
+    train = dataclasses.replace(variant.train, seed=task.seed, **changes)
+    recipe = dataclasses.replace(variant, name=task.variant, split="speaker", train=train)
     tensors = preprocess(
-        task.recordings,
-        task.folder,
-        words=task.words,
-        unknown_words=task.unknown_words,
-        preset=task.variant,
-        split="speaker",
-        num_processes=1,
+        task.recordings, task.folder, recipe, words=task.words, unknown_words=task.unknown_words, num_processes=1
     )
     run_id = f"{task.variant}-{task.epochs}-{task.seed}-{tensors.name[:6]}"
-    run_folder = trainer.train(tensors, task.variant, config, runs_folder=task.folder / "runs", run_id=run_id)
+    run_folder = trainer.train(tensors, recipe, runs_folder=task.folder / "runs", run_id=run_id)
     curve = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     manifest = files.read_json(run_folder / files.MANIFEST)
     found = {

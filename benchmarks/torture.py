@@ -38,13 +38,13 @@ from rich.table import Table
 from benchmarks import torture_fuzz
 from kws import files
 from kws.command import as_command
-from kws.config import PRESETS, train_config
 from kws.download.step import download
 from kws.evaluate.step import evaluate
 from kws.model import bundle
 from kws.model import versions as published
 from kws.preprocess.step import preprocess
 from kws.promote.step import promote
+from kws.recipe import RECIPES, make_recipe
 from kws.train import runs, trainer
 
 PARTS = ("kill", "renames", "disk", "repeat", "fuzz")
@@ -66,8 +66,8 @@ def _preprocess(root: Path, corpus: Path) -> None:
 
 
 def _train(root: Path, corpus: Path) -> None:
-    config = train_config(preset="default", **SETTINGS)
-    trainer.train(_only(root / "tensors"), "default", config, runs_folder=root / "runs", run_id="torture")
+    recipe = make_recipe(**SETTINGS)
+    trainer.train(_only(root / "tensors"), recipe, runs_folder=root / "runs", run_id="torture")
 
 
 def _evaluate(root: Path, corpus: Path) -> None:
@@ -383,7 +383,7 @@ def _warm_up() -> None:
     from kws import plots
     from kws.preprocess.feature_kernel import feature_kernel
 
-    features = PRESETS["default"].features
+    features = RECIPES["default"].features
     values = np.empty((1, features.num_mels, features.num_frames), features.dtype)
     feature_kernel(features)(
         np.zeros((1, features.num_samples), np.float32), values, np.ones(1, bool), np.zeros((2, features.num_mels))

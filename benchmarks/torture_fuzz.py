@@ -22,7 +22,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kws.config import PRESETS, FeatureConfig, ModelConfig
 from kws.download import transfer
 from kws.download.archives import unpack
 from kws.download.step import download
@@ -31,6 +30,7 @@ from kws.model import versions as published
 from kws.model.network import AudioTransformer
 from kws.preprocess import splits
 from kws.preprocess.audio import read_clip
+from kws.recipe import RECIPES, FeatureConfig, ModelConfig
 
 MEANT = (ValueError, OSError)
 """Exceptions by which a reader refuses input, with a message."""
@@ -45,7 +45,7 @@ def _wav(folder: Path) -> Iterator[tuple[bytes, Read]]:
 
     def read(content: bytes) -> None:
         (folder / "a.wav").write_bytes(content)
-        heard = read_clip(folder / "a.wav", PRESETS["default"].features)
+        heard = read_clip(folder / "a.wav", RECIPES["default"].features)
         assert np.isfinite(heard).all()
         assert heard.shape == (16_000,)
 

@@ -19,14 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import measure, plain
 from benchmarks.measure import Effort, Row
-from kws.config import PRESETS
 from kws.cores import num_cores, yield_to_neighbours
 from kws.preprocess.tensors import Tensors
 from kws.processes import keep_freed_memory
+from kws.recipe import Recipe
 from kws.train.distributed import World, join_world
 from kws.train.loop import Trainer
 
-PRESET = "default"
+RECIPE = Recipe()
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 
@@ -54,9 +54,9 @@ def versus_plain(effort: Effort) -> Row:
     with measure.threads(num_cores()):
         trainer = make_trainer()
         loop = _steps(trainer)
-        dataset = plain.Clips(sorted(measure.recordings().glob("[a-z]*/*.wav")), PRESETS[PRESET].features)
+        dataset = plain.Clips(sorted(measure.recordings().glob("[a-z]*/*.wav")), RECIPE.features)
         loader = DataLoader(dataset, trainer.batch_size, shuffle=True)
-        model = plain.Transformer(PRESETS[PRESET].features, feedforward=2048, num_words=len(dataset.words))
+        model = plain.Transformer(RECIPE.features, feedforward=2048, num_words=len(dataset.words))
         optimizer = torch.optim.Adam(model.parameters(), 1e-3)
         batches = iter(loader)
 
@@ -138,7 +138,7 @@ def beside_a_busy_process(effort: Effort) -> Row:
 def make_trainer(world: World = ALONE, tensors: Path | None = None) -> Trainer:
     """Makes a trainer of the default model, in a process that keeps freed memory as training does."""
     keep_freed_memory()
-    return Trainer(Tensors(tensors or measure.tensors()), PRESET, PRESETS[PRESET].train, world)
+    return Trainer(Tensors(tensors or measure.tensors()), RECIPE, world)
 
 
 @dataclasses.dataclass(frozen=True)

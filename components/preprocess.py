@@ -11,6 +11,7 @@ def preprocess(
     words: str,
     unknown_words: str,
     preset: str,
+    set: str,
     split: str,
     max_bad_fraction: float,
     data_root: str,
@@ -22,8 +23,9 @@ def preprocess(
         recordings: manifest of the recordings folder.
         words: all, auto or a list of words.
         unknown_words: empty, auto or a list of the words that form the class _unknown_.
-        preset: name of the preset, which determines the features.
-        split: speaker or random; empty: as the preset says.
+        preset: name of the recipe, which determines features and split.
+        set: settings of the recipe to change, separated by spaces, such as features.num_mels=64.
+        split: speaker or random; empty: as the recipe says.
         max_bad_fraction: largest fraction of unreadable recordings that are left out.
         data_root: path of the mounted volume.
         tensors: manifest of the tensors folder.
@@ -32,15 +34,15 @@ def preprocess(
 
     from kws import files, steps
     from kws.preprocess.step import preprocess
+    from kws.recipe import make_recipe
 
     steps.start()
     folder = preprocess(
         steps.receive(recordings.path),
         Path(data_root),
+        make_recipe(preset, set.split(), split=split),
         words=words,
         unknown_words=unknown_words,
-        preset=preset,
-        split=split,
         max_bad_fraction=max_bad_fraction,
     )
     manifest = files.read_json(folder / files.MANIFEST)

@@ -31,8 +31,8 @@ def promote(
     from pathlib import Path
 
     from kws import files, steps
-    from kws.config import MODEL_REGISTRY
     from kws.promote.step import promote
+    from kws.settings import MODEL_REGISTRY
 
     steps.start()
     decided = promote(

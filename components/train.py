@@ -9,11 +9,12 @@ from components import images
 def train(
     tensors: Input[Dataset],
     preset: str,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
+    set: str,
+    epochs: str,
+    batch_size: str,
+    learning_rate: str,
     init: str,
-    seed: int,
+    seed: str,
     debug: bool,
     num_nodes: int,
     processes_per_node: int,
@@ -26,12 +27,13 @@ def train(
 
     Args:
         tensors: manifest of the tensors folder.
-        preset: name of the preset.
-        epochs: passes over the training split; 0: as the preset says.
-        batch_size: clips per training step; 0: as the preset says.
-        learning_rate: peak learning rate; 0: as the preset says.
+        preset: name of the recipe.
+        set: settings of the recipe to change, separated by spaces, such as train.weight_decay=0.1.
+        epochs: passes over the training split; empty: as the recipe says.
+        batch_size: clips per training step; empty: as the recipe says.
+        learning_rate: peak learning rate; empty: as the recipe says.
         init: model to start from: champion, a version, or a .pth file below data_root; empty: random weights.
-        seed: random seed.
+        seed: random seed; empty: as the recipe says.
         debug: do a short run on a few clips.
         num_nodes: number of machines.
         processes_per_node: training processes on each machine.
@@ -44,13 +46,14 @@ def train(
     from pathlib import Path
 
     from kws import files, steps
-    from kws.config import train_config
+    from kws.recipe import make_recipe
     from kws.train import runs
     from kws.train.step import train
 
     steps.start()
-    config = train_config(
-        preset=preset,
+    recipe = make_recipe(
+        preset,
+        set.split(),
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -61,8 +64,7 @@ def train(
     folder = train(
         steps.receive(tensors.path),
         Path(data_root) / "runs",
-        preset=preset,
-        config=config,
+        recipe=recipe,
         run_id=run_id,
         num_nodes=num_nodes,
         processes_per_node=processes_per_node,

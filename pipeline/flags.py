@@ -5,8 +5,8 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from kws.config import MODEL_REGISTRY, PipelineConfig, from_dict
-from kws.flags import add_flag, add_registry
+from kws.config import PipelineConfig
+from kws.settings import MODEL_REGISTRY, add_flag, add_registry, from_dict
 
 
 def add_parameters(parser: argparse.ArgumentParser, required: Sequence[str] = ()) -> None:

@@ -19,8 +19,9 @@ from typing import Any, TextIO
 
 from kws import files
 from kws.command import CommandFailed
-from kws.config import PipelineConfig, require
+from kws.config import PipelineConfig
 from kws.model.versions import find_model
+from kws.settings import require
 from kws.train.runs import find_run
 from pipeline.compiling import compile_to
 from pipeline.placement import Placement
@@ -149,7 +150,7 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
         if runner == "subprocess":
             from kws.train.start import read_start
 
-            read_start(model, config.preset)
+            read_start(model, config.recipe())
     # Without a cluster the train step trains by itself, so it needs the image that has torch.
     placement = Placement()
     mine.mkdir(parents=True)
@@ -175,7 +176,7 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
             with warnings.catch_warnings(), contextlib.redirect_stdout(_WithoutExecutorInput(sys.stdout)):
                 warnings.simplefilter("ignore")
                 try:
-                    components.load_component_from_file(str(compiled))(**dataclasses.asdict(config))
+                    components.load_component_from_file(str(compiled))(**config.arguments())
                 except KeyboardInterrupt:
                     _wait_for_step()  # its files are in the scratch folder, and training writes a checkpoint
                     raise

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from components import images
-from kws.config import MODEL_REGISTRY, PipelineConfig, from_dict, require
+from kws.config import PipelineConfig
 from kws.launch.settings import CLAIM, CLAIM_VARIABLE, SETTINGS, ClusterConfig, claim_name, read_settings
+from kws.settings import MODEL_REGISTRY, from_dict, require
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask

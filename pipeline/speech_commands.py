@@ -33,25 +33,31 @@ def speech_commands(placement: Placement) -> BaseComponent:
         words: str = DEFAULT.words,
         unknown_words: str = DEFAULT.unknown_words,
         preset: str = DEFAULT.preset,
-        split: str = DEFAULT.split,
+        set: str = DEFAULT.set,
+        split: str = "",
         max_bad_fraction: float = DEFAULT.max_bad_fraction,
-        epochs: int = DEFAULT.epochs,
-        batch_size: int = DEFAULT.batch_size,
-        learning_rate: float = DEFAULT.learning_rate,
+        epochs: str = "",
+        batch_size: str = "",
+        learning_rate: str = "",
         init: str = DEFAULT.init,
-        seed: int = DEFAULT.seed,
+        seed: str = "",
         num_nodes: int = DEFAULT.num_nodes,
         processes_per_node: int = DEFAULT.processes_per_node,
         debug: bool = DEFAULT.debug,
         min_accuracy: float = DEFAULT.min_accuracy,
     ) -> None:
-        """Recordings in, the model in use out; see `kws.config.PipelineConfig` for the parameters."""
+        """Recordings in, the model in use out; see `kws.config.PipelineConfig` for the parameters.
+
+        What the recipe decides unless it is given is a text, empty if not given: a parameter without a value cannot be
+        handed on by Kubeflow Pipelines' local runner.
+        """
         downloaded = download(source=source, sha256=sha256, data_root=data_root)
         preprocessed = preprocess(
             recordings=downloaded.outputs["recordings"],
             words=words,
             unknown_words=unknown_words,
             preset=preset,
+            set=set,
             split=split,
             max_bad_fraction=max_bad_fraction,
             data_root=data_root,
@@ -59,6 +65,7 @@ def speech_commands(placement: Placement) -> BaseComponent:
         trained = train(
             tensors=preprocessed.outputs["tensors"],
             preset=preset,
+            set=set,
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import curve, peers
-from kws.config import FeatureConfig
+from kws.recipe import FeatureConfig
 
 
 @pytest.mark.parametrize(("name", "num_words", "published"), [("KWT-1", 35, 607_000), ("BC-ResNet-3", 12, 54_200)])

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from rich.table import Table
 
-from kws.config import PipelineConfig, field_docs, require
-from kws.flags import add_registry
+from kws.config import PipelineConfig
 from kws.launch.settings import SETTINGS, ClusterConfig, claim_name
 from kws.promote import registry
+from kws.settings import add_registry, field_docs, require
 from pipeline.cluster import runs
 from pipeline.cluster.connection import Cluster, refused, said_by
 from pipeline.cluster.fit import require_fit

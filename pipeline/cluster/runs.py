@@ -1,7 +1,6 @@
 """Runs and schedules of the pipeline on a cluster: submit, follow, list, cancel, retry, retrain at fixed times."""
 
 import contextlib
-import dataclasses
 import io
 import json
 import time
@@ -123,7 +122,7 @@ def submit(cluster: Cluster, config: PipelineConfig, placement: Placement, *, na
         started = cluster.client.run_pipeline(
             experiment.experiment_id,
             name or f"{EXPERIMENT}-{datetime.now(UTC):%Y%m%d-%H%M%S}",
-            params=dataclasses.asdict(config),
+            params=config.arguments(),
             pipeline_id=pipeline_id,
             version_id=version_id,
         )
@@ -304,7 +303,7 @@ def schedule(
         cron_expression=cron,
         max_concurrency=1,
         no_catchup=True,
-        params=dataclasses.asdict(config),
+        params=config.arguments(),
         pipeline_id=pipeline_id,
         version_id=version_id,
     )

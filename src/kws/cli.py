@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kws.command import as_command
-from kws.config import PipelineConfig, ServeConfig, SynthesizeConfig, field_docs, parse_words, require
-from kws.flags import add_flag, add_registry
+from kws.config import PipelineConfig, ServeConfig, SynthesizeConfig, parse_words
+from kws.settings import add_flag, add_registry, field_docs, require
 
 Add = Callable[..., argparse.ArgumentParser]
 
@@ -106,7 +106,7 @@ def _add_preprocess(add: Add) -> None:
     command.add_argument(
         "--data-root", type=Path, required=True, metavar="DIR", help="where to make tensors/FINGERPRINT"
     )
-    for name in ("words", "unknown_words", "preset", "split", "max_bad_fraction"):
+    for name in ("words", "unknown_words", "preset", "set", "split", "max_bad_fraction"):
         add_flag(command, PipelineConfig, name)
     command.add_argument(
         "--num-processes", type=int, default=0, metavar="N", help="worker processes (default: one for every core)"
@@ -115,14 +115,14 @@ def _add_preprocess(add: Add) -> None:
 
 def _preprocess(options: argparse.Namespace) -> int:
     from kws.preprocess.step import preprocess
+    from kws.recipe import make_recipe
 
     folder = preprocess(
         options.recordings.resolve(),
         options.data_root,
+        make_recipe(options.preset, options.set.split(), split=options.split),
         words=options.words,
         unknown_words=options.unknown_words,
-        preset=options.preset,
-        split=options.split,
         max_bad_fraction=options.max_bad_fraction,
         num_processes=options.num_processes,
     )
@@ -158,15 +158,14 @@ def _train(options: argparse.Namespace) -> int:
         "--run-folder",
     )
     from kws.launch.job import LaunchError
-    from kws.train.runs import config_of
+    from kws.train.runs import recipe_of
     from kws.train.step import train
 
     try:
         folder = train(
             options.tensors,
             options.runs,
-            preset=options.preset,
-            config=config_of(options),
+            recipe=recipe_of(options),
             run_id=options.run_id,
             processes_per_node=options.processes_per_node,
         )

@@ -19,10 +19,10 @@ import torch
 import tritonclient.grpc
 
 from kws import files
-from kws.config import PRESETS, ModelConfig
 from kws.model import bundle, onnx, versions
 from kws.model.network import AudioTransformer
 from kws.model.predict import predict
+from kws.recipe import RECIPES, ModelConfig
 from pipeline import shell
 from pipeline.kind import preflight
 from pipeline.kind.images import image_names, inspect, revision
@@ -102,7 +102,7 @@ def test_the_serving_image_is_small(images: dict[str, str]) -> None:
 def data_root(tmp_path: Path) -> Path:
     """A volume with an untrained champion, readable by the user of the image."""
     torch.manual_seed(1)
-    features = PRESETS["default"].features
+    features = RECIPES["default"].features
     config = ModelConfig(num_layers=1, num_heads=2, width=32, feedforward=64, frames_per_token=4)
     recognizer = bundle.Recognizer(
         model=AudioTransformer(config, features, 2).eval(), words=["no", "yes"], features=features, about={}

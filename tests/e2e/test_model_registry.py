@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from kws import files
-from kws.config import MODEL_REGISTRY
 from kws.model import versions
 from kws.promote import registry, registry_client
+from kws.settings import MODEL_REGISTRY
 
 ADDRESS = os.environ[MODEL_REGISTRY].rstrip("/")
 

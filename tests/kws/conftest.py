@@ -11,10 +11,10 @@ import soundfile
 import torch
 from recognizers import MakeRecognizer
 
-from kws.config import PRESETS, FeatureConfig, ModelConfig
 from kws.model.bundle import Recognizer
 from kws.model.network import AudioTransformer
 from kws.preprocess.step import preprocess
+from kws.recipe import RECIPES, FeatureConfig, ModelConfig
 
 TONE_WORDS = ("no", "stop", "yes")
 NUM_SPEAKERS = 40
@@ -52,7 +52,7 @@ def make_recognizer() -> MakeRecognizer:
         words: Sequence[str] = TONE_WORDS, seed: int = 1, run: str = "run-1", features: FeatureConfig | None = None
     ) -> Recognizer:
         torch.manual_seed(seed)
-        features = features or PRESETS["default"].features
+        features = features or RECIPES["default"].features
         config = ModelConfig(num_layers=1, num_heads=2, width=32, feedforward=64, frames_per_token=4)
         model = AudioTransformer(config, features, len(words)).eval()
         model.set_normalization(torch.full((features.num_mels,), -6.0), torch.full((features.num_mels,), 3.0))
@@ -68,7 +68,7 @@ def expert(tone_corpus: Path) -> Recognizer:
     from kws.preprocess.features import MelSpectrogram
 
     torch.manual_seed(0)
-    features = PRESETS["default"].features
+    features = RECIPES["default"].features
     clips = [(label, path) for label, word in enumerate(TONE_WORDS) for path in sorted((tone_corpus / word).iterdir())]
     labels = torch.tensor([label for label, _ in clips])
     heard = torch.from_numpy(np.stack([read_clip(path, features) for _, path in clips]))

@@ -9,22 +9,11 @@ from typing import Any
 import pytest
 
 from kws import config
-from kws.config import (
-    PRESETS,
-    SPEECH_COMMANDS_WORDS,
-    AugmentConfig,
-    FeatureConfig,
-    ModelConfig,
-    PipelineConfig,
-    SynthesizeConfig,
-    TrainConfig,
-    field_docs,
-    from_dict,
-    parse_words,
-    train_config,
-)
+from kws.config import SPEECH_COMMANDS_WORDS, PipelineConfig, SynthesizeConfig, parse_words
+from kws.recipe import RECIPES, AugmentConfig, FeatureConfig, ModelConfig, Recipe, TrainConfig, make_recipe
+from kws.settings import field_docs, from_dict
 
-CONFIGS = (FeatureConfig, ModelConfig, AugmentConfig, TrainConfig, PipelineConfig, SynthesizeConfig)
+CONFIGS = (FeatureConfig, ModelConfig, AugmentConfig, TrainConfig, Recipe, PipelineConfig, SynthesizeConfig)
 
 
 @pytest.mark.parametrize(
@@ -74,11 +63,11 @@ def test_settings_are_frozen_keyword_only_and_every_field_is_explained(cls: type
         setattr(cls(), first.name, first.default)
     names = [field.name for field in dataclasses.fields(cls)]
     undocumented = [name for name in names if not field_docs(cls).get(name)]
-    assert undocumented == ([] if cls is not TrainConfig else ["augment"])
+    assert undocumented == []
 
 
 def test_baseline_is_what_the_project_started_from() -> None:
-    baseline = PRESETS["baseline"]
+    baseline = RECIPES["baseline"]
     assert baseline.split == "random"
     assert baseline.features == FeatureConfig(
         fit="start",
@@ -115,21 +104,24 @@ def test_baseline_is_what_the_project_started_from() -> None:
         True,
     )
     assert (train.label_smoothing, train.clip_norm, train.ema_decay, train.precision) == (0, 0, 0, "float32")
-    assert train.augment == AugmentConfig()
+    assert not baseline.augment.is_on
 
 
 def test_default_takes_speakers_apart_and_stores_half_precision() -> None:
-    default = PRESETS["default"]
+    default = RECIPES["default"]
     assert default.split == "speaker"
     assert (default.features.num_frames, default.features.dtype) == (81, "float16")
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_settings_survive_a_round_trip_through_json(preset: str) -> None:
-    chosen = PRESETS[preset]
-    for value in (chosen.features, chosen.model, chosen.train):
-        read = json.loads(json.dumps(dataclasses.asdict(value)))
-        assert from_dict(type(value), read) == value
+@pytest.mark.parametrize("preset", sorted(RECIPES))
+def test_recipe_survives_a_round_trip_through_json(preset: str) -> None:
+    recipe = RECIPES[preset]
+    assert from_dict(Recipe, json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe
+    assert recipe.name == preset
+
+
+def test_defaults_of_the_classes_are_the_default_recipe() -> None:
+    assert make_recipe() == RECIPES["default"] == Recipe()
 
 
 def test_unknown_field_is_refused() -> None:
@@ -153,34 +145,72 @@ def test_value_of_another_type_is_refused(values: Any, message: str) -> None:
         from_dict(ModelConfig, values)
 
 
-def test_overrides_of_0_leave_the_preset_alone() -> None:
-    assert train_config(preset="default", epochs=0, batch_size=0, learning_rate=0.0, debug=False) == (
-        PRESETS["default"].train
+def test_what_was_not_given_is_as_the_recipe_says_and_0_can_be_given() -> None:
+    assert make_recipe("baseline", split="", epochs=None, learning_rate="", debug=False) == RECIPES["baseline"]
+    with pytest.raises(ValueError, match="epochs must be positive, got 0"):
+        make_recipe(epochs=0)
+    assert make_recipe(set=["train.warmup=0"]).train.warmup == 0
+
+
+def test_texts_of_a_pipeline_mean_what_values_mean() -> None:
+    texts = make_recipe(epochs="7", learning_rate="1e-3", seed="5", split="random")
+    assert texts == make_recipe(epochs=7, learning_rate=1e-3, seed=5, split="random")
+    assert (
+        PipelineConfig(epochs=7, preset="streams", set="augment.gain_db=3").arguments().items()
+        >= {"epochs": "7", "batch_size": "", "set": "augment.gain_db=3", "num_nodes": 1}.items()
     )
 
 
+def test_any_setting_of_the_recipe_can_be_set() -> None:
+    assignments = ["train.weight_decay=0.3", "features.num_mels=64", "model.positions=false", "split=random"]
+    recipe = make_recipe("streams", [*assignments, "augment.noise_snr_db=5,20"], epochs=3)
+    assert (recipe.train.weight_decay, recipe.train.epochs, recipe.train.min_clips) == (0.3, 3, 0)
+    assert (recipe.features.num_mels, recipe.model.positions, recipe.split) == (64, False, "random")
+    assert recipe.augment == dataclasses.replace(RECIPES["streams"].augment, noise_snr_db=(5.0, 20.0))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("train.weight_decay", "set must be FIELD=VALUE, such as train.weight_decay=0.1, got 'train.weight_decay'"),
+        ("train.wieght_decay=1", r"set must name a .* got 'train.wieght_decay' \(did you mean train.weight_decay\?\)"),
+        ("weight_decay=1", r"got 'weight_decay' \(did you mean train.weight_decay\?\)"),
+        ("train.epochs=many", "train.epochs must be of the type int, got 'many'"),
+        ("train.debug=1", "train.debug must be of the type bool, got '1'"),
+        ("augment.noise_snr_db=5", r"augment.noise_snr_db must be of the type .*tuple.*, got '5'"),
+        ("train.warmup=1", "warmup must be at least 0 and less than 1, got 1.0"),
+        ("model.stem=wide", "stem must be conv or none, got 'wide'"),
+    ],
+)
+def test_setting_that_does_not_exist_or_cannot_be_is_refused(assignment: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_recipe(set=[assignment])
+    with pytest.raises(ValueError, match=message):
+        PipelineConfig(set=assignment)
+
+
 def test_epochs_that_are_given_are_the_epochs_that_are_trained() -> None:
-    train = train_config(preset="default", epochs=7)
+    train = make_recipe(epochs=7).train
     assert (train.epochs, train.min_clips) == (7, 0)
 
 
 def test_from_a_model_fewer_clips_suffice_unless_epochs_are_given() -> None:
-    train = train_config(preset="default", init="champion")
-    assert 0 < train.min_clips < PRESETS["default"].train.min_clips
-    assert train_config(preset="default", init="champion", epochs=7).min_clips == 0
-    assert train_config(preset="baseline", init="champion").min_clips == 0
+    train = make_recipe(init="champion").train
+    assert 0 < train.min_clips < RECIPES["default"].train.min_clips
+    assert make_recipe(init="champion", epochs=7).train.min_clips == 0
+    assert make_recipe("baseline", init="champion").train.min_clips == 0
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", sorted(RECIPES))
 def test_debug_is_ten_epochs_of_batches_of_64_unless_told_otherwise(preset: str) -> None:
-    train = train_config(preset=preset, debug=True)
+    train = make_recipe(preset, debug=True).train
     assert (train.epochs, train.batch_size, train.min_clips, train.debug) == (10, 64, 0, True)
-    assert train_config(preset=preset, debug=True, epochs=2).epochs == 2
+    assert make_recipe(preset, debug=True, epochs=2).train.epochs == 2
 
 
 def test_unknown_preset_is_refused() -> None:
     with pytest.raises(ValueError, match="preset must be one of default, streams, baseline, got 'best'"):
-        train_config(preset="best")
+        make_recipe("best")
 
 
 def test_words_are_all_auto_or_a_list_in_its_order() -> None:
@@ -205,8 +235,8 @@ def test_published_archive_is_the_one_torchaudio_knows() -> None:
 
 def test_importing_settings_loads_neither_torch_nor_kfp() -> None:
     modules = (
-        "kws.config, kws.cli, kws.preprocess.splits, kws.preprocess.audio, kws.preprocess.step, kws.train.runs, "
-        "kws.train.step, kws.launch.choose"
+        "kws.config, kws.recipe, kws.cli, kws.preprocess.splits, kws.preprocess.audio, kws.preprocess.step, "
+        "kws.train.runs, kws.train.step, kws.launch.choose"
     )
     code = f"import sys, {modules}; print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -76,18 +76,18 @@ WITHOUT_COMPILER = """
 import sys
 from pathlib import Path
 import torch
-from kws.config import PRESETS, train_config
+from kws.recipe import RECIPES, TrainConfig
 from kws.model import bundle
 from kws.model.network import AudioTransformer
 from kws.train.optimizer import make_optimizers
 
-features = PRESETS["default"].features
-model = AudioTransformer(PRESETS["default"].model, features, 2)
+features = RECIPES["default"].features
+model = AudioTransformer(RECIPES["default"].model, features, 2)
 path = Path(sys.argv[1]) / "model.pth"
 bundle.save(path, bundle.Recognizer(model=model, words=["no", "yes"], features=features))
 model = bundle.load(path).model
 for kind in ("adam", "adamw", "muon"):
-    for optimizer in make_optimizers(model, train_config(preset="default", optimizer=kind), torch.float32):
+    for optimizer in make_optimizers(model, TrainConfig(optimizer=kind), torch.float32):
         model(torch.zeros(1, features.num_mels, features.num_frames)).sum().backward()
         optimizer.step()
         optimizer.load_state_dict(optimizer.state_dict())

@@ -16,12 +16,13 @@ import pytest
 import yaml
 
 from kws import launch
-from kws.config import ServeConfig, field_docs
+from kws.config import ServeConfig
 from kws.launch.job import Training
 from kws.launch.pod_template import PORT, to_manifest
 from kws.launch.pytorchjob import PYTORCH_JOB, build_job
 from kws.launch.settings import CLAIM, ClusterConfig
 from kws.launch.trainjob import TRAIN_JOB
+from kws.settings import field_docs
 from kws.train import runs
 from pipeline.cluster import serving
 from pipeline.cluster.pull import reader_manifest

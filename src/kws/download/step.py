@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from kws import files
-from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL, require
+from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL
 from kws.download.archives import EXTRACTED, SUFFIXES, ArchiveError, require_space, unpack
 from kws.download.recordings import Listing, content_digest, list_recordings, listing_digest, printable, read_manifest
 from kws.download.transfer import Remote, decoded, discard, fetch, look
 from kws.progress import progress
+from kws.settings import require
 
 log = logging.getLogger(__name__)
 

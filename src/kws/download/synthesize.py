@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kws import files
-from kws.config import BACKGROUND_NOISE, SPEECH_COMMANDS_WORDS, SynthesizeConfig, require
+from kws.config import BACKGROUND_NOISE, SPEECH_COMMANDS_WORDS, SynthesizeConfig
 from kws.processes import end_with_parent
 from kws.progress import progress
+from kws.settings import require
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kws.config import BACKGROUND_NOISE, require
+from kws.config import BACKGROUND_NOISE
 from kws.cores import computing
 from kws.download.recordings import Listing, list_recordings
 from kws.model.detector import Decider, Detector, Floats, Heard, Thresholds, reported
@@ -29,6 +29,7 @@ from kws.preprocess import clips as ids
 from kws.preprocess import splits
 from kws.preprocess.audio import Waveform, read_waveform
 from kws.progress import progress
+from kws.settings import require
 
 log = logging.getLogger(__name__)
 

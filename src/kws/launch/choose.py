@@ -5,9 +5,9 @@ No other code depends on the choice. Launchers need no torch, as the train step 
 
 import os
 
-from kws.config import require
 from kws.launch.job import Launcher
 from kws.launch.torchrun import TorchrunLauncher
+from kws.settings import require
 
 LAUNCHERS = ("torchrun", "pytorchjob", "trainjob")
 

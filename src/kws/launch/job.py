@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kws.config import require
+from kws.settings import require
 
 TRAINER = "kws.train.trainer"
 """The module that trains; torchrun starts one process of it for every GPU, or for every few CPU cores."""

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from kws.config import require
 from kws.launch.job import Training
 from kws.launch.job_status import JobKind
 from kws.launch.pod_template import FINGERPRINT, LABELS, PORT, fingerprint, pod_template, to_manifest
 from kws.launch.settings import ClusterConfig, own_namespace
+from kws.settings import require
 
 if TYPE_CHECKING:
     from kubeflow.training import KubeflowOrgV1PyTorchJob

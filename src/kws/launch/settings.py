@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from kws.config import from_dict, require
 from kws.launch.job import MAX_RESTARTS
+from kws.settings import Settings, choice, from_dict, number, require
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 """File with the namespace of the pod in which this runs."""
@@ -29,7 +29,7 @@ _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|[MGTPE]|[KMGTPE]i)?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterConfig:
+class ClusterConfig(Settings):
     """Where and how the pods of a training job run. What they do is in `kws.launch.job.Training`."""
 
     image: str
@@ -44,7 +44,7 @@ class ClusterConfig:
     mount_path: str = "/data"
     """Where the volume is mounted, which is the pipeline's data_root."""
 
-    gpus_per_node: int = 0
+    gpus_per_node: int = number(0, at_least=0)
     """GPUs per pod; 0: train on CPUs."""
 
     gpu_resource: str = "nvidia.com/gpu"
@@ -63,16 +63,16 @@ class ClusterConfig:
     """Whether training goes on with fewer pods while some are missing; if false, it waits for all of them. A TrainJob
     always waits."""
 
-    min_nodes: int = 1
+    min_nodes: int = number(1, at_least=1)
     """Smallest number of pods with which an elastic job trains."""
 
-    max_restarts: int = MAX_RESTARTS
+    max_restarts: int = number(MAX_RESTARTS, at_least=0)
     """How often torchrun restarts the processes of an elastic job after one died, before the pod fails."""
 
-    pod_restarts: int = 3
+    pod_restarts: int = number(3, at_least=0)
     """How often each pod may be restarted before the job fails."""
 
-    rendezvous_seconds: int = 1800
+    rendezvous_seconds: int = number(1800, at_least=1)
     """How long a pod waits for the others, which may still wait for a machine or for their image."""
 
     node_selector: Mapping[str, str] = field(default_factory=dict)
@@ -87,27 +87,27 @@ class ClusterConfig:
     runtime: str = "kws-torch"
     """Only for a TrainJob: name of the runtime that defines its pods; the default is that of manifests/trainer-v2."""
 
-    runtime_kind: Literal["ClusterTrainingRuntime", "TrainingRuntime"] = "ClusterTrainingRuntime"
+    runtime_kind: str = choice("ClusterTrainingRuntime", "TrainingRuntime")
     """Only for a TrainJob: whether the runtime belongs to the cluster or to the namespace."""
 
     service_account: str = ""
     """Service account of the pods, which do not get its token; empty: the namespace's default."""
 
-    active_deadline_seconds: int = 86_400
+    active_deadline_seconds: int = number(86_400, at_least=1)
     """Seconds after which the job is stopped and counts as failed."""
 
-    ttl_seconds_after_finished: int = 86_400
+    ttl_seconds_after_finished: int = number(86_400, at_least=0)
     """Seconds after its end at which the job is deleted, with its pods and their logs."""
 
-    clean_pod_policy: Literal["Running", "All", "None"] = "Running"
+    clean_pod_policy: str = choice("Running", "All", "None")
     """Which pods are deleted when the job ends. Running deletes pods that still wait for others, and keeps the logs of
     the rest; with the operator's default, None, the former would keep their resources."""
 
-    lease_seconds: int = 900
+    lease_seconds: int = number(900, at_least=0)
     """How long a job goes on training after its step was killed. A retry of the step within this time adopts the job;
     after it the job has ended, with a checkpoint, and a retry submits it again. 0: it trains to its end."""
 
-    attempts: int = 3
+    attempts: int = number(3, at_least=1)
     """How often the step submits a job that fails with a transient error, of a machine, a network or a volume."""
 
     delete_when_done: bool = True
@@ -115,6 +115,7 @@ class ClusterConfig:
     count towards quotas."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         tag = self.image.rsplit("/", 1)[-1].partition(":")[2]
         require(tag not in ("", "latest"), "image", "have a tag other than latest, or a digest", self.image)
         require(self.pvc != "", "pvc", "name a PersistentVolumeClaim", self.pvc)
@@ -125,48 +126,13 @@ class ClusterConfig:
             ("shm_size", _QUANTITY, '"1Gi"'),
         ):
             value = getattr(self, name)
-            require(
-                isinstance(value, str) and pattern.fullmatch(value) is not None,
-                name,
-                f"be a quantity such as {example}",
-                value,
-            )
-        for name, least in {
-            "gpus_per_node": 0,
-            "min_nodes": 1,
-            "max_restarts": 0,
-            "pod_restarts": 0,
-            "rendezvous_seconds": 1,
-            "lease_seconds": 0,
-            "attempts": 1,
-            "active_deadline_seconds": 1,
-            "ttl_seconds_after_finished": 0,
-        }.items():
-            value = getattr(self, name)
-            require(type(value) is int and value >= least, name, f"be a whole number of at least {least}", value)
-        for name in ("elastic", "delete_when_done"):
-            require(isinstance(getattr(self, name), bool), name, "be true or false", getattr(self, name))
-        for name in ("node_selector", "env"):
-            value = getattr(self, name)
-            text = isinstance(value, Mapping) and all(isinstance(part, str) for part in (*value, *value.values()))
-            require(text, name, "map names to strings", value)
+            require(pattern.fullmatch(value) is not None, name, f"be a quantity such as {example}", value)
         known = {"key", "operator", "value", "effect", "tolerationSeconds"}
         for toleration in self.tolerations:
             require(
-                isinstance(toleration, Mapping) and set(toleration) <= known,
-                "tolerations",
-                f"have fields among {', '.join(sorted(known))}",
-                toleration,
+                set(toleration) <= known, "tolerations", f"have fields among {', '.join(sorted(known))}", toleration
             )
-        kinds = ("ClusterTrainingRuntime", "TrainingRuntime")
-        require(self.runtime_kind in kinds, "runtime_kind", f"be {' or '.join(kinds)}", self.runtime_kind)
         require(self.runtime != "", "runtime", "name a runtime of Kubeflow Trainer", self.runtime)
-        require(
-            self.clean_pod_policy in ("Running", "All", "None"),
-            "clean_pod_policy",
-            "be Running, All or None",
-            self.clean_pod_policy,
-        )
 
     @classmethod
     def from_environment(cls) -> "ClusterConfig":

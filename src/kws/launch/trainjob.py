@@ -3,7 +3,6 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from kws.config import require
 from kws.launch.job import Training
 from kws.launch.job_status import JobKind
 from kws.launch.pod_template import (
@@ -16,6 +15,7 @@ from kws.launch.pod_template import (
     to_manifest,
 )
 from kws.launch.settings import ClusterConfig, own_namespace
+from kws.settings import require
 
 if TYPE_CHECKING:
     from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob

@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from kws import files
-from kws.config import FeatureConfig, ModelConfig, from_dict, require, require_words
+from kws.config import require_words
 from kws.model.network import AudioTransformer
 from kws.preprocess.audio import Waveform
 from kws.preprocess.features import mel_spectrogram
+from kws.recipe import FeatureConfig, ModelConfig
+from kws.settings import from_dict, require
 
 FORMAT = 2
 

@@ -20,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kws import files
-from kws.config import FeatureConfig, require
 from kws.model.predict import AnyRecognizer
 from kws.preprocess.audio import Waveform
 from kws.preprocess.features import mel_filters
+from kws.recipe import FeatureConfig
+from kws.settings import require
 
 THRESHOLDS = "thresholds.json"
 """The file beside a model that holds the detection thresholds of its words."""

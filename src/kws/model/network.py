@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kws.config import FeatureConfig, ModelConfig
+from kws.recipe import FeatureConfig, ModelConfig
 
 
 class AudioTransformer(nn.Module):

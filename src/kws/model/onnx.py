@@ -23,9 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kws import files
-from kws.config import FeatureConfig, from_dict, require, require_words
+from kws.config import require_words
 from kws.cores import num_cores
 from kws.preprocess.audio import Waveform
+from kws.recipe import FeatureConfig
+from kws.settings import from_dict, require
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from kws import files
-from kws.config import require
 from kws.model.detector import THRESHOLDS
+from kws.settings import require
 
 MODELS = "models"
 CHAMPION = "champion.json"

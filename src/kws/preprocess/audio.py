@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kws.config import FeatureConfig, require
+from kws.recipe import FeatureConfig
+from kws.settings import require
 
 Waveform = npt.NDArray[np.float32]
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kws.config import BACKGROUND_NOISE, SILENCE, SPLITS, UNKNOWN, FeatureConfig
+from kws.config import BACKGROUND_NOISE, SILENCE, SPLITS, UNKNOWN
 from kws.preprocess.audio import Waveform, read_clip, read_waveform
+from kws.recipe import FeatureConfig
 
 HELD_OUT_NOISE = 0.2
 """Fraction of every noise recording, at its end, that is kept out of training and used for evaluation."""

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, types
 
-from kws.config import FeatureConfig
 from kws.preprocess.features import mel_filters
 from kws.preprocess.simd import LANES, fill_windowed, load, log, store, store_half, zero
+from kws.recipe import FeatureConfig
 
 _NO_FLOATS = np.empty(0, np.float32)
 _NO_HALVES = np.empty(0, np.uint16)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kws.config import FeatureConfig
+from kws.recipe import FeatureConfig
 
 if TYPE_CHECKING:
     import torch

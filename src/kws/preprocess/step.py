@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kws import files, memory
-from kws.config import BACKGROUND_NOISE, PRESETS, SILENCE, SPLITS, UNKNOWN, FeatureConfig, Preset, parse_words, require
+from kws.config import BACKGROUND_NOISE, SILENCE, SPLITS, UNKNOWN, parse_words
 from kws.cores import num_cores
 from kws.download.recordings import Listing, content_digest, known_digest, list_recordings, printable, read_manifest
 from kws.preprocess import clips as ids
@@ -27,8 +27,12 @@ from kws.preprocess import splits
 from kws.preprocess.audio import read_waveform
 from kws.processes import children_ignore_ctrl_c, end_with_parent
 from kws.progress import progress
+from kws.recipe import FeatureConfig, Recipe
+from kws.settings import require
 
 log = logging.getLogger(__name__)
+
+DEFAULT = Recipe()
 
 CLIPS_PER_TASK = 256
 
@@ -60,11 +64,10 @@ class _Done:
 def preprocess(
     recordings: Path,
     data_root: Path,
+    recipe: Recipe = DEFAULT,
     *,
     words: str = "all",
     unknown_words: str = "",
-    preset: str = "default",
-    split: str = "",
     max_bad_fraction: float = 0.01,
     num_processes: int = 0,
 ) -> Path:
@@ -80,13 +83,11 @@ def preprocess(
         recordings: a folder of `<word>/*.wav` (.flac, .ogg, .opus, .mp3), with the manifest.json of `kws.download.step`
             or without.
         data_root: where to make `tensors/<fingerprint>/`.
+        recipe: determines the features, the split, and the number of clips of unknown words that train.
         words: all, auto or a list; see `kws.config.PipelineConfig`.
         unknown_words: empty, auto or a list. If not empty there are two more classes, each with as many clips as a word
             has on average: unknown words, with the same number of clips of each, and silence, if the recordings have
-            noise from which to cut it. A preset may train on more clips of unknown words.
-        preset: name of the preset, which determines the features, the number of clips of unknown words that train, and
-            the split if `split` is empty.
-        split: speaker, random or empty.
+            noise from which to cut it. A recipe may train on more clips of unknown words.
         max_bad_fraction: largest fraction of unreadable clips, 0 to 1.
         num_processes: number of worker processes, each with one thread; 0: one for every core.
 
@@ -96,10 +97,7 @@ def preprocess(
     Raises:
         ValueError: words are missing, a split is empty, or too many clips cannot be read.
     """
-    require(preset in PRESETS, "preset", f"be one of {', '.join(PRESETS)}", preset)
-    features = PRESETS[preset].features
-    split = split or PRESETS[preset].split
-    require(split in ("speaker", "random"), "split", "be speaker or random", split)
+    features, split = recipe.features, recipe.split
     require(0 <= max_bad_fraction <= 1, "max_bad_fraction", "be between 0 and 1", max_bad_fraction)
     listing = list_recordings(recordings)
     listing.report()
@@ -117,7 +115,7 @@ def preprocess(
             leaks["clips"],
         )
     if unknown:
-        divided, chosen = _add_classes(listing, divided, chosen, PRESETS[preset])
+        divided, chosen = _add_classes(listing, divided, chosen, recipe)
     num_clips = sum(len(some) for some in divided.values())
     for name in SPLITS:
         require(
@@ -129,7 +127,7 @@ def preprocess(
 
     source = recordings_fingerprint(listing, clips)
     few = split == "random" and splits.are_few(clips)
-    fingerprint = _fingerprint(source, PRESETS[preset], "random, by word" if few else split, chosen, unknown)
+    fingerprint = _fingerprint(source, recipe, "random, by word" if few else split, chosen, unknown)
     folder = data_root / "tensors" / fingerprint
 
     def build(staging: Path) -> None:
@@ -141,6 +139,7 @@ def preprocess(
             "words": list(chosen),
             "unknown_words": list(unknown),
             "split": split,
+            "unknown_clips": recipe.unknown_clips,
             "lists": lists.figures,
             "speakers_in_two_splits": leaks,
             "not_read": listing.figures(),
@@ -199,7 +198,7 @@ def _find_unknown_words(listing: Listing, unknown_words: str, words: Sequence[st
 
 
 def _add_classes(
-    listing: Listing, divided: Mapping[str, Sequence[str]], words: Sequence[str], preset: Preset
+    listing: Listing, divided: Mapping[str, Sequence[str]], words: Sequence[str], recipe: Recipe
 ) -> tuple[dict[str, list[str]], tuple[str, ...]]:
     """Keeps the clips of the words, chooses some of the unknown ones, and adds silence.
 
@@ -209,13 +208,13 @@ def _add_classes(
     known = {split: [clip for clip in clips if clip.split("/")[0] in words] for split, clips in divided.items()}
     others = {split: sorted(set(clips) - set(known[split])) for split, clips in divided.items()}
     counts = {split: ids.mean_per_word(clips) for split, clips in known.items()}
-    unknown = ids.choose_unknown(others, counts | {"train": preset.unknown_clips * counts["train"]})
+    unknown = ids.choose_unknown(others, counts | {"train": recipe.unknown_clips * counts["train"]})
     lengths: dict[str, int] = {}
     for noise in listing.noise:
         # _save_noise reports recordings that cannot be read.
         with contextlib.suppress(ValueError, OSError):
-            lengths[noise.split("/")[1]] = read_waveform(listing.folder / noise, preset.features.sample_rate).size
-    silence = ids.cut_silence(lengths, counts, preset.features)
+            lengths[noise.split("/")[1]] = read_waveform(listing.folder / noise, recipe.features.sample_rate).size
+    silence = ids.cut_silence(lengths, counts, recipe.features)
     found = {split: [*known[split], *unknown[split], *silence[split]] for split in SPLITS}
     if not all(silence.values()):
         log.warning("there is no class %s: it needs noise recordings of at least 10 s in %s", SILENCE, BACKGROUND_NOISE)
@@ -235,20 +234,19 @@ def recordings_fingerprint(listing: Listing, clips: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(source: str, preset: Preset, split: str, words: Sequence[str], unknown: Sequence[str]) -> str:
+def _fingerprint(source: str, recipe: Recipe, split: str, words: Sequence[str], unknown: Sequence[str]) -> str:
     from kws.preprocess.features import VERSION
 
     settings = {
         "recordings": source,
-        "features": dataclasses.asdict(preset.features),
+        "features": dataclasses.asdict(recipe.features),
         "split": split,
         "words": list(words),
         "version": VERSION,
     }
     if unknown:
         settings["unknown_words"] = list(unknown)
-        if preset.unknown_clips != 1:  # as before for all presets that do not set it
-            settings["unknown_clips"] = preset.unknown_clips
+        settings["unknown_clips"] = recipe.unknown_clips
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from kws import files
-from kws.config import FeatureConfig, from_dict, require, require_words
+from kws.config import require_words
+from kws.recipe import FeatureConfig
+from kws.settings import from_dict, require
 
 
 @dataclass(frozen=True, kw_only=True)

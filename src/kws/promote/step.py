@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kws import files, memory
-from kws.config import require
 from kws.cores import computing
 from kws.evaluate.accuracy import evaluate_tensors
 from kws.model import bundle as pth
@@ -16,6 +15,7 @@ from kws.model import versions
 from kws.preprocess.tensors import Tensors
 from kws.promote import registry
 from kws.promote.publish import Version, fill
+from kws.settings import require
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from kws.config import AugmentConfig, FeatureConfig
 from kws.preprocess.features import MelSpectrogram
+from kws.recipe import AugmentConfig, FeatureConfig
 
 
 class Augment:
@@ -22,7 +22,7 @@ class Augment:
         Raises:
             ValueError: `config` changes something, but the features are not logarithmic.
         """
-        if config != AugmentConfig() and not features.log:
+        if config.is_on and not features.log:
             raise ValueError("log must be True where clips are augmented, got False")
         self.config = config
         self.offset = features.log_offset

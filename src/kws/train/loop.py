@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kws.config import PRESETS, UNKNOWN, AugmentConfig, TrainConfig, require
+from kws.config import UNKNOWN
 from kws.model.bundle import Recognizer
 from kws.model.calibration import fit_temperature
 from kws.model.network import AudioTransformer
 from kws.preprocess.tensors import Split, Tensors
+from kws.recipe import Recipe
+from kws.settings import require
 from kws.train.augment import Augment
 from kws.train.distributed import World
 from kws.train.fragments import Fragments
@@ -46,12 +48,10 @@ class Position:
 class Trainer:
     """A model in training, with its data, its optimizers and its position."""
 
-    def __init__(
-        self, tensors: Tensors, preset: str, config: TrainConfig, world: World, start: Recognizer | None = None
-    ) -> None:
+    def __init__(self, tensors: Tensors, recipe: Recipe, world: World, start: Recognizer | None = None) -> None:
         self.tensors = tensors
-        self.preset = preset
-        self.config = config
+        self.recipe = recipe
+        config = self.config = recipe.train
         self.world = world
         self.train_split = tensors.split("train", most=1000 if config.debug else 0)
         self.validation_split = tensors.split("validation")
@@ -70,12 +70,12 @@ class Trainer:
         self.bf16 = int(wanting) == world.size
 
         torch.manual_seed(config.seed)
-        self.model = AudioTransformer(PRESETS[preset].model, tensors.features, len(tensors.words)).to(world.device)
+        self.model = AudioTransformer(recipe.model, tensors.features, len(tensors.words)).to(world.device)
         if tensors.features.normalize:
             self.model.set_normalization(tensors.mean, tensors.std)
         if start is not None:
             start_from(start, self.model, tensors.words)
-        self.averaged = AudioTransformer(PRESETS[preset].model, tensors.features, len(tensors.words)).to(world.device)
+        self.averaged = AudioTransformer(recipe.model, tensors.features, len(tensors.words)).to(world.device)
         self.averaged.load_state_dict(self.model.state_dict())
         self.parallel: nn.Module = self.model
         if world.size > 1:
@@ -86,11 +86,11 @@ class Trainer:
         dtype = torch.bfloat16 if self.bf16 else torch.float32
         self.optimizers = make_optimizers(self.model, config, dtype)
         mean = tensors.mean.to(world.device) if start is None else self.model.mean
-        self.augment = Augment(config.augment, tensors.features, mean, tensors.noise())
+        self.augment = Augment(recipe.augment, tensors.features, mean, tensors.noise())
         self.fragments = None
-        if config.augment.fragment_share and UNKNOWN in tensors.words:
+        if recipe.augment.fragment_share and UNKNOWN in tensors.words:
             unknown = tensors.words.index(UNKNOWN)
-            self.fragments = Fragments(config.augment.fragment_share, unknown, self.augment.silence)
+            self.fragments = Fragments(recipe.augment.fragment_share, unknown, self.augment.silence)
 
     def train_epoch(self) -> Iterator[bool]:
         """Takes the remaining steps of the epoch; after each, yields whether all processes must stop."""
@@ -265,8 +265,8 @@ class Trainer:
         other people are noisier. Masks are left out, as no recording has any.
         """
         found = [self.scores(model, self.validation_split)]
-        unmasked = dataclasses.replace(self.config.augment, num_time_masks=0, num_frequency_masks=0)
-        if unmasked != AugmentConfig():
+        unmasked = dataclasses.replace(self.recipe.augment, num_time_masks=0, num_frequency_masks=0)
+        if unmasked.is_on:
             torch.manual_seed(self._draw("temperature"))
             changed = Augment(unmasked, self.tensors.features, self.augment.mean[:, 0], self.tensors.noise())
             found.append(self.scores(model, self.validation_split, augment=changed))

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from kws.config import TrainConfig
+from kws.recipe import TrainConfig
 
 
 def _without_compiler() -> None:

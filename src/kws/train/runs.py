@@ -1,7 +1,7 @@
 """Run folders: what they hold, and how they are opened, resumed and locked. Needs no torch.
 
 runs/<timestamp>-<run id>/
-    config.json      all settings and the fingerprint of the tensors
+    config.json      the recipe, and the fingerprint of the tensors
     init.pth         with train.init: a copy of the model to start from
     checkpoints/     step-<n>.pth, the latest few
     best.pth         the model of the epoch with the best validation accuracy
@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from kws import files
-from kws.config import PRESETS, ModelConfig, PipelineConfig, TrainConfig, field_docs, from_dict, require, train_config
-from kws.flags import add_flag
+from kws.config import PipelineConfig
 from kws.model import versions
+from kws.recipe import FeatureConfig, Recipe, make_recipe
+from kws.settings import add_flag, from_dict, require
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,10 @@ RECORDED = ("tensors.path", "init")
 """Entries of config.json that are no settings: where the tensors are, and which model `train.init` meant."""
 
 
+RECIPE_FLAGS = ("preset", "set", "epochs", "batch_size", "learning_rate", "init", "seed", "debug")
+"""The parameters of the pipeline by which `make_recipe` makes the recipe of a training."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the training flags, which `kws train` and `python -m kws.train.trainer` share."""
     parser.add_argument("--tensors", type=Path, metavar="DIR", help="a tensors folder, made by kws preprocess")
@@ -61,54 +66,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run-folder", type=Path, metavar="DIR", help="an existing run folder; its config.json holds all settings"
     )
     parser.add_argument("--run-id", default="", metavar="ID", help="name of the run (default: random)")
-    parser.add_argument("--preset", default="default", choices=sorted(PRESETS), help="the preset (default: default)")
-    for name in ("epochs", "batch_size", "learning_rate", "seed"):
-        value = getattr(PRESETS["default"].train, name)
-        more = ", or more if there are few clips" if name == "epochs" else ""
-        add_flag(parser, TrainConfig, name, default=0, shown=f"the preset's value; {value} in the preset default{more}")
-    add_flag(parser, PipelineConfig, "init", shown="random weights")
-    parser.add_argument("--debug", action="store_true", help=field_docs(TrainConfig)["debug"])
+    for name in RECIPE_FLAGS:
+        add_flag(parser, PipelineConfig, name)
 
 
-def config_of(options: argparse.Namespace) -> TrainConfig:
-    """Returns the training settings given by the flags of `add_arguments`."""
-    return train_config(
-        preset=options.preset,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        init=options.init,
-        seed=options.seed,
-        debug=options.debug,
-    )
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """Returns the recipe given by the flags of `add_arguments`."""
+    given = {name: getattr(options, name) for name in RECIPE_FLAGS}
+    return make_recipe(given.pop("preset"), given.pop("set").split(), **given)
 
 
-def describe(tensors: Path, preset: str, train: TrainConfig) -> dict[str, Any]:
+def fit_to_tensors(recipe: Recipe, tensors: Path) -> Recipe:
+    """Returns a recipe with the split of a tensors folder, which was chosen when it was made.
+
+    Raises:
+        ValueError: the tensors have other features than the recipe.
+    """
+    manifest = files.read_object(tensors / files.MANIFEST, features=dict, split=str, unknown_clips=int)
+    if from_dict(FeatureConfig, manifest["features"]) != recipe.features:
+        raise ValueError(
+            f"tensors must have the features of the preset {recipe.name}, got other features in {tensors}; "
+            f"run kws preprocess --preset {recipe.name}"
+        )
+    return dataclasses.replace(recipe, split=manifest["split"], unknown_clips=manifest["unknown_clips"])
+
+
+def describe(tensors: Path, recipe: Recipe) -> dict[str, Any]:
     """Returns the content of config.json: everything that determines the result of a run."""
     manifest = files.read_object(tensors / files.MANIFEST, fingerprint=str)
     return {
-        "preset": preset,
         "tensors": {"path": str(tensors), "fingerprint": manifest["fingerprint"]},
-        "model": dataclasses.asdict(PRESETS[preset].model),
-        "train": dataclasses.asdict(train),
+        "recipe": dataclasses.asdict(recipe),
     }
 
 
-def read_config(folder: Path) -> tuple[Path, str, TrainConfig]:
-    """Returns the tensors folder, the preset and the training settings of a run folder.
+def read_config(folder: Path) -> tuple[Path, Recipe]:
+    """Returns the tensors folder and the recipe of a run folder.
 
     Raises:
         ValueError: the folder has no valid config.json.
     """
     require((folder / CONFIG).is_file(), "run_folder", f"be a run folder, with its {CONFIG}", str(folder))
-    config = files.read_object(folder / CONFIG, tensors=dict, preset=str, train=dict)
+    config = files.read_object(folder / CONFIG, tensors=dict, recipe=dict)
     require(
         isinstance(config["tensors"].get("path"), str),
         f"tensors in {folder / CONFIG}",
         "have a path",
         config["tensors"],
     )
-    return Path(config["tensors"]["path"]), config["preset"], from_dict(TrainConfig, config["train"])
+    return Path(config["tensors"]["path"]), from_dict(Recipe, config["recipe"])
 
 
 def differences(config: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
@@ -119,26 +125,7 @@ def differences(config: dict[str, Any], other: dict[str, Any], prefix: str = "")
         if isinstance(one, dict) and isinstance(two, dict):
             found += differences(one, two, f"{prefix}{name}.")
         elif _plain(one) != _plain(two) and name not in FREE_TO_CHANGE and f"{prefix}{name}" not in RECORDED:
-            found.append(f"{prefix}{name} ({one}, here {two})")
-    return found
-
-
-def _with_new_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Adds the settings that there were not yet when a result of `describe` was written, with their defaults.
-
-    So a run of an earlier version can be resumed, unless a new setting is used. The default of a new setting of the
-    model or of training must therefore mean what was done before there was the setting.
-    """
-    return _merged({"model": dataclasses.asdict(ModelConfig()), "train": dataclasses.asdict(TrainConfig())}, config)
-
-
-def _merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    found = dict(values)
-    for name, default in defaults.items():
-        if isinstance(default, dict) and isinstance(values.get(name), dict):
-            found[name] = _merged(default, values[name])
-        elif not isinstance(default, dict):
-            found.setdefault(name, default)
+            found.append(f"{prefix}{name} ({one}, here {two})".removeprefix("recipe."))
     return found
 
 
@@ -160,7 +147,7 @@ def find_unfinished(runs: Path, config: dict[str, Any]) -> Path | None:
             except ValueError as error:
                 log.warning("%s cannot be resumed: %s", folder.name, error)
                 continue
-            if not differences(_with_new_settings(other), config):
+            if not differences(other, config):
                 with contextlib.suppress(ValueError), files.hold(folder / STARTER, 0), owned(folder):
                     return folder
     return None
@@ -205,9 +192,9 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
         ValueError: the run has other settings, which the message names, or there is no such model.
     """
     if not (folder / CONFIG).exists():  # new, or its process was killed before this line
-        init = config.get("train", {}).get("init", "")
+        init = config["recipe"]["train"]["init"]
         files.write_json(folder / CONFIG, config | ({"init": _copy_init(init, folder)} if init else {}))
-    different = differences(_with_new_settings(files.read_object(folder / CONFIG)), config)
+    different = differences(files.read_object(folder / CONFIG), config)
     if different:
         raise ValueError(
             f"the settings must equal those of the run {folder.name}, got other values for {', '.join(different)}; "
@@ -226,7 +213,7 @@ def _copy_init(init: str, folder: Path) -> dict[str, str]:
 
 def init_of(folder: Path) -> dict[str, str] | None:
     """Returns the entry of the model that a run starts from, `model` and `sha256`; None if it starts from none."""
-    if not files.read_object(folder / CONFIG, train=dict)["train"].get("init"):
+    if "init" not in files.read_object(folder / CONFIG):
         return None
     record = files.read_object(folder / CONFIG, init=dict)["init"]
     require(

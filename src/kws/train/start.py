@@ -12,21 +12,21 @@ from pathlib import Path
 import torch
 
 from kws import files
-from kws.config import PRESETS
 from kws.model import bundle
 from kws.model.bundle import Recognizer
 from kws.model.network import AudioTransformer
+from kws.recipe import RECIPES, Recipe
 from kws.train import runs
 
 REGULARIZATION = ("dropout", "drop_path")
 """Model settings that may differ, because no weights depend on them."""
 
 
-def load_start(folder: Path, preset: str) -> Recognizer | None:
+def load_start(folder: Path, recipe: Recipe) -> Recognizer | None:
     """Reads the model that a run starts from; None if it starts from random weights.
 
     Raises:
-        ValueError: the file in the run folder has changed or is damaged, or the model does not fit the preset.
+        ValueError: the file in the run folder has changed or is damaged, or the model does not fit the recipe.
     """
     record = runs.init_of(folder)
     if record is None:
@@ -37,29 +37,27 @@ def load_start(folder: Path, preset: str) -> Recognizer | None:
             f"{path} must have the SHA-256 {record['sha256'][:12]}… of {runs.CONFIG}, got another file or "
             "none; start a new run"
         )
-    return read_start(path, preset)
+    return read_start(path, recipe)
 
 
-def read_start(path: Path, preset: str) -> Recognizer:
-    """Reads a model and checks that training with a preset can start from it.
+def read_start(path: Path, recipe: Recipe) -> Recognizer:
+    """Reads a model and checks that training by a recipe can start from it.
 
     Raises:
-        ValueError: the file is damaged, or the model's features or shape are not those of the preset.
+        ValueError: the file is damaged, or the model's features or shape are not those of the recipe.
     """
     recognizer = bundle.load(path)
-    chosen = PRESETS[preset]
     different = [
         text
-        for has, wants in ((recognizer.features, chosen.features), (recognizer.model.config, chosen.model))
+        for has, wants in ((recognizer.features, recipe.features), (recognizer.model.config, recipe.model))
         for text in runs.differences(dataclasses.asdict(has), dataclasses.asdict(wants))
         if not text.startswith(REGULARIZATION)
     ]
     if different:
-        made_with = recognizer.about.get("preset")
-        others = [name for name in PRESETS if name == made_with != preset]
-        remedy = f"give --preset {others[0]}" if others else f"train it again with the preset {preset}"
+        others = [name for name in RECIPES if name == recognizer.about.get("preset") != recipe.name]
+        remedy = f"give --preset {others[0]}" if others else f"train it again with the preset {recipe.name}"
         raise ValueError(
-            f"init must be a model with the features and shape of the preset {preset}, got {path} with other "
+            f"init must be a model with the features and shape of the preset {recipe.name}, got {path} with other "
             f"{', '.join(different)}; {remedy}"
         )
     return recognizer

@@ -5,10 +5,11 @@ import logging
 from pathlib import Path
 
 from kws import files
-from kws.config import TrainConfig, require
 from kws.launch.choose import launcher
 from kws.launch.job import Training, job_name
-from kws.train.runs import describe, open_run
+from kws.recipe import Recipe
+from kws.settings import require
+from kws.train.runs import describe, fit_to_tensors, open_run
 
 log = logging.getLogger(__name__)
 
@@ -17,8 +18,7 @@ def train(
     tensors: Path,
     runs: Path,
     *,
-    preset: str,
-    config: TrainConfig,
+    recipe: Recipe,
     run_id: str = "",
     num_nodes: int = 1,
     processes_per_node: int = 1,
@@ -29,8 +29,7 @@ def train(
     Args:
         tensors: a tensors folder of `kws.preprocess.step`.
         runs: where to make the run folder `<timestamp>-<run id>/`.
-        preset: name of the preset, which determines features and model.
-        config: training settings; written into the run folder, where every training process reads them.
+        recipe: how to train; written into the run folder, where every training process reads them.
         run_id: name of the run, by which a retry of this step resumes it. Empty resumes an unfinished run with the
             same settings, or starts a new one.
         num_nodes: number of machines.
@@ -47,7 +46,7 @@ def train(
     """
     require(files.is_complete(tensors), "tensors", "be a folder that kws preprocess completed", str(tensors))
     with contextlib.ExitStack() as stack:
-        folder = open_run(runs, run_id, describe(tensors, preset, config), stack)
+        folder = open_run(runs, run_id, describe(tensors, fit_to_tensors(recipe, tensors)), stack)
         job = Training(
             name=job_name(folder.name),
             folder=folder,

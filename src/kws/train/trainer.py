@@ -22,12 +22,13 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from kws import files, memory
 from kws.command import Unfailing, quiet_threads, settle_user
-from kws.config import PRESETS, TrainConfig, require
 from kws.cores import computing
 from kws.model import bundle
 from kws.model.network import AudioTransformer
 from kws.preprocess.tensors import Tensors
 from kws.processes import die_with_parent, handle_signals, keep_freed_memory
+from kws.recipe import Recipe
+from kws.settings import require
 from kws.train import checkpoint, runs
 from kws.train.distributed import join_world
 from kws.train.loop import Trainer
@@ -47,20 +48,13 @@ class StopTraining(Exception):
 
 
 def train(
-    tensors_folder: Path,
-    preset: str,
-    config: TrainConfig,
-    *,
-    runs_folder: Path | None = None,
-    run_id: str = "",
-    run: Path | None = None,
+    tensors_folder: Path, recipe: Recipe, *, runs_folder: Path | None = None, run_id: str = "", run: Path | None = None
 ) -> Path:
     """Trains a model in this process, together with the other processes that torchrun started.
 
     Args:
         tensors_folder: a tensors folder of `kws.preprocess.step`.
-        preset: name of the preset, which determines features and model.
-        config: training settings.
+        recipe: how to train; its split is that of the tensors.
         runs_folder: where to make the run folder; required unless `run` is given.
         run_id: see `kws.train.runs.open_run`.
         run: an existing run folder.
@@ -69,20 +63,16 @@ def train(
         The run folder, complete.
 
     Raises:
-        ValueError: the tensors or the model to start from do not fit the preset, or the run has other settings.
+        ValueError: the tensors or the model to start from do not fit the recipe, or the run has other settings.
         StopTraining: SIGTERM or Ctrl-C arrived; the checkpoint is written.
         FloatingPointError: the loss is not finite.
     """
     with join_world() as world, contextlib.ExitStack() as stack:
         tensors = Tensors(tensors_folder, world.device)
-        if tensors.features != PRESETS[preset].features:
-            raise ValueError(
-                f"tensors must have the features of the preset {preset}, got other features in {tensors_folder}; "
-                f"run kws preprocess --preset {preset}"
-            )
+        recipe = runs.fit_to_tensors(recipe, tensors_folder)
         if world.leads:
             memory.warn_if_scarce("training")
-            description = runs.describe(tensors_folder, preset, config)
+            description = runs.describe(tensors_folder, recipe)
             if run is None:
                 assert runs_folder is not None
                 run = runs.open_run(runs_folder, run_id, description, stack)
@@ -92,10 +82,10 @@ def train(
         assert folder is not None
         if is_complete:
             return folder
-        start = load_start(folder, preset)
+        start = load_start(folder, recipe)
         with runs.owned(folder) if world.leads else contextlib.nullcontext():
             keep_freed_memory()
-            trainer = Trainer(tensors, preset, config, world, start)
+            trainer = Trainer(tensors, recipe, world, start)
             with _stop_in_order(trainer), computing():
                 _train_to_the_end(folder, trainer)
         if world.size > 1:
@@ -134,8 +124,8 @@ def _save_best(
     folder: Path, trainer: Trainer, model: AudioTransformer, row: Mapping[str, float], temperature: float = 1.0
 ) -> None:
     about = {
-        "preset": trainer.preset,
-        "train": dataclasses.asdict(trainer.config),
+        "preset": trainer.recipe.name,
+        "recipe": dataclasses.asdict(trainer.recipe),
         "tensors": trainer.tensors.fingerprint,
         "run": folder.name,
     }
@@ -215,12 +205,12 @@ def run(options: argparse.Namespace) -> Path:
     """Trains with the settings of parsed flags, and returns the run folder."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if options.run_folder is not None:
-        tensors, preset, config = runs.read_config(options.run_folder)
+        tensors, recipe = runs.read_config(options.run_folder)
     else:
         require(options.tensors is not None, "tensors", "be a folder of kws preprocess", options.tensors)
-        tensors, preset, config = options.tensors, options.preset, runs.config_of(options)
+        tensors, recipe = options.tensors, runs.recipe_of(options)
     try:
-        return train(tensors, preset, config, runs_folder=options.runs, run_id=options.run_id, run=options.run_folder)
+        return train(tensors, recipe, runs_folder=options.runs, run_id=options.run_id, run=options.run_folder)
     except StopTraining as stop:
         log.info("stopped, with a checkpoint; run the same command again to resume")
         sys.exit(stop.status)

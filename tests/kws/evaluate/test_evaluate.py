@@ -16,7 +16,6 @@ import torch
 from recognizers import MakeRecognizer
 
 from kws import files
-from kws.config import FeatureConfig
 from kws.evaluate import accuracy
 from kws.evaluate.accuracy import Evaluation, compare, evaluate_recordings, evaluate_tensors, hear, save_confusion
 from kws.evaluate.report import write_report
@@ -24,6 +23,7 @@ from kws.evaluate.step import evaluate
 from kws.model import bundle
 from kws.model.bundle import Recognizer
 from kws.preprocess.tensors import Tensors
+from kws.recipe import FeatureConfig
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

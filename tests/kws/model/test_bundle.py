@@ -10,9 +10,9 @@ import pytest
 import torch
 from recognizers import MakeRecognizer
 
-from kws.config import FeatureConfig
 from kws.model import bundle
 from kws.model.bundle import Recognizer
+from kws.recipe import FeatureConfig
 
 
 def test_saved_model_is_the_same_after_loading(

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from kws import files
-from kws.config import PRESETS, SILENCE, UNKNOWN, FeatureConfig
+from kws.config import SILENCE, UNKNOWN
 from kws.model import onnx
 from kws.model.bundle import Recognizer
 from kws.model.detector import Decider, Detection, Detector, Floats, MelFrames, Thresholds
 from kws.preprocess.audio import read_waveform
 from kws.preprocess.features import MelSpectrogram
+from kws.recipe import RECIPES, FeatureConfig
 
 RATE = 16_000
 WORDS = ["go", "stop", UNKNOWN, SILENCE]
@@ -31,9 +32,9 @@ def decide(*scores: tuple[float, float], thresholds: Thresholds = THRESHOLDS) ->
     return [(round(time, 3), WORDS[index], round(score, 3)) for score, index, time in filter(None, found)]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", RECIPES)
 def test_frames_of_a_stream_are_those_of_training_whatever_the_pieces(preset: str, real_corpus: Path) -> None:
-    features = PRESETS[preset].features
+    features = RECIPES[preset].features
     noise = read_waveform(real_corpus / "_background_noise_" / "running_tap.wav", RATE)[: 5 * RATE]
     whole = np.concatenate(MelFrames(features, 8).feed(noise))
     expected = MelSpectrogram(features)(torch.from_numpy(noise[None, :RATE]))[0].T.numpy()

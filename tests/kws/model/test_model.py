@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kws.config import PRESETS, FeatureConfig, ModelConfig
 from kws.model.network import AudioTransformer, Conv2d
+from kws.recipe import RECIPES, FeatureConfig, ModelConfig
 
-BASELINE = PRESETS["baseline"]
+BASELINE = RECIPES["baseline"]
 SMALL = ModelConfig(num_layers=2, num_heads=2, width=32, feedforward=64)
 
 
@@ -32,9 +32,9 @@ def test_features_of_clips_become_a_score_for_every_word(stem: str, frames_per_t
     assert model.eval()(torch.randn(1, 128, 81)).shape == (1, 7)
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", sorted(RECIPES))
 def test_presets_score_35_words_with_finite_numbers(preset: str) -> None:
-    model = build(PRESETS[preset].model, PRESETS[preset].features).eval()
+    model = build(RECIPES[preset].model, RECIPES[preset].features).eval()
     scores = model(torch.rand(2, 128, 81))
     assert scores.shape == (2, 35)
     assert scores.isfinite().all()
@@ -45,7 +45,7 @@ def test_baseline_has_2376611_parameters() -> None:
 
 
 def test_default_has_at_most_1300000_parameters() -> None:
-    default = PRESETS["default"]
+    default = RECIPES["default"]
     assert num_parameters(build(default.model, default.features)) <= 1_300_000
 
 
@@ -129,9 +129,9 @@ def test_order_of_frames_counts_only_with_positions(positions: bool) -> None:
     assert same != positions
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", sorted(RECIPES))
 def test_gradient_of_one_batch_reaches_every_parameter(preset: str) -> None:
-    model = build(PRESETS[preset].model, PRESETS[preset].features)
+    model = build(RECIPES[preset].model, RECIPES[preset].features)
     torch.manual_seed(0)
     nn.functional.cross_entropy(model(torch.randn(4, 128, 81)), torch.tensor([0, 1, 2, 34])).backward()
     unreached = [

@@ -12,13 +12,13 @@ import torch
 from recognizers import MakeRecognizer
 
 from kws.cli import main
-from kws.config import PRESETS, FeatureConfig
 from kws.evaluate.accuracy import evaluate_recordings
 from kws.model import bundle, onnx
 from kws.model.bundle import Recognizer
 from kws.model.network import AudioTransformer
 from kws.model.predict import predict
 from kws.preprocess.audio import read_clip
+from kws.recipe import RECIPES, FeatureConfig
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +33,13 @@ def real_waveforms(recordings: Path, features: FeatureConfig) -> np.ndarray:
     return np.stack([read_clip(clip, features) for clip in clips])
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", RECIPES)
 def test_model_of_every_preset_gives_the_same_probabilities_as_a_file(
     preset: str, real_corpus: Path, tmp_path: Path
 ) -> None:
-    features = PRESETS[preset].features
+    features = RECIPES[preset].features
     torch.manual_seed(1)
-    model = AudioTransformer(PRESETS[preset].model, features, 5).eval()
+    model = AudioTransformer(RECIPES[preset].model, features, 5).eval()
     if features.normalize:
         model.set_normalization(torch.full((128,), -7.0), torch.full((128,), 4.0))
     recognizer = Recognizer(model=model, words=list("abcde"), features=features, temperature=0.5)

@@ -12,9 +12,9 @@ import soundfile
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kws.config import FeatureConfig
 from kws.preprocess import audio
 from kws.preprocess.audio import fit_length, read_clip, read_waveform, resample
+from kws.recipe import FeatureConfig
 
 CENTER, START = FeatureConfig(), FeatureConfig(fit="start")
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from kws import files
-from kws.config import PRESETS, SPLITS
+from kws.config import SPLITS
 from kws.preprocess import clips
 from kws.preprocess.audio import read_clip, read_waveform
 from kws.preprocess.step import preprocess
+from kws.recipe import RECIPES, make_recipe
 
-FEATURES = PRESETS["default"].features
+FEATURES = RECIPES["default"].features
 ALL = ["yes", "_unknown_", "_silence_"]
 
 
@@ -104,7 +105,7 @@ def test_preset_streams_trains_on_more_clips_of_unknown_words_but_is_measured_on
     found = {}
     for preset in ("default", "streams"):
         folder = preprocess(
-            corpus, tmp_path, words="yes,no", unknown_words="stop", preset=preset, split="random", num_processes=1
+            corpus, tmp_path, make_recipe(preset, split="random"), words="yes,no", unknown_words="stop", num_processes=1
         )
         found[preset] = {split: read(folder, split) for split in SPLITS}
     counts = {preset: Counter(word for _, word in splits["train"]) for preset, splits in found.items()}

@@ -11,10 +11,10 @@ import pytest
 import torch
 import torchaudio
 
-from kws.config import PRESETS, FeatureConfig
 from kws.preprocess.audio import read_clip
 from kws.preprocess.feature_kernel import FeatureKernel
 from kws.preprocess.features import MelSpectrogram
+from kws.recipe import RECIPES, FeatureConfig
 
 OTHERS = [
     FeatureConfig(n_fft=400),
@@ -58,7 +58,7 @@ def assert_close_to_torch(waveforms: npt.NDArray[np.float32], config: FeatureCon
 def test_features_of_real_clips_are_those_of_torch(
     preset: str, recordings: str, request: pytest.FixtureRequest
 ) -> None:
-    config = PRESETS[preset].features
+    config = RECIPES[preset].features
     folder: Path = request.getfixturevalue(recordings)
     paths = [path for word in sorted(folder.glob("[a-z]*/")) for path in islice(sorted(word.glob("*.wav")), 5)]
     assert len(paths) >= 15
@@ -67,7 +67,7 @@ def test_features_of_real_clips_are_those_of_torch(
 
 @pytest.mark.parametrize("preset", ["default", "baseline"])
 def test_features_of_silence_noise_and_single_samples_are_those_of_torch(preset: str) -> None:
-    config = PRESETS[preset].features
+    config = RECIPES[preset].features
     time = np.arange(16_000)
     random = np.random.default_rng(0)
     waveforms = [np.zeros(16_000), 1e-4 * random.standard_normal(16_000), random.uniform(-1, 1, 16_000)]
@@ -77,7 +77,7 @@ def test_features_of_silence_noise_and_single_samples_are_those_of_torch(preset:
 
 @pytest.mark.parametrize("preset", ["default", "baseline"])
 def test_features_of_full_scale_tones_are_as_exact_as_a_transform_in_float32_can_be(preset: str) -> None:
-    config = PRESETS[preset].features
+    config = RECIPES[preset].features
     time = np.arange(16_000)
     tones = [np.ones(16_000), np.where(time % 2, 1, -1), np.where(time // 20 % 2, 1, -1), np.sin(0.3 * time)]
     waveforms = np.stack(tones).astype(np.float32)
@@ -104,7 +104,7 @@ def test_features_of_other_settings_are_those_of_torch(config: FeatureConfig) ->
 
 @pytest.mark.parametrize("preset", ["default", "baseline"])
 def test_a_clip_gives_the_same_bits_wherever_it_stands(preset: str) -> None:
-    config = PRESETS[preset].features
+    config = RECIPES[preset].features
     waveforms = noise(config, 5)
     together = compute(waveforms, config)
     np.testing.assert_array_equal(compute(waveforms[::-1].copy(), config)[::-1], together)

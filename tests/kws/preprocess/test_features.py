@@ -8,9 +8,9 @@ import pytest
 import torch
 import torchaudio
 
-from kws.config import PRESETS, FeatureConfig
 from kws.preprocess.audio import read_clip
 from kws.preprocess.features import MelSpectrogram
+from kws.recipe import RECIPES, FeatureConfig
 
 
 def reference(waveforms: torch.Tensor, config: FeatureConfig) -> torch.Tensor:
@@ -41,7 +41,7 @@ def assert_equals_torchaudio(waveforms: torch.Tensor, config: FeatureConfig) -> 
 @pytest.mark.parametrize("preset", ["default", "baseline"])
 @pytest.mark.parametrize("recordings", ["real_corpus", "real_digits"])
 def test_features_of_real_clips_equal_torchaudio(preset: str, recordings: str, request: pytest.FixtureRequest) -> None:
-    config = PRESETS[preset].features
+    config = RECIPES[preset].features
     folder: Path = request.getfixturevalue(recordings)
     paths = [path for word in sorted(folder.glob("[a-z]*/")) for path in islice(sorted(word.glob("*.wav")), 3)]
     assert len(paths) >= 9
@@ -51,7 +51,7 @@ def test_features_of_real_clips_equal_torchaudio(preset: str, recordings: str, r
 @pytest.mark.parametrize("preset", ["default", "baseline"])
 def test_features_of_noise_and_of_silence_equal_torchaudio(preset: str) -> None:
     torch.manual_seed(0)
-    assert_equals_torchaudio(torch.stack([torch.randn(16_000), torch.zeros(16_000)]), PRESETS[preset].features)
+    assert_equals_torchaudio(torch.stack([torch.randn(16_000), torch.zeros(16_000)]), RECIPES[preset].features)
 
 
 @pytest.mark.parametrize(
@@ -72,17 +72,17 @@ def test_baseline_is_what_torchaudio_gives_with_its_own_defaults() -> None:
     torch.manual_seed(0)
     waveform = torch.randn(1, 16_000)
     expected = torchaudio.transforms.MelSpectrogram(n_mels=128)(waveform)
-    torch.testing.assert_close(MelSpectrogram(PRESETS["baseline"].features)(waveform), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(MelSpectrogram(RECIPES["baseline"].features)(waveform), expected, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("preset", "num_empty"), [("default", 0), ("baseline", 4)])
 def test_default_filter_bank_has_no_empty_filter_where_the_baseline_has_four(preset: str, num_empty: int) -> None:
-    filters = MelSpectrogram(PRESETS[preset].features).filters
+    filters = MelSpectrogram(RECIPES[preset].features).filters
     assert filters.shape[1] == 128
     assert int((filters.sum(dim=0) == 0).sum()) == num_empty
 
 
-@pytest.mark.parametrize("config", [*(preset.features for preset in PRESETS.values()), FeatureConfig(n_fft=1024)])
+@pytest.mark.parametrize("config", [*(preset.features for preset in RECIPES.values()), FeatureConfig(n_fft=1024)])
 def test_mel_filters_are_those_of_torchaudio(config: FeatureConfig) -> None:
     expected = torchaudio.functional.melscale_fbanks(
         config.n_fft // 2 + 1,
@@ -97,7 +97,7 @@ def test_mel_filters_are_those_of_torchaudio(config: FeatureConfig) -> None:
 
 @pytest.mark.parametrize("preset", ["default", "baseline"])
 def test_a_second_gives_128_bins_and_81_frames(preset: str) -> None:
-    config = PRESETS[preset].features
+    config = RECIPES[preset].features
     assert (config.num_mels, config.num_frames, config.hop_length) == (128, 81, 200)
     assert MelSpectrogram(config)(torch.zeros(1, 16_000)).shape == (1, 128, 81)
 
@@ -112,6 +112,6 @@ def test_features_of_a_clip_do_not_depend_on_the_batch_it_is_in() -> None:
 
 def test_stored_types_hold_the_loudest_clip() -> None:
     loudest = torch.ones(1, 16_000) * torch.tensor([1.0, -1.0]).repeat(8000)
-    for preset in PRESETS.values():
+    for preset in RECIPES.values():
         values = MelSpectrogram(preset.features)(loudest).numpy().astype(preset.features.dtype)
         assert np.isfinite(values).all()

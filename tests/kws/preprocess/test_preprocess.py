@@ -20,13 +20,14 @@ import soundfile
 import torch
 
 from kws import files
-from kws.config import PRESETS, SPLITS
+from kws.config import SPLITS
 from kws.download import recordings
 from kws.download.step import download
 from kws.preprocess import splits
 from kws.preprocess.audio import read_clip
 from kws.preprocess.features import MelSpectrogram
 from kws.preprocess.step import noise_pieces, preprocess
+from kws.recipe import RECIPES, Recipe, make_recipe
 
 WORDS = ["left", "stop", "yes"]
 
@@ -64,15 +65,15 @@ def real_tensors(
 ) -> tuple[str, Path]:
     preset: str = request.param
     folder = tmp_path_factory.mktemp(preset)
-    return preset, preprocess(real_corpus, folder, words="auto", preset=preset, num_processes=2)
+    return preset, preprocess(real_corpus, folder, RECIPES[preset], words="auto", num_processes=2)
 
 
 def test_real_recordings_become_arrays_of_every_split(real_tensors: tuple[str, Path]) -> None:
     preset, folder = real_tensors
     manifest = files.read_json(folder / files.MANIFEST)
     assert manifest["words"] == WORDS
-    assert manifest["split"] == PRESETS[preset].split
-    assert manifest["features"] == json.loads(json.dumps(dataclasses.asdict(PRESETS[preset].features)))
+    assert manifest["split"] == RECIPES[preset].split
+    assert manifest["features"] == json.loads(json.dumps(dataclasses.asdict(RECIPES[preset].features)))
     assert manifest["left_out"] == {}
     assert sum(manifest["counts"][name] for name in SPLITS) == 120
     assert manifest["counts"]["noise"] > 50
@@ -80,7 +81,7 @@ def test_real_recordings_become_arrays_of_every_split(real_tensors: tuple[str, P
         count = manifest["counts"][name]
         array = np.load(folder / f"{name}.features.npy", mmap_mode="r")
         assert array.shape == (count, 128, 81)
-        assert array.dtype == PRESETS[preset].features.dtype
+        assert array.dtype == RECIPES[preset].features.dtype
         clips = files.read_json(folder / f"{name}.clips.json")
         labels = np.load(folder / f"{name}.labels.npy")
         assert labels.dtype == np.int64
@@ -93,7 +94,7 @@ def test_row_of_an_array_is_the_features_of_the_real_clip_of_that_row(
     real_tensors: tuple[str, Path], real_corpus: Path
 ) -> None:
     preset, folder = real_tensors
-    features = PRESETS[preset].features
+    features = RECIPES[preset].features
     for name in SPLITS:
         clips = files.read_json(folder / f"{name}.clips.json")
         array = np.load(folder / f"{name}.features.npy")
@@ -133,7 +134,7 @@ def test_real_digits_at_8_khz_are_preprocessed_by_random_split(real_digits: Path
         (tmp_path / "digits" / word).mkdir(parents=True)
         for path in sorted((real_digits / word).glob("*.wav"))[::10]:
             shutil.copy(path, tmp_path / "digits" / word)
-    folder = preprocess(tmp_path / "digits", tmp_path, words="auto", split="random", num_processes=1)
+    folder = preprocess(tmp_path / "digits", tmp_path, Recipe(split="random"), words="auto", num_processes=1)
     manifest = files.read_json(folder / files.MANIFEST)
     assert manifest["words"] == ["one", "two"]
     assert manifest["counts"] == {"train": 32, "validation": 4, "test": 4, "noise": 0}
@@ -155,7 +156,7 @@ def test_rows_beyond_one_task_stay_in_order(
 
 
 def test_noise_for_training_leaves_the_end_of_every_recording_unheard(tone_corpus: Path, tone_tensors: Path) -> None:
-    features = PRESETS["default"].features
+    features = RECIPES["default"].features
     path = tone_corpus / "_background_noise_" / "hiss.wav"
     heard, held_out = (noise_pieces(path, features, held_out=part) for part in (False, True))
     assert (len(heard), len(held_out)) == (4, 1)
@@ -188,13 +189,13 @@ def test_fingerprint_covers_recordings_features_split_words_and_code(
         lines = [f"{path.parent.name}/{path.name}\n" for path in kept[index::9]]
         (corpus / name).write_text("".join(lines))
 
-    def fingerprint(**settings: str) -> str:
-        return preprocess(corpus, tmp_path, num_processes=1, **({"words": "auto"} | settings)).name
+    def fingerprint(recipe: Recipe = RECIPES["default"], words: str = "auto") -> str:
+        return preprocess(corpus, tmp_path, recipe, num_processes=1, words=words).name
 
     names = [
         fingerprint(),
-        fingerprint(preset="baseline", split="speaker"),
-        fingerprint(split="random"),
+        fingerprint(make_recipe("baseline", split="speaker")),
+        fingerprint(Recipe(split="random")),
         fingerprint(words="yes,no"),
         fingerprint(words="no,yes"),
     ]
@@ -257,8 +258,6 @@ def test_words_of_a_list_are_classes_in_the_order_of_the_list(corpus: Path, tmp_
     [
         ({"words": "yes,maybe,perhaps"}, r"got none for maybe, perhaps; there are no, stop, yes \(--words auto"),
         ({"words": "all"}, "got none for backward, bed, .*; there are no, stop, yes"),
-        ({"preset": "best"}, "preset must be one of default, streams, baseline, got 'best'"),
-        ({"split": "word"}, "split must be speaker or random, got 'word'"),
         ({"max_bad_fraction": 1.5}, "max_bad_fraction must be between 0 and 1, got 1.5"),
     ],
 )
@@ -284,12 +283,12 @@ def test_too_few_speakers_are_refused_with_the_remedy(corpus: Path, tmp_path: Pa
             path.rename(path.with_name(f"anna_nohash_{path.name[:8]}.wav"))
     with pytest.raises(ValueError, match=r"split must leave clips .* with few speakers use --split random\), got"):
         preprocess(corpus, tmp_path, words="auto")
-    assert preprocess(corpus, tmp_path, words="auto", split="random", num_processes=1).is_dir()
+    assert preprocess(corpus, tmp_path, Recipe(split="random"), words="auto", num_processes=1).is_dir()
     for word in ("no", "stop", "yes"):
         for path in sorted((corpus / word).iterdir())[2:]:
             path.unlink()
     with pytest.raises(ValueError, match=r"split must leave clips .* at least 3 clips of a word are needed\)"):
-        preprocess(corpus, tmp_path, words="auto", split="random")
+        preprocess(corpus, tmp_path, Recipe(split="random"), words="auto")
 
 
 def spoil(corpus: Path, num_clips: int) -> list[str]:

@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from kws import files, steps
-from kws.config import PRESETS, SPLITS
+from kws.config import SPLITS
 from kws.preprocess.tensors import Tensors
+from kws.recipe import RECIPES
 
 
 def test_everything_that_was_stored_is_there_again(tone_tensors: Path) -> None:
     tensors = Tensors(tone_tensors)
     manifest = files.read_json(tone_tensors / files.MANIFEST)
     assert tensors.words == ["no", "stop", "yes"]
-    assert tensors.features == PRESETS["default"].features
+    assert tensors.features == RECIPES["default"].features
     assert tensors.fingerprint == tone_tensors.name
     assert tensors.mean.tolist() == pytest.approx(manifest["normalization"]["mean"])
     assert tensors.std.tolist() == pytest.approx(manifest["normalization"]["std"])

@@ -14,12 +14,12 @@ import torch
 from recognizers import MakeRecognizer
 
 from kws import files
-from kws.config import FeatureConfig
 from kws.evaluate.accuracy import evaluate_tensors
 from kws.model import bundle
 from kws.model.bundle import Recognizer
 from kws.preprocess.tensors import Tensors
 from kws.promote.step import Decision, promote
+from kws.recipe import FeatureConfig
 
 Publish = Callable[..., Decision]
 

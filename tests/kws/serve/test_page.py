@@ -20,11 +20,11 @@ import uvicorn
 from fastapi import FastAPI
 from websockets.sync.client import ClientConnection, connect
 
-from kws.config import FeatureConfig
 from kws.model import onnx
 from kws.model.bundle import Recognizer
 from kws.model.detector import Detector, Thresholds
 from kws.preprocess.audio import read_waveform
+from kws.recipe import FeatureConfig
 from kws.serve.models import Served
 from kws.serve.page.collection import Collection
 from kws.serve.page.router import router

@@ -1,11 +1,13 @@
 """Augmentation does to features what it says, and nothing more."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
-from kws.config import AugmentConfig, FeatureConfig
 from kws.preprocess.features import MelSpectrogram
+from kws.recipe import NO_AUGMENTATION, FeatureConfig
 from kws.train.augment import Augment
 
 FEATURES = FeatureConfig()
@@ -30,7 +32,7 @@ def noise() -> Tensor:
 
 
 def augment(noise: Tensor | None = None, **settings: object) -> Augment:
-    return Augment(AugmentConfig(**settings), FEATURES, MEAN, noise)
+    return Augment(dataclasses.replace(NO_AUGMENTATION, **settings), FEATURES, MEAN, noise)
 
 
 def power(features: Tensor) -> Tensor:
@@ -170,5 +172,5 @@ def test_mask_is_one_stretch_of_the_mean_no_longer_than_its_limit(
 def test_raw_power_is_not_augmented() -> None:
     raw = FeatureConfig(log=False)
     with pytest.raises(ValueError, match="log must be True where clips are augmented, got False"):
-        Augment(AugmentConfig(gain_db=3.0), raw, MEAN, None)
-    Augment(AugmentConfig(), raw, MEAN, None)
+        Augment(dataclasses.replace(NO_AUGMENTATION, gain_db=3.0), raw, MEAN, None)
+    Augment(NO_AUGMENTATION, raw, MEAN, None)

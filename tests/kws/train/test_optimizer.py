@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from kws.config import PRESETS, FeatureConfig, ModelConfig, TrainConfig
 from kws.model.network import AudioTransformer
+from kws.recipe import RECIPES, FeatureConfig, ModelConfig, TrainConfig
 from kws.train.optimizer import Muon, deal, make_optimizers
 
 SHAPES = [(48, 16), (16, 48), (16, 16)] * 2
@@ -53,7 +53,7 @@ def test_muon_moves_as_far_in_every_direction() -> None:
 
 @pytest.mark.parametrize("kind", ["muon", "adamw", "adam"])
 def test_every_weight_is_moved_by_one_optimizer_and_only_matrices_decay(kind: str) -> None:
-    model = AudioTransformer(PRESETS["default"].model, FeatureConfig(), 3)
+    model = AudioTransformer(RECIPES["default"].model, FeatureConfig(), 3)
     config = dataclasses.replace(TrainConfig(), optimizer=kind, weight_decay=0.3)
     groups = [group for optimizer in make_optimizers(model, config, torch.float32) for group in optimizer.param_groups]
     moved = [id(parameter) for group in groups for parameter in group["params"]]
@@ -122,8 +122,8 @@ def test_muon_shared_by_two_processes_takes_the_same_steps(tmp_path: Path) -> No
 
 
 def test_matrices_are_dealt_so_that_processes_have_about_the_same_to_do() -> None:
-    model = AudioTransformer(PRESETS["default"].model, FeatureConfig(), 16)
-    _, muon = make_optimizers(model, PRESETS["default"].train, torch.float32)
+    model = AudioTransformer(RECIPES["default"].model, FeatureConfig(), 16)
+    _, muon = make_optimizers(model, RECIPES["default"].train, torch.float32)
     shapes = [parameter.flatten(1).shape for parameter in muon.param_groups[0]["params"]]
     for size in (1, 2, 3, 40):
         shares = deal(shapes, size)

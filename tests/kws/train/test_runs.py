@@ -1,7 +1,6 @@
 """Run folders, and which process may start one."""
 
 import contextlib
-import dataclasses
 import logging
 import select
 import subprocess
@@ -12,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from kws import files
-from kws.config import ModelConfig, TrainConfig
 from kws.train import runs
+
+SETTINGS = {"recipe": {"train": {"init": ""}}}
 
 START = """
     import contextlib, sys, time
@@ -21,7 +21,7 @@ START = """
     from kws.train import runs
     runs.LEAVING_SECONDS = 1
     with contextlib.ExitStack() as stack:
-        print(runs.open_run(Path(sys.argv[1]), sys.argv[2], {"seed": 1}, stack), flush=True)
+        print(runs.open_run(Path(sys.argv[1]), sys.argv[2], {"recipe": {"train": {"init": ""}}}, stack), flush=True)
         sys.stdin.read()
     """
 
@@ -49,33 +49,14 @@ def test_two_starts_without_an_id_train_apart(tmp_path: Path) -> None:
     for process in both:
         process.communicate()
     with contextlib.ExitStack() as stack:  # both are unfinished: the latest goes on
-        assert runs.open_run(tmp_path, "", {"seed": 1}, stack) == max(Path(first.strip()), Path(second.strip()))
+        assert runs.open_run(tmp_path, "", SETTINGS, stack) == max(Path(first.strip()), Path(second.strip()))
 
 
 def test_run_that_was_killed_goes_on_whatever_the_clock_says_now(tmp_path: Path) -> None:
     (tmp_path / "20990101-000000-later").mkdir()
-    files.write_json(tmp_path / "20990101-000000-later" / runs.CONFIG, {"seed": 1})
-    assert runs.open_run(tmp_path, "", {"seed": 1}).name == "20990101-000000-later"
-    assert runs.open_run(tmp_path, "later", {"seed": 1}).name == "20990101-000000-later"
-
-
-def test_run_of_a_version_without_a_setting_is_resumed_unless_the_setting_is_used(tmp_path: Path) -> None:
-    here = {"model": dataclasses.asdict(ModelConfig()), "train": dataclasses.asdict(TrainConfig())}
-    earlier = {name: dict(settings) for name, settings in here.items()}
-    earlier["train"]["augment"] = dict(earlier["train"]["augment"])
-    for settings, name in (
-        (earlier["model"], "drop_path"),
-        (earlier["train"], "ema_decay"),
-        (earlier["train"]["augment"], "fragment_share"),
-    ):
-        del settings[name]
-    files.write_json(tmp_path / "20260101-000000-old" / runs.CONFIG, earlier)
-    assert runs.open_run(tmp_path, "", here).name == "20260101-000000-old"
-    assert runs.open_run(tmp_path, "old", here).name == "20260101-000000-old"
-    here["train"] |= {"augment": here["train"]["augment"] | {"fragment_share": 0.25}}
-    assert runs.open_run(tmp_path, "", here).name != "20260101-000000-old"
-    with pytest.raises(ValueError, match=r"other values for train\.augment\.fragment_share \(0\.0, here 0\.25\)"):
-        runs.open_run(tmp_path, "old", here)
+    files.write_json(tmp_path / "20990101-000000-later" / runs.CONFIG, SETTINGS)
+    assert runs.open_run(tmp_path, "", SETTINGS).name == "20990101-000000-later"
+    assert runs.open_run(tmp_path, "later", SETTINGS).name == "20990101-000000-later"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{"])
@@ -86,19 +67,19 @@ def test_damaged_settings_of_another_run_do_not_stop_a_new_run(
     damaged = tmp_path / "20260101-000000-damaged"
     damaged.mkdir()
     (damaged / runs.CONFIG).write_text(content)
-    folder = runs.open_run(tmp_path, "", {"seed": 1})
+    folder = runs.open_run(tmp_path, "", SETTINGS)
     assert folder != damaged
     assert str(damaged / runs.CONFIG) in caplog.text
     with pytest.raises(ValueError, match=r"config\.json must be a JSON"):
-        runs.open_run(tmp_path, "damaged", {"seed": 1})
+        runs.open_run(tmp_path, "damaged", SETTINGS)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"preset": "default", "train": {}}, r"must have tensors \(dict\), got none"),
-        ({"tensors": {}, "preset": "default", "train": {}}, "must have a path"),
-        ({"tensors": {"path": "x"}, "preset": "default", "train": {"epochs": "many"}}, "epochs must be of"),
+        ({"recipe": {}}, r"must have tensors \(dict\), got none"),
+        ({"tensors": {}, "recipe": {}}, "must have a path"),
+        ({"tensors": {"path": "x"}, "recipe": {"train": {"epochs": "many"}}}, "epochs must be of"),
     ],
 )
 def test_training_refuses_damaged_settings(tmp_path: Path, content: object, message: str) -> None:

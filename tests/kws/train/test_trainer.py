@@ -18,14 +18,15 @@ import pytest
 import torch
 
 from kws import files
-from kws.config import PRESETS, UNKNOWN, AugmentConfig, ModelConfig, TrainConfig, train_config
+from kws.config import UNKNOWN
 from kws.download.synthesize import synthesize
 from kws.model import bundle, versions
 from kws.model.calibration import fit_temperature
 from kws.model.network import AudioTransformer
 from kws.preprocess.step import preprocess
 from kws.preprocess.tensors import Tensors
-from kws.train import checkpoint, loop, runs, start, trainer
+from kws.recipe import NO_AUGMENTATION, RECIPES, AugmentConfig, ModelConfig, Recipe, TrainConfig, make_recipe
+from kws.train import checkpoint, runs, start, trainer
 from kws.train.distributed import World
 from kws.train.loop import Trainer
 from kws.train.step import train
@@ -51,18 +52,10 @@ def tensors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return preprocess(folder / "corpus", folder, words="auto", num_processes=1)
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the default preset's model small, in this process."""
-    preset = dataclasses.replace(PRESETS["default"], model=SMALL)
-    monkeypatch.setattr("kws.config.PRESETS", dict(PRESETS) | {"default": preset})
-    for module in (runs, loop, start, trainer):
-        monkeypatch.setattr(module, "PRESETS", dict(PRESETS) | {"default": preset})
-
-
-def settings(**changes: Any) -> TrainConfig:
+def settings(*, augment: AugmentConfig = RECIPES["default"].augment, **changes: Any) -> Recipe:
+    """Returns the default recipe with a small model, few clips, and changes of the training settings."""
     quick = {"epochs": 2, "batch_size": 16, "min_clips": 0, "precision": "float32", "ema_decay": 0.9}
-    return dataclasses.replace(PRESETS["default"].train, **(quick | changes))
+    return Recipe(model=SMALL, augment=augment, train=TrainConfig(**(quick | changes)))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -81,10 +74,9 @@ def command(tensors: Path, place: str, folder: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "kws.train.trainer", "--tensors", str(tensors), place, str(folder), *more]
 
 
-@pytest.mark.usefixtures("small")
 def test_one_batch_is_overfitted_to_zero_loss(tensors: Path, tmp_path: Path) -> None:
-    config = settings(augment=AugmentConfig(), label_smoothing=0.0, ema_decay=0.0, learning_rate=5e-3)
-    one = Trainer(Tensors(tensors), "default", config, ALONE)
+    recipe = settings(augment=NO_AUGMENTATION, label_smoothing=0.0, ema_decay=0.0, learning_rate=5e-3)
+    one = Trainer(Tensors(tensors), recipe, ALONE)
     one.epochs = 1000  # keeps the learning rate near its peak
     batch = torch.arange(0, 60, 8)
     losses = []
@@ -96,14 +88,13 @@ def test_one_batch_is_overfitted_to_zero_loss(tensors: Path, tmp_path: Path) -> 
     assert losses[-1] < 1e-3
 
 
-@pytest.mark.usefixtures("small")
 def test_preset_streams_adds_fragments_if_the_model_has_unknown_words_and_else_trains_as_the_default(
     tensors: Path,
 ) -> None:
     opened = Tensors(tensors)
 
     def after_a_step(preset: str) -> torch.Tensor:
-        one = Trainer(opened, "default", settings(augment=PRESETS[preset].train.augment), ALONE)
+        one = Trainer(opened, settings(augment=RECIPES[preset].augment), ALONE)
         torch.manual_seed(0)
         one.step(torch.arange(16))
         return one.model.head.weight.detach()
@@ -113,9 +104,8 @@ def test_preset_streams_adds_fragments_if_the_model_has_unknown_words_and_else_t
     assert not torch.equal(after_a_step("streams"), after_a_step("default"))
 
 
-@pytest.mark.usefixtures("small")
 def test_temperature_is_fitted_on_clips_as_they_are_and_as_training_changes_them_without_masks(tensors: Path) -> None:
-    one = Trainer(Tensors(tensors), "default", settings(epochs=8), ALONE)
+    one = Trainer(Tensors(tensors), settings(epochs=8), ALONE)
     for _ in range(8):
         list(one.train_epoch())
         one.end_epoch()
@@ -123,7 +113,7 @@ def test_temperature_is_fitted_on_clips_as_they_are_and_as_training_changes_them
         one.model.head.weight *= 20  # sure of everything, so that one mistake shows in the temperature
 
     def fitted(**augment: Any) -> tuple[float, float]:
-        one.config = dataclasses.replace(one.config, augment=AugmentConfig(**augment))
+        one.recipe = dataclasses.replace(one.recipe, augment=dataclasses.replace(NO_AUGMENTATION, **augment))
         return one.temperature(one.model), one.temperature(one.model)
 
     alone = fit_temperature(*one.scores(one.model, one.validation_split))
@@ -132,9 +122,8 @@ def test_temperature_is_fitted_on_clips_as_they_are_and_as_training_changes_them
     assert first == second != alone
 
 
-@pytest.mark.usefixtures("small")
 def test_a_run_leaves_model_metrics_events_and_manifest(tensors: Path, tmp_path: Path) -> None:
-    run = trainer.train(tensors, "default", settings(), runs_folder=tmp_path)
+    run = trainer.train(tensors, settings(), runs_folder=tmp_path)
     manifest = files.read_json(run / files.MANIFEST)
     rows = [json.loads(line) for line in (run / runs.METRICS).read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [0, 1]
@@ -149,21 +138,19 @@ def test_a_run_leaves_model_metrics_events_and_manifest(tensors: Path, tmp_path:
     assert torch.equal(recognizer.model.mean, opened.mean)
 
 
-@pytest.mark.usefixtures("small")
 def test_a_complete_run_that_is_started_again_does_nothing(tensors: Path, tmp_path: Path) -> None:
-    run = trainer.train(tensors, "default", settings(), runs_folder=tmp_path, run_id="a")
+    run = trainer.train(tensors, settings(), runs_folder=tmp_path, run_id="a")
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.pth")}
-    assert trainer.train(tensors, "default", settings(), runs_folder=tmp_path, run_id="a") == run
+    assert trainer.train(tensors, settings(), runs_folder=tmp_path, run_id="a") == run
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.pth")}
 
 
-@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("stop_at", [2, 4, 5])
 def test_a_resumed_run_equals_an_uninterrupted_one_exactly(
     tensors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
     config = settings(checkpoint_steps=2, epochs=3)
-    straight = trainer.train(tensors, "default", config, runs_folder=tmp_path / "straight")
+    straight = trainer.train(tensors, config, runs_folder=tmp_path / "straight")
 
     step = Trainer.step
 
@@ -174,9 +161,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_exactly(
 
     monkeypatch.setattr(Trainer, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        trainer.train(tensors, "default", config, runs_folder=tmp_path / "cut")
+        trainer.train(tensors, config, runs_folder=tmp_path / "cut")
     monkeypatch.setattr(Trainer, "step", step)
-    resumed = trainer.train(tensors, "default", config, runs_folder=tmp_path / "cut")
+    resumed = trainer.train(tensors, config, runs_folder=tmp_path / "cut")
     assert len(list((tmp_path / "cut").glob("*-*"))) == 1, "the unfinished run is resumed"
     assert_same_model(straight, resumed)
 
@@ -187,14 +174,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one_exactly(
     assert metrics(straight) == metrics(resumed)
 
 
-@pytest.mark.usefixtures("small")
 def test_the_number_of_processes_does_not_change_which_clips_make_a_batch(tensors: Path, tmp_path: Path) -> None:
     seen: dict[int, list[list[int]]] = {}
     for size in (1, 2):
         batches: list[list[int]] = [[] for _ in range(4)]
         for rank in range(size):
             world = World(rank=rank, size=1, device=torch.device("cpu"))
-            one = Trainer(Tensors(tensors), "default", settings(), world)
+            one = Trainer(Tensors(tensors), settings(), world)
             one.world = Apart(rank=rank, size=size, device=torch.device("cpu"))
             one.batch_size = 16 // size
             taken: list[torch.Tensor] = []
@@ -207,87 +193,81 @@ def test_the_number_of_processes_does_not_change_which_clips_make_a_batch(tensor
     assert all(len(batch) == 16 for batch in seen[1])
 
 
-@pytest.mark.usefixtures("small")
 def test_a_run_of_other_settings_is_refused_by_the_name_of_the_setting(tensors: Path, tmp_path: Path) -> None:
-    trainer.train(tensors, "default", settings(), runs_folder=tmp_path, run_id="a")
+    trainer.train(tensors, settings(), runs_folder=tmp_path, run_id="a")
     with pytest.raises(ValueError, match=r"train\.epochs \(2, here 3\)"):
-        trainer.train(tensors, "default", settings(epochs=3), runs_folder=tmp_path, run_id="a")
+        trainer.train(tensors, settings(epochs=3), runs_folder=tmp_path, run_id="a")
     changed = settings(checkpoint_steps=7)
-    assert trainer.train(tensors, "default", changed, runs_folder=tmp_path, run_id="a")
+    assert trainer.train(tensors, changed, runs_folder=tmp_path, run_id="a")
 
 
-@pytest.mark.usefixtures("small")
 def test_a_run_that_was_killed_while_its_folder_was_made_is_taken_for_a_new_one(tensors: Path, tmp_path: Path) -> None:
     (tmp_path / "20260101-000000-mine").mkdir()
-    run = trainer.train(tensors, "default", settings(), runs_folder=tmp_path, run_id="mine")
+    run = trainer.train(tensors, settings(), runs_folder=tmp_path, run_id="mine")
     assert run.name == "20260101-000000-mine"
     with pytest.raises(ValueError, match=r"train.seed \(41, here 42\)"):
-        trainer.train(tensors, "default", settings(seed=42), runs_folder=tmp_path, run_id="mine")
+        trainer.train(tensors, settings(seed=42), runs_folder=tmp_path, run_id="mine")
 
 
-@pytest.mark.usefixtures("small")
 def test_a_folder_given_for_the_run_is_made_and_keeps_its_settings(tensors: Path, tmp_path: Path) -> None:
-    assert files.is_complete(trainer.train(tensors, "default", settings(), run=tmp_path / "mine"))
+    assert files.is_complete(trainer.train(tensors, settings(), run=tmp_path / "mine"))
     with pytest.raises(ValueError, match=r"train\.seed"):
-        trainer.train(tensors, "default", settings(seed=42), run=tmp_path / "mine")
+        trainer.train(tensors, settings(seed=42), run=tmp_path / "mine")
 
 
 def test_the_id_of_a_run_is_the_whole_of_what_follows_the_time(tmp_path: Path) -> None:
-    first = runs.open_run(tmp_path, "a-b", {})
-    second = runs.open_run(tmp_path, "b", {})
+    config = {"recipe": dataclasses.asdict(Recipe())}
+    first = runs.open_run(tmp_path, "a-b", config)
+    second = runs.open_run(tmp_path, "b", config)
     assert first != second
-    assert [runs.open_run(tmp_path, name, {}) for name in ("a-b", "b")] == [first, second]
+    assert [runs.open_run(tmp_path, name, config) for name in ("a-b", "b")] == [first, second]
     for wrong in ("../b", "*", "a b"):
         with pytest.raises(ValueError, match="run_id must have only letters"):
-            runs.open_run(tmp_path, wrong, {})
+            runs.open_run(tmp_path, wrong, config)
 
 
-@pytest.mark.usefixtures("small")
 def test_damaged_checkpoint_is_said_to_be_so_and_the_one_before_is_taken(
     tensors: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     for name in ("whole", "damaged"):
-        trainer.train(tensors, "default", settings(), run=tmp_path / name)
+        trainer.train(tensors, settings(), run=tmp_path / name)
     damaged = tmp_path / "damaged"
     (damaged / files.MANIFEST).unlink()
     last = checkpoint.checkpoints_of(damaged)[-1]
     last.write_bytes(last.read_bytes()[:-2000])
-    trainer.train(tensors, "default", settings(), run=damaged)
+    trainer.train(tensors, settings(), run=damaged)
     assert f"{last} is damaged; using the one before it" in caplog.text
     assert "resuming at step" in caplog.text
     assert_same_model(damaged, tmp_path / "whole")
 
 
-@pytest.mark.usefixtures("small")
 def test_what_a_killed_process_left_half_written_is_deleted(tensors: Path, tmp_path: Path) -> None:
     left = [tmp_path / "mine" / "checkpoints" / ".step-00000002.pth.0123abcd", tmp_path / "mine" / ".best.pth.0123abcd"]
     left[0].parent.mkdir(parents=True)
     for path in left:
         path.write_bytes(b"half")
-    trainer.train(tensors, "default", settings(), run=tmp_path / "mine")
+    trainer.train(tensors, settings(), run=tmp_path / "mine")
     assert not any(path.exists() for path in left)
 
 
 def test_tensors_of_another_preset_are_refused_with_the_remedy(tensors: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="kws preprocess --preset baseline"):
-        trainer.train(tensors, "baseline", train_config(preset="baseline"), runs_folder=tmp_path)
+        trainer.train(tensors, RECIPES["baseline"], runs_folder=tmp_path)
 
 
-@pytest.mark.usefixtures("small")
 def test_a_loss_that_is_no_number_stops_with_the_clips_of_the_batch(tensors: Path, tmp_path: Path) -> None:
-    one = Trainer(Tensors(tensors), "default", settings(), ALONE)
+    one = Trainer(Tensors(tensors), settings(), ALONE)
     one.train_split.features[3] = torch.nan
     name = one.train_split.clips[3]
     with pytest.raises(FloatingPointError, match=f"step 0 of epoch 0.*{name}"):
         one.step(torch.tensor([1, 3]))
 
 
-@pytest.mark.usefixtures("small")
 def test_a_checkpoint_that_does_not_fit_the_disk_leaves_the_last_one_whole(tensors: Path, tmp_path: Path) -> None:
     import resource
 
-    one = Trainer(Tensors(tensors), "default", settings(), ALONE)
+    one = Trainer(Tensors(tensors), settings(), ALONE)
     checkpoint.save(tmp_path, one, [])
     (first,) = checkpoint.checkpoints_of(tmp_path)
     content = first.read_bytes()
@@ -306,27 +286,23 @@ def test_a_checkpoint_that_does_not_fit_the_disk_leaves_the_last_one_whole(tenso
     assert list(first.parent.iterdir()) == [first], "nothing half written stays"
 
 
-@pytest.mark.usefixtures("small")
 def test_only_the_latest_checkpoints_are_kept(tensors: Path, tmp_path: Path) -> None:
-    run = trainer.train(
-        tensors, "default", settings(checkpoint_steps=1, keep_checkpoints=2, epochs=1), runs_folder=tmp_path
-    )
+    run = trainer.train(tensors, settings(checkpoint_steps=1, keep_checkpoints=2, epochs=1), runs_folder=tmp_path)
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
         f"step-{step:08d}.pth" for step in (3, 4)
     ]
 
 
-@pytest.mark.usefixtures("small")
 def test_the_averaged_weights_are_what_is_saved(tensors: Path, tmp_path: Path) -> None:
     settings_of = {decay: settings(ema_decay=decay) for decay in (0.0, 0.9)}
-    plain = trainer.train(tensors, "default", settings_of[0.0], runs_folder=tmp_path / "plain")
-    averaged = trainer.train(tensors, "default", settings_of[0.9], runs_folder=tmp_path / "averaged")
+    plain = trainer.train(tensors, settings_of[0.0], runs_folder=tmp_path / "plain")
+    averaged = trainer.train(tensors, settings_of[0.9], runs_folder=tmp_path / "averaged")
     assert not torch.equal(weights(plain)["head.weight"], weights(averaged)["head.weight"])
 
 
 def test_the_learning_rates_of_both_schedules_are_as_published(tensors: Path, tmp_path: Path) -> None:
-    def rates(config: TrainConfig, world: World) -> list[float]:
-        one = Trainer(Tensors(tensors), "default", config, ALONE)
+    def rates(recipe: Recipe, world: World) -> list[float]:
+        one = Trainer(Tensors(tensors), recipe, ALONE)
         one.world = world
         one.batch_size = 16 // world.size
         found = []
@@ -336,7 +312,7 @@ def test_the_learning_rates_of_both_schedules_are_as_published(tensors: Path, tm
         return found
 
     two = World(rank=0, size=2, device=torch.device("cpu"))
-    baseline = dataclasses.replace(PRESETS["baseline"].train, epochs=7)
+    baseline = Recipe(train=dataclasses.replace(RECIPES["baseline"].train, epochs=7))
     np.testing.assert_allclose(rates(baseline, ALONE), [1e-3] * 3 + [9e-4] * 3 + [8.1e-4])
     np.testing.assert_allclose(rates(baseline, two), np.array([1e-3] * 3 + [9e-4] * 3 + [8.1e-4]) * 2)
     cosine = settings(epochs=10, warmup=0.2, learning_rate=1e-3, scale_with_processes=False)
@@ -348,11 +324,10 @@ def test_the_learning_rates_of_both_schedules_are_as_published(tensors: Path, tm
 
 def test_the_baseline_trains_with_its_own_features(tmp_path: Path) -> None:
     synthesize(tmp_path / "corpus", words=["yes", "no"], clips_per_word=24)
-    tensors = preprocess(tmp_path / "corpus", tmp_path, words="auto", preset="baseline", num_processes=1)
-    config = train_config(preset="baseline", epochs=1)
-    run = trainer.train(tensors, "baseline", config, runs_folder=tmp_path / "runs")
+    tensors = preprocess(tmp_path / "corpus", tmp_path, RECIPES["baseline"], words="auto", num_processes=1)
+    run = trainer.train(tensors, make_recipe("baseline", epochs=1), runs_folder=tmp_path / "runs")
     best = bundle.load(run / runs.BEST)
-    assert best.features == PRESETS["baseline"].features
+    assert best.features == RECIPES["baseline"].features
     assert (best.model.mean == 0).all()  # raw power is not normalized
     assert (best.model.std == 1).all()
 
@@ -361,11 +336,11 @@ def test_the_baseline_trains_with_its_own_features(tmp_path: Path) -> None:
 
 
 def publish(
-    data_root: Path, version: str, seed: int, model: ModelConfig = PRESETS["default"].model, preset: str = "default"
+    data_root: Path, version: str, seed: int, model: ModelConfig = RECIPES["default"].model, preset: str = "default"
 ) -> Path:
     """Makes a champion with random weights, which knows yes and up."""
     torch.manual_seed(seed)
-    features = PRESETS[preset].features
+    features = RECIPES[preset].features
     network = AudioTransformer(model, features, 2)
     network.set_normalization(torch.full((features.num_mels,), -6.0), torch.full((features.num_mels,), 3.0))
     path = data_root / "models" / version / versions.MODEL
@@ -378,11 +353,10 @@ def publish(
     return path
 
 
-@pytest.mark.usefixtures("small")
 def test_all_but_the_rows_of_new_words_is_the_models_that_training_starts_from(tensors: Path, tmp_path: Path) -> None:
     known = bundle.load(publish(tmp_path, "v1", seed=5, model=SMALL))
-    new = Trainer(Tensors(tensors), "default", settings(), ALONE).model.state_dict()
-    one = Trainer(Tensors(tensors), "default", settings(), ALONE, known)
+    new = Trainer(Tensors(tensors), settings(), ALONE).model.state_dict()
+    one = Trainer(Tensors(tensors), settings(), ALONE, known)
     expected = dict(known.model.state_dict())
     for name in ("head.weight", "head.bias"):
         expected[name] = torch.stack([new[name][0], new[name][1], expected[name][1]])  # no, stop, yes
@@ -392,27 +366,25 @@ def test_all_but_the_rows_of_new_words_is_the_models_that_training_starts_from(t
     assert torch.equal(one.augment.mean[:, 0], known.model.mean)
 
 
-@pytest.mark.usefixtures("small")
 def test_a_run_says_which_model_it_started_from_and_another_model_is_another_run(tensors: Path, tmp_path: Path) -> None:
     model = publish(tmp_path, "v1", seed=5, model=SMALL)
-    run = trainer.train(tensors, "default", settings(init="champion"), runs_folder=tmp_path / "runs", run_id="a")
+    run = trainer.train(tensors, settings(init="champion"), runs_folder=tmp_path / "runs", run_id="a")
     record = {"model": "v1", "sha256": files.sha256_of(model)}
     assert files.read_json(run / runs.CONFIG)["init"] == record
     assert bundle.load(run / runs.BEST).about["init"] == record
     assert files.sha256_of(run / runs.INIT) == record["sha256"]
     with pytest.raises(ValueError, match=r"got other values for train\.init \(champion, here v1\)"):
-        trainer.train(tensors, "default", settings(init="v1"), runs_folder=tmp_path / "runs", run_id="a")
+        trainer.train(tensors, settings(init="v1"), runs_folder=tmp_path / "runs", run_id="a")
     for same in ("v1", "models/v1/model.pth", str(model)):
-        other = trainer.train(tensors, "default", settings(init=same), runs_folder=tmp_path / "runs")
+        other = trainer.train(tensors, settings(init=same), runs_folder=tmp_path / "runs")
         assert_same_model(run, other)
-    nothing = trainer.train(tensors, "default", settings(), runs_folder=tmp_path / "runs")
+    nothing = trainer.train(tensors, settings(), runs_folder=tmp_path / "runs")
     assert not (nothing / runs.INIT).exists()
     assert not torch.equal(weights(run)["mean"], weights(nothing)["mean"])
 
 
-@pytest.mark.usefixtures("small")
 def test_of_epochs_that_are_equally_good_the_last_is_kept(tensors: Path) -> None:
-    one = Trainer(Tensors(tensors), "default", settings(), ALONE)
+    one = Trainer(Tensors(tensors), settings(), ALONE)
     for _ in range(2):  # nothing is trained: both epochs are the same
         one.position.clips_done = 1
         assert one.end_epoch()[2]
@@ -431,28 +403,27 @@ def test_without_a_model_to_start_from_training_is_refused(
 ) -> None:
     (tmp_path / "noise.pth").write_bytes(b"noise")
     with pytest.raises(ValueError, match=message):
-        trainer.train(tensors, "default", settings(init=init), runs_folder=tmp_path / "runs")
+        trainer.train(tensors, settings(init=init), runs_folder=tmp_path / "runs")
 
 
 def test_model_of_other_features_or_shape_is_refused_with_the_names_and_the_preset(tmp_path: Path) -> None:
-    baseline = publish(tmp_path, "v1", seed=5, model=PRESETS["baseline"].model, preset="baseline")
+    baseline = publish(tmp_path, "v1", seed=5, model=RECIPES["baseline"].model, preset="baseline")
     with pytest.raises(ValueError, match=r"n_fft \(400, here 512\).*; give --preset baseline$"):
-        start.read_start(baseline, "default")
+        start.read_start(baseline, Recipe())
     small = publish(tmp_path, "v2", seed=5, model=SMALL)
     with pytest.raises(ValueError, match=r"with other feedforward \(64, here 512\), .*; train it again with"):
-        start.read_start(small, "default")
-    regular = dataclasses.replace(PRESETS["default"].model, dropout=0.3, drop_path=0.0)
-    assert start.read_start(publish(tmp_path, "v3", seed=5, model=regular), "default").words == ["up", "yes"]
+        start.read_start(small, Recipe())
+    regular = dataclasses.replace(RECIPES["default"].model, dropout=0.3, drop_path=0.0)
+    assert start.read_start(publish(tmp_path, "v3", seed=5, model=regular), Recipe()).words == ["up", "yes"]
 
 
-@pytest.mark.usefixtures("small")
 def test_copy_of_the_model_that_was_changed_since_is_refused(tensors: Path, tmp_path: Path) -> None:
     publish(tmp_path, "v1", seed=5, model=SMALL)
-    run = trainer.train(tensors, "default", settings(init="v1"), runs_folder=tmp_path / "runs", run_id="a")
+    run = trainer.train(tensors, settings(init="v1"), runs_folder=tmp_path / "runs", run_id="a")
     (run / files.MANIFEST).unlink()
     (run / runs.INIT).write_bytes((run / runs.INIT).read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"init\.pth must have the SHA-256 .* of config\.json.*start a new run"):
-        trainer.train(tensors, "default", settings(init="v1"), runs_folder=tmp_path / "runs", run_id="a")
+        trainer.train(tensors, settings(init="v1"), runs_folder=tmp_path / "runs", run_id="a")
 
 
 # Real processes.
@@ -477,15 +448,15 @@ def test_a_killed_run_goes_on_from_the_champion_of_its_beginning(tensors: Path, 
 
 def test_two_processes_start_from_one_model(tensors: Path, tmp_path: Path) -> None:
     publish(tmp_path, "v1", seed=5)
-    config = train_config(preset="default", epochs=1, batch_size=32, init="v1")
-    run = train(tensors, tmp_path / "runs", preset="default", config=config, processes_per_node=2)
+    recipe = make_recipe(epochs=1, batch_size=32, init="v1")
+    run = train(tensors, tmp_path / "runs", recipe=recipe, processes_per_node=2)
     assert bundle.load(run / runs.BEST).about["init"]["model"] == "v1"
     assert torch.equal(weights(run)["mean"], torch.full_like(weights(run)["mean"], -6.0))
 
 
 def test_two_processes_of_torchrun_train_one_model(tensors: Path, tmp_path: Path) -> None:
-    config = train_config(preset="default", epochs=1, batch_size=32)
-    run = train(tensors, tmp_path, preset="default", config=config, run_id="two", processes_per_node=2)
+    recipe = make_recipe(epochs=1, batch_size=32)
+    run = train(tensors, tmp_path, recipe=recipe, run_id="two", processes_per_node=2)
     assert files.read_json(run / files.MANIFEST)["epochs"] == 1
     assert run.name.endswith("-two")
     (row,) = [json.loads(line) for line in (run / runs.METRICS).read_text().splitlines()]
@@ -533,8 +504,10 @@ def test_a_signal_writes_a_checkpoint_and_exits_with_the_status_of_a_shell(
 
 
 def test_a_run_that_was_opened_says_by_itself_how_to_train(tensors: Path, tmp_path: Path) -> None:
-    config = train_config(preset="default", epochs=1, batch_size=32, learning_rate=1e-3, seed=7, debug=True)
-    folder = runs.open_run(tmp_path, "mine", runs.describe(tensors, "default", config))
-    assert runs.read_config(folder) == (tensors, "default", config)
+    recipe = make_recipe(
+        "streams", ["augment.gain_db=3"], epochs=1, batch_size=32, learning_rate=1e-3, seed=7, debug=True
+    )
+    folder = runs.open_run(tmp_path, "mine", runs.describe(tensors, recipe))
+    assert runs.read_config(folder) == (tensors, recipe)
     with pytest.raises(ValueError, match=r"run_folder must be a run folder, with its config\.json"):
         runs.read_config(tmp_path)

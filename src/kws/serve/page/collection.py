@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from kws import files
-from kws.config import BACKGROUND_NOISE, FeatureConfig, require
+from kws.config import BACKGROUND_NOISE
+from kws.recipe import FeatureConfig
+from kws.settings import require
 
 FEW_SPEAKERS = 10
 """Below this number of speakers, a split by speaker may leave a split without clips."""
