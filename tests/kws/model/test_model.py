@@ -121,7 +121,7 @@ def test_baseline_starts_from_the_weights_that_pytorch_draws() -> None:
 
 @pytest.mark.parametrize("positions", [False, True])
 def test_order_of_frames_counts_only_with_positions(positions: bool) -> None:
-    config = dataclasses.replace(SMALL, stem="none", width=128, positions=positions)
+    config = dataclasses.replace(SMALL, stem="none", frames_per_token=1, width=128, positions=positions)
     model = build(config).eval()
     features = torch.randn(4, 128, 81)
     shuffled = features[:, :, torch.randperm(81)]
@@ -180,7 +180,7 @@ def test_drop_path_keeps_the_mean() -> None:
 
 def test_frames_as_tokens_need_as_many_mel_bins_as_channels() -> None:
     with pytest.raises(ValueError, match=r"width must equal num_mels \(128\) if stem is none, got 64"):
-        build(ModelConfig(stem="none", width=64))
+        build(ModelConfig(stem="none", frames_per_token=1, width=64))
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])

@@ -107,7 +107,7 @@ def test_submitted_run_has_all_parameters_and_the_version_is_uploaded_once(
     runs.submit(cluster, PipelineConfig(), PLACEMENT)
     mine, _ = pipelines.kept["runs"]
     assert (mine["run_id"], mine["display_name"]) == (first, "mine")
-    assert mine["runtime_config"]["parameters"]["epochs"] == 7
+    assert mine["runtime_config"]["parameters"]["epochs"] == "7"
     assert mine["pipeline_version_reference"]["pipeline_version_id"] == "pipeline_version-0"
     assert {kind: len(pipelines.kept[kind]) for kind in ("pipelines", "versions", "experiments")} == {
         "pipelines": 1,
@@ -161,7 +161,7 @@ def test_schedule_replaces_the_one_of_its_name_and_is_deleted_by_it(
         runs.schedule(cluster, PipelineConfig(epochs=epochs), PLACEMENT, cron="0 3 * * 1")
     (kept,) = pipelines.kept["recurringruns"]
     assert kept["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * 1"
-    assert kept["runtime_config"]["parameters"]["epochs"] == 5
+    assert kept["runtime_config"]["parameters"]["epochs"] == "5"
     assert (kept["no_catchup"], int(kept["max_concurrency"])) == (True, 1)
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "schedule speech" in line] == [
         "made schedule speech-commands",
