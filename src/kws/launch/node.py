@@ -16,8 +16,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from kws.heartbeat import LEASE, Watch
 from kws.launch.job import HOPELESS_STATUS, ORPHANED_STATUS, job_name
-from kws.launch.lease import LeaseWatch
 from kws.launch.output import LOGS, Output
 from kws.launch.torchrun import ErrorWatch, describe, recorded_error, run_group
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("torchrun", nargs="+", metavar="ARGUMENT", help="arguments of torchrun")
     options = parser.parse_args(argv)
-    watch = LeaseWatch(options.run, options.lease) if options.lease else None
+    watch = Watch(options.run / LEASE, options.lease) if options.lease else None
     orphaned = f"no step has waited for this job for {options.lease:.0f} s: it ends; a retry of the step will resume it"
     if watch is not None and watch.has_ended():
         print(orphaned, file=sys.stderr)

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kws.files import write_json
+from kws.heartbeat import LEASE, Heartbeat
 from kws.launch import settings
 from kws.launch.job import LaunchError, Training
 from kws.launch.job_status import (
@@ -31,7 +32,6 @@ from kws.launch.job_status import (
     waiting_reason,
 )
 from kws.launch.kubernetes_api import PATIENCE_SECONDS, explain, is_held_by_quota, is_of_api, reason, retry, say
-from kws.launch.lease import LeaseKeeper
 from kws.launch.logs import LogFollower
 from kws.launch.output import LOGS
 from kws.launch.pod_template import save_manifest, step_pod, to_manifest
@@ -92,7 +92,7 @@ class ClusterLauncher:
         outcome are on the volume. On SIGTERM or SIGINT deletes the job, whose pods then write a checkpoint; but leaves
         it to the next attempt if the run goes on, as when the pod of this step is deleted or its node drained.
         """
-        with _exit_on_sigterm(), LeaseKeeper(job.folder):
+        with _exit_on_sigterm(), Heartbeat(job.folder / LEASE):
             self.owner = self._owner()
             manifest = self.kind.build(job, self.config, self.owner)
             if manifest_path is not None:

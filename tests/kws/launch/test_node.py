@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from kws.launch import lease, output
+from kws.heartbeat import LEASE, Heartbeat
+from kws.launch import output
 from kws.launch.job import HOPELESS_STATUS, ORPHANED_STATUS
-from kws.launch.lease import LeaseKeeper, LeaseWatch
 from kws.launch.node import log_file, warn_of_clock
 from kws.launch.output import Output
 
@@ -113,7 +113,7 @@ def test_an_error_that_a_retry_cannot_fix_ends_the_pod_at_once_with_its_own_stat
 
 
 def test_a_pod_whose_lease_ends_stops_and_does_not_start_again_until_it_is_renewed(run: Path) -> None:
-    (run / lease.LEASE).write_text("of a step that was killed")
+    (run / LEASE).write_text("of a step that was killed")
     status, shown = ended(start(run, "wait", "--lease=1"))
     assert status == ORPHANED_STATUS
     assert "no step has waited for this job for 1 s" in shown
@@ -123,29 +123,10 @@ def test_a_pod_whose_lease_ends_stops_and_does_not_start_again_until_it_is_renew
     assert status == ORPHANED_STATUS
     assert time.monotonic() - begun < 60  # at once, though this lease is longer
 
-    with LeaseKeeper(run):
+    with Heartbeat(run / LEASE):
         status, shown = ended(start(run, "killed", "--lease=100"))
     assert (status, shown.splitlines()[-1]) == (0, "trained")
-    assert not (run / lease.LEASE).exists()
-    assert not (run / lease.ENDED).exists()
-
-
-def test_a_job_that_was_started_by_hand_has_no_lease(run: Path) -> None:
-    watch = LeaseWatch(run, 0)
-    time.sleep(0.01)
-    assert not watch.has_ended()
-
-
-def test_a_lease_that_is_renewed_does_not_end_and_the_volume_may_be_away_for_a_while(run: Path) -> None:
-    with LeaseKeeper(run, every=0.05):
-        watch = LeaseWatch(run, 1)
-        assert not watch.has_ended()
-        first = (run / lease.LEASE).read_text()
-        deadline = time.monotonic() + 20
-        while (run / lease.LEASE).read_text() == first:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        assert not watch.has_ended()
+    assert list(run.glob(f"{LEASE}*")) == []
 
 
 def test_told_to_stop_the_pod_ends_in_order(run: Path) -> None:
