@@ -41,9 +41,6 @@ CONTENT = {
 }
 """The entries of a `.pth` besides its format."""
 
-FORMER = {"conv_kernel": "0"}
-"""Model settings of earlier versions that have been removed, with the only value, as text, that is still supported."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Recognizer:
@@ -146,8 +143,7 @@ def _recognizer(content: Mapping[str, Any], device: torch.device | str) -> Recog
     words, weights, temperature = content["words"], content["weights"], float(content["temperature"])
     require_words(words)
     require(math.isfinite(temperature) and temperature > 0, "temperature", "be positive", temperature)
-    settings = {name: value for name, value in content["model"].items() if FORMER.get(name) != str(value)}
-    features, config = from_dict(FeatureConfig, content["features"]), from_dict(ModelConfig, settings)
+    features, config = from_dict(FeatureConfig, content["features"]), from_dict(ModelConfig, content["model"])
     require(config.num_layers <= len(weights), "num_layers", "match the weights", config.num_layers)
     try:
         with torch.device("meta"):  # only the shapes, without allocating memory

@@ -56,19 +56,8 @@ class OnnxRecognizer:
         (probabilities,) = self.session.run(None, {"waveforms": waveforms})
         return np.asarray(probabilities)
 
-    @property
-    def takes_features(self) -> bool:
-        """Whether the file has the second input, which exports of earlier releases lack."""
-        return any(value.name == "features" for value in self.session.get_overridable_initializers())
-
     def hear_features(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Converts mel spectrograms, float32 [clips, num_mels, num_frames], to probabilities [clips, words].
-
-        Raises:
-            ValueError: the file was exported by an earlier release, without this input.
-        """
-        if not self.takes_features:
-            raise ValueError("model must be an .onnx file that takes features, got an older one; export it again")
+        """Converts mel spectrograms, float32 [clips, num_mels, num_frames], to probabilities [clips, words]."""
         none = np.empty((0, self.features.num_samples), np.float32)
         (probabilities,) = self.session.run(None, {"waveforms": none, "features": features})
         return np.asarray(probabilities)
@@ -124,6 +113,8 @@ def _recognizer(session: "InferenceSession", metadata: Mapping[str, str]) -> Onn
     shapes = [(node.name, node.type, node.shape[1:]) for node in session.get_inputs()]
     expected = ("waveforms", "tensor(float)", [recognizer.features.num_samples])
     require(shapes == [expected], "inputs", f"be {expected[0]} of {expected[2][0]} samples", shapes)
+    optional = [node.name for node in session.get_overridable_initializers()]
+    require("features" in optional, "optional inputs", "have features", optional)
     # A clip of noise involves nearly every weight: a NaN among them shows in the output.
     noise = np.random.default_rng(0).standard_normal((1, recognizer.features.num_samples), dtype=np.float32)
     try:
