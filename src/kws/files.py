@@ -5,7 +5,6 @@ name, its manifest.json last, and renamed: a folder with a manifest.json is comp
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -15,7 +14,6 @@ import os
 import re
 import secrets
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,9 +22,6 @@ from typing import IO, Any
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-
-BEAT_SECONDS = 10.0
-"""Seconds between two heartbeats of a process that holds a lock by name."""
 
 
 @contextlib.contextmanager
@@ -45,7 +40,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _rename(temporary, path)
+        os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -53,46 +48,6 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
     sync_folder(path.parent)
-
-
-NO_RENAME = (errno.EEXIST, errno.EMFILE, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What mounts of object stores answer that cannot rename over a file, or cannot rename a folder."""
-
-
-def _rename(old: Path, new: Path) -> None:
-    """Renames a file, over an earlier one, or a folder.
-
-    Raises:
-        OSError: the volume cannot; the message says so.
-    """
-    try:
-        os.replace(old, new)
-    except OSError as error:
-        if error.errno not in NO_RENAME:
-            raise
-        remedy = "the volume must be able to rename files over others, and folders; use a disk or NFS"
-        raise OSError(error.errno, f"{error.strerror}: {remedy}", str(new)) from error
-
-
-NO_HARD_LINKS = (errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What a volume without hard links answers, such as a mount of an object store, or to one too many of them."""
-
-
-def rename_new(path: Path, name: Path) -> None:
-    """Renames a file to a name that is free.
-
-    Raises:
-        FileExistsError: the name is taken; nothing has changed.
-    """
-    try:
-        os.link(path, name)
-    except OSError as error:
-        if error.errno not in NO_HARD_LINKS:
-            raise
-        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # takes the name
-        os.replace(path, name)
-    else:
-        path.unlink()
 
 
 def delete_unfinished(*folders: Path) -> None:
@@ -116,7 +71,7 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: the file is not JSON; the message names it.
     """
-    return parse_json(read_bytes(path), str(path))
+    return parse_json(path.read_bytes(), str(path))
 
 
 def parse_json(text: bytes, name: str) -> Any:
@@ -137,18 +92,7 @@ def parse_json(text: bytes, name: str) -> Any:
 
 def read_object(path: Path, /, **fields: type) -> dict[str, Any]:
     """Reads a JSON object that must have some fields; see `parse_object`."""
-    return parse_object(read_bytes(path), str(path), **fields)
-
-
-def read_bytes(path: Path) -> bytes:
-    """Reads a small file; retries if another machine replaced it meanwhile, which NFS reports as a stale handle."""
-    for _ in range(2):
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            if error.errno != errno.ESTALE:
-                raise
-    return path.read_bytes()
+    return parse_object(path.read_bytes(), str(path), **fields)
 
 
 def parse_object(text: bytes, name: str, /, **fields: type) -> dict[str, Any]:
@@ -180,9 +124,6 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # mounts of object stores do not support it
-            raise
     finally:
         os.close(descriptor)
 
@@ -225,7 +166,7 @@ def build_folder(folder: Path, build: Callable[[Path], None]) -> bool:
             build(staging)
             assert is_complete(staging), f"{staging} has no {MANIFEST}"
             os.sync()  # all files at once: an fsync for each of 4,000 recordings took 4 s, this 0.1 s
-            _rename(staging, folder)
+            staging.rename(folder)
             sync_folder(folder.parent)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -245,14 +186,13 @@ def lock(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hold(path: Path, seconds: float) -> Iterator[None]:
+def hold(path: Path, seconds: float, rule: str = "") -> Iterator[None]:
     """Holds a lock file for the block. The kernel releases the lock of a process that died.
-
-    On a volume without file locks (some mounts of NFS and of object stores) a second file beside it is the lock.
 
     Args:
         path: the lock file, which is never deleted.
         seconds: how long to wait for another process that holds it; a log line says so.
+        rule: what one process at a time must do, as the error says it (default: "<path> must be held").
 
     Raises:
         Busy: the other process still held it after that.
@@ -265,15 +205,18 @@ def hold(path: Path, seconds: float) -> Iterator[None]:
         except FileNotFoundError:  # it may not be made here
             raise error from None
     try:
-        try:
-            _wait(lambda: _flock(descriptor), path, seconds)
-            by_name: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-                raise
-            by_name = _hold_by_name(path.with_name(f"{path.name}-held"), seconds)
-        with by_name:
-            yield
+        end = time.monotonic() + seconds
+        pause, said = 0.01, False
+        while not _flock(descriptor):
+            if time.monotonic() >= end:
+                rule = rule or f"{path} must be held"
+                raise Busy(f"{rule} by one process at a time, got a second; wait until the first has ended")
+            if pause >= 0.5 and not said:
+                log.info("waiting for another process, which holds %s", path)
+                said = True
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)
+        yield
     finally:
         os.close(descriptor)
 
@@ -284,84 +227,6 @@ def _flock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _wait(take: Callable[[], bool], path: Path, seconds: float) -> None:
-    """Calls `take`, with back-off, until it returns true.
-
-    Raises:
-        Busy: it did not within `seconds`.
-    """
-    end = time.monotonic() + seconds
-    pause, said = 0.01, False
-    while not take():
-        if time.monotonic() >= end:
-            raise Busy(f"{path} must be held by one process at a time, got a second; wait until the first has ended")
-        if pause >= 0.5 and not said:
-            log.info("waiting for another process, which holds %s", path)
-            said = True
-        time.sleep(pause)
-        pause = min(2 * pause, 0.5)
-
-
-@contextlib.contextmanager
-def _hold_by_name(path: Path, seconds: float) -> Iterator[None]:
-    """Holds a lock by creating a file, which only one process can do, and writing heartbeats to it.
-
-    Others recognize a dead holder by content that no longer changes, not by clocks, which differ between machines.
-    """
-    me = f"{os.uname().nodename} {os.getpid()} {secrets.token_hex(4)}"
-    seen, since = b"", time.monotonic()
-
-    def take() -> bool:
-        nonlocal seen, since
-        with contextlib.suppress(FileExistsError):
-            with open(path, "xb") as file:
-                file.write(me.encode())
-            return True
-        with contextlib.suppress(FileNotFoundError):
-            content = read_bytes(path)
-            if content != seen:
-                seen, since = content, time.monotonic()
-            elif time.monotonic() - since > 3 * BEAT_SECONDS:
-                gone = path.with_name(f"{path.name}-{secrets.token_hex(4)}")
-                os.rename(path, gone)  # succeeds in only one of the waiting processes
-                if read_bytes(gone) != seen:  # another process was faster, and this is already its lock
-                    with contextlib.suppress(FileExistsError):
-                        rename_new(gone, path)
-                gone.unlink(missing_ok=True)
-        return False
-
-    def is_mine() -> bool:
-        """Tells whether the lock was not taken over, as from a process that was suspended."""
-        try:
-            return read_bytes(path).startswith(me.encode())
-        except FileNotFoundError:
-            return False
-
-    _wait(take, path, seconds)
-    done = threading.Event()
-
-    def beat() -> None:
-        beats = 0
-        while True:
-            with contextlib.suppress(OSError):
-                if is_mine():
-                    with path.open("r+b") as file:  # in place, so that a full disk does not matter
-                        file.write(f"{me} {beats:09}".encode())
-            beats += 1
-            if done.wait(BEAT_SECONDS):
-                return
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        if is_mine():
-            path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

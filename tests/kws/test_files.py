@@ -1,8 +1,6 @@
-import errno
 import hashlib
 import os
 import resource
-import select
 import signal
 import subprocess
 import sys
@@ -181,82 +179,6 @@ def test_lock_of_a_process_that_died_is_free(tmp_path: Path) -> None:
     assert time.monotonic() - start < 10
     waiting.kill()
     waiting.communicate()
-
-
-WITHOUT_FLOCK = """
-    import errno, fcntl, os, sys, time
-    from pathlib import Path
-    from kws import files
-    def flock(descriptor, operation):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-    def link(old, new):
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-    fcntl.flock, os.link = flock, link  # as a mount without locks and hard links does
-    files.BEAT_SECONDS = 0.2
-    with files.lock(Path(sys.argv[1])):
-        print("locked", flush=True)
-        time.sleep(float(sys.argv[2]))
-    """
-
-
-def test_volume_without_locks_has_one_holder_at_a_time_and_that_of_a_dead_process_is_free(tmp_path: Path) -> None:
-    first = spawn(WITHOUT_FLOCK, tmp_path / "thing", 60)
-    wait_for_line(first, "locked")
-    others = [spawn(WITHOUT_FLOCK, tmp_path / "thing", 0.5) for _ in range(2)]
-    time.sleep(2)  # longer than three beats: the first one lives, and says so
-    assert [process.poll() for process in others] == [None, None]
-    assert not select.select([process.stdout for process in others], [], [], 0)[0]
-    first.kill()
-    first.communicate()
-    for process in others:
-        assert process.communicate(timeout=60)[0] == "locked\n"
-    assert [path.name for path in tmp_path.iterdir()] == [".thing.lock"]
-
-
-def test_process_that_was_suspended_for_long_leaves_the_lock_of_another_alone(tmp_path: Path) -> None:
-    first = spawn(WITHOUT_FLOCK, tmp_path / "thing", 2)
-    wait_for_line(first, "locked")
-    first.send_signal(signal.SIGSTOP)
-    second = spawn(WITHOUT_FLOCK, tmp_path / "thing", 60)
-    wait_for_line(second, "locked")
-    first.send_signal(signal.SIGCONT)
-    assert first.wait(30) == 0
-    held = tmp_path / ".thing.lock-held"
-    assert f" {second.pid} " in held.read_text()
-    second.kill()
-    second.communicate()
-
-
-@pytest.mark.parametrize("links", [True, False])
-def test_file_is_renamed_to_a_new_name_and_never_over_another(
-    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-
-    if not links:
-        monkeypatch.setattr(os, "link", refuse)
-    for content in ("one", "two"):
-        (tmp_path / "new").write_text(content)
-        if content == "one":
-            files.rename_new(tmp_path / "new", tmp_path / "name")
-        else:
-            with pytest.raises(FileExistsError):
-                files.rename_new(tmp_path / "new", tmp_path / "name")
-    assert (tmp_path / "name").read_text() == "one"
-    assert names(tmp_path) == ["name", "new"]
-
-
-def test_volume_that_cannot_rename_over_a_file_is_said_to_be_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-
-    monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OSError, match=r"the volume must be able to rename files over others.*value.json"):
-        files.write_json(tmp_path / "value.json", {})
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_lock_in_a_folder_that_may_not_be_written_is_told_as_that() -> None:

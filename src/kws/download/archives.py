@@ -10,7 +10,6 @@ import contextlib
 import errno
 import gzip
 import lzma
-import os
 import shutil
 import stat
 import struct
@@ -206,7 +205,7 @@ class _Writer:
                 raise EOFError(f"{printable(name)} ends {left} bytes before its end")
 
     def link(self, name: str, target_name: str) -> None:
-        """Makes a hard link to another file of the archive."""
+        """Writes a hard link to another file of the archive as a copy of it."""
         path, target = self.place(name), self.place(target_name)
         if path is None:
             return
@@ -215,13 +214,8 @@ class _Writer:
             return
         with self._may_fail(name):
             self._make_room(path)
-            try:
-                os.link(target, path)
-            except OSError as error:
-                if error.errno not in files.NO_HARD_LINKS:
-                    raise
-                self.claim(target.stat().st_size)
-                shutil.copyfile(target, path)
+            self.claim(target.stat().st_size)
+            shutil.copyfile(target, path)
 
     def _make_room(self, path: Path) -> None:
         """Makes the folder of a file, and deletes an earlier member of the same name."""

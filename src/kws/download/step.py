@@ -23,6 +23,7 @@ from kws.download.recordings import Listing, content_digest, list_recordings, li
 from kws.download.transfer import Remote, decoded, discard, fetch, look
 from kws.progress import progress
 from kws.settings import require
+from kws.volume import require_volume
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ def download(source: str, sha256: str, data_root: Path) -> Path:
         ConnectionError: the server cannot be reached or keeps breaking off; what was received is kept for the next
             start.
     """
+    require_volume(data_root)
     try:
         return _download(source, sha256, data_root)
     except OSError as error:

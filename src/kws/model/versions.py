@@ -20,6 +20,7 @@ from typing import Any
 from kws import files
 from kws.model.detector import THRESHOLDS
 from kws.settings import require
+from kws.volume import require_volume
 
 MODELS = "models"
 CHAMPION = "champion.json"
@@ -65,7 +66,7 @@ def champion_record(data_root: Path) -> dict[str, Any] | None:
     """
     path = data_root / MODELS / CHAMPION
     try:
-        return parse_champion(files.read_bytes(path), str(path))
+        return parse_champion(path.read_bytes(), str(path))
     except FileNotFoundError:
         return None
 
@@ -139,7 +140,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / files.MANIFEST
     try:
-        return parse_manifest(files.read_bytes(path), str(path))
+        return parse_manifest(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise ValueError(f"version {folder.name} must be complete, got no {files.MANIFEST} in {folder}") from None
 
@@ -225,6 +226,7 @@ def rollback(data_root: Path, version: str = "", *, by: str = "", reason: str = 
     Raises:
         ValueError: the version does not exist or is damaged; the champion stays as it was.
     """
+    require_volume(data_root)
     with files.lock(data_root / MODELS / CHAMPION):
         try:
             record = champion_record(data_root)

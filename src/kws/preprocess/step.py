@@ -29,6 +29,7 @@ from kws.processes import children_ignore_ctrl_c, end_with_parent
 from kws.progress import progress
 from kws.recipe import FeatureConfig, Recipe
 from kws.settings import require
+from kws.volume import require_volume
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ def preprocess(
     """
     features, split = recipe.features, recipe.split
     require(0 <= max_bad_fraction <= 1, "max_bad_fraction", "be between 0 and 1", max_bad_fraction)
+    require_volume(data_root)
     listing = list_recordings(recordings)
     listing.report()
     chosen = _find_words(listing, words)

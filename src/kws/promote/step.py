@@ -16,6 +16,7 @@ from kws.preprocess.tensors import Tensors
 from kws.promote import registry
 from kws.promote.publish import Version, fill
 from kws.settings import require
+from kws.volume import require_volume
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def promote(
         ValueError: an input file is damaged, or the exported model differs from the trained one.
     """
     require(0 <= min_accuracy <= 1, "min_accuracy", "be between 0 and 1", min_accuracy)
+    require_volume(data_root)
     memory.warn_if_scarce("promote")
     recognizer = pth.load(model)
     accuracy: float = files.read_object(evaluation, accuracy=float)["accuracy"]

@@ -19,7 +19,6 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from kws.config import PipelineConfig
 from kws.model import versions
 from kws.recipe import FeatureConfig, Recipe, make_recipe
 from kws.settings import add_flag, from_dict, require
+from kws.volume import require_volume
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def find_unfinished(runs: Path, config: dict[str, Any]) -> Path | None:
                 log.warning("%s cannot be resumed: %s", folder.name, error)
                 continue
             if not differences(other, config):
-                with contextlib.suppress(ValueError), files.hold(folder / STARTER, 0), owned(folder):
+                with contextlib.suppress(files.Busy), files.hold(folder / STARTER, 0), owned(folder):
                     return folder
     return None
 
@@ -167,18 +167,14 @@ def open_run(runs: Path, run_id: str, config: dict[str, Any], stack: contextlib.
             another process started it and has not ended.
     """
     require(re.fullmatch(r"[\w.-]*", run_id) is not None, "run_id", "have only letters, digits, _, . and -", run_id)
+    require_volume(runs)
     with files.lock(runs / "runs"):
         folder = find_run(runs, run_id) if run_id else find_unfinished(runs, config)
         if folder is None:
             folder = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{run_id or uuid.uuid4().hex[:8]}"
         claim(folder, config)
         if stack is not None and not files.is_complete(folder):
-            try:
-                stack.enter_context(files.hold(folder / STARTER, LEAVING_SECONDS))
-            except files.Busy as error:
-                raise ValueError(
-                    f"{folder} must be started by one process at a time, got a second; wait until the first has ended"
-                ) from error
+            stack.enter_context(files.hold(folder / STARTER, LEAVING_SECONDS, f"{folder} must be started"))
     return folder
 
 
@@ -225,19 +221,12 @@ def init_of(folder: Path) -> dict[str, str] | None:
     return {"model": record["model"], "sha256": record["sha256"]}
 
 
-@contextlib.contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Locks a run as being trained by this process, for the block.
+def owned(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Locks a run as being trained by this process, for a block.
 
     Waits up to LEAVING_SECONDS for processes of a run that was just stopped, which may still be writing a checkpoint.
 
     Raises:
-        ValueError: another process still trains the run after that.
+        Busy: another process still trains the run after that.
     """
-    try:
-        with files.hold(folder / ".owner", LEAVING_SECONDS):
-            yield
-    except files.Busy as error:
-        raise ValueError(
-            f"{folder} must be trained by one process at a time, got a second; wait until the first has ended"
-        ) from error
+    return files.hold(folder / ".owner", LEAVING_SECONDS, f"{folder} must be trained")

@@ -1,9 +1,7 @@
 """What is published: the files of a version, the record of champions, and rollback."""
 
 import dataclasses
-import errno
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -181,21 +179,6 @@ def test_intervals_hold_at_the_ends() -> None:
 
 
 # Going back
-
-
-def test_champion_that_another_machine_replaced_while_it_was_read_is_read_again(
-    data_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read, failures = Path.read_bytes, [OSError(errno.ESTALE, os.strerror(errno.ESTALE))]
-
-    def read_bytes(path: Path) -> bytes:
-        if failures:
-            raise failures.pop()
-        return read(path)
-
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)  # as NFS does
-    assert versions.champion(data_root) == "three"
-    assert not failures
 
 
 def test_rollback_makes_the_champion_before_champion_and_records_who_and_why(data_root: Path) -> None:

@@ -5,7 +5,6 @@ of the room without speech are in <folder>/_background_noise_. The folder can be
 """
 
 import io
-import os
 import re
 import shlex
 import wave
@@ -78,20 +77,13 @@ class Collection:
         rule = f"hold fewer than {MOST_CLIPS} recordings (delete some, or start the server with another --collect)"
         total = sum(self.counts().values())
         require(total < MOST_CLIPS, "the folder", rule, total)
-        place = self.folder / word
-        place.mkdir(exist_ok=True)
-        partial = place / f".{speaker}.{os.getpid()}.{os.urandom(4).hex()}.partial"
-        partial.write_bytes(content)
-        try:
+        with files.lock(self.folder / word):  # several servers may have the folder
             for number in range(MOST_CLIPS):
-                path = place / f"{speaker}_nohash_{number}.wav"
-                try:
-                    files.rename_new(partial, path)
-                except FileExistsError:
-                    continue
-                return f"{word}/{path.name}"
-        finally:
-            partial.unlink(missing_ok=True)
+                path = self.folder / word / f"{speaker}_nohash_{number}.wav"
+                if not path.exists():
+                    with files.atomic_write(path) as file:
+                        file.write(content)
+                    return f"{word}/{path.name}"
         raise ValueError(f"speaker must have fewer recordings of {word}, got {MOST_CLIPS}")
 
     def path(self, word: str, name: str) -> Path:
