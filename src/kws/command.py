@@ -11,42 +11,33 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 
-class Unfailing(io.TextIOBase):
+class _Unfailing:
     """A text stream that ignores write errors, so that a closed pipe or a full disk behind it does not end the work."""
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
         """Writes text if possible."""
-        if self.stream is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self.stream.write(text)
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         """Flushes the stream if possible."""
-        if self.stream is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self.stream.flush()
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.flush()
 
-    def isatty(self) -> bool:
-        """Tells whether the stream is a terminal."""
-        return self.stream is not None and self.stream.isatty()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
-    def fileno(self) -> int:
-        """Returns the file descriptor, which child processes inherit."""
-        if self.stream is None:
-            raise io.UnsupportedOperation("fileno")
-        return self.stream.fileno()
 
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """Returns the encoding of the stream."""
-        return getattr(self.stream, "encoding", None) or "utf-8"
+def unfailing(stream: TextIO | None) -> TextIO:
+    """Returns a stream that writes to another, which the parent process may have closed, as far as that works."""
+    return cast(TextIO, _Unfailing(stream or io.StringIO()))
 
 
 class CommandFailed(Exception):
@@ -71,49 +62,58 @@ def as_command() -> Iterator[None]:
     settle_streams()
     quiet_threads()
     before = sys.stdout, sys.stderr
-    sys.stderr = Unfailing(sys.stderr)
-    sys.stdout = sys.stdout or io.StringIO()  # the parent process may have closed it
+    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), unfailing(sys.stderr)
+    status = 0
     try:
         try:
             yield
         finally:
             sys.stdout.flush()  # now, while a full disk can still be reported
-    except CommandFailed as error:
-        status = _end(1, str(error))
-    except KeyboardInterrupt:
-        status = _end(130, "")
-    except BrokenPipeError:
-        status = CLOSED_PIPE
-    except SystemExit as end:
-        if not isinstance(end.__context__, BrokenPipeError):
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        ending = _ending(error)
+        if ending is None:
             raise
-        status = CLOSED_PIPE  # rich ends the program with status 1
-    except MemoryError:
-        status = _end(2, f"this takes more memory than there is: {ENOUGH_MEMORY}")
-    except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        status = _end(2, f"{error}{'; free some space and start again: what is done is kept' if is_full else ''}")
-    except UnicodeEncodeError as error:
-        status = _end(
-            2,
-            f"names and texts must be UTF-8, got {error.object[:200]!a}: rename it, or use a UTF-8 locale "
-            "(LC_ALL=C.UTF-8, without PYTHONUTF8=0)",
-        )
-    except (ValueError, FloatingPointError) as error:
-        status = _end(2, str(error))
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
-            raise
-        status = _end(2, f"this takes more memory than there is: {ENOUGH_MEMORY}")
-    else:
-        return
+        status, message = ending
+        if message:
+            print(message, file=sys.stderr)
     finally:
         sys.stderr.flush()
-        _forget_unwritten(sys.stdout)
-        if before[1] is not None:
-            _forget_unwritten(before[1])
+        for stream in (sys.stdout, before[1]):
+            _forget_unwritten(stream)
         sys.stdout, sys.stderr = before
-    sys.exit(status)
+    if status:
+        sys.exit(status)
+
+
+def _ending(error: BaseException) -> tuple[int, str] | None:
+    """Returns the exit status and the line for an error, or None for one that is ours."""
+    match error:
+        case CommandFailed():
+            return 1, f"error: {error}"
+        case KeyboardInterrupt():
+            return 130, STOPPED
+        case BrokenPipeError():
+            return CLOSED_PIPE, ""
+        case SystemExit():  # rich ends the program with status 1
+            return (CLOSED_PIPE, "") if isinstance(error.__context__, BrokenPipeError) else None
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return 2, f"error: {error}; free some space and start again: what is done is kept"
+        case UnicodeEncodeError():
+            return 2, (
+                f"error: names and texts must be UTF-8, got {error.object[:200]!a}: rename it, or use a UTF-8 locale "
+                "(LC_ALL=C.UTF-8, without PYTHONUTF8=0)"
+            )
+        case OSError() | ValueError() | FloatingPointError():
+            return 2, f"error: {error}"
+        case MemoryError() | RuntimeError() if _is_of_memory(error):
+            return 2, f"error: this takes more memory than there is: {ENOUGH_MEMORY}"
+    return None
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or any(
+        said in str(error) for said in ("can't allocate memory", "out of memory")
+    )
 
 
 ENOUGH_MEMORY = "use a smaller --batch-size, fewer processes or a larger memory limit"
@@ -122,16 +122,11 @@ ENOUGH_MEMORY = "use a smaller --batch-size, fewer processes or a larger memory 
 STOPPED = "stopped; run the same command again to resume"
 
 
-def _end(status: int, message: str) -> int:
-    line = f"error: {message}" if message else STOPPED
-    print(line, file=sys.stderr)
-    return status
-
-
-def _forget_unwritten(stream: TextIO) -> None:
+def _forget_unwritten(stream: TextIO | None) -> None:
     """Keeps Python from reporting at exit what it could not write."""
     try:
-        stream.flush()
+        if stream is not None:
+            stream.flush()
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

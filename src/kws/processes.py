@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 _LIBC = ctypes.CDLL(None)  # opened at import, as this takes a lock that a forked child might inherit locked
 _PR_SET_PDEATHSIG = 1
@@ -29,21 +30,12 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-@contextlib.contextmanager
-def children_ignore_ctrl_c() -> Iterator[None]:
+def children_ignore_ctrl_c() -> contextlib.AbstractContextManager[None]:
     """Makes processes that are started in the block ignore Ctrl-C, which reaches all processes of a terminal.
 
-    Otherwise each prints a traceback, even while it imports its modules. Their parent must end them. Does nothing
-    outside the main thread, where Python forbids it.
+    Otherwise each prints a traceback, even while it imports its modules. Their parent must end them.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return handle_signals(signal.SIG_IGN, signal.SIGINT)
 
 
 def keep_freed_memory() -> None:
@@ -52,13 +44,10 @@ def keep_freed_memory() -> None:
     Every training step allocates and frees the same tens of megabytes. Returning them each time costs 3,500 page faults
     per step, a fifth of its time on the CPU. Does nothing with other C libraries.
     """
-    if sys.platform != "linux":
-        return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
+    if hasattr(_LIBC, "mallopt"):
         trim_threshold, mmap_threshold = -1, -3  # constants of malloc.h
-        library.mallopt(mmap_threshold, 32 << 20)  # the largest value that glibc accepts
-        library.mallopt(trim_threshold, 1 << 30)
+        _LIBC.mallopt(mmap_threshold, 32 << 20)  # the largest value that glibc accepts
+        _LIBC.mallopt(trim_threshold, 1 << 30)
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -77,14 +66,24 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 @contextlib.contextmanager
-def handle_signals(handler: "signal._HANDLER") -> Iterator[None]:
-    """Handles SIGTERM and SIGINT in the block; does nothing outside the main thread, where Python forbids it."""
+def handle_signals(handler: "signal._HANDLER", *signals: signal.Signals) -> Iterator[None]:
+    """Handles signals in the block; does nothing outside the main thread, where Python forbids it.
+
+    Args:
+        handler: as for `signal.signal`.
+        signals: the signals (default: SIGTERM and SIGINT).
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {signum: signal.signal(signum, handler) for signum in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, handler) for number in signals or (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        for signum, previous in before.items():
-            signal.signal(signum, previous)
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def children() -> list[int]:
+    """Returns the ids of the child processes of this process, as far as the system tells: only Linux does."""
+    return [int(one) for path in Path("/proc/self/task").glob("*/children") for one in path.read_text().split()]

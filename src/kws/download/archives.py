@@ -12,10 +12,8 @@ import gzip
 import lzma
 import shutil
 import stat
-import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,23 +43,6 @@ HEADER = 1 << 22
 """Largest size in bytes of the headers of one tar member, which include long names and the map of a sparse file."""
 
 CHUNK = 1 << 18
-
-
-_DAMAGE = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    EOFError,
-    OSError,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    ValueError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
-)
-"""Exceptions that the archive readers raise for damaged files."""
 
 
 class ArchiveError(ValueError):
@@ -111,7 +92,7 @@ def unpack(archive: Path, folder: Path, source: str, name: str) -> Skipped:
                 _unpack_tar(file, writer, bar)
         except ArchiveError:
             raise
-        except _DAMAGE as error:
+        except Exception as error:  # the readers raise nearly every kind for some damage
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise  # an error of the disk; a damaged archive causes at most EINVAL, by a seek to a negative offset
             raise ArchiveError(
@@ -231,7 +212,7 @@ class _Writer:
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
             self.skipped.add(name, "its name is that of a folder, or its folder that of a file")
         except OSError as error:
-            if error.errno not in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EMLINK):
+            if error.errno not in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
                 raise
             self.skipped.add(name, f"its name cannot be written ({error.strerror})")
 

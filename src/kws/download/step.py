@@ -7,7 +7,6 @@ The resulting folder has a subfolder for each word. `torchaudio.datasets.SPEECHC
 import dataclasses
 import errno
 import hashlib
-import http.client
 import logging
 import re
 import shutil
@@ -224,7 +223,7 @@ def _fetched_before(url: str, data_root: Path) -> Path | None:
             continue
         try:
             now = look(url)
-        except (OSError, ValueError, http.client.HTTPException) as error:
+        except (ConnectionError, ValueError) as error:
             log.warning("cannot check %s for changes (%s): using %s as it is", url, printable(str(error)), folder)
             return folder
         if before.same(now):

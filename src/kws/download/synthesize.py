@@ -29,53 +29,13 @@ from kws.settings import require
 log = logging.getLogger(__name__)
 
 ACCENTS = ("en", "en-us", "en-us-nyc", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
-# The variants of espeak-ng that sound like people: no whisper, croak, robot or monster.
-VARIANTS = (
-    "Alex",
-    "Andrea",
-    "Andy",
-    "Annie",
-    "Denis",
-    "Gene",
-    "Lee",
-    "Mario",
-    "Michael",
-    "Mike",
-    "adam",
-    "belinda",
-    "benjamin",
-    "boris",
-    "david",
-    "ed",
-    "edward",
-    "f1",
-    "f2",
-    "f3",
-    "f4",
-    "f5",
-    "grandma",
-    "grandpa",
-    "john",
-    "linda",
-    "m1",
-    "m2",
-    "m3",
-    "m4",
-    "m5",
-    "m6",
-    "m7",
-    "max",
-    "michel",
-    "norbert",
-    "paul",
-    "pedro",
-    "quincy",
-    "rob",
-    "robert",
-    "sandro",
-    "travis",
-    "victor",
+_PEOPLE = (
+    "Alex Andrea Andy Annie Denis Gene Lee Mario Michael Mike adam belinda benjamin boris david ed edward f1 f2 "
+    "f3 f4 f5 grandma grandpa john linda m1 m2 m3 m4 m5 m6 m7 max michel norbert paul pedro quincy rob robert "
+    "sandro travis victor"
 )
+VARIANTS = _PEOPLE.split()
+"""The variants of espeak-ng that sound like people: no whisper, croak, robot or monster."""
 PITCHES = (30, 40, 50, 60, 70)
 """Pitches on espeak-ng's scale of 0 to 99, where 50 is the variant's own pitch."""
 

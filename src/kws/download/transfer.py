@@ -2,12 +2,15 @@
 
 import contextlib
 import dataclasses
+import email.message
 import email.utils
 import gzip
 import http.client
+import io
 import json
 import logging
 import re
+import socket
 import ssl
 import time
 import urllib.error
@@ -17,26 +20,23 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from kws import files
-from kws.download.archives import ALWAYS, COMPRESSIONS, EXTRACTED, RATIO, ZIP, decompress, require_space
-from kws.download.connections import Watch, opened
+from kws.download.archives import ALWAYS, CHUNK, COMPRESSIONS, EXTRACTED, RATIO, ZIP, decompress, require_space
 from kws.download.recordings import one_line
 from kws.progress import progress
 
 log = logging.getLogger(__name__)
 
 USER_AGENT = "kws-download/1 (Python urllib)"
-CHUNK = 1 << 18
-"""Largest number of bytes to read at a time."""
-
 TIMEOUT = 30.0
 """Seconds without a byte after which a connection counts as broken."""
 
 ANSWER_TIMEOUT = 120.0
 """Seconds within which the response headers must arrive, which a slow server may send byte by byte, and after them more
-data."""
+data. The timeout of a socket limits only the time between two bytes, so that a chunk's length of 65,536 zeros would
+take forever."""
 
 SLOWEST = 1000
 """Bytes per second, averaged over SLOW_FOR seconds, below which a connection has stalled."""
@@ -51,9 +51,6 @@ BACKOFF = 1.0
 
 LONGEST_WAIT = 300.0
 """Longest wait in seconds that is granted to a server's Retry-After."""
-
-CHANGES = 5
-"""How often a file may change on the server during the transfer before giving up."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +84,10 @@ class Remote:
     @classmethod
     def of_json(cls, value: object) -> "Remote | None":
         """Restores a value from its JSON, or returns None if it is not valid."""
-        kinds: dict[str, Any] = {"etag": str, "modified": str, "length": int, "encoding": str}
-        if not isinstance(value, Mapping) or not {"etag", "modified", "length"} <= set(value) <= set(kinds):
+        kinds = {"etag": str | None, "modified": str | None, "length": int | None, "encoding": str}
+        if not isinstance(value, Mapping) or value.keys() != kinds.keys():
             return None
-        known = {key: one for key, one in value.items() if one is not None}
-        return cls(**known) if all(isinstance(one, kinds[key]) for key, one in known.items()) else None
+        return cls(**value) if all(isinstance(value[name], kind) for name, kind in kinds.items()) else None
 
     @property
     def validator(self) -> str | None:
@@ -110,6 +106,19 @@ class Remote:
 
 class Stalled(ConnectionError):
     """Raised if a connection is open but too slow."""
+
+
+class Refused(ConnectionError):
+    """Raised if the server answers with an error."""
+
+    def __init__(self, error: urllib.error.HTTPError, url: str) -> None:
+        super().__init__(f"{error.code} {error.reason}")
+        self.status = error.code
+        self.wait = _retry_after(error.headers)
+        """Seconds to wait before the next try, as the server asks."""
+        # The target of a redirect may have expired: the next try gets a new one.
+        expired = error.filename != url and error.code in (400, 401, 403, 404, 410)
+        self.is_final = error.code < 500 and error.code not in (408, 425, 429) and not expired
 
 
 class _AskWhole(ConnectionError):
@@ -134,18 +143,16 @@ def look(url: str) -> Remote:
     """Requests the headers of a file without downloading it.
 
     Raises:
-        OSError: the server cannot be reached or answers with an error.
-        http.client.HTTPException: the response is not valid HTTP.
-        ValueError: the file has a content encoding other than gzip.
+        ConnectionError: the server cannot be reached or answers with an error.
+        ValueError: the address is not valid, or the file has a content encoding other than gzip.
     """
     try:
-        with _open(url, method="HEAD") as (response, _):
+        with _open(url, method="HEAD") as response:
             return Remote.of(response, _length(response))
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code not in (400, 403, 405, 501):
+    except Refused as error:
+        if error.status not in (400, 403, 405, 501):
             raise
-    with _open(url) as (response, _):  # for example an address signed for GET only
+    with _open(url) as response:  # for example an address signed for GET only
         return Remote.of(response, _length(response))
 
 
@@ -201,9 +208,6 @@ class _Transfer:
         """Whether the next request is for the whole file, which is then compared with the partial download."""
         self.most = self.size()
         """Largest size of the partial download so far; a larger one is progress."""
-        self.changes = 0
-        self.watch: Watch
-        """Watches the connection of the current try."""
 
     def size(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0
@@ -211,34 +215,21 @@ class _Transfer:
     def run(self) -> Remote:
         tries = 0
         while True:
-            asked_for = 0.0
             try:
                 return self.try_once()
-            except urllib.error.HTTPError as error:
-                asked_for = _retry_after(error)
-                # The target of a redirect may have expired: the next try gets a new one.
-                forwarded = error.filename != _quote(self.url) and error.code in (400, 401, 403, 404, 410)
-                if error.code < 500 and error.code not in (408, 425, 429) and not forwarded:
-                    said = f"{error.code} {_said(error.reason)} from {self.url}"
-                    raise ValueError(
-                        f"source must be the address of an archive, got {said}: check whether a browser opens it"
-                    ) from error
-                failure: Exception = error
-                error.close()
-            except (urllib.error.URLError, ConnectionError, http.client.HTTPException) as error:
-                reason = getattr(error, "reason", error)
-                if isinstance(error, http.client.InvalidURL):
-                    raise ValueError(f"source must be an http(s) address, got {self.url!r}: {error}") from error
-                if isinstance(reason, ssl.SSLCertVerificationError):
-                    raise ValueError(
-                        f"source must be on a server with a valid certificate, got {self.url}: {reason.verify_message}"
-                    ) from error
+            except ConnectionError as error:
                 failure = error
+            asked_for = failure.wait if isinstance(failure, Refused) else 0.0
+            if isinstance(failure, Refused) and failure.is_final:
+                raise ValueError(
+                    f"source must be the address of an archive, got {_said(failure)} from {self.url}: check whether a "
+                    "browser opens it"
+                ) from failure
             size = self.size()
             useful = size > self.most and not isinstance(failure, Stalled)
             self.most = max(size, self.most)
             tries = 1 if useful else tries + 1
-            if tries >= TRIES or self.changes >= CHANGES:
+            if tries >= TRIES:
                 raise ConnectionError(
                     f"{self.url} must be reachable and send the whole file, got {_said(failure)} in "
                     f"{TRIES} tries: check the network and start again; the {files.human_bytes(size)} received so far "
@@ -266,9 +257,9 @@ class _Transfer:
             headers = {"Range": f"bytes={have}-"} | ({"If-Range": known.validator} if known.validator else {})
         self.whole = False
         try:
-            with _open(self.url, headers=headers) as (response, self.watch):
-                if response.status == 206:
-                    return self._go_on(response, known or Remote(), have if headers else 0)
+            with _open(self.url, headers=headers) as response:
+                if response.status == 206 and known is not None and headers:
+                    return self._receive(response, self._rest(response, known, have), have)
                 if response.status != 200:
                     raise ConnectionError(
                         f"the server answered {response.status} {response.reason} instead of the file"
@@ -277,15 +268,14 @@ class _Transfer:
                     log.info(
                         "%s has changed or its server cannot resume: comparing it with what was received", self.url
                     )
-                return self._compare(response, Remote.of(response, _length(response)), have)
-        except urllib.error.HTTPError as error:
-            if known is None or error.code != 416:
+                return self._receive(response, Remote.of(response, _length(response)), 0)
+        except Refused as error:
+            if known is None or error.status != 416:
                 raise
-            error.close()
             raise self._ask_whole(f"the server promised {known.length} bytes but has no more than {have}") from error
 
-    def _go_on(self, response: http.client.HTTPResponse, known: Remote, start: int) -> Remote:
-        """Appends the received range, if it is the requested range of the same file."""
+    def _rest(self, response: "_Response", known: Remote, start: int) -> Remote:
+        """Checks that a response has the rest of the same file, and nothing else, and describes the file."""
         match = re.fullmatch(r"\s*bytes\s+(\d+)-(\d+)/(\d+|\*)\s*", response.headers.get("Content-Range", ""))
         if match is None or int(match[1]) != start or int(match[2]) < start:
             raise self._ask_whole("the server sent another part of the file than asked for")
@@ -295,30 +285,21 @@ class _Transfer:
         missing = int(match[2]) + 1 - start
         if (_length(response) or missing) != missing:
             raise self._ask_whole(f"the server sent {_length(response)} bytes where {missing} are missing")
-        if start == 0:
-            known = now
-            self._write_notes(known)
-        remote = dataclasses.replace(known, length=known.length if now.length is None else now.length)
-        self._require_space(remote, start)
-        with self._open_part() as file:
-            file.truncate(start)
-            file.seek(start)
-            for chunk in self._chunks(response, missing, start):
-                file.write(chunk)
-            if file.tell() == start + missing and _has_more(response):
-                file.truncate(start)  # there is no telling which bytes are the missing ones
-                raise self._ask_whole("the server sent more than it said")
-        return self._check(remote)
+        return dataclasses.replace(known, length=int(match[2]) + 1 if now.length is None else now.length)
 
-    def _compare(self, response: http.client.HTTPResponse, remote: Remote, have: int) -> Remote:
-        """Reads the whole file: keeps the partial download as far as it is equal, and writes the rest.
+    def _receive(self, response: "_Response", remote: Remote, start: int) -> Remote:
+        """Reads the file from `start` on: keeps the partial download as far as it is equal, and writes the rest.
 
         The partial download and its notes stay unchanged until all of it has been compared, or a difference is found.
         """
+        have = self.size()
         self._require_space(remote, min(have, remote.length or 0))
-        position, there, rest = 0, b"", b""
-        chunks = self._chunks(response, remote.length, 0)
-        with self._open_part() as file:
+        num_bytes = None if remote.length is None else remote.length - start
+        chunks = self._chunks(response, num_bytes, start)
+        position, there, rest = start, b"", b""
+        self.part.parent.mkdir(parents=True, exist_ok=True)
+        with self.part.open("r+b" if have else "w+b") as file:
+            file.seek(start)
             for rest in chunks:
                 there = file.read(len(rest))
                 if there != rest:
@@ -330,17 +311,20 @@ class _Transfer:
             if rest.startswith(there):  # the whole partial download is equal
                 position += len(there)
                 rest = rest[len(there) :]
-            if position < have:
-                self.most, self.changes = position, self.changes + 1
             file.truncate(position)
             self._write_notes(remote)
             file.seek(position)
             file.write(rest)
             for chunk in chunks:
                 file.write(chunk)
-        return self._check(remote)
+            if file.tell() == remote.length and response.has_more():
+                file.truncate(start)  # there is no telling which bytes are the missing ones
+                raise self._ask_whole("the server sent more than it said")
+        if remote.length is not None and self.size() < remote.length:
+            raise ConnectionError(f"the connection ended after {self.size()} of {remote.length} bytes")
+        return remote
 
-    def _chunks(self, response: http.client.HTTPResponse, num_bytes: int | None, start: int) -> Iterator[bytes]:
+    def _chunks(self, response: "_Response", num_bytes: int | None, start: int) -> Iterator[bytes]:
         """Yields bytes as they arrive, so that none are lost when the connection breaks, up to `num_bytes`."""
         name = Path(urllib.parse.urlsplit(self.url).path).name
         title = f"resume {name} at {files.human_bytes(start)}" if start else f"download {name}"
@@ -348,17 +332,7 @@ class _Transfer:
         with progress(num_bytes or 0, "B", title, scale=True) as bar:
             since, came = time.monotonic(), 0
             while left is None or left > 0:
-                try:
-                    chunk = response.read1(CHUNK if left is None else min(CHUNK, left))
-                except TimeoutError as error:
-                    raise ConnectionError(f"no data for {TIMEOUT:g} s") from error
-                except (OSError, http.client.HTTPException) as error:
-                    if not self.watch.has_cut:
-                        raise ConnectionError(str(error) or type(error).__name__) from error
-                    chunk = b""
-                if self.watch.has_cut:
-                    raise Stalled(f"no data for {self.watch.seconds:g} s")
-                self.watch.touch()
+                chunk = response.receive(CHUNK if left is None else min(CHUNK, left))
                 if not chunk:
                     return
                 yield chunk
@@ -370,15 +344,6 @@ class _Transfer:
                         raise Stalled(f"only {came} bytes in {SLOW_FOR:g} s")
                     since, came = time.monotonic(), 0
 
-    def _check(self, remote: Remote) -> Remote:
-        """Checks the size of the finished file."""
-        size = self.size()
-        if remote.length is not None and size < remote.length:
-            raise ConnectionError(f"the connection ended after {size} of {remote.length} bytes")
-        if remote.length is not None and size > remote.length:
-            raise self._ask_whole(f"{size} bytes are there of {remote.length}")
-        return remote
-
     def _ask_whole(self, reason: str) -> _AskWhole:
         self.whole = True
         return _AskWhole(reason)
@@ -386,10 +351,6 @@ class _Transfer:
     def _require_space(self, remote: Remote, start: int) -> None:
         length = remote.length or 0
         require_space(length - start + length * EXTRACTED, self.part.parent.parent)
-
-    def _open_part(self) -> IO[bytes]:
-        self.part.parent.mkdir(parents=True, exist_ok=True)
-        return self.part.open("r+b" if self.part.exists() else "w+b")
 
     def _read_notes(self) -> Remote | None:
         try:
@@ -401,14 +362,122 @@ class _Transfer:
         files.write_json(self.notes, dataclasses.asdict(remote))
 
 
-def _open(
-    url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None
-) -> contextlib.AbstractContextManager[tuple[http.client.HTTPResponse, Watch]]:
-    """Sends a request and reads the response headers; see `kws.download.connections.opened`."""
-    request = urllib.request.Request(
-        _quote(url), headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **(headers or {})}, method=method
-    )
-    return opened(request, TIMEOUT, ANSWER_TIMEOUT)
+class _Reader(io.RawIOBase):
+    """Reads from a socket until a time that `touch` puts off."""
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
+        self.raw, self.sock = raw, sock
+        self.touch()
+
+    def touch(self) -> None:
+        self.end = time.monotonic() + ANSWER_TIMEOUT
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self.end - time.monotonic()
+        try:
+            self.sock.settimeout(max(0.001, min(TIMEOUT, left)))
+            return self.raw.readinto(buffer)  # type: ignore[no-any-return, attr-defined]
+        except TimeoutError as error:
+            if left > TIMEOUT:
+                raise ConnectionError(f"no data for {TIMEOUT:g} s") from error
+            raise Stalled(f"no data for {ANSWER_TIMEOUT:g} s") from error
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    """A response that must not take too long."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any, **more: Any) -> None:
+        super().__init__(sock, *arguments, **more)
+        self.reader = _Reader(self.fp.detach(), sock)  # type: ignore[attr-defined]
+        self.fp = io.BufferedReader(self.reader)
+
+    def receive(self, most: int) -> bytes:
+        """Returns up to `most` bytes as soon as some arrive, or none at the end."""
+        try:
+            chunk = self.read1(most)
+        except ConnectionError:
+            raise
+        except (OSError, http.client.HTTPException) as error:
+            raise ConnectionError(str(error) or type(error).__name__) from error
+        self.reader.touch()
+        return chunk
+
+    def has_more(self) -> bool:
+        """Tells whether the server sends more than it should."""
+        if self.length is not None:
+            return self.length > 0
+        try:
+            return bool(self.receive(1))
+        except ConnectionError:
+            return False
+
+
+class _Timed(urllib.request.AbstractHTTPHandler):
+    def do_open(self, http_class: Any, req: urllib.request.Request, **arguments: Any) -> http.client.HTTPResponse:
+        def connection(host: str, **more: Any) -> http.client.HTTPConnection:
+            made: http.client.HTTPConnection = http_class(host, **more)
+            made.response_class = _Response
+            return made
+
+        return super().do_open(connection, req, **arguments)  # type: ignore[arg-type]
+
+
+class _HTTP(_Timed, urllib.request.HTTPHandler):
+    pass
+
+
+class _HTTPS(_Timed, urllib.request.HTTPSHandler):
+    pass
+
+
+_HANDLERS = (
+    urllib.request.ProxyHandler,
+    urllib.request.UnknownHandler,
+    _HTTP,
+    _HTTPS,
+    urllib.request.HTTPDefaultErrorHandler,
+    urllib.request.HTTPRedirectHandler,
+    urllib.request.HTTPErrorProcessor,
+)
+"""Those of `urllib.request.build_opener`, except for files and FTP, to which a server may redirect."""
+
+
+@contextlib.contextmanager
+def _open(url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> Iterator[_Response]:
+    """Sends a request, reads the response headers, and closes the connection at the end of the block.
+
+    Raises:
+        ConnectionError: the server cannot be reached, does not answer in time, or with an error (`Refused`).
+        ValueError: the address is not valid, or the certificate of the server.
+    """
+    opener = urllib.request.OpenerDirector()
+    for handler in _HANDLERS:
+        opener.add_handler(handler())
+    more = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **(headers or {})}
+    try:
+        response = opener.open(urllib.request.Request(_quote(url), headers=more, method=method), timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise Refused(error, _quote(url)) from error
+    except (http.client.InvalidURL, ValueError) as error:
+        raise ValueError(f"source must be an http(s) address, got {url!r}: {error}") from error
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            raise ValueError(
+                f"source must be on a server with a valid certificate, got {url}: {reason.verify_message}"
+            ) from error
+        raise ConnectionError(str(reason) or type(reason).__name__) from error
+    with response:
+        response.reader.touch()
+        yield response
 
 
 def _quote(url: str) -> str:
@@ -423,30 +492,21 @@ def _length(response: http.client.HTTPResponse) -> int | None:
     return int(value) if re.fullmatch("[0-9]{1,18}", value) else None
 
 
-def _has_more(response: http.client.HTTPResponse) -> bool:
-    if response.length is not None:
-        return response.length > 0
-    try:
-        return bool(response.read1(1))
-    except (OSError, http.client.HTTPException):
-        return False
-
-
 def _said(error: object) -> str:
     """Returns the message of an error, which may repeat what a server sent, as one short line."""
     return one_line(" ".join(str(error).split()))[:300] or type(error).__name__
 
 
-def _retry_after(error: urllib.error.HTTPError) -> float:
+def _retry_after(headers: email.message.Message) -> float:
     """Returns the seconds to wait according to Retry-After, which is a number of seconds or a date."""
-    value = (error.headers.get("Retry-After") or "").strip()
+    value = (headers.get("Retry-After") or "").strip()
     seconds = 0.0
     if re.fullmatch("[0-9]{1,9}", value):
         seconds = float(value)
     elif value:
         with contextlib.suppress(ValueError, TypeError):
             # By the clock of the server, which may differ from this machine's.
-            now = error.headers.get("Date") or email.utils.formatdate(usegmt=True)
+            now = headers.get("Date") or email.utils.formatdate(usegmt=True)
             until, since = map(email.utils.parsedate_to_datetime, (value, now))
             seconds = (until - since).total_seconds()
     return min(max(seconds, 0.0), LONGEST_WAIT)

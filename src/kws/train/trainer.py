@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from kws import files, memory
-from kws.command import Unfailing, quiet_threads, settle_user
+from kws.command import quiet_threads, settle_user, unfailing
 from kws.cores import computing
 from kws.model import bundle
 from kws.model.network import AudioTransformer
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Trains as the command line says; exits with 143 after SIGTERM and 130 after Ctrl-C."""
     settle_user()
     quiet_threads()
-    sys.stderr = Unfailing(sys.stderr)
+    sys.stderr = unfailing(sys.stderr)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()  # otherwise the processes of a killed torchrun would go on training
     parser = argparse.ArgumentParser(

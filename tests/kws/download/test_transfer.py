@@ -6,7 +6,6 @@ import socketserver
 import tarfile
 import threading
 import time
-import urllib.error
 from email.message import Message
 from pathlib import Path
 
@@ -130,7 +129,7 @@ def test_forwarded_address_that_expires_is_asked_for_anew(
 ) -> None:
     file_server.signed, file_server.signed_uses, file_server.cut_after = "token", 1, 100_000
     part = tmp_path / "a.part"
-    with pytest.raises(ConnectionError, match="HTTP Error 403"):
+    with pytest.raises(ConnectionError, match="got 403"):
         fetch(file_server.url(NAME), part)  # each one had been used up
     assert part.stat().st_size == 100_000
     file_server.signed_uses = 1
@@ -163,7 +162,7 @@ def test_overloaded_server_is_left_alone_for_as_long_as_it_asks(
 def test_time_that_a_server_asks_for_is_read_in_every_form(value: str, low: float, high: float) -> None:
     headers = Message()
     headers["Retry-After"] = value
-    assert low <= transfer._retry_after(urllib.error.HTTPError("u", 503, "", headers, None)) <= high
+    assert low <= transfer._retry_after(headers) <= high
 
 
 def test_what_a_server_sends_instead_of_http_is_shown_on_one_line_and_commands_no_terminal(
@@ -193,7 +192,7 @@ def test_address_with_a_password_is_refused_without_repeating_it(tmp_path: Path)
 def test_date_that_a_server_asks_to_wait_for_is_read_by_its_own_clock() -> None:
     headers = Message()
     headers["Date"], headers["Retry-After"] = "Thu, 01 Jan 1970 00:00:03 GMT", "Thu, 01 Jan 1970 00:00:10 GMT"
-    assert transfer._retry_after(urllib.error.HTTPError("u", 503, "", headers, None)) == 7
+    assert transfer._retry_after(headers) == 7
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip"])
@@ -243,15 +242,15 @@ def test_silence_ends(file_server: FileServer, content: bytes, tmp_path: Path, m
 @pytest.mark.parametrize(
     ("endless", "said"),
     [
-        (b"HTTP/1.1 2", "no answer within 0.6 s"),
-        (b"HTTP/1.1 200 OK\r\nETag: ", "no answer within 0.6 s"),
-        (b"HTTP/1.1 302 Found\r\nLocation: /elsewhere", "no answer within 0.6 s"),
+        (b"HTTP/1.1 2", "no data for 0.6 s"),
+        (b"HTTP/1.1 200 OK\r\nETag: ", "no data for 0.6 s"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /elsewhere", "no data for 0.6 s"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n", "no data for 0.6 s"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nTrailer: ", "no data for 0.6 s"),
     ],
     ids=["status", "header", "redirect", "length of a chunk", "trailer"],
 )
-def test_what_comes_byte_by_byte_without_end_ends_and_leaves_no_socket_and_no_thread(
+def test_what_comes_byte_by_byte_without_end_ends_and_leaves_no_socket(
     endless: bytes, said: str, file_server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "TRIES", 1)
@@ -259,7 +258,6 @@ def test_what_comes_byte_by_byte_without_end_ends_and_leaves_no_socket_and_no_th
     file_server.endless = endless
     with pytest.raises(ConnectionError, match=said):
         fetch(file_server.url(NAME), tmp_path / "a.part")
-    assert "watch of a connection" not in {thread.name for thread in threading.enumerate()}
     assert file_server.hung_up.wait(20)
 
 
