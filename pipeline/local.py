@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -15,10 +16,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO
 
-from kws import files
-from kws.command import CommandFailed
+from kws import files, processes
+from kws.command import STOPPED, CommandFailed
 from kws.config import PipelineConfig
 from kws.model.versions import find_model
 from kws.settings import require
@@ -173,13 +175,13 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
             _adapt(compiled)
             local.init(runner=chosen, pipeline_root=str(mine), raise_on_error=True)
             # kfp warns that the placement has no effect here, which is expected.
-            with warnings.catch_warnings(), contextlib.redirect_stdout(_WithoutExecutorInput(sys.stdout)):
+            with (
+                warnings.catch_warnings(),
+                contextlib.redirect_stdout(_WithoutExecutorInput(sys.stdout)),
+                _signals_reach_the_step(),
+            ):
                 warnings.simplefilter("ignore")
-                try:
-                    components.load_component_from_file(str(compiled))(**config.arguments())
-                except KeyboardInterrupt:
-                    _wait_for_step()  # its files are in the scratch folder, and training writes a checkpoint
-                    raise
+                components.load_component_from_file(str(compiled))(**config.arguments())
     except RuntimeError as error:
         failed = [step.name for step in times.steps if not step.succeeded] or ["pipeline"]
         raise PipelineFailed(f"{failed[0]} failed; its log is above") from error
@@ -189,8 +191,35 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
     return _summarize(run_outputs, data_root, times.steps)
 
 
+@contextlib.contextmanager
+def _signals_reach_the_step() -> Iterator[None]:
+    """Passes SIGTERM and SIGINT on to the step that runs in the block, and waits until it has ended.
+
+    Ctrl-C in a terminal reaches the step anyway, but `kill`, an editor and `timeout` signal this process alone. Its
+    files are in the scratch folder, and training writes a checkpoint. A second signal ends the wait.
+    """
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        for child in processes.children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signum)
+        if signum == signal.SIGTERM:
+            print(STOPPED, file=sys.stderr)
+            raise SystemExit(128 + signum)
+        raise KeyboardInterrupt
+
+    # In the background of a script Ctrl-C is ignored.
+    signals = [one for one in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(one) != signal.SIG_IGN]
+    with processes.handle_signals(pass_on, *signals):
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            _wait_for_step()
+            raise
+
+
 def _wait_for_step() -> None:
-    """Waits until the processes of a step have ended; Ctrl-C has reached them too."""
+    """Waits until the processes of a step have ended."""
     end = time.monotonic() + STEP_ENDS_WITHIN
     with contextlib.suppress(ChildProcessError):  # no child process is left
         while time.monotonic() < end:

@@ -1,13 +1,19 @@
 """What a run on this machine prints about its steps."""
 
 import io
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
+from file_server import FileServer
 
 from pipeline.local import _WithoutExecutorInput
 from pipeline.local import show as show_summary
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TRACEBACK = """Traceback (most recent call last):
   File "executor.py", line 1, in <module>
@@ -56,6 +62,36 @@ _wait_for_step()
 print(os.path.exists(f"/proc/{step.pid}"))
 """
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of a run in /proc")
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_to_the_run_alone_ends_its_step_too(
+    signum: signal.Signals, status: int, file_server: FileServer, tmp_path: Path
+) -> None:
+    (file_server.root / "words.tar.gz").write_bytes(bytes(200_000))
+    file_server.hold_after = 100_000
+    command = [sys.executable, "-m", "pipeline", "run", "--source", file_server.url("words.tar.gz")]
+    process = subprocess.Popen(
+        [*command, "--data-root", str(tmp_path / "data")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a worker of xdist ignores it
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("data/downloads/*.part")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (step,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    process.send_signal(signum)
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == status, shown
+    assert shown.splitlines()[-1] == "stopped; run the same command again to resume"
+    assert "Traceback" not in shown
+    assert not Path(f"/proc/{step}").exists()
 
 
 def test_path_of_the_summary_is_whole_on_its_line_however_long_and_odd(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Trains on this machine: starts torchrun, or a single training process, and waits for its end."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -31,8 +32,10 @@ _ASK_SECONDS = 2.0
 
 _HOPELESS = re.compile(
     r"\w*(Value|FloatingPoint|Type|Assertion|Attribute|Key|Index|Name|Import|ModuleNotFound|PackageNotFound|Decode)Error\b"
+    rf"|OSError: \[Errno ({errno.ENOSPC}|{errno.EDQUOT})\]"
 )
-"""Errors that recur after every restart; failures of a machine, a network or a volume are OSError or RuntimeError."""
+"""Errors that recur after every restart: of the code, of settings, and of a full volume. Other failures of a machine, a
+network or a volume are OSError or RuntimeError."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +156,7 @@ def run_group(
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
         received.append(signum)
-        if process is not None:
+        if process is not None and len(received) == 1:  # a second one would end torchrun before its processes
             _signal_group(process, signal.SIGTERM)
 
     parent = os.getpid()

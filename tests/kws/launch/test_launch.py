@@ -50,6 +50,9 @@ def main():
         return
     if what == "fail":
         raise ValueError("epochs must be positive, got -1")
+    if what == "full":
+        note(f"attempt{len(list(folder.iterdir()))}")
+        raise OSError(28, "No space left on device", "/data/best.pth")
     import torch
     from torch import distributed
 
@@ -131,6 +134,12 @@ def test_a_process_that_fails_gives_its_own_error_to_the_launcher(notes: Path) -
     )
     with pytest.raises(LaunchError, match=r"^training failed: ValueError: epochs must be positive, got -1$"):
         TorchrunLauncher(module="trainee", max_restarts=0).run(job)
+
+
+def test_a_full_volume_fails_training_once(notes: Path) -> None:
+    with pytest.raises(LaunchError, match=r"^training failed: OSError: .* No space left on device: '/data/best.pth'$"):
+        TorchrunLauncher(module="trainee").run(training(notes, "full", 1))
+    assert [path.name for path in notes.iterdir()] == ["attempt0-alone"]
 
 
 def test_a_killed_process_is_started_again_and_training_succeeds(notes: Path, tmp_path: Path) -> None:
