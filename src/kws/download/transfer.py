@@ -121,10 +121,6 @@ class Refused(ConnectionError):
         self.is_final = error.code < 500 and error.code not in (408, 425, 429) and not expired
 
 
-class _AskWhole(ConnectionError):
-    """Raised if the requested range is not available or cannot be trusted: the whole file must be requested."""
-
-
 def fetch(url: str, part: Path) -> Remote:
     """Downloads a file, resuming what an earlier try or process left, until it is complete.
 
@@ -176,25 +172,20 @@ def decoded(part: Path, remote: Remote, sha256: str) -> tuple[Path, str]:
     if remote.encoding != "gzip" or digest == sha256:
         return part, digest
     plain = part.with_suffix(".plain")
-    try:
-        most = max(ALWAYS, RATIO * part.stat().st_size)
+    most = max(ALWAYS, RATIO * part.stat().st_size)
+    with contextlib.ExitStack() as stack, contextlib.suppress(EOFError, zlib.error, gzip.BadGzipFile):
+        stack.callback(plain.unlink, missing_ok=True)
         with part.open("rb") as file, decompress(file) as data, plain.open("wb") as target:
-            start = data.read(6)
-            if not sha256 and not start.startswith((*COMPRESSIONS, *ZIP)):
-                raise EOFError("what is inside is not compressed: it is the archive itself that is")
-            chunk = start
+            chunk = data.read(6)
+            if not sha256 and not chunk.startswith((*COMPRESSIONS, *ZIP)):
+                return part, digest  # what is inside is not compressed: it is the archive itself that is
             while chunk and target.tell() < most:
                 target.write(chunk)
                 chunk = data.read(CHUNK)
         found = files.sha256_of(plain)
-        if not sha256 or found == sha256:
+        if sha256 in ("", found):
+            stack.pop_all()
             return plain, found
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        pass
-    except OSError:
-        plain.unlink(missing_ok=True)
-        raise
-    plain.unlink(missing_ok=True)
     return part, digest
 
 
@@ -259,7 +250,7 @@ class _Transfer:
         try:
             with _open(self.url, headers=headers) as response:
                 if response.status == 206 and known is not None and headers:
-                    return self._receive(response, self._rest(response, known, have), have)
+                    return self._receive(response, *self._rest(response, known, have))
                 if response.status != 200:
                     raise ConnectionError(
                         f"the server answered {response.status} {response.reason} instead of the file"
@@ -268,14 +259,15 @@ class _Transfer:
                     log.info(
                         "%s has changed or its server cannot resume: comparing it with what was received", self.url
                     )
-                return self._receive(response, Remote.of(response, _length(response)), 0)
+                remote = Remote.of(response, _length(response))
+                return self._receive(response, remote, 0, remote.length)
         except Refused as error:
             if known is None or error.status != 416:
                 raise
             raise self._ask_whole(f"the server promised {known.length} bytes but has no more than {have}") from error
 
-    def _rest(self, response: "_Response", known: Remote, start: int) -> Remote:
-        """Checks that a response has the rest of the same file, and nothing else, and describes the file."""
+    def _rest(self, response: "_Response", known: Remote, start: int) -> tuple[Remote, int, int]:
+        """Checks that a response has a part of the same file that begins at `start`; returns the file and the part."""
         match = re.fullmatch(r"\s*bytes\s+(\d+)-(\d+)/(\d+|\*)\s*", response.headers.get("Content-Range", ""))
         if match is None or int(match[1]) != start or int(match[2]) < start:
             raise self._ask_whole("the server sent another part of the file than asked for")
@@ -285,17 +277,17 @@ class _Transfer:
         missing = int(match[2]) + 1 - start
         if (_length(response) or missing) != missing:
             raise self._ask_whole(f"the server sent {_length(response)} bytes where {missing} are missing")
-        return dataclasses.replace(known, length=int(match[2]) + 1 if now.length is None else now.length)
+        length = known.length if now.length is None else now.length
+        return dataclasses.replace(known, length=length), start, start + missing
 
-    def _receive(self, response: "_Response", remote: Remote, start: int) -> Remote:
+    def _receive(self, response: "_Response", remote: Remote, start: int, end: int | None) -> Remote:
         """Reads the file from `start` on: keeps the partial download as far as it is equal, and writes the rest.
 
         The partial download and its notes stay unchanged until all of it has been compared, or a difference is found.
         """
         have = self.size()
         self._require_space(remote, min(have, remote.length or 0))
-        num_bytes = None if remote.length is None else remote.length - start
-        chunks = self._chunks(response, num_bytes, start)
+        chunks = self._chunks(response, None if end is None else end - start, start)
         position, there, rest = start, b"", b""
         self.part.parent.mkdir(parents=True, exist_ok=True)
         with self.part.open("r+b" if have else "w+b") as file:
@@ -317,11 +309,14 @@ class _Transfer:
             file.write(rest)
             for chunk in chunks:
                 file.write(chunk)
-            if file.tell() == remote.length and response.has_more():
+            if file.tell() == end and response.has_more():
                 file.truncate(start)  # there is no telling which bytes are the missing ones
                 raise self._ask_whole("the server sent more than it said")
-        if remote.length is not None and self.size() < remote.length:
-            raise ConnectionError(f"the connection ended after {self.size()} of {remote.length} bytes")
+        size = self.size()
+        if remote.length is not None and size < remote.length:
+            raise ConnectionError(f"the connection ended after {size} of {remote.length} bytes")
+        if remote.length is not None and size > remote.length:
+            raise self._ask_whole(f"{size} bytes are there of {remote.length}")
         return remote
 
     def _chunks(self, response: "_Response", num_bytes: int | None, start: int) -> Iterator[bytes]:
@@ -344,9 +339,10 @@ class _Transfer:
                         raise Stalled(f"only {came} bytes in {SLOW_FOR:g} s")
                     since, came = time.monotonic(), 0
 
-    def _ask_whole(self, reason: str) -> _AskWhole:
+    def _ask_whole(self, reason: str) -> ConnectionError:
+        """Returns the error for a range that is not available or cannot be trusted; the next try asks for all."""
         self.whole = True
-        return _AskWhole(reason)
+        return ConnectionError(reason)
 
     def _require_space(self, remote: Remote, start: int) -> None:
         length = remote.length or 0
