@@ -43,6 +43,7 @@ from kws.evaluate.step import evaluate
 from kws.model import bundle
 from kws.model import versions as published
 from kws.preprocess.step import preprocess
+from kws.processes import children
 from kws.promote.step import promote
 from kws.recipe import RECIPES, make_recipe
 from kws.train import runs, trainer
@@ -352,7 +353,7 @@ class Torture:
             yield {
                 "files": len(os.listdir("/proc/self/fd")),
                 "threads": int(status.split("Threads:")[1].split()[0]),
-                "processes": len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()),
+                "processes": len(children()),
                 "temporary": len(os.listdir(tempfile.gettempdir())),
                 "megabytes": int(status.split("VmRSS:")[1].split()[0]) // 1000,
             }

@@ -124,9 +124,10 @@ STOPPED = "stopped; run the same command again to resume"
 
 def _forget_unwritten(stream: TextIO | None) -> None:
     """Keeps Python from reporting at exit what it could not write."""
+    if stream is None:
+        return
     try:
-        if stream is not None:
-            stream.flush()
+        stream.flush()
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -12,6 +12,7 @@ even while the Kubernetes API is unavailable.
 
 import contextlib
 import logging
+import os
 import threading
 import time
 import uuid
@@ -36,14 +37,22 @@ class Heartbeat:
         self.thread = threading.Thread(target=self._keep, name=f"heartbeat {path}", daemon=True)
 
     def __enter__(self) -> "Heartbeat":
-        files.write_json(self.path, uuid.uuid4().hex)  # an error ends this process, before anyone watches
+        self._beat()  # an error ends this process, before anyone watches
         self.thread.start()
         return self
+
+    def _beat(self) -> None:
+        # In place, so that a full volume does not end the heartbeat.
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            os.write(descriptor, uuid.uuid4().hex.encode())
+        finally:
+            os.close(descriptor)
 
     def _keep(self) -> None:
         while not self.done.wait(self.every):
             try:
-                files.write_json(self.path, uuid.uuid4().hex)
+                self._beat()
             except OSError as error:
                 log.warning("%s could not be renewed, trying again: %s", self.path, error)
 

@@ -19,12 +19,13 @@ def test_heartbeat_that_changes_has_not_ended_and_one_that_is_over_leaves_nothin
     with Heartbeat(path, every=0.05):
         watch = Watch(path, 100)
         assert not watch.has_ended()
-        first = path.read_bytes()
+        first, number = path.read_bytes(), path.stat().st_ino
         deadline = time.monotonic() + 60
         while path.read_bytes() == first:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert not watch.has_ended()
+        assert path.stat().st_ino == number  # in place: a full volume has no room for another file
     assert list(tmp_path.iterdir()) == []
 
 

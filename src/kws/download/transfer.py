@@ -374,8 +374,10 @@ class _Reader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         left = self.end - time.monotonic()
         try:
-            self.sock.settimeout(max(0.001, min(TIMEOUT, left)))
-            return self.raw.readinto(buffer)  # type: ignore[no-any-return, attr-defined]
+            if left <= 0:
+                raise TimeoutError
+            self.sock.settimeout(min(TIMEOUT, left))
+            return self.raw.readinto(buffer)
         except TimeoutError as error:
             if left > TIMEOUT:
                 raise ConnectionError(f"no data for {TIMEOUT:g} s") from error
@@ -387,57 +389,48 @@ class _Reader(io.RawIOBase):
 
 
 class _Response(http.client.HTTPResponse):
-    """A response that must not take too long."""
+    """A response whose headers, and every piece of whose body, must not take too long."""
 
     def __init__(self, sock: socket.socket, *arguments: Any, **more: Any) -> None:
         super().__init__(sock, *arguments, **more)
-        self.reader = _Reader(self.fp.detach(), sock)  # type: ignore[attr-defined]
+        self.reader = _Reader(self.fp.detach(), sock)
         self.fp = io.BufferedReader(self.reader)
 
     def receive(self, most: int) -> bytes:
         """Returns up to `most` bytes as soon as some arrive, or none at the end."""
+        self.reader.touch()
         try:
-            chunk = self.read1(most)
+            return self.read1(most)
         except ConnectionError:
             raise
         except (OSError, http.client.HTTPException) as error:
             raise ConnectionError(str(error) or type(error).__name__) from error
-        self.reader.touch()
-        return chunk
 
     def has_more(self) -> bool:
         """Tells whether the server sends more than it should."""
         if self.length is not None:
             return self.length > 0
-        try:
+        with contextlib.suppress(ConnectionError):
             return bool(self.receive(1))
-        except ConnectionError:
-            return False
+        return False
 
 
-class _Timed(urllib.request.AbstractHTTPHandler):
+class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
+    """Opens http and https addresses with such responses."""
+
     def do_open(self, http_class: Any, req: urllib.request.Request, **arguments: Any) -> http.client.HTTPResponse:
         def connection(host: str, **more: Any) -> http.client.HTTPConnection:
             made: http.client.HTTPConnection = http_class(host, **more)
             made.response_class = _Response
             return made
 
-        return super().do_open(connection, req, **arguments)  # type: ignore[arg-type]
-
-
-class _HTTP(_Timed, urllib.request.HTTPHandler):
-    pass
-
-
-class _HTTPS(_Timed, urllib.request.HTTPSHandler):
-    pass
+        return super().do_open(connection, req, **arguments)
 
 
 _HANDLERS = (
     urllib.request.ProxyHandler,
     urllib.request.UnknownHandler,
-    _HTTP,
-    _HTTPS,
+    _Handler,
     urllib.request.HTTPDefaultErrorHandler,
     urllib.request.HTTPRedirectHandler,
     urllib.request.HTTPErrorProcessor,
@@ -472,7 +465,6 @@ def _open(url: str, *, method: str = "GET", headers: Mapping[str, str] | None = 
             ) from error
         raise ConnectionError(str(reason) or type(reason).__name__) from error
     with response:
-        response.reader.touch()
         yield response
 
 

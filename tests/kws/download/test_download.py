@@ -17,6 +17,7 @@ from file_server import FileServer, serve
 
 from kws import files
 from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL
+from kws.download import archives
 from kws.download import transfer as module
 from kws.download.recordings import content_digest, list_recordings
 from kws.download.step import download
@@ -236,7 +237,7 @@ def test_overloaded_server_is_asked_again(file_server: FileServer, archive: Path
 def test_transfer_killed_half_way_goes_on_in_the_next_process(
     file_server: FileServer, archive: Path, tmp_path: Path
 ) -> None:
-    file_server.hold_after = module.CHUNK
+    file_server.hold_after = archives.CHUNK
     process = spawn(file_server.url(NAME), "", tmp_path / "data")
     parts = tmp_path / "data" / "downloads"
     wait_for(lambda: any(part.stat().st_size for part in parts.glob("*.part")), process)
@@ -249,7 +250,7 @@ def test_transfer_killed_half_way_goes_on_in_the_next_process(
     whole, rest = file_server.gets()
     assert whole is None
     assert rest is not None
-    assert 0 < int(rest.removeprefix("bytes=").removesuffix("-")) <= module.CHUNK
+    assert 0 < int(rest.removeprefix("bytes=").removesuffix("-")) <= archives.CHUNK
     assert left_over(tmp_path / "data") == []
 
 
