@@ -38,15 +38,16 @@ def require_volume(folder: Path) -> None:
         for left in folder.glob(".volume-*"):
             shutil.rmtree(left, ignore_errors=True)
         place = folder / f".volume-{secrets.token_hex(4)}"
-        place.mkdir()
         stack.callback(shutil.rmtree, place, ignore_errors=True)
         _try(folder, place)
 
 
 def _try(folder: Path, place: Path) -> None:
     one, two, built, final = (place / name for name in ("one", "two", "built", "final"))
-    one.write_text("one")
-    two.write_text("two")
+    with _need(folder, "take files"):
+        place.mkdir()
+        one.write_text("one")
+        two.write_text("two")
     with (
         _need(folder, "keep two processes from holding one lock (flock)"),
         files.hold(one, 0),
@@ -84,7 +85,7 @@ def _need(folder: Path, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
+            raise OSError(error.errno, error.strerror, str(folder)) from error
         raise ValueError(
             f"the volume must {what}, got {error.strerror or error} in {folder}; use a disk, NFSv4 or a "
             "ReadWriteMany claim"

@@ -84,6 +84,6 @@ def test_volume_that_cannot_do_what_is_needed_is_refused_with_the_remedy(
 
 def test_full_volume_is_no_lack_of_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", refuse(errno.ENOSPC))
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
         require_volume(tmp_path)
     assert left(tmp_path) == [".volume.lock"]
