@@ -143,6 +143,9 @@ def _recognizer(content: Mapping[str, Any], device: torch.device | str) -> Recog
     words, weights, temperature = content["words"], content["weights"], float(content["temperature"])
     require_words(words)
     require(math.isfinite(temperature) and temperature > 0, "temperature", "be positive", temperature)
+    for kind, name in ((FeatureConfig, "features"), (ModelConfig, "model")):  # a default may not be what it was
+        missing = ", ".join(sorted({one.name for one in dataclasses.fields(kind)} - content[name].keys()))
+        require(not missing, name, "have all settings", f"none for {missing}")
     features, config = from_dict(FeatureConfig, content["features"]), from_dict(ModelConfig, content["model"])
     require(config.num_layers <= len(weights), "num_layers", "match the weights", config.num_layers)
     try:

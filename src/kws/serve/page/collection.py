@@ -4,7 +4,9 @@
 of the room without speech are in <folder>/_background_noise_. The folder can be the `--source` of a run.
 """
 
+import contextlib
 import io
+import os
 import re
 import shlex
 import wave
@@ -12,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kws import files
 from kws.config import BACKGROUND_NOISE
 from kws.recipe import FeatureConfig
 from kws.settings import require
@@ -77,13 +78,18 @@ class Collection:
         rule = f"hold fewer than {MOST_CLIPS} recordings (delete some, or start the server with another --collect)"
         total = sum(self.counts().values())
         require(total < MOST_CLIPS, "the folder", rule, total)
-        with files.lock(self.folder / word):  # several servers may have the folder
+        place = self.folder / word
+        place.mkdir(exist_ok=True)
+        partial = place / f".{speaker}.{os.urandom(4).hex()}"
+        try:
+            partial.write_bytes(content)
             for number in range(MOST_CLIPS):
-                path = self.folder / word / f"{speaker}_nohash_{number}.wav"
-                if not path.exists():
-                    with files.atomic_write(path) as file:
-                        file.write(content)
+                path = place / f"{speaker}_nohash_{number}.wav"
+                with contextlib.suppress(FileExistsError):
+                    os.link(partial, path)  # unlike a rename, never over the recording of another request
                     return f"{word}/{path.name}"
+        finally:
+            partial.unlink(missing_ok=True)
         raise ValueError(f"speaker must have fewer recordings of {word}, got {MOST_CLIPS}")
 
     def path(self, word: str, name: str) -> Path:
