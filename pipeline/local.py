@@ -198,11 +198,10 @@ def _signals_reach_the_step() -> Iterator[None]:
     Ctrl-C in a terminal reaches the step anyway, but `kill`, an editor and `timeout` signal this process alone. Its
     files are in the scratch folder, and training writes a checkpoint. A second signal ends the wait.
     """
+    reached: list[int] = []
 
-    def pass_on(signum: int, frame: FrameType | None) -> None:
-        for child in processes.children():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signum)
+    def stop(signum: int, frame: FrameType | None) -> None:
+        reached.extend(processes.pass_on(signum))
         if signum == signal.SIGTERM:
             print(STOPPED, file=sys.stderr)
             raise SystemExit(128 + signum)
@@ -210,20 +209,12 @@ def _signals_reach_the_step() -> Iterator[None]:
 
     # In the background of a script Ctrl-C is ignored.
     signals = [one for one in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(one) != signal.SIG_IGN]
-    with processes.handle_signals(pass_on, *signals):
+    with processes.handle_signals(stop, *signals):
         try:
             yield
-        except (KeyboardInterrupt, SystemExit):
-            _wait_for_step()
-            raise
-
-
-def _wait_for_step() -> None:
-    """Waits until the processes of a step have ended."""
-    end = time.monotonic() + STEP_ENDS_WITHIN
-    with contextlib.suppress(ChildProcessError):  # no child process is left
-        while time.monotonic() < end:
-            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+        finally:
+            end = time.monotonic() + STEP_ENDS_WITHIN
+            while time.monotonic() < end and any(map(processes.is_alive, reached)):
                 time.sleep(0.1)
 
 

@@ -84,6 +84,36 @@ def handle_signals(handler: "signal._HANDLER", *signals: signal.Signals) -> Iter
             signal.signal(number, previous)
 
 
-def children() -> list[int]:
-    """Returns the ids of the child processes of this process, as far as the system tells: only Linux does."""
-    return [int(one) for path in Path("/proc/self/task").glob("*/children") for one in path.read_text().split()]
+def children(parent: int | str = "self") -> list[int]:
+    """Returns the ids of the child processes of a process, as far as the system tells: only Linux does."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):  # the parent has ended
+        for path in Path(f"/proc/{parent}/task").glob("*/children"):
+            found += map(int, path.read_text().split())
+    return found
+
+
+def pass_on(signum: int) -> list[int]:
+    """Sends a signal to all processes below this one in its process group, which Ctrl-C would reach in a terminal.
+
+    Returns:
+        Their ids.
+    """
+    found, reached = children(), []
+    while found:
+        one = found.pop()
+        found += children(one)
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(one) == os.getpgrp():
+                os.kill(one, signum)
+                reached.append(one)
+    return reached
+
+
+def is_alive(process: int) -> bool:
+    """Tells whether a process runs, as far as the system tells: only Linux does."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")  # nobody may have asked for its exit status

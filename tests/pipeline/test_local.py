@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from file_server import FileServer
 
+from kws.processes import children, is_alive
 from pipeline.local import _WithoutExecutorInput
 from pipeline.local import show as show_summary
 
@@ -53,17 +54,6 @@ def test_error_that_nobody_foresaw_keeps_its_traceback() -> None:
     assert shown[-2:] == ["KeyError: 1", "end"]
 
 
-def test_processes_of_an_interrupted_step_have_ended_before_the_run_has() -> None:
-    code = """
-import os, subprocess
-from pipeline.local import _wait_for_step
-step = subprocess.Popen(["sleep", "0.5"])
-_wait_for_step()
-print(os.path.exists(f"/proc/{step.pid}"))
-"""
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of a run in /proc")
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_to_the_run_alone_ends_its_step_too(
@@ -85,13 +75,14 @@ def test_signal_to_the_run_alone_ends_its_step_too(
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    (step,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    (shell,) = children(process.pid)
+    (step,) = children(shell)
     process.send_signal(signum)
     shown, _ = process.communicate(timeout=60)
     assert process.returncode == status, shown
     assert shown.splitlines()[-1] == "stopped; run the same command again to resume"
     assert "Traceback" not in shown
-    assert not Path(f"/proc/{step}").exists()
+    assert not any(map(is_alive, (shell, step)))
 
 
 def test_path_of_the_summary_is_whole_on_its_line_however_long_and_odd(capsys: pytest.CaptureFixture[str]) -> None:
