@@ -1,4 +1,4 @@
-"""What measures speed and accuracy, and what tries to break the pipeline."""
+"""What measures speed, and what tries to break the pipeline."""
 
 from kws.command import end_quietly
 

@@ -1,4 +1,4 @@
-"""Kills the local pipeline, fills its disk, damages its input and repeats it many times: `make torture`.
+"""Kills the local pipeline, fills its disk, damages its input and repeats it: `python -m benchmarks.torture`.
 
 Every trial starts a step of the pipeline in a separate process on a copy of what the steps before it left, disturbs it,
 and starts it again, undisturbed. A trial has survived when the second start leaves the same files as an undisturbed

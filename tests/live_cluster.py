@@ -31,7 +31,7 @@ NAMESPACE = os.environ.get("KWS_E2E_NAMESPACE", "kubeflow")
 
 needs_cluster = [
     pytest.mark.timeout(5400),
-    pytest.mark.skipif("KUBECONFIG" not in os.environ, reason="needs a cluster: make e2e-cluster KUBECONFIG=…"),
+    pytest.mark.skipif("KUBECONFIG" not in os.environ, reason="needs a cluster: KUBECONFIG=FILE pytest …"),
 ]
 
 

@@ -25,7 +25,15 @@ FULL = "error: [Errno 28] No space left on device; free some space and start aga
 RIGHT = [(141, ""), (2, FULL)]
 """Status and standard error at a closed pipe, and at a full disk."""
 
-BENCHMARKS = ("__main__", "curve", "few_clips", "peers", "step_parts", "study", "torture")
+BENCHMARKS = (
+    "benchmarks.__main__",
+    "benchmarks.step_parts",
+    "benchmarks.torture",
+    "research.curve",
+    "research.few_clips",
+    "research.peers",
+    "research.study",
+)
 
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 
@@ -77,11 +85,16 @@ def test_the_help_of_every_command_ends_with_141_at_a_closed_pipe_and_with_one_l
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_the_help_of_every_benchmark_ends_so_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [name, "--help"])
-    assert endings(importlib.import_module(f"benchmarks.{name}").main) == RIGHT
+    assert endings(importlib.import_module(name).main) == RIGHT
 
 
 def test_every_benchmark_with_a_command_line_is_tried() -> None:
-    found = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "ArgumentParser(" in path.read_text()}
+    found = {
+        f"{folder}.{path.stem}"
+        for folder in ("benchmarks", "research")
+        for path in (ROOT / folder).glob("*.py")
+        if "ArgumentParser(" in path.read_text()
+    }
     assert found == set(BENCHMARKS)
 
 
@@ -113,7 +126,7 @@ def test_a_program_ends_so_too(module: str) -> None:
     assert found == RIGHT
 
 
-@pytest.mark.parametrize(("module", "status"), [("kws", 130), ("pipeline", 130), ("benchmarks.study", -signal.SIGINT)])
+@pytest.mark.parametrize(("module", "status"), [("kws", 130), ("pipeline", 130), ("research.study", -signal.SIGINT)])
 def test_ctrl_c_while_modules_are_imported_ends_with_one_line(module: str, status: int, tmp_path: Path) -> None:
     (tmp_path / "argparse.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     done = subprocess.run(

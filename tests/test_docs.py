@@ -25,4 +25,4 @@ def test_the_picture_of_the_rooms_is_of_this_code(tmp_path: Path) -> None:
     words = set(ElementTree.parse(drawn).getroot().itertext())
     kept = set(ElementTree.parse(ROOT / "docs" / "pictures" / "rooms.svg").getroot().itertext())
     assert {"kws/train", "loop", "checkpoint"} <= words
-    assert words == kept, "draw it again: make graph"
+    assert words == kept, "draw it again: python docs/draw_architecture.py"

@@ -1,4 +1,4 @@
-"""A small part of `make torture`."""
+"""A small part of `python -m benchmarks.torture`."""
 
 import json
 import subprocess

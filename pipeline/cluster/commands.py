@@ -24,7 +24,7 @@ from pipeline.compiling import compile_to, steps_of_package
 from pipeline.flags import add_parameters, read_parameters
 from pipeline.kind import images, preflight
 from pipeline.kind import local_cluster as kind
-from pipeline.placement import Placement, read_placement
+from pipeline.placement import JOBS, Placement, read_placement
 from pipeline.shell import ROOT, ClusterError, docker
 
 
@@ -44,8 +44,7 @@ def placement_of(options: argparse.Namespace, num_nodes: int = 0) -> Placement:
     pods = {"cpu": options.cpu, "memory": options.memory}
     if num_nodes and not options.host and not options.context and kind.host_data_root() and SETTINGS not in os.environ:
         pods = kind.training_pods(num_nodes) | {name: value for name, value in pods.items() if value}
-    launches = {"": "", "v1": "pytorchjob", "v2": "trainjob"}[options.trainer]
-    return read_placement(os.environ, names, device=options.device, launches=launches, **pods)
+    return read_placement(os.environ, names, device=options.device, launches=options.launcher, **pods)
 
 
 def _status(command: Callable[[argparse.Namespace], int | None]) -> Callable[[argparse.Namespace], None]:
@@ -68,7 +67,7 @@ def _status(command: Callable[[argparse.Namespace], int | None]) -> Callable[[ar
             raise ClusterError(f"Kubeflow Pipelines must accept the call, got {said_by(error)}") from error
         except HTTPError as error:
             raise ClusterError(
-                f"Kubeflow Pipelines must answer, got {error}; make kind-status shows what is healthy"
+                f"Kubeflow Pipelines must answer, got {error}; python -m pipeline kind-status shows what is healthy"
             ) from error
         if status:
             raise SystemExit(status)
@@ -328,12 +327,11 @@ def _pods() -> argparse.ArgumentParser:
         default = next(field.default for field in dataclasses.fields(ClusterConfig) if field.name == name)
         group.add_argument(f"--{name}", default="", metavar=name.upper(), help=f"{docs[name]} (default: {default})")
     group.add_argument(
-        "--trainer",
-        choices=("v1", "v2"),
+        "--launcher",
+        choices=JOBS,
         default="",
-        help="what runs the training job: v1, the "
-        "training operator (a PyTorchJob), or v2, Kubeflow Trainer v2 (a TrainJob; first kubectl apply "
-        "-k manifests/trainer-v2) (default: v1)",
+        help="the job that trains: pytorchjob, of the training operator, or trainjob, of Kubeflow Trainer v2 "
+        "(first kubectl apply -k manifests/trainer-v2) (default: the environment variable KWS_LAUNCHER, or pytorchjob)",
     )
     return parser
 

@@ -244,13 +244,13 @@ def _health_through_kubeconfig(cluster: Cluster) -> Mapping[str, Any]:
             ) from None
         if error.status in (500, 502, 503):
             raise ClusterError(
-                "Kubeflow Pipelines must be ready, got no answer from its API yet; make kind-status "
+                "Kubeflow Pipelines must be ready, got no answer from its API yet; python -m pipeline kind-status "
                 "shows what it waits for"
             ) from None
         raise refused(error.status, cluster, said_by(error)) from None
     except (HTTPError, OSError) as error:
         raise ClusterError(
-            f"the cluster of kubeconfig must answer, got {str(error)[:200]}; see make kind-status, "
+            f"the cluster of kubeconfig must answer, got {str(error)[:200]}; see python -m pipeline kind-status, "
             "and check the context with kubectl config get-contexts"
         ) from None
 

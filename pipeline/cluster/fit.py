@@ -201,8 +201,8 @@ def _does_not_fit(
         number = len(asks) - 1
         room = max((free["cpu"] for _, free in admitting), default=Decimal(0)) - asks[0].requests["cpu"]
         each = int(room * 1000 / number / 50) * 50 if len(admitting) == 1 else int(room * 1000 / 50) * 50
-        example = f"CPUS={each}m" if 0 < each < training_cores(training) * 1000 else "CPUS="
-        remedy = f"make pipeline {example} MEMORY= requests less per pod, WORKERS= fewer pods"
+        example = f"CPU={each}m" if 0 < each < training_cores(training) * 1000 else "CPU="
+        remedy = f"make pipeline {example} MEMORY= requests less per pod, NUM_NODES= fewer pods"
     return (
         f"{ask.name} must fit on a node beside what runs there, got one that requests {_shown(ask.requests)}: "
         f"{there_is}; {remedy}; --unchecked submits anyway, for a cluster that adds nodes"
@@ -234,7 +234,7 @@ def _forbidden(quota: Mapping[str, Any], asks: Sequence[Ask]) -> str:
             remedy = (
                 "finished jobs count too: kubectl delete those that are no longer needed"
                 if counted
-                else "make pipeline CPUS= MEMORY= WORKERS= requests less, or have the quota raised"
+                else "make pipeline CPU= MEMORY= NUM_NODES= requests less, or have the quota raised"
             )
             return f"{asks[-1].name} must stay within quota {name}, got {have} where it allows {limit}; {remedy}"
     return ""

@@ -94,7 +94,7 @@ class Following:
         except KeyboardInterrupt:
             console.print(
                 f"\nno longer following; the run continues "
-                f"(make follow RUN={self.short_id}, make cancel RUN={self.short_id})"
+                f"(make follow RUN={self.short_id}, python -m pipeline cancel {self.short_id})"
             )
             return 130
         except Exception:  # the API refuses or is gone, which the caller explains
@@ -106,7 +106,7 @@ class Following:
             console.print(
                 f"It has waited for {self.patience:g} minutes (--patience), and waiting longer will not "
                 f"help: {escape(stuck.remedy)} ({where}).\nThe run is still waiting: "
-                f"make follow RUN={self.short_id}, make cancel RUN={self.short_id}",
+                f"make follow RUN={self.short_id}, python -m pipeline cancel {self.short_id}",
                 soft_wrap=True,
             )
             return 1

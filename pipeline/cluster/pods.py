@@ -18,10 +18,11 @@ from pipeline.cluster.steps import Step, node_id, pod_node, step_of_node
 from pipeline.logs import OwnLines
 
 TRAINING_PODS = "app.kubernetes.io/name=kws,app.kubernetes.io/component=trainer"
+_NO_IMAGE = "make images builds it; nodes must be able to pull it (REGISTRY=) or have it (python -m pipeline kind-load)"
 LASTING = {
-    "ErrImagePull": "make images builds it; nodes must be able to pull it (REGISTRY=) or have it (make kind-load)",
-    "ImagePullBackOff": "make images builds it; nodes must be able to pull it (REGISTRY=) or have it (make kind-load)",
-    "ErrImageNeverPull": "make images builds it; the nodes must have it (make kind-load)",
+    "ErrImagePull": _NO_IMAGE,
+    "ImagePullBackOff": _NO_IMAGE,
+    "ErrImageNeverPull": "make images builds it; the nodes must have it (python -m pipeline kind-load)",
     "InvalidImageName": "give REGISTRY= or KWS_RUNTIME_IMAGE= the name of an image",
     "CreateContainerConfigError": "create or correct what the message names, in the namespace of the run",
     "CreateContainerError": "correct what the message names",

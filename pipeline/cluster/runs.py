@@ -142,7 +142,7 @@ def find_run(cluster: Cluster, wanted: str) -> "V2beta1Run":
     found = found or [r for r in listed if r.run_id.startswith(wanted)]
     if len(found) != 1:
         raise ValueError(
-            f"run must be the id or name of one run (make runs lists them), got {wanted!r}, which "
+            f"run must be the id or name of one run (python -m pipeline runs lists them), got {wanted!r}, which "
             f"matches {len(found) or 'none'} of the last {len(listed)} runs"
         )
     return found[0]
@@ -328,7 +328,7 @@ def unschedule(cluster: Cluster, name: str) -> None:
     """Deletes a recurring run, and cancels its run in progress."""
     found = [each for each in _schedules(cluster) if name in (each.display_name, each.recurring_run_id)]
     if not found:
-        raise ValueError(f"name must be that of a schedule (make schedules lists them), got {name!r}")
+        raise ValueError(f"name must be that of a schedule (python -m pipeline schedules lists them), got {name!r}")
     for each in found:
         _delete_schedule(cluster, each)
         out.print(f"deleted schedule {each.display_name}")

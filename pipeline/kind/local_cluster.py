@@ -170,7 +170,9 @@ def require_images(names: Mapping[str, str]) -> None:
     """Raises ClusterError unless every worker has the images."""
     for image in images.inspect(list(names.values())):
         for node in _lacking(image):
-            raise ClusterError(f"node {node} must have the image {image['RepoTags'][0]}, got none; make kind-load")
+            raise ClusterError(
+                f"node {node} must have the image {image['RepoTags'][0]}, got none; python -m pipeline kind-load"
+            )
 
 
 def training_pods(num_nodes: int) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The images as they are built, and the whole compiled pipeline in them: `make e2e-docker`."""
+"""The images as they are built, and the whole compiled pipeline in them: `pytest tests/e2e/test_docker.py`."""
 
 import base64
 import contextlib

@@ -1,6 +1,6 @@
-"""Tests that need a cluster: `make e2e-cluster KUBECONFIG=…`, on kind after `make kind-up` or on any Kubeflow.
+"""Tests that need a cluster: `KUBECONFIG=… pytest tests/e2e/test_live_cluster.py`.
 
-The settings are explained in tests/live_cluster.py.
+On kind after `make kind-up`, or on any Kubeflow. The settings are explained in tests/live_cluster.py.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""Registration in a Model Registry that is running: `make e2e-registry KWS_MODEL_REGISTRY=ADDRESS`."""
+"""Registration in a Model Registry that is running.
+
+Started by `KWS_MODEL_REGISTRY=ADDRESS pytest tests/e2e/test_model_registry.py`; leaves a model kws-e2e-….
+"""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""From recordings made on the page to a champion that hears them, by the page's own hints: `make e2e-page`."""
+"""From recordings made on the page to a champion that hears them: `pytest -s tests/e2e/test_page_to_champion.py`."""
 
 import contextlib
 import json

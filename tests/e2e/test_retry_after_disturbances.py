@@ -1,4 +1,6 @@
-"""Runs that are disturbed, fail or are cancelled, and are retried: `make e2e-retries KUBECONFIG=…`.
+"""Runs that are disturbed, fail or are cancelled, and are retried.
+
+Started by `KUBECONFIG=… KWS_E2E_VOLUME=… pytest tests/e2e/test_retry_after_disturbances.py`.
 
 Whatever ended a run, `retry` makes it a true success: training resumes from its checkpoint, the model becomes champion
 once, and no job, pod or service is left. Jobs that are not elastic end with the weights of an undisturbed run. The

@@ -23,7 +23,10 @@ from kws.launch.job import FRESH_STORE
 from kws.preprocess.step import preprocess
 from kws.train import runs
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of an agent in /proc")
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of an agent in /proc"),
+]
 
 EPOCHS = 5
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")

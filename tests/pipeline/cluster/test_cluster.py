@@ -2,12 +2,14 @@ import argparse
 import hashlib
 import io
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -289,88 +291,68 @@ def test_a_flag_wins_over_the_environment_and_the_environment_over_the_default()
     assert read_placement({}, IMAGES).training_pods.pvc == "kws-data"
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        "preflight",
-        "images",
-        "kind-up",
-        "kind-down",
-        "kind-load",
-        "kind-status",
-        "pipeline",
-        "runs",
-        "follow",
-        "cancel",
-        "retry",
-        "schedule",
-        "schedules",
-        "unschedule",
-        "ui",
-        "tensorboard",
-        "pull-model",
-        "graph",
-    ],
-)
-def test_a_make_target_calls_a_command_with_flags_that_it_has(target: str) -> None:
+def commands_of(target: str, *variables: str) -> list[argparse.Namespace]:
+    """Returns the parsed commands of the pipeline that a make target would call."""
     if shutil.which("make") is None:
         pytest.skip("needs make")
-    settings = [
-        "EPOCHS=5",
-        "WORKERS=3",
-        "PRESET=baseline",
-        "WORDS=yes,no",
-        "INIT=champion",
-        "RUN=r1",
-        "CRON=0 3 * * 1",
-        "CPUS=3",
-        "MEMORY=5Gi",
-        "TZ=Europe/Berlin",
-        "VERSION=v1",
-        "TO=models",
-        "DEVICE=cuda",
-        "TORCH=locked",
-        "REGISTRY=reg",
-        "HOST=https://h/pipeline",
-        "NAMESPACE=me",
-        "ARGS=",
-    ]
-    command = ["make", "-n", "-o", ".venv/.ready", target, *settings]
+    command = ["make", "-n", "-o", ".venv/.ready", target, *variables]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if "-m pipeline " in line]
     assert lines, done.stderr
     parser = argparse.ArgumentParser()
     add_cluster_commands(parser.add_subparsers(dest="command", required=True))
-    for line in lines:
-        options = parser.parse_args(shlex.split(line)[3:])
-    if target in ("pipeline", "schedule"):
-        assert (options.epochs, options.num_nodes, options.preset, options.words) == (5, 3, "baseline", "yes,no")
-        assert (options.namespace, options.registry, options.device) == ("me", "reg", "cuda")
-        assert (options.cpu, options.memory, options.init) == ("3", "5Gi", "champion")
-    if target == "schedule":
-        assert (options.cron, options.time_zone) == ("0 3 * * 1", "Europe/Berlin")
+    return [parser.parse_args(shlex.split(line)[3:]) for line in lines]
+
+
+WHERE = ("HOST=https://h/pipeline", "NAMESPACE=me", "CONTEXT=c")
+BUILT = ("REGISTRY=reg", "DEVICE=cuda")
+RUN = (*WHERE, *BUILT, "EPOCHS=5", "NUM_NODES=3", "PROCESSES_PER_NODE=2", "PRESET=baseline", "WORDS=yes,no", "CPU=3")
 
 
 @pytest.mark.parametrize(
-    ("target", "flags"),
+    ("target", "variables"),
     [
-        ("pipeline", "--quiet"),
-        ("runs", "--count 3"),
-        ("follow", "--quiet --patience 5"),
-        ("retry", "--no-follow"),
-        ("pull-model", "--image mine:1"),
+        ("images", (*BUILT, "TORCH=locked", "BASE_IMAGE=mine:1")),
+        ("kind-up", ("DEVICE=cuda",)),
+        ("pipeline", (*RUN, "MEMORY=5Gi", "INIT=champion", "LAUNCHER=trainjob", "UNKNOWN_WORDS=auto", "SEED=7")),
+        ("follow", WHERE),
+        ("retry", WHERE),
+        ("schedule", (*RUN, "CRON=0 3 * * 1", "TIME_ZONE=Europe/Berlin")),
+        ("ui", WHERE),
+        ("pull-model", (*WHERE, "VERSION=v1", "TO=models", "IMAGE=mine:1", "REGISTRY=reg")),
+        ("deploy", (*WHERE, *BUILT, "IMAGE=mine:1")),
+        ("rollback", (*WHERE, "VERSION=v1", "REASON=it's worse", "DATA_ROOT=here", "MODEL_REGISTRY=http://m")),
     ],
 )
-def test_a_make_target_passes_further_flags_on(target: str, flags: str) -> None:
+def test_a_make_variable_is_the_flag_of_its_name(target: str, variables: Sequence[str]) -> None:
+    options = commands_of(target, "RUN=r1", *variables)[-1]
+    for name, value in (variable.split("=", 1) for variable in variables):
+        assert str(getattr(options, name.lower())) == value
+
+
+@pytest.mark.parametrize("target", ["pipeline", "follow", "retry", "schedule", "pull-model", "deploy", "rollback"])
+def test_a_make_target_passes_further_flags_on(target: str) -> None:
+    options = commands_of(target, "RUN=r1", "CRON=0 3 * * 1", "ARGS=--ca-file ca.pem")[-1]
+    assert options.ca_file == "ca.pem"
+
+
+def test_make_refuses_a_variable_that_no_command_takes() -> None:
     if shutil.which("make") is None:
         pytest.skip("needs make")
-    command = ["make", "-n", "-o", ".venv/.ready", target, "RUN=r1", f"ARGS={flags}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    (line,) = (line for line in done.stdout.splitlines() if "-m pipeline " in line)
-    assert line.endswith(flags)
-    parser = argparse.ArgumentParser()
-    add_cluster_commands(parser.add_subparsers(dest="command", required=True))
-    parser.parse_args(shlex.split(line)[3:])
+    done = subprocess.run(["make", "-n", "pipeline", "WORKERS=2"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "WORKERS must be a variable of this Makefile, got none of that name" in done.stderr
+    assert "NUM_NODES" in done.stderr
+
+
+def test_make_has_at_most_twenty_targets_and_shows_each() -> None:
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    phony = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), flags=re.M)
+    targets = {target for line in phony for target in line.split()} - {"help"}
+    assert targets == set(re.findall(r"^  ([a-z0-9-]+) ", shown, flags=re.M))
+    assert len(targets) < 20
 
 
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:

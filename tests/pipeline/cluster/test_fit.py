@@ -54,11 +54,11 @@ def test_training_pods_that_never_fit_are_named_with_the_setting_that_changes_it
     with pytest.raises(
         ClusterError,
         match=r"training pod 1 of 2 must fit .* requests 2 cpu, 4.29 GB memory: one has "
-        r"1.5 cpu, .* free; make pipeline CPUS=700m MEMORY= .*--unchecked",
+        r"1.5 cpu, .* free; make pipeline CPU=700m MEMORY= .*--unchecked",
     ):
         require_fit(Cluster(), Placement(), 2)
     stand_in.pods = [pod("750m")]
-    with pytest.raises(ClusterError, match=r"training pod 2 of 2 must fit .* CPUS=550m"):
+    with pytest.raises(ClusterError, match=r"training pod 2 of 2 must fit .* CPU=550m"):
         require_fit(Cluster(), SMALL, 2)
     stand_in.nodes_of_cluster = [node(), node("two"), node("three")]
     stand_in.pods = []

@@ -365,7 +365,7 @@ def test_a_missing_image_is_reported_at_once_and_ends_following(stand_in: StandI
     assert status == 1
     assert 'waits: ImagePullBackOff: Back-off pulling image "kws-launcher:1"' in text
     assert "waiting longer will not help: make images" in text
-    assert "make cancel RUN=324b195d" in text
+    assert "python -m pipeline cancel 324b195d" in text
     assert not [call for call in stand_in.calls if not call.startswith("GET")]  # the run is left
 
 

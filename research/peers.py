@@ -8,7 +8,7 @@ bfloat16 where the processor multiplies it, as the default's are.
 
 Time is processor time per thread, without validation, so that other work on the machine favours nobody.
 
-  python -m benchmarks.peers --source ARCHIVE --seconds 1290 --jobs 2
+  python -m research.peers --source ARCHIVE --seconds 1290 --jobs 2
 """
 
 import argparse
@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks import study
 from kws import files
 from kws.command import as_command
 from kws.preprocess.tensors import Split, Tensors
 from kws.recipe import NO_AUGMENTATION, AugmentConfig, FeatureConfig, Recipe
 from kws.train.augment import Augment
 from kws.train.loop import wants_bf16
+from research import study
 
 
 class KeywordTransformer(nn.Module):
@@ -295,7 +295,7 @@ def run(name: str, seed: int, seconds: float, recordings: Path, folder: Path) ->
 def main() -> None:
     """Parses flags, trains, prints a table, and writes peers.json."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m research.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--source", required=True, help="URL, archive or folder of recordings")
     parser.add_argument("--folder", type=Path, default=Path("var/study"), help="(default: %(default)s)")
@@ -305,7 +305,7 @@ def main() -> None:
         "--seconds",
         type=float,
         default=1200,
-        help="processor time of each training: give that of the default preset, which make study "
+        help="processor time of each training: give that of the default preset, which python -m research.study "
         "prints (default: %(default)s)",
     )
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, which share the cores (default: 1)")

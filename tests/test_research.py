@@ -1,10 +1,10 @@
-"""The benchmarks of accuracy: networks as their papers have them, and the points of the learning curve."""
+"""The studies of accuracy: networks as their papers have them, and the points of the learning curve."""
 
 import pytest
 import torch
 
-from benchmarks import curve, peers
 from kws.recipe import FeatureConfig
+from research import curve, peers
 
 
 @pytest.mark.parametrize(("name", "num_words", "published"), [("KWT-1", 35, 607_000), ("BC-ResNet-3", 12, 54_200)])

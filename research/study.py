@@ -1,12 +1,12 @@
-"""Measures what each ingredient of the recipe is worth: `make study`.
+"""Measures what each ingredient of the recipe is worth: `python -m research.study`.
 
 Every row is a variant of a preset, trained with several seeds on one archive and evaluated on the validation split.
 "Robustness" is the mean accuracy over the conditions of `kws.evaluate.robustness`, clean clips among them. The test
 split is for the final rows only (`--final`), which are evaluated under each condition. A study that is stopped resumes
 where it was: each training has its own run folder, and a complete one is only read.
 
-  python -m benchmarks.study --source ARCHIVE --epochs 15 --jobs 2               all variants
-  python -m benchmarks.study --source ARCHIVE --variants default baseline --final
+  python -m research.study --source ARCHIVE --epochs 15 --jobs 2               all variants
+  python -m research.study --source ARCHIVE --variants default baseline --final
 """
 
 import argparse
@@ -301,7 +301,7 @@ def start_worker(num_threads: int) -> None:
 def main() -> None:
     """Parses flags and runs the study."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m research.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--source", required=True, help="URL, archive or folder of recordings")
     parser.add_argument(

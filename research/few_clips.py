@@ -6,7 +6,7 @@ clips of each word in synthetic voices, and, given a folder with many recordings
 clips of each word by one speaker, tested on the other clips of that speaker. For validation a word has a fifth as many
 clips as for training, at least two. A study that is stopped resumes: complete run folders are only read.
 
-  python -m benchmarks.few_clips --source ARCHIVE --words bed,cat,happy,four,zero
+  python -m research.few_clips --source ARCHIVE --words bed,cat,happy,four,zero
 """
 
 import argparse
@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.study import spread
 from kws import files
 from kws.command import as_command
 from kws.config import SPLITS
@@ -30,6 +29,7 @@ from kws.preprocess.step import preprocess
 from kws.preprocess.tensors import Tensors
 from kws.recipe import make_recipe
 from kws.train import runs, trainer
+from research.study import spread
 
 Clip = tuple[Path, str]
 """A folder of recordings, and the id of a clip in it."""
@@ -121,7 +121,7 @@ def learn(lesson: Lesson, init: str, folder: Path, **changes: Any) -> float:
 def main() -> None:
     """Parses flags, trains on all lessons, and writes table.md after each."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.few_clips", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m research.few_clips", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--source", required=True, help="URL, archive or folder of recordings")
     parser.add_argument("--words", required=True, help="the new words, separated by commas")

@@ -4,9 +4,9 @@ Each point is a data set of its own, made by leaving out training clips of one a
 back); validation and test clips stay as they are. The curve is fitted with error = a · clips^-b over clips a word.
 A study that is stopped goes on where it was.
 
-  python -m benchmarks.curve --source ARCHIVE --points 50 100 200 400 800 --jobs 2
-  python -m benchmarks.curve --source ARCHIVE --points quarter-of-clips quarter-of-speakers
-  python -m benchmarks.curve --source ARCHIVE --points exact opus
+  python -m research.curve --source ARCHIVE --points 50 100 200 400 800 --jobs 2
+  python -m research.curve --source ARCHIVE --points quarter-of-clips quarter-of-speakers
+  python -m research.curve --source ARCHIVE --points exact opus
 """
 
 import argparse
@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import study
 from kws import files
 from kws.command import as_command
 from kws.config import BACKGROUND_NOISE
 from kws.download.recordings import list_recordings
 from kws.preprocess import splits
 from kws.preprocess.audio import read_waveform
+from research import study
 
 OPUS_LEVEL = 0.9
 """Compression level of libsndfile that gives 35 kbit/s of one channel at 16 kHz, as the copies of real21 have."""
@@ -160,7 +160,7 @@ def show(results: Sequence[Mapping[str, float]], num_words: int) -> None:
 def main() -> None:
     """Parses flags, makes the data sets, trains, and prints the table."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.curve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m research.curve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--source", required=True, help="URL, archive or folder of recordings")
     parser.add_argument("--folder", type=Path, default=Path("var/curve"), help="(default: %(default)s)")
