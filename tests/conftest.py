@@ -1,21 +1,24 @@
-"""Real parts for tests: real recordings where they are available, and a real HTTP server that can misbehave."""
+"""Real parts for tests: real recordings, and a real HTTP server that can misbehave."""
 
 import os
+import shutil
 import tarfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import soxr
 from file_server import FileServer, serve
 
 os.environ["no_proxy"] = "127.0.0.1"  # where a proxy is set, it does not see our servers
 
+DATA = Path(__file__).resolve().parent / "data"
+"""Real clips and a schema; its README says whose."""
+
 REAL_WORDS = ("left", "stop", "yes")
 """The words of the fixture real_corpus."""
-
-REAL_CLIPS = 40
-"""Its clips of each word."""
 
 LONG_FILES = ("test_speech_commands.py", "test_trainer.py", "test_torture.py", "test_notebook.py")
 """Files with the longest tests. They run first, so that none keeps a single process busy at the end."""
@@ -27,46 +30,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder ../shared/data with real recordings, which the project does not carry."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("needs the real recordings of ../shared/data")
+def real_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """14 real clips of each of three words, their lists of splits and two background noises. Read only."""
+    folder = tmp_path_factory.mktemp("real_corpus")
+    for word in (*REAL_WORDS, "_background_noise_"):
+        shutil.copytree(DATA / "speech_commands" / word, folder / word)
+    for path in (DATA / "speech_commands").glob("*_list.txt"):
+        kept = [line for line in path.read_text().split() if (folder / line).is_file()]
+        (folder / path.name).write_text("".join(f"{line}\n" for line in kept))
     return folder
 
 
 @pytest.fixture(scope="session")
-def real_archive(shared_data: Path) -> Path:
-    """16 words of Speech Commands, 4,043 clips, 100 MB."""
-    return shared_data / "speech_commands_real16.tar.gz"
+def real_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """62 real clips of five words, packed as the published archive is. Read only."""
+    path = tmp_path_factory.mktemp("real_archive") / "speech_commands_v0.02.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(DATA / "speech_commands", ".")
+    return path
 
 
 @pytest.fixture(scope="session")
-def real_digits(shared_data: Path) -> Path:
-    """<digit>/*.wav at 8 kHz, 0.14 to 2.3 s, 2,000 recordings of 10 words by 4 speakers."""
-    return shared_data / "spoken-digits"
-
-
-@pytest.fixture(scope="session")
-def real_corpus(real_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 real clips of each of three words, their lists of splits and two background noises. Read only."""
-    folder = tmp_path_factory.mktemp("real_corpus")
-    taken: Counter[str] = Counter()
-    with tarfile.open(real_archive) as archive:
-        for member in archive:
-            word, _, name = member.name.removeprefix("./").rpartition("/")
-            if (
-                (word in REAL_WORDS and name.endswith(".wav") and taken[word] < REAL_CLIPS)
-                or name in ("running_tap.wav", "exercise_bike.wav")
-                or name.endswith("_list.txt")
-            ):
-                content = archive.extractfile(member)
-                assert content is not None
-                (folder / word).mkdir(exist_ok=True)
-                (folder / word / name).write_bytes(content.read())
-                taken[word] += 1
-    for path in folder.glob("*_list.txt"):
-        path.write_text("".join(f"{line}\n" for line in path.read_text().split() if (folder / line).is_file()))
+def real_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """<digit>/*.wav at 8 kHz, 0.4 to 2.3 s long, ten each of "one" and "five": unlike Speech Commands. Read only."""
+    folder = tmp_path_factory.mktemp("real_digits")
+    for word in ("one", "five"):
+        (folder / word).mkdir()
+        for number, path in enumerate(sorted((DATA / "speech_commands" / word).glob("*.wav"))):
+            samples, rate = soundfile.read(path, dtype="float32")
+            samples = soxr.resample(samples, rate, 8000)
+            if number % 2:
+                loudest = int(np.abs(samples).argmax())
+                samples = samples[max(0, loudest - 1600) : loudest + 1600]
+            elif number % 4:
+                samples = np.pad(samples, (4000 + 200 * number, 5200))
+            soundfile.write(folder / word / path.name, samples, 8000, subtype="PCM_16")
     return folder
 
 

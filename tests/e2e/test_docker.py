@@ -252,7 +252,7 @@ def test_the_pipeline_gives_the_same_results_in_containers_and_in_processes(
     assert fingerprints["docker"] == fingerprints["subprocess"]
     assert summaries["docker"]["accuracy"] == summaries["subprocess"]["accuracy"]
     clips = sorted(source.glob("[a-z]*/*.wav"))
-    assert len(clips) > 100
+    assert len(clips) == 42
     for clip in clips:
         here, there = (predict(recognizers[runner], clip)[0] for runner in ("subprocess", "docker"))
         assert there.word == here.word, clip

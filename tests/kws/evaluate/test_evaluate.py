@@ -208,11 +208,11 @@ def test_folder_that_cannot_be_evaluated_is_refused_with_the_reason(expert: Reco
 
 
 def test_real_digits_at_8_khz_are_evaluated(make_recognizer: MakeRecognizer, real_digits: Path, tmp_path: Path) -> None:
-    for word in ("one", "nine"):
+    for word in ("one", "five"):
         (tmp_path / word).mkdir()
-        for path in sorted((real_digits / word).glob("*.wav"))[::40]:
+        for path in sorted((real_digits / word).glob("*.wav"))[::2]:
             shutil.copy(path, tmp_path / word)
-    evaluation, unreadable = evaluate_recordings(make_recognizer(words=["nine", "one", "two"]), tmp_path)
+    evaluation, unreadable = evaluate_recordings(make_recognizer(words=["five", "one", "two"]), tmp_path)
     assert (evaluation.num_clips, unreadable) == (10, {})
 
 

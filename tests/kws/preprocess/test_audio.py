@@ -356,8 +356,8 @@ def test_recording_of_the_right_length_stays_as_it_is(config: FeatureConfig) -> 
 
 
 def test_real_digits_at_8_khz_become_clips_of_a_second_with_their_word_inside(real_digits: Path) -> None:
-    paths = sorted(real_digits.glob("*/*.wav"))[::100]
-    assert paths
+    paths = sorted(real_digits.glob("*/*.wav"))
+    assert len(paths) == 20
     for path in paths:
         info = soundfile.info(path)
         assert info.samplerate == 8000

@@ -61,7 +61,7 @@ def test_features_of_real_clips_are_those_of_torch(
     config = RECIPES[preset].features
     folder: Path = request.getfixturevalue(recordings)
     paths = [path for word in sorted(folder.glob("[a-z]*/")) for path in islice(sorted(word.glob("*.wav")), 5)]
-    assert len(paths) >= 15
+    assert len(paths) >= 10
     assert_close_to_torch(np.stack([read_clip(path, config) for path in paths]), config, ROUNDING)
 
 

@@ -33,7 +33,7 @@ def assert_equals_torchaudio(waveforms: torch.Tensor, config: FeatureConfig) -> 
     assert values.shape == expected.shape == (len(waveforms), config.num_mels, config.num_frames)
     assert values.dtype == torch.float32
     if config.log:
-        torch.testing.assert_close(values, expected, atol=1e-3, rtol=0)
+        torch.testing.assert_close(values, expected, atol=2e-3, rtol=0)  # a fourth of float16's step at such values
     else:
         torch.testing.assert_close(values, expected, atol=1e-3, rtol=1e-3)
 
@@ -43,7 +43,7 @@ def assert_equals_torchaudio(waveforms: torch.Tensor, config: FeatureConfig) -> 
 def test_features_of_real_clips_equal_torchaudio(preset: str, recordings: str, request: pytest.FixtureRequest) -> None:
     config = RECIPES[preset].features
     folder: Path = request.getfixturevalue(recordings)
-    paths = [path for word in sorted(folder.glob("[a-z]*/")) for path in islice(sorted(word.glob("*.wav")), 3)]
+    paths = [path for word in sorted(folder.glob("[a-z]*/")) for path in islice(sorted(word.glob("*.wav")), 5)]
     assert len(paths) >= 9
     assert_equals_torchaudio(torch.from_numpy(np.stack([read_clip(path, config) for path in paths])), config)
 

@@ -75,8 +75,8 @@ def test_real_recordings_become_arrays_of_every_split(real_tensors: tuple[str, P
     assert manifest["split"] == RECIPES[preset].split
     assert manifest["features"] == json.loads(json.dumps(dataclasses.asdict(RECIPES[preset].features)))
     assert manifest["left_out"] == {}
-    assert sum(manifest["counts"][name] for name in SPLITS) == 120
-    assert manifest["counts"]["noise"] > 50
+    assert sum(manifest["counts"][name] for name in SPLITS) == 42
+    assert manifest["counts"]["noise"] > 10
     for name in SPLITS:
         count = manifest["counts"][name]
         array = np.load(folder / f"{name}.features.npy", mmap_mode="r")
@@ -109,14 +109,14 @@ def test_real_speakers_are_in_one_split_only_and_the_lists_are_kept(
 ) -> None:
     preset, folder = real_tensors
     clips = {name: files.read_json(folder / f"{name}.clips.json") for name in SPLITS}
-    assert len({clip for some in clips.values() for clip in some}) == 120
+    assert len({clip for some in clips.values() for clip in some}) == 42
     if preset == "default":
         speakers = [{splits.speaker_of(clip) for clip in clips[name]} for name in SPLITS]
         assert sum(map(len, speakers)) == len(set.union(*speakers))
         listed = (real_corpus / "testing_list.txt").read_text().split()
         assert clips["test"] == sorted(clip for clip in listed if clip.split("/")[0] in WORDS)
     else:
-        assert [len(clips[name]) for name in SPLITS] == [96, 12, 12]
+        assert [len(clips[name]) for name in SPLITS] == [36, 3, 3]
 
 
 def test_normalization_is_that_of_the_training_split_alone(real_tensors: tuple[str, Path]) -> None:
@@ -130,14 +130,10 @@ def test_normalization_is_that_of_the_training_split_alone(real_tensors: tuple[s
 
 
 def test_real_digits_at_8_khz_are_preprocessed_by_random_split(real_digits: Path, tmp_path: Path) -> None:
-    for word in ("one", "two"):
-        (tmp_path / "digits" / word).mkdir(parents=True)
-        for path in sorted((real_digits / word).glob("*.wav"))[::10]:
-            shutil.copy(path, tmp_path / "digits" / word)
-    folder = preprocess(tmp_path / "digits", tmp_path, Recipe(split="random"), words="auto", num_processes=1)
+    folder = preprocess(real_digits, tmp_path, Recipe(split="random"), words="auto", num_processes=1)
     manifest = files.read_json(folder / files.MANIFEST)
-    assert manifest["words"] == ["one", "two"]
-    assert manifest["counts"] == {"train": 32, "validation": 4, "test": 4, "noise": 0}
+    assert manifest["words"] == ["five", "one"]
+    assert manifest["counts"] == {"train": 16, "validation": 2, "test": 2, "noise": 0}
     assert not (folder / "noise.features.npy").exists()
 
 
