@@ -30,6 +30,7 @@ BENCHMARKS = (
     "benchmarks.step_parts",
     "benchmarks.torture",
     "research.curve",
+    "research.cut_archive",
     "research.few_clips",
     "research.peers",
     "research.study",

@@ -1,10 +1,15 @@
 """The studies of accuracy: networks as their papers have them, and the points of the learning curve."""
 
+from pathlib import Path
+
 import pytest
+import soundfile
 import torch
 
+from kws.config import SPLITS
+from kws.preprocess import splits
 from kws.recipe import FeatureConfig
-from research import curve, peers
+from research import curve, cut_archive, peers
 
 
 @pytest.mark.parametrize(("name", "num_words", "published"), [("KWT-1", 35, 607_000), ("BC-ResNet-3", 12, 54_200)])
@@ -36,3 +41,30 @@ def test_fewer_speakers_keep_all_of_their_clips() -> None:
 def test_the_fit_finds_the_exponent_of_a_power_law() -> None:
     clips = [50, 100, 200, 400, 800]
     assert curve.fit(clips, [0.8 * number**-0.5 for number in clips]) == pytest.approx((0.8, 0.5))
+
+
+@pytest.mark.parametrize(("name", "counts"), [("real16", [3200, 480, 363, 6]), ("real21", [16_522, 2049, 3093, 6])])
+def test_a_list_has_no_speaker_in_two_splits(name: str, counts: list[int]) -> None:
+    clips = cut_archive.read_list(Path(cut_archive.__file__).parent / "lists" / f"{name}.txt")
+    assert [len(some) for some in clips.values()] == counts
+    assert splits.speakers_in_two_splits({split: clips[split] for split in SPLITS}) == {"speakers": 0, "clips": 0}
+
+
+def test_what_is_cut_out_has_the_listed_clips_and_their_splits(real_archive: Path, tmp_path: Path) -> None:
+    noise = "_background_noise_/running_tap"
+    some = {"train": "yes/0132a06d_nohash_3", "validation": "five/264f471d_nohash_0", "test": "left/c9b5ff26_nohash_1"}
+    path = tmp_path / "list.txt"
+    path.write_text(
+        "# a few\n" + "".join(f"\n[{split}]\n{clip}\n" for split, clip in (*some.items(), ("noise", noise)))
+    )
+    output = tmp_path / "cut"
+    cut_archive.cut(cut_archive.read_list(path), real_archive, output, ["train"])
+    files = sorted(str(file.relative_to(output)) for file in output.rglob("*") if file.is_file())
+    kept = [f"{some['train']}.opus", *(f"{name}.wav" for name in (some["validation"], some["test"], noise))]
+    assert files == sorted([*kept, "testing_list.txt", "validation_list.txt"])
+    assert (output / "testing_list.txt").read_text() == f"{some['test']}.wav\n"
+    assert soundfile.info(output / kept[0]).frames == 16_000
+    path.write_text("[train]\nyes/nobody_nohash_0\n")
+    with pytest.raises(ValueError, match=r"archive must have every clip of the list, got 'none named yes/nobody"):
+        cut_archive.cut(cut_archive.read_list(path), real_archive, tmp_path / "other")
+    assert sorted(tmp_path.iterdir()) == [output, path]

@@ -1,4 +1,5 @@
 import argparse
+import dataclasses
 import hashlib
 import io
 import os
@@ -21,6 +22,7 @@ import yaml
 from rich.console import Console
 
 from kws import files
+from kws.config import PipelineConfig
 from pipeline.cluster import runs
 from pipeline.cluster.commands import add_cluster_commands
 from pipeline.cluster.connection import Cluster
@@ -315,6 +317,7 @@ RUN = (*WHERE, *BUILT, "EPOCHS=5", "NUM_NODES=3", "PROCESSES_PER_NODE=2", "PRESE
         ("images", (*BUILT, "TORCH=locked", "BASE_IMAGE=mine:1")),
         ("kind-up", ("DEVICE=cuda",)),
         ("pipeline", (*RUN, "MEMORY=5Gi", "INIT=champion", "LAUNCHER=trainjob", "UNKNOWN_WORDS=auto", "SEED=7")),
+        ("pipeline", ("SET=train.weight_decay=0.1 augment.gain_db=6",)),
         ("follow", WHERE),
         ("retry", WHERE),
         ("schedule", (*RUN, "CRON=0 3 * * 1", "TIME_ZONE=Europe/Berlin")),
@@ -343,6 +346,13 @@ def test_make_refuses_a_variable_that_no_command_takes() -> None:
     assert done.returncode == 2
     assert "WORKERS must be a variable of this Makefile, got none of that name" in done.stderr
     assert "NUM_NODES" in done.stderr
+
+
+def test_every_parameter_of_the_pipeline_is_a_make_variable() -> None:
+    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    (names,) = re.findall(r"^PARAMETERS := (.*)", text, flags=re.M)
+    switches = {"debug"}
+    assert {field.name for field in dataclasses.fields(PipelineConfig)} - switches <= set(names.lower().split())
 
 
 def test_make_has_at_most_twenty_targets_and_shows_each() -> None:
