@@ -20,7 +20,8 @@ from kws.preprocess.step import preprocess
 from kws.train.loop import wants_bf16
 
 FOLDER = Path("var/bench")
-REAL_ARCHIVE = Path("../shared/data/speech_commands_real16.tar.gz")
+REAL16 = (Path("var/real16"), Path("../shared/data/speech_commands_real16.tar.gz"))
+"""Where real16 may be: as research.cut_archive makes it, and as an archive."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +85,9 @@ def threads(number: int) -> Iterator[None]:
 
 def recordings() -> Path:
     """Returns real clips where they are available, otherwise synthetic ones; made once."""
-    if REAL_ARCHIVE.is_file():
-        return download(str(REAL_ARCHIVE), "", FOLDER)
+    for source in REAL16:
+        if source.exists():
+            return download(str(source), "", FOLDER)
     folder = FOLDER / "synthetic"
     synthesize(folder, words=SPEECH_COMMANDS_WORDS[:16], clips_per_word=250)
     return folder
