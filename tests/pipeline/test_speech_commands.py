@@ -167,7 +167,7 @@ def test_the_compiled_pipeline_goes_from_recordings_to_a_champion_with_two_proce
     assert bundle_files["model.pth"] == files.sha256_of(version / "model.pth")
 
     # The same data again, another seed: nothing is computed twice, and a model as good is no champion.
-    done = pipeline("run", *flags, "--epochs", "1", "--min-accuracy", "1")
+    done = pipeline("run", *flags, "--epochs", "1", "--min-accuracy", "1", "--processes-per-node", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "is complete" in done.stdout
     again = json.loads(summary_file.read_text())
