@@ -15,7 +15,7 @@ from kws.config import SPEECH_COMMANDS_WORDS
 from kws.download.step import download
 from kws.download.synthesize import synthesize
 
-CLIPS_PER_WORD = 20
+CLIPS_PER_WORD = 10
 SMALL = {"words": ("yes", "no", "stop"), "clips_per_word": 6}
 
 
@@ -55,7 +55,7 @@ def test_lists_name_clips_of_a_tenth_of_the_speakers_each_and_none_twice(corpus:
         assert all((corpus / line).is_file() for line in lines)
         held_out[name] = {Path(line).name[:8] for line in lines}
         assert len(held_out[name]) == CLIPS_PER_WORD // 10
-        assert Counter(Path(line).parent.name for line in lines) == dict.fromkeys(SPEECH_COMMANDS_WORDS, 2)
+        assert Counter(Path(line).parent.name for line in lines) == dict.fromkeys(SPEECH_COMMANDS_WORDS, CLIPS_PER_WORD // 10)
     assert len(everyone) == CLIPS_PER_WORD
     assert held_out["validation_list.txt"].isdisjoint(held_out["testing_list.txt"])
 
