@@ -55,7 +55,9 @@ def test_lists_name_clips_of_a_tenth_of_the_speakers_each_and_none_twice(corpus:
         assert all((corpus / line).is_file() for line in lines)
         held_out[name] = {Path(line).name[:8] for line in lines}
         assert len(held_out[name]) == CLIPS_PER_WORD // 10
-        assert Counter(Path(line).parent.name for line in lines) == dict.fromkeys(SPEECH_COMMANDS_WORDS, CLIPS_PER_WORD // 10)
+        assert Counter(Path(line).parent.name for line in lines) == dict.fromkeys(
+            SPEECH_COMMANDS_WORDS, CLIPS_PER_WORD // 10
+        )
     assert len(everyone) == CLIPS_PER_WORD
     assert held_out["validation_list.txt"].isdisjoint(held_out["testing_list.txt"])
 
