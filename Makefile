@@ -19,7 +19,8 @@ FLAGS := $(WHICH_CLUSTER) $(WHICH_IMAGES) $(PODS) $(PARAMETERS) TORCH BASE_IMAGE
 flags = $(foreach name,$(1),$(if $($(name)),--$(shell tr A-Z_ a-z- <<< $(name)) '$(subst ','\'',$($(name)))'))
 $(foreach name,$(FLAGS) RUN ARGS,$(eval $(name) =))# the environment has no say in them
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
-unknown := $(filter-out $(FLAGS) RUN ARGS PYTHON KUBECONFIG -%,$(given))
+# What commands read from the environment may be given, too.
+unknown := $(filter-out $(FLAGS) RUN ARGS PYTHON DOCKER KUBECONFIG KWS_% -%,$(given))
 $(if $(unknown),$(error $(unknown) must be a variable of this Makefile, got none of that name; it has $(FLAGS) RUN and ARGS, \
   which takes further flags: make pipeline ARGS="--batch-size 64"))
 
