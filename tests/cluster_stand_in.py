@@ -26,6 +26,10 @@ class StandIn(ThreadingHTTPServer):
         self.calls: list[str] = []
         super().__init__(("127.0.0.1", 0), _Answers)
 
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
 
 class _Answers(BaseHTTPRequestHandler):
     server: StandIn
@@ -33,7 +37,9 @@ class _Answers(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         url = urlsplit(unquote(self.path))
         self.server.calls.append(f"GET {url.path}")
-        answer = self.answer(url.path, parse_qs(url.query))
+        # Through kubeconfig, Kubeflow Pipelines is reached by the API server's proxy.
+        path = re.sub(r"^/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy", "", url.path)
+        answer = self.answer(path, parse_qs(url.query))
         status = 200
         if isinstance(answer, int):
             status, answer = answer, {"message": "pods is forbidden: User jo cannot list resource pods"}
@@ -45,6 +51,8 @@ class _Answers(BaseHTTPRequestHandler):
 
     def answer(self, path: str, query: dict[str, list[str]]) -> Any:
         server = self.server
+        if path in ("", "/"):
+            return "<html>the page of Kubeflow Pipelines</html>"
         if path.endswith("/healthz"):
             return {"multi_user": False}
         if path == "/apis/v2beta1/runs":

@@ -25,7 +25,6 @@ from kws.download.synthesize import synthesize
 from pipeline import shell
 from pipeline.cluster import runs, steps
 from pipeline.cluster.connection import Cluster
-from pipeline.kind import local_cluster as kind
 
 NAMESPACE = os.environ.get("KWS_E2E_NAMESPACE", "kubeflow")
 
@@ -95,7 +94,7 @@ def job_of(run: str) -> Any:
 def volume() -> Path | None:
     """Returns the volume as a folder of this machine, where it is one."""
     given = os.environ.get("KWS_E2E_VOLUME")
-    return Path(given) if given else kind.host_data_root()
+    return Path(given) if given else cluster().volume
 
 
 def require_pipelines() -> None:

@@ -24,8 +24,8 @@ from pipeline.compiling import compile_to, steps_of_package
 from pipeline.flags import add_parameters, read_parameters
 from pipeline.kind import images, preflight
 from pipeline.kind import local_cluster as kind
-from pipeline.placement import JOBS, Placement, read_placement
-from pipeline.shell import ROOT, ClusterError, docker
+from pipeline.placement import Placement, read_placement
+from pipeline.shell import ClusterError, docker
 
 
 def cluster_of(options: argparse.Namespace) -> Cluster:
@@ -33,16 +33,17 @@ def cluster_of(options: argparse.Namespace) -> Cluster:
     return Cluster(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Cluster)})
 
 
-def placement_of(options: argparse.Namespace, num_nodes: int = 0) -> Placement:
+def placement_of(options: argparse.Namespace, cluster: Cluster | None = None, num_nodes: int = 1) -> Placement:
     """Returns the placement that follows from flags and environment.
 
     Args:
         options: parsed flags.
+        cluster: where the pipeline is to run; None: anywhere.
         num_nodes: training pods of the run, among which a local cluster divides the cores of this machine.
     """
     names = images.image_names(registry=options.registry, device=options.device)
     pods = {"cpu": options.cpu, "memory": options.memory}
-    if num_nodes and not options.host and not options.context and kind.host_data_root() and SETTINGS not in os.environ:
+    if cluster is not None and cluster.kind and SETTINGS not in os.environ:
         pods = kind.training_pods(num_nodes) | {name: value for name, value in pods.items() if value}
     return read_placement(os.environ, names, device=options.device, launches=options.launcher, **pods)
 
@@ -226,13 +227,13 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
     add_registry(parser, "in which to mark the champion")
     add(
         "ui",
-        lambda o: _open(o, "ml-pipeline-ui", 8080, kind.NAMESPACE),
+        lambda o: _open(o, "ml-pipeline-ui", kind.UI, kind.NAMESPACE),
         "open the UI of Kubeflow Pipelines",
         parents=(where,),
     )
     add(
         "tensorboard",
-        lambda o: _open(o, "kws-tensorboard", 6006, o.namespace),
+        lambda o: _open(o, "kws-tensorboard", kind.TENSORBOARD, o.namespace),
         "open TensorBoard with all runs",
         parents=(where,),
     )
@@ -262,12 +263,7 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
         "It can be interrupted, even killed, and started again.",
         (built,),
     )
-    add(
-        "kind-down",
-        lambda o: kind.down(),
-        "delete the local cluster",
-        f"The volume stays in {kind.DATA_ROOT.relative_to(ROOT)}.",
-    )
+    add("kind-down", lambda o: kind.down(), "delete the local cluster", "The volume stays in var/kind.")
     add(
         "kind-load",
         lambda o: kind.load(images.image_names(device=o.device)),
@@ -360,7 +356,7 @@ def _parameters(options: argparse.Namespace) -> PipelineConfig:
 def _submit(options: argparse.Namespace) -> int:
     config = _parameters(options)
     cluster = cluster_of(options)
-    placement = placement_of(options, config.num_nodes)
+    placement = placement_of(options, cluster, config.num_nodes)
     if not options.unchecked:
         require_fit(cluster, placement, config.num_nodes)
     run_id = runs.submit(cluster, config, placement, name=options.name)
@@ -392,10 +388,11 @@ def _retry(options: argparse.Namespace) -> int:
 
 def _schedule(options: argparse.Namespace) -> None:
     config = _parameters(options)
+    cluster = cluster_of(options)
     runs.schedule(
-        cluster_of(options),
+        cluster,
         config,
-        placement_of(options, config.num_nodes),
+        placement_of(options, cluster, config.num_nodes),
         cron=options.cron,
         time_zone=options.time_zone,
         name=options.name,
@@ -411,11 +408,7 @@ def _pull(options: argparse.Namespace) -> None:
     from pipeline.cluster.pull import HostVolume
     from pipeline.cluster.pull import pull as fetch
 
-    if options.data_root:
-        if not options.data_root.is_dir():
-            raise ValueError(f"data_root must be a folder, got {str(options.data_root)!r}; check the path")
-        folder = fetch(HostVolume(options.data_root), options.to, options.version)
-    elif not options.host and not options.context and (root := kind.host_data_root()):
+    if root := _local_root(options):
         folder = fetch(HostVolume(root), options.to, options.version)
     else:
         from pipeline.cluster.pull import reader_pod
@@ -445,7 +438,7 @@ def _local_root(options: argparse.Namespace) -> Path | None:
         if not options.data_root.is_dir():
             raise ValueError(f"data_root must be a folder, got {str(options.data_root)!r}; check the path")
         return Path(options.data_root)
-    return kind.host_data_root() if not options.host and not options.context else None
+    return cluster_of(options).volume
 
 
 def _models(options: argparse.Namespace) -> None:
@@ -486,17 +479,16 @@ def _rollback(options: argparse.Namespace) -> None:
     )
 
 
-def _open(options: argparse.Namespace, service: str, port: int, namespace: str) -> int:
-    """Opens a page of the cluster in the browser, through a forwarded port unless kind maps one."""
+def _open(options: argparse.Namespace, service: str, address: str, namespace: str) -> int:
+    """Opens a page of the cluster in the browser, through a port forwarded to an address unless kind maps it there."""
     cluster = cluster_of(options)
-    address = f"http://localhost:{port}"
-    if options.host and service == "ml-pipeline-ui":
-        address = options.host
-    elif kind.host_data_root() is None or kind.reach(address):
+    if cluster.host and service == "ml-pipeline-ui":
+        address = cluster.host
+    elif not cluster.kind or kind.reach(address):
+        port = int(address.rpartition(":")[2])
         preflight.require_all([preflight.port(port, service)])
-        context = ["--context", cluster.context] if cluster.context else []
         return _forward(
-            ["kubectl", *context, "--namespace", namespace, "port-forward", f"service/{service}", f"{port}:80"], address
+            [*cluster.kubectl, "--namespace", namespace, "port-forward", f"service/{service}", f"{port}:80"], address
         )
     out.print(address)
     webbrowser.open(address)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import os
 import re
 import shlex
 import ssl
@@ -59,6 +60,16 @@ class Cluster:
     def kubectl(self) -> list[str]:
         """Kubectl with the flags for this cluster and namespace."""
         return ["kubectl", *(["--context", self.context] if self.context else []), "--namespace", self.namespace]
+
+    @functools.cached_property
+    def kind(self) -> bool:
+        """Whether it is the cluster that `kind-up` made here: by its context, which need not be the current one."""
+        return not self.host and (self.context or _current_context()) == kind.CONTEXT
+
+    @property
+    def volume(self) -> Path | None:
+        """The folder of this machine that is the volume; None if it is none."""
+        return kind.DATA_ROOT if self.kind and kind.DATA_ROOT.is_dir() else None
 
     @functools.cached_property
     def health(self) -> Mapping[str, Any]:
@@ -133,10 +144,24 @@ class Cluster:
         from kubernetes import client, config
 
         try:
-            config.load_kube_config(context=self.context or None)
+            config.load_kube_config(_kubeconfig(), context=self.context or None)
         except (config.ConfigException, OSError):
             return None
         return client.CoreV1Api()
+
+
+def _kubeconfig() -> str | None:
+    """Returns the files that KUBECONFIG names now, as kubectl takes them; the client reads it when it is imported."""
+    return os.environ.get("KUBECONFIG") or None
+
+
+def _current_context() -> str:
+    from kubernetes import config
+
+    try:
+        return str(config.list_kube_config_contexts(_kubeconfig())[1]["name"])
+    except (config.ConfigException, OSError):
+        return ""
 
 
 @dataclass(frozen=True)

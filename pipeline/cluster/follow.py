@@ -15,7 +15,6 @@ from rich.text import Text
 from pipeline.cluster.connection import Cluster, said_by
 from pipeline.cluster.pods import Pods, Tail, Wait
 from pipeline.cluster.steps import FINISHED, Step, duration, nth, outcome, steps_of
-from pipeline.kind import local_cluster as kind
 from pipeline.logs import OwnLines, artifacts_of
 
 if TYPE_CHECKING:
@@ -294,7 +293,7 @@ def show_result(cluster: Cluster, run_id: str, artifacts: Mapping[str, Mapping[s
 
 def report_link(cluster: Cluster, uri: str, version: str) -> str:
     """Returns a link to the report: a file if the volume is a folder of this machine, otherwise a page of the UI."""
-    root = kind.host_data_root() if not cluster.host and not cluster.context else None
+    root = cluster.volume
     if root and version and (page := root / "models" / version / "report.html").is_file():
         return str(page)
     store = urlsplit(uri)

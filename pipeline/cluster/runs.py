@@ -97,7 +97,7 @@ def prepare(cluster: Cluster, placement: Placement) -> tuple[str, str]:
         The ids of pipeline and version.
     """
     assert cluster.health is not None
-    if not cluster.host and kind.host_data_root():
+    if cluster.kind:
         kind.require_images({"runtime": placement.runtime, "launcher": placement.launcher})
     check_volume(cluster, placement.pvc)
     console.print(f"compiling for {placement.runtime}")

@@ -9,7 +9,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -339,12 +338,3 @@ def _wait_for_claim() -> None:
         "pvc/kws-data",
         remedy="the claim kws-data must be bound: kubectl -n kubeflow describe pvc kws-data tells why",
     )
-
-
-def host_data_root() -> Path | None:
-    """Returns the host's folder that is the volume of the current cluster; None if the cluster is not ours."""
-    try:
-        current = run("kubectl", "config", "current-context").strip()
-    except ClusterError:
-        return None
-    return DATA_ROOT if current == CONTEXT and DATA_ROOT.is_dir() else None

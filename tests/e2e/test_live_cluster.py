@@ -20,6 +20,7 @@ import pytest
 from json_server import JsonServer, running
 from live_cluster import (
     NAMESPACE,
+    cluster,
     command_line,
     get,
     job_of,
@@ -369,7 +370,7 @@ def test_a_host_that_demands_a_token_gets_that_of_the_file_and_a_renewed_one(gua
 
 
 def test_kind_status_is_healthy() -> None:
-    if kind.host_data_root() is None:
+    if not cluster().kind:
         pytest.skip("needs kind")
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", "kind-status"], cwd=shell.ROOT, capture_output=True, text=True

@@ -271,7 +271,7 @@ def step_killed_and_lease_over(run: Run) -> Iterator[None]:
 def api_away(run: Run) -> Iterator[None]:
     _training(run)
     run.kill("train", delay=8)
-    default = "docker exec kws-control-plane pkill -9 kube-apiserver" if kind.host_data_root() else ""
+    default = "docker exec kws-control-plane pkill -9 kube-apiserver" if cluster().kind else ""
     subprocess.run(os.environ.get("KWS_E2E_AWAY", default), shell=True, check=True, capture_output=True)
     wait_for("the API server", _answers, 300)
     yield

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -218,25 +218,13 @@ def test_a_host_that_shows_a_page_instead_of_the_api_is_told_apart(page: str, tm
 def test_without_kubeconfig_and_host_the_remedy_is_to_make_a_cluster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     with pytest.raises(ClusterError, match="named by kubeconfig or --host, got neither; make kind-up"):
         call("runs")
 
 
-def test_a_cluster_of_kubeconfig_that_is_gone_is_named_in_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "gone",
-        "contexts": [{"name": "gone", "context": {"cluster": "gone", "user": "me"}}],
-        "clusters": [{"name": "gone", "cluster": {"server": "http://127.0.0.1:9"}}],
-        "users": [{"name": "me", "user": {}}],
-    }
-    path = tmp_path / "config"
-    path.write_text(yaml.safe_dump(config))
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+def test_a_cluster_of_kubeconfig_that_is_gone_is_named_in_a_sentence(use_kubeconfig: Callable[..., None]) -> None:
+    use_kubeconfig(gone="http://127.0.0.1:9")
     with pytest.raises(ClusterError, match=r"the cluster of kubeconfig must answer, got .*check the context"):
         call("runs")
 

@@ -1,0 +1,152 @@
+"""Which cluster a command reaches: with --context that one alone, also where kind's is the current one."""
+
+import argparse
+import shlex
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cluster_stand_in import StandIn
+
+from pipeline.cluster.commands import add_cluster_commands
+from pipeline.cluster.connection import Cluster
+from pipeline.kind import local_cluster as kind
+from pipeline.shell import ClusterError
+
+IMAGE = ["--image", "kws-runtime:1"]
+COMMANDS = {
+    "submit": [],
+    "runs": [],
+    "follow": ["r"],
+    "cancel": ["r"],
+    "retry": ["r"],
+    "schedule": ["--cron", "0 3 * * *"],
+    "schedules": [],
+    "unschedule": [],
+    "pull": IMAGE,
+    "deploy": IMAGE,
+    "models": IMAGE,
+    "rollback": IMAGE,
+    "ui": [],
+    "tensorboard": [],
+}
+IN_PODS = ("pull", "deploy", "models", "rollback", "ui", "tensorboard")
+"""Commands that call kubectl, where the volume is not a folder of this machine."""
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[list[str]]]:
+    """Puts programs on PATH that note how they are called and fail, but for docker; gives the calls."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, end in (("kubectl", "exit 1"), ("kind", "exit 1"), ("docker", "echo '{\"NCPU\": 4}'")):
+        (folder / name).write_text(f'#!/bin/sh\necho {name} "$@" >>{folder}/calls\n{end}\n')
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.delenv("DOCKER", raising=False)
+    for role in ("RUNTIME", "LAUNCHER", "SERVING"):
+        monkeypatch.setenv(f"KWS_{role}_IMAGE", f"kws-{role.lower()}:1")
+    calls = folder / "calls"
+    return lambda: [shlex.split(line) for line in calls.read_text().splitlines()] if calls.exists() else []
+
+
+def call(*arguments: str) -> str:
+    """Runs a command as `python -m pipeline` does; gives the sentence that it ends with, if it does."""
+    parser = argparse.ArgumentParser()
+    add_cluster_commands(parser.add_subparsers(dest="command", required=True))
+    options = parser.parse_args(arguments)
+    try:
+        options.call(options)
+    except (ClusterError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture
+def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The volume of kind, without a model."""
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    monkeypatch.setattr(kind, "DATA_ROOT", folder)
+    return folder
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses that a browser is told to open."""
+    addresses: list[str] = []
+    monkeypatch.setattr("webbrowser.open", addresses.append)
+    return addresses
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_with_a_context_reaches_that_cluster_and_nothing_of_kind(
+    command: str,
+    stand_in: StandIn,
+    use_kubeconfig: Callable[..., None],
+    programs: Callable[[], list[list[str]]],
+    volume: Path,
+    opened: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use_kubeconfig(kind_kws="http://127.0.0.1:9", other=stand_in.address)
+    for page in ("UI", "TENSORBOARD"):
+        monkeypatch.setattr(kind, page, f"http://localhost:{free_port()}")
+    call(command, *COMMANDS[command], "--context", "other")
+    called = programs()
+    assert [program for program, *_ in called] == ["kubectl"] * len(called)
+    assert all(arguments[:2] == ["--context", "other"] for _, *arguments in called)
+    assert called if command in IN_PODS else stand_in.calls
+    assert opened == []
+
+
+@pytest.mark.parametrize("flags", [[], ["--context", "kind-kws"]])
+def test_our_kind_cluster_is_known_by_its_context_named_or_current(
+    flags: list[str],
+    stand_in: StandIn,
+    use_kubeconfig: Callable[..., None],
+    programs: Callable[[], list[list[str]]],
+    volume: Path,
+    opened: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    servers = {"kind_kws": stand_in.address, "other": "http://127.0.0.1:9"}
+    use_kubeconfig(**(dict(reversed(servers.items())) if flags else servers))
+    monkeypatch.setattr(kind, "UI", stand_in.address)
+    assert call("models", *flags) == ""
+    assert "there must be a champion, got none" in call("pull", *flags)
+    assert call("ui", *flags) == ""
+    assert opened == [stand_in.address]
+    assert programs() == []
+    call("submit", *flags)
+    assert {program for program, *_ in programs()} == {"docker", "kind"}  # cores of this machine, images of the nodes
+
+
+def test_the_page_of_kind_is_not_opened_for_another_cluster(
+    stand_in: StandIn,
+    use_kubeconfig: Callable[..., None],
+    programs: Callable[[], list[list[str]]],
+    volume: Path,
+    opened: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use_kubeconfig(kind_kws="http://127.0.0.1:9", other="http://127.0.0.1:9")
+    monkeypatch.setattr(kind, "UI", stand_in.address)
+    assert "must be free for ml-pipeline-ui, got in use" in call("ui", "--context", "other")
+    assert opened == []
+
+
+def test_a_host_is_not_our_kind_cluster_though_the_current_context_is(
+    use_kubeconfig: Callable[..., None], volume: Path
+) -> None:
+    use_kubeconfig(kind_kws="http://127.0.0.1:9")
+    assert (Cluster().kind, Cluster().volume) == (True, volume)
+    there = Cluster(host="https://kubeflow.example.com/pipeline")
+    assert (there.kind, there.volume) == (False, None)
