@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.placement import Placement
-from pipeline.shell import ROOT
-
-PACKAGE = ROOT / "var" / "pipeline.yaml"
 
 
 def compile_to(path: Path, placement: Placement | None = None) -> Path:
@@ -40,11 +37,6 @@ def package_spec(path: Path) -> Mapping[str, Any]:
 def version_name(path: Path) -> str:
     """Returns the version name of a compiled package, which ends with its digest: compiling is deterministic."""
     return f"{package_spec(path)['pipelineInfo']['name']}-{hashlib.sha256(path.read_bytes()).hexdigest()[:10]}"
-
-
-def steps_of_package(path: Path = PACKAGE) -> list[str]:
-    """Returns the steps of a compiled package in execution order; steps that can run at the same time by name."""
-    return steps_of_spec(package_spec(path))
 
 
 def steps_of_spec(spec: Mapping[str, Any]) -> list[str]:

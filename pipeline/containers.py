@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from kws.config import PipelineConfig
-from pipeline.kind.images import inspect
+from pipeline.kind.docker_images import inspect
 
 if TYPE_CHECKING:
     from kfp.local import DockerRunner

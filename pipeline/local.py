@@ -22,6 +22,7 @@ from typing import Any, TextIO
 from kws import files, processes
 from kws.command import STOPPED, CommandFailed
 from kws.config import PipelineConfig
+from kws.kube.log_lines import LineSorter
 from kws.model.versions import find_model
 from kws.settings import require
 from kws.train.runs import find_run
@@ -89,29 +90,23 @@ class _WithoutExecutorInput(io.TextIOBase):
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self.in_dump = False
+        self.sorter = LineSorter()
         self.traceback: list[str] = []
         self.error: list[str] = []
 
     def write(self, text: str) -> int:
         line = text.strip("\n")
-        if "[KFP Executor " in line:
-            self.in_dump = line.endswith("Got executor_input:")
-        elif self.in_dump:
-            self.in_dump = line != "}"
-        elif line.startswith("Traceback (most recent call last)"):
-            self.traceback = [line]
-        elif self.traceback:
-            self.traceback += [line] * bool(line)
-            if line and not line.startswith(" "):
-                name, _, message = line.partition(": ")
-                kind = name.rpartition(".")[2]
-                stopped = ["stopped"] if kind in ("KeyboardInterrupt", "SystemExit") else []
-                self.error = stopped or ([f"error: {message}"] if kind in PLAIN_ERRORS else self.traceback)
-                self.traceback = []
-        elif line.startswith(("The above exception was", "During handling of the above")):
-            self.error = []
-        elif line.strip("- ") and "Wrote executor output file to" not in line:
+        kind = self.sorter.kind(line)
+        if kind == "frame":
+            self.traceback = [line] if line.startswith("Traceback") else [*self.traceback, line]
+            self.error = []  # of an error that led to this one
+        elif kind == "exception":
+            name, _, message = line.partition(": ")
+            name = name.rpartition(".")[2]
+            stopped = ["stopped"] if name in ("KeyboardInterrupt", "SystemExit") else []
+            plain = [f"error: {message}"] if name in PLAIN_ERRORS else [*self.traceback, line]
+            self.error = stopped or plain
+        elif kind == "own":
             for shown in (*self.error, line):
                 self.stream.write(f"{shown}\n")
             self.error = []
@@ -158,7 +153,7 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
     mine.mkdir(parents=True)
     if runner == "docker":
         from pipeline.containers import local_runner
-        from pipeline.kind.images import image_names
+        from pipeline.kind.docker_images import image_names
 
         image = image_names()["runtime"]
         placement = Placement(runtime=image, launcher=image)

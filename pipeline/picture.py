@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from kws.launch.settings import SETTINGS
-from pipeline.compiling import compile_to, steps_of_package
+from kws.launch.cluster_config import SETTINGS
+from pipeline.compiling import compile_to, steps_of_spec
 
 WIDTH, HEIGHT, GAP = 2.5, 1.7, 1.1
 """Inches: width and height of a box, and the gap between two boxes."""
@@ -56,7 +56,7 @@ def draw(output: Path) -> None:
         package = Path(scratch) / "pipeline.yaml"
         compile_to(package)
         spec, platform = yaml.safe_load_all(package.read_text(encoding="utf-8"))
-        steps = steps_of_package(package)
+        steps = steps_of_spec(spec)
 
     place = {step: index * (WIDTH + GAP) for index, step in enumerate(steps)}
     # The same picture, byte for byte, for the same pipeline.

@@ -6,7 +6,7 @@ A `Placement` is a value that is passed to the compiler, so that one process can
     KWS_PVC             the claim that is mounted (kws-data)
     KWS_GPUS_PER_NODE   GPUs of a training pod (0; 1 where training is to run on CUDA)
     KWS_LAUNCHER        pytorchjob or trainjob: what the train step launches (pytorchjob)
-    KWS_PYTORCHJOB      JSON with further fields of `kws.launch.settings.ClusterConfig`
+    KWS_PYTORCHJOB      JSON with further fields of `kws.launch.cluster_config.ClusterConfig`
 
 No step has a retry policy of Kubeflow Pipelines: see docs/cluster.md, "What is retried".
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from components import images
 from kws.config import PipelineConfig
-from kws.launch.settings import CLAIM, CLAIM_VARIABLE, SETTINGS, ClusterConfig, claim_name, read_settings
+from kws.launch.cluster_config import CLAIM, CLAIM_VARIABLE, SETTINGS, ClusterConfig, claim_name, read_settings
 from kws.settings import MODEL_REGISTRY, from_dict, require
 
 if TYPE_CHECKING:

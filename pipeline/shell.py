@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from kws.command import CommandFailed
+from kws.kube.log_lines import LineSorter
 
 ROOT = Path(__file__).resolve().parent.parent
 """The root of the repository."""
@@ -14,9 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 class ClusterError(CommandFailed):
     """Something outside this program is not as required; the message says what, and names the remedy."""
 
-
-_NOISE = re.compile(r"Warning:|[EWI]\d{4} [\d:.]+ ")
-"""Warnings and log lines of kubectl, which repeats each attempt at a connection in them."""
 
 _AWAY = re.compile(r"The connection to the server .* was refused|Unable to connect to the server")
 
@@ -41,7 +39,8 @@ def run(*command: str, remedy: str = "", stdin: str | None = None, timeout: floa
         raise ClusterError(f"{' '.join(command[:3])} must answer within {timeout:g} s, got nothing{hint}") from None
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()
-        lines = [line for line in lines if not _NOISE.match(line)] or lines
+        # kubectl logs each attempt at a connection, and warns.
+        lines = [each for each in LineSorter().own(lines) if not each.startswith("Warning:")] or lines
         if command[0] == "kubectl" and _AWAY.match(lines[-1]):
             raise ClusterError(
                 f"a cluster must answer, got: {lines[-1]}; make kind-up creates one here, KUBECONFIG "

@@ -18,6 +18,7 @@ class StandIn(ThreadingHTTPServer):
         self.training: list[dict[str, Any]] = []
         self.nodes_of_cluster: list[dict[str, Any]] = []
         self.quotas: list[dict[str, Any]] = []
+        self.limit_ranges: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         self.nodes: dict[str, str] = {}
         self.logs: dict[str, list[str]] = {}
@@ -72,6 +73,8 @@ class _Answers(BaseHTTPRequestHandler):
             return {"items": server.pods + server.training}
         if path.endswith("/resourcequotas"):
             return {"items": server.quotas}
+        if path.endswith("/limitranges"):
+            return {"items": server.limit_ranges}
         if path.endswith("/events"):
             return {"items": server.events}
         if path.endswith("/pods"):

@@ -23,8 +23,8 @@ import pytest
 from kws.config import SPEECH_COMMANDS_URL
 from kws.download.synthesize import synthesize
 from pipeline import shell
-from pipeline.cluster import runs, steps
-from pipeline.cluster.connection import Cluster
+from pipeline.cluster import argo_steps, runs
+from pipeline.cluster.connect import Cluster
 
 NAMESPACE = os.environ.get("KWS_E2E_NAMESPACE", "kubeflow")
 
@@ -70,7 +70,7 @@ def wait_for(what: str, condition: Callable[[], Any], seconds: float = 600, *, r
     while time.monotonic() < until:
         if value := condition():
             return value
-        if run and (state := steps.outcome(cluster().client.get_run(run))) in steps.FINISHED:
+        if run and (state := argo_steps.outcome(cluster().client.get_run(run))) in argo_steps.FINISHED:
             if value := condition():
                 return value
             raise AssertionError(f"{what} must come, got the end of run {run}: {state}; jobs: {sorted(jobs())}")

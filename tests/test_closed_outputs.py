@@ -15,7 +15,7 @@ import pytest
 
 import kws.cli
 import pipeline.cli
-from pipeline.cluster.follow import out
+from pipeline.cluster.results import out
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}

@@ -7,33 +7,44 @@ import os
 import subprocess
 import time
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from kws.config import PipelineConfig
-from kws.launch.settings import SETTINGS, ClusterConfig, claim_name
+from kws.kube.errors import KubeError
+from kws.launch.cluster_config import SETTINGS, ClusterConfig, claim_name
 from kws.promote import registry
 from kws.settings import add_registry, field_docs, require
-from pipeline.cluster import runs
-from pipeline.cluster.connection import Cluster, refused, said_by
+from pipeline.cluster import models, runs, schedules
+from pipeline.cluster.connect import Cluster, explained, kubeflow_errors
 from pipeline.cluster.fit import require_fit
-from pipeline.cluster.follow import PATIENCE_MINUTES, Following, out
-from pipeline.compiling import compile_to, steps_of_package
+from pipeline.cluster.follow import PATIENCE_MINUTES, Following
+from pipeline.cluster.results import out
+from pipeline.cluster.volumes import HostVolume, Volume, reader_pod
+from pipeline.compiling import compile_to
 from pipeline.flags import add_parameters, read_parameters
-from pipeline.kind import images, preflight
+from pipeline.kind import docker_images, preflight
 from pipeline.kind import local_cluster as kind
 from pipeline.placement import Placement, read_placement
 from pipeline.shell import ClusterError, docker
 
+if TYPE_CHECKING:
+    from kfp_server_api import V2beta1Run
 
-def cluster_of(options: argparse.Namespace) -> Cluster:
+Options = argparse.Namespace
+Command = Callable[[Options], int | None]
+
+
+def cluster_of(options: Options) -> Cluster:
     """Returns the cluster that parsed flags name."""
     return Cluster(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Cluster)})
 
 
-def placement_of(options: argparse.Namespace, cluster: Cluster | None = None, num_nodes: int = 1) -> Placement:
+def placement_of(options: Options, cluster: Cluster | None = None, num_nodes: int = 1) -> Placement:
     """Returns the placement that follows from flags and environment.
 
     Args:
@@ -41,272 +52,154 @@ def placement_of(options: argparse.Namespace, cluster: Cluster | None = None, nu
         cluster: where the pipeline is to run; None: anywhere.
         num_nodes: training pods of the run, among which a local cluster divides the cores of this machine.
     """
-    names = images.image_names(registry=options.registry, device=options.device)
+    names = docker_images.image_names(registry=options.registry, device=options.device)
     pods = {"cpu": options.cpu, "memory": options.memory}
     if cluster is not None and cluster.kind and SETTINGS not in os.environ:
         pods = kind.training_pods(num_nodes) | {name: value for name, value in pods.items() if value}
     return read_placement(os.environ, names, device=options.device, launches=options.launcher, **pods)
 
 
-def _status(command: Callable[[argparse.Namespace], int | None]) -> Callable[[argparse.Namespace], None]:
-    """Ends the program with the status that a command returns, and turns an API's refusal into one sentence.
-
-    Raises:
-        ClusterError: the API does not answer, or refuses.
-    """
-
-    @functools.wraps(command)
-    def call(options: argparse.Namespace) -> None:
-        from kfp_server_api import ApiException
-        from urllib3.exceptions import HTTPError
-
-        try:
-            status = command(options)
-        except ApiException as error:
-            if error.status in (401, 403):
-                raise refused(error.status, cluster_of(options), said_by(error)) from error
-            raise ClusterError(f"Kubeflow Pipelines must accept the call, got {said_by(error)}") from error
-        except HTTPError as error:
-            raise ClusterError(
-                f"Kubeflow Pipelines must answer, got {error}; python -m pipeline kind-status shows what is healthy"
-            ) from error
-        if status:
-            raise SystemExit(status)
-
-    return call
-
-
 def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the commands; each sets `call`, a function of the parsed flags."""
-    where, built, pods = _where(), _built(), _pods()
+    """Adds the commands; each sets `call`, a function of the parsed flags, and explains itself by its docstring."""
 
-    def add(
-        name: str,
-        command: Callable[[argparse.Namespace], int | None],
-        summary: str,
-        more: str = "",
-        parents: tuple[argparse.ArgumentParser, ...] = (),
-    ) -> argparse.ArgumentParser:
+    def add(name: str, command: Command, *parents: argparse.ArgumentParser) -> Callable[..., argparse.Action]:
+        text = " ".join(str(command.__doc__).split())
+        first = text.partition(".")[0]
         parser = subparsers.add_parser(
-            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {more}", parents=parents
+            name, help=first[0].lower() + first[1:], description=text.replace("%", "%%"), parents=parents
         )
-        parser.set_defaults(call=_status(command))
-        return parser
+        parser.set_defaults(call=_as_call(command))
+        return parser.add_argument
 
-    parser = add(
-        "compile", _compile, "write the pipeline as YAML, for the Kubeflow UI or any client", parents=(built, pods)
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("speech-commands.yaml"),
-        metavar="FILE",
-        help="the file (default: %(default)s)",
-    )
-
-    one = argparse.ArgumentParser(add_help=False)
+    where, built, pods, volume = _where(), _built(), _pods(), _volume()
+    one, followed, parameters = _flags(), _flags(), _flags()
     one.add_argument("wanted", metavar="RUN", help="id of the run, the beginning of it, or its name")
-    shown = argparse.ArgumentParser(add_help=False)
-    shown.add_argument(
+    followed.add_argument(
         "--patience",
         type=float,
         default=PATIENCE_MINUTES,
         metavar="MINUTES",
-        help="stop following, "
-        "with status 1, when a pod has waited so long for something that will not come by itself, such "
-        "as a missing image (default: %(default)g)",
+        help="stop following, with status 1, when a pod has waited so long for something that will not come by "
+        "itself, such as a missing image (default: %(default)g)",
     )
-    shown.add_argument(
+    followed.add_argument(
         "--quiet", action="store_true", help="without a terminal, print changes of state only, not the steps' logs"
     )
-    on = argparse.ArgumentParser(add_help=False, parents=[shown])
-    on.add_argument("--no-follow", action="store_true", help="return at once instead of showing the steps")
+    started = _flags(followed)
+    started.add_argument("--no-follow", action="store_true", help="return at once instead of showing the steps")
+    add_parameters(parameters)
 
-    parser = add(
-        "submit",
-        _submit,
-        "start a run on a cluster and follow it",
-        "The pipeline is compiled for the images of this revision and uploaded as a new version. Ctrl-C stops "
-        "following, not the run. Exit status 0 only if the run succeeded.",
-        (on, where, built, pods),
+    flag = add("compile", _compile, built, pods)
+    flag(
+        "-o", "--output", type=Path, default=Path("speech-commands.yaml"), metavar="FILE", help="(default: %(default)s)"
     )
-    parser.add_argument("--name", default="", help="name of the run (default: the time)")
-    parser.add_argument("--unchecked", action="store_true", help="submit even if pods do not fit the nodes or quotas")
-    add_parameters(parser)
-    parser = add("runs", _runs, "list the latest runs", parents=(where,))
-    parser.add_argument("--count", type=int, default=20, help="how many (default: %(default)s)")
-    add("follow", _follow, "show the steps of a run until it ends", parents=(one, shown, where))
-    add("cancel", lambda o: runs.cancel(cluster_of(o), o.wanted), "end a run and its training", parents=(one, where))
-    add("retry", _retry, "resume a failed or cancelled run at the steps that did not succeed", parents=(one, on, where))
+    flag = add("submit", _submit, started, where, built, pods, parameters)
+    flag("--name", default="", help="name of the run (default: the time)")
+    flag("--unchecked", action="store_true", help="submit even if pods do not fit the nodes or quotas")
+    flag = add("runs", _runs, where)
+    flag("--count", type=int, default=20, help="how many (default: %(default)s)")
+    add("follow", _follow, one, followed, where)
+    add("cancel", _cancel, one, where)
+    add("retry", _retry, one, started, where)
 
-    parser = add(
-        "schedule",
-        _schedule,
-        "retrain at fixed times",
-        "One run at a time; missed runs are not caught up on. A schedule of the same name is replaced. "
-        "Nothing is cached: every run looks for new recordings and trains.",
-        (where, built, pods),
-    )
-    parser.add_argument(
+    flag = add("schedule", _schedule, where, built, pods, parameters)
+    flag(
         "--cron",
         required=True,
-        help="minute hour day month weekday, such as '0 3 * * 1' for Mondays "
-        "at three; a sixth field in front sets the seconds",
+        help="minute hour day month weekday, such as '0 3 * * 1' for Mondays at three; a sixth field in front sets "
+        "the seconds",
     )
-    parser.add_argument(
+    flag(
         "--time-zone",
         default="",
-        help="time zone of the cron expression, such as Europe/Berlin; "
-        "it applies to all schedules of the cluster (default: its setting, initially UTC)",
+        help="time zone of the cron expression, such as Europe/Berlin; it applies to all schedules of the cluster "
+        "(default: its setting, initially UTC)",
     )
-    parser.add_argument("--name", default=runs.EXPERIMENT, help="name of the schedule (default: %(default)s)")
-    add_parameters(parser)
-    add("schedules", _schedules, "list the schedules", parents=(where,))
-    parser = add(
-        "unschedule",
-        lambda o: runs.unschedule(cluster_of(o), o.name),
-        "delete a schedule",
-        "Its run in progress, if any, is cancelled first.",
-        (where,),
-    )
-    parser.add_argument("--name", default=runs.EXPERIMENT, help="name or id of the schedule (default: %(default)s)")
+    flag("--name", default=runs.EXPERIMENT, help="name of the schedule (default: %(default)s)")
+    add("schedules", _schedules, where)
+    flag = add("unschedule", _unschedule, where)
+    flag("--name", default=runs.EXPERIMENT, help="name or id of the schedule (default: %(default)s)")
 
-    parser = add(
-        "pull",
-        _pull,
-        "copy a model from the volume of the cluster to this machine, verified",
-        "With kind it is copied from the host's folder, elsewhere through a pod that mounts the volume and is "
-        "deleted at the end.",
-        (where,),
-    )
-    parser.add_argument("--version", default="champion", help="a folder of models/ (default: champion, the one in use)")
-    parser.add_argument(
+    flag = add("pull", _pull, volume, where)
+    flag("--version", default="champion", help="a folder of models/ (default: champion, the one in use)")
+    flag(
         "--to",
         type=Path,
         default=Path("var/models"),
         metavar="DIR",
         help="where to make a folder named after the version (default: %(default)s)",
     )
-    parser.add_argument("--data-root", type=Path, metavar="DIR", help="the volume, if it is mounted on this machine")
-    parser.add_argument(
-        "--image", default="", help="image of the pod that mounts the volume (default: the runtime of this revision)"
-    )
-    parser.add_argument("--registry", default="", help="registry that the image is pulled from")
-    parser = add(
-        "deploy",
-        _deploy,
-        "serve the champion on the cluster, with two pods that switch to each new one",
-        "After a change of the image, run it again: pods are replaced one by one, and no request is lost.",
-        (where, built),
-    )
-    parser.add_argument("--image", default="", help="image of the server (default: that of this revision)")
-    on_volume = argparse.ArgumentParser(add_help=False)
-    on_volume.add_argument("--data-root", type=Path, metavar="DIR", help="the volume, if it is mounted here")
-    on_volume.add_argument(
-        "--image",
-        default="",
-        help="image of the pod that mounts the volume (default: the serving image of this revision)",
-    )
-    on_volume.add_argument("--registry", default="", help="registry that the image is pulled from")
-    add(
-        "models",
-        _models,
-        "list the published versions, their metrics, and which is champion",
-        parents=(on_volume, where),
-    )
-    parser = add(
-        "rollback",
-        _rollback,
-        "make an earlier version champion",
-        "champion.json records who did it and why; servers switch within seconds.",
-        (on_volume, where),
-    )
-    parser.add_argument("--version", default="", help="a folder of models/ (default: the previous champion)")
-    parser.add_argument("--reason", default="", help="the reason to record")
-    add_registry(parser, "in which to mark the champion")
-    add(
-        "ui",
-        lambda o: _open(o, "ml-pipeline-ui", kind.UI, kind.NAMESPACE),
-        "open the UI of Kubeflow Pipelines",
-        parents=(where,),
-    )
-    add(
-        "tensorboard",
-        lambda o: _open(o, "kws-tensorboard", kind.TENSORBOARD, o.namespace),
-        "open TensorBoard with all runs",
-        parents=(where,),
-    )
+    flag = add("deploy", _deploy, where, built)
+    flag("--image", default="", help="image of the server (default: that of this revision)")
+    add("models", _models, volume, where)
+    rollback = _flags(volume, where)
+    add_registry(rollback, "in which to mark the champion")
+    flag = add("rollback", _rollback, rollback)
+    flag("--version", default="", help="a folder of models/ (default: the previous champion)")
+    flag("--reason", default="", help="the reason to record")
+    add("ui", _ui, where)
+    add("tensorboard", _tensorboard, where)
 
-    parser = add(
-        "images",
-        _images,
-        "build the container images and print their sizes",
-        "Their tag is the commit that last changed their contents.",
-        (built,),
-    )
-    parser.add_argument(
+    flag = add("images", _images, built)
+    flag(
         "--torch",
         choices=("cpu", "locked", "base"),
-        help="where PyTorch comes from: cpu, its index "
-        "of CPU builds; locked, the CUDA build of uv.lock; base, the base image (default: cpu; base "
-        "for --device cuda)",
+        help="where PyTorch comes from: cpu, its index of CPU builds; locked, the CUDA build of uv.lock; base, the "
+        "base image (default: cpu; base for --device cuda)",
     )
-    parser.add_argument("--base-image", default="", help="base image of the runtime, instead of the default one")
-    parser.add_argument("--push", action="store_true", help="push them to --registry")
-    parser = add("preflight", _preflight, "check what this machine needs for a local cluster")
-    parser.add_argument("--running", action="store_true", help="the cluster is running, so its ports may be in use")
-    add(
-        "kind-up",
-        lambda o: kind.up(images.image_names(device=o.device)),
-        "create a local cluster with Kubeflow",
-        "It can be interrupted, even killed, and started again.",
-        (built,),
-    )
-    add("kind-down", lambda o: kind.down(), "delete the local cluster", "The volume stays in var/kind.")
-    add(
-        "kind-load",
-        lambda o: kind.load(images.image_names(device=o.device)),
-        "copy the images of this revision into the local cluster",
-        parents=(built,),
-    )
-    add("kind-status", lambda o: not kind.status(), "show which parts of the local cluster are healthy")
-    parser = add("graph", _graph, "draw the compiled pipeline")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("docs/pictures/pipeline.svg"),
-        metavar="FILE",
-        help="SVG or PNG (default: %(default)s)",
-    )
+    flag("--base-image", default="", help="base image of the runtime, instead of the default one")
+    flag("--push", action="store_true", help="push them to --registry")
+    flag = add("preflight", _preflight)
+    flag("--running", action="store_true", help="the cluster is running, so its ports may be in use")
+    add("kind-up", _kind_up, built)
+    add("kind-down", _kind_down)
+    add("kind-load", _kind_load, built)
+    add("kind-status", _kind_status)
+    flag = add("graph", _graph)
+    flag("-o", "--output", type=Path, default=Path("docs/pictures/pipeline.svg"), metavar="FILE", help="SVG or PNG")
+
+
+def _as_call(command: Command) -> Callable[[Options], None]:
+    """Ends the program with the status that a command returns, and turns an API's refusal into one sentence."""
+
+    @functools.wraps(command)
+    def call(options: Options) -> None:
+        try:
+            with kubeflow_errors():
+                status = command(options)
+        except KubeError as error:
+            raise explained(error, cluster_of(options)) from error
+        if status:
+            raise SystemExit(status)
+
+    return call
+
+
+def _flags(*parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(add_help=False, parents=parents)
 
 
 def _where() -> argparse.ArgumentParser:
     """Returns the flags that say which cluster."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = _flags()
     group = parser.add_argument_group("which cluster (default: that of kubeconfig)")
     docs = field_docs(Cluster)
     for field in dataclasses.fields(Cluster):
         shown = f" (default: {field.default})" if field.default else ""
-        group.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            default=field.default,
-            help=docs[field.name] + shown,
-            metavar=field.name.upper(),
-        )
+        flag = f"--{field.name.replace('_', '-')}"
+        group.add_argument(flag, default=field.default, help=docs[field.name] + shown, metavar=field.name.upper())
     return parser
 
 
 def _built() -> argparse.ArgumentParser:
     """Returns the flags that say which images."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = _flags()
     group = parser.add_argument_group("which images")
     group.add_argument(
         "--registry",
         default="",
-        help="registry to push to and pull from, such as ghcr.io/me "
-        "(default: none; kind gets the images from this machine)",
+        help="registry to push to and pull from, such as ghcr.io/me (default: none; kind gets the images from this "
+        "machine)",
     )
     group.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="what training runs on (default: %(default)s)"
@@ -316,7 +209,7 @@ def _built() -> argparse.ArgumentParser:
 
 def _pods() -> argparse.ArgumentParser:
     """Returns the flags that say what a training pod asks for."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = _flags()
     group = parser.add_argument_group("training pods (more settings: KWS_PYTORCHJOB, see docs/cluster.md)")
     docs = field_docs(ClusterConfig)
     for name in ("cpu", "memory"):
@@ -326,137 +219,167 @@ def _pods() -> argparse.ArgumentParser:
         "--launcher",
         choices=JOBS,
         default="",
-        help="the job that trains: pytorchjob, of the training operator, or trainjob, of Kubeflow Trainer v2 "
-        "(first kubectl apply -k manifests/trainer-v2) (default: the environment variable KWS_LAUNCHER, or pytorchjob)",
+        help="what runs the training job: v1, the training operator (a PyTorchJob), or v2, Kubeflow Trainer v2 (a "
+        "TrainJob; first kubectl apply -k manifests/trainer-v2) (default: v1)",
     )
     return parser
 
 
-def _compile(options: argparse.Namespace) -> None:
-    out.print(f"wrote {compile_to(options.output, placement_of(options))}", soft_wrap=True)
+def _volume() -> argparse.ArgumentParser:
+    """Returns the flags that say how the volume is reached."""
+    parser = _flags()
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="the volume, if it is mounted on this machine")
+    parser.add_argument(
+        "--image", default="", help="image of the pod that mounts the volume (default: one of this revision)"
+    )
+    parser.add_argument("--registry", default="", help="registry that the image is pulled from")
+    return parser
 
 
-def _parameters(options: argparse.Namespace) -> PipelineConfig:
+def _parameters(options: Options) -> PipelineConfig:
     """Reads the parameters of the pipeline for a run on a cluster.
 
     Raises:
         ValueError: data_root is not on the volume.
     """
-    config = read_parameters(options)
-    mounted = PipelineConfig().data_root
-    require(
-        Path(config.data_root).is_relative_to(mounted),
-        "data_root",
-        f"be {mounted} or below, where the volume is",
-        config.data_root,
-    )
+    config, mounted = read_parameters(options), PipelineConfig().data_root
+    on_volume = Path(config.data_root).is_relative_to(mounted)
+    require(on_volume, "data_root", f"be {mounted} or below, where the volume is", config.data_root)
     return config
 
 
-def _submit(options: argparse.Namespace) -> int:
-    config = _parameters(options)
-    cluster = cluster_of(options)
+def _compile(options: Options) -> None:
+    """Write the pipeline as YAML, for the Kubeflow UI or any client."""
+    out.print(f"wrote {compile_to(options.output, placement_of(options))}", soft_wrap=True)
+
+
+def _submit(options: Options) -> int:
+    """Start a run on a cluster and follow it.
+
+    The pipeline is compiled for the images of this revision and uploaded as a new version. Ctrl-C stops following, not
+    the run. Exit status 0 only if the run succeeded.
+    """
+    config, cluster = _parameters(options), cluster_of(options)
     placement = placement_of(options, cluster, config.num_nodes)
     if not options.unchecked:
         require_fit(cluster, placement, config.num_nodes)
-    run_id = runs.submit(cluster, config, placement, name=options.name)
-    return 0 if options.no_follow else _following(options, cluster, run_id, steps_of_package()).run()
+    started, steps = runs.submit(cluster, config, placement, name=options.name)
+    link = f"{cluster.ui}/#/runs/details/{started.run_id}"
+    return _show(options, cluster, started, steps, f"run {started.display_name}  {started.run_id}", link)
 
 
-def _runs(options: argparse.Namespace) -> None:
+def _show(options: Options, cluster: Cluster, run: "V2beta1Run", steps: list[str], *lines: str) -> int:
+    """Prints lines about a run that was started, and follows it, unless told not to."""
+    following = Following(
+        cluster, run.run_id, steps, patience=options.patience, quiet=options.quiet, introduction=lines
+    )
+    if getattr(options, "no_follow", False):
+        following.introduce()
+        return 0
+    return following.run()
+
+
+def _runs(options: Options) -> None:
+    """List the latest runs."""
     table = runs.table_of_runs(cluster_of(options), options.count)
     out.print(table if table.row_count else "no runs yet; make pipeline starts one")
 
 
-def _following(options: argparse.Namespace, cluster: Cluster, run_id: str, names: list[str]) -> Following:
-    return Following(cluster, run_id, names, patience=options.patience, quiet=options.quiet)
-
-
-def _follow(options: argparse.Namespace) -> int:
+def _follow(options: Options) -> int:
+    """Show the steps of a run until it ends."""
     cluster = cluster_of(options)
     found = runs.find_run(cluster, options.wanted)
-    return _following(options, cluster, found.run_id, runs.steps_of_run(cluster, found)).run()
+    return _show(options, cluster, found, runs.steps_of_run(cluster, found))
 
 
-def _retry(options: argparse.Namespace) -> int:
+def _cancel(options: Options) -> None:
+    """End a run and its training."""
+    runs.cancel(cluster_of(options), options.wanted)
+
+
+def _retry(options: Options) -> int:
+    """Resume a failed or cancelled run at the steps that did not succeed."""
     cluster = cluster_of(options)
     found = runs.retry(cluster, options.wanted)
-    if options.no_follow:
-        return 0
-    return _following(options, cluster, found.run_id, runs.steps_of_run(cluster, found)).run()
+    return _show(options, cluster, found, runs.steps_of_run(cluster, found), f"retrying {found.display_name}")
 
 
-def _schedule(options: argparse.Namespace) -> None:
-    config = _parameters(options)
-    cluster = cluster_of(options)
-    runs.schedule(
-        cluster,
-        config,
-        placement_of(options, cluster, config.num_nodes),
-        cron=options.cron,
-        time_zone=options.time_zone,
-        name=options.name,
-    )
+def _schedule(options: Options) -> None:
+    """Retrain at fixed times.
+
+    One run at a time; missed runs are not caught up on. A schedule of the same name is replaced. Nothing is cached:
+    every run looks for new recordings and trains.
+    """
+    config, cluster = _parameters(options), cluster_of(options)
+    placement = placement_of(options, cluster, config.num_nodes)
+    schedules.schedule(cluster, config, placement, cron=options.cron, time_zone=options.time_zone, name=options.name)
 
 
-def _schedules(options: argparse.Namespace) -> None:
-    table = runs.table_of_schedules(cluster_of(options))
+def _schedules(options: Options) -> None:
+    """List the schedules."""
+    table = schedules.table_of_schedules(cluster_of(options))
     out.print(table if table.row_count else "no schedules; make schedule CRON='0 3 * * *' makes one")
 
 
-def _pull(options: argparse.Namespace) -> None:
-    from pipeline.cluster.pull import HostVolume
-    from pipeline.cluster.pull import pull as fetch
-
-    if root := _local_root(options):
-        folder = fetch(HostVolume(root), options.to, options.version)
-    else:
-        from pipeline.cluster.pull import reader_pod
-
-        cluster = cluster_of(options)
-        image = options.image or images.image_names(registry=options.registry, device="cpu")["runtime"]
-        with reader_pod(cluster.kubectl, claim=claim_name(os.environ), image=image) as volume:
-            folder = fetch(volume, options.to, options.version)
-    out.print(f"{folder}\nnext: kws predict --model {folder / 'model.pth'} FILE.wav", soft_wrap=True)
+def _unschedule(options: Options) -> None:
+    """Delete a schedule. Its run in progress, if any, is cancelled first."""
+    schedules.unschedule(cluster_of(options), options.name)
 
 
-def _deploy(options: argparse.Namespace) -> None:
-    from pipeline.cluster import serving
-
-    cluster = cluster_of(options)
-    image = options.image or images.image_names(registry=options.registry)["serving"]
-    serving.deploy(cluster.kubectl, namespace=cluster.namespace, image=image, claim=claim_name(os.environ))
-
-
-def _local_root(options: argparse.Namespace) -> Path | None:
+def _local_root(options: Options) -> Path | None:
     """Returns the folder of this machine that is the volume; None if there is none.
 
     Raises:
         ValueError: --data-root is not a folder.
     """
-    if options.data_root:
-        if not options.data_root.is_dir():
-            raise ValueError(f"data_root must be a folder, got {str(options.data_root)!r}; check the path")
-        return Path(options.data_root)
-    return cluster_of(options).volume
+    root: Path | None = options.data_root
+    if root is not None and not root.is_dir():
+        raise ValueError(f"data_root must be a folder, got {str(root)!r}; check the path")
+    return root or cluster_of(options).volume
 
 
-def _models(options: argparse.Namespace) -> None:
-    from pipeline.cluster import serving
-    from pipeline.cluster.pull import HostVolume, reader_pod
-
+@contextmanager
+def _volume_of(options: Options, role: str) -> Iterator[Volume]:
+    """Gives read access to the volume, through a pod of the image of a role where it is no folder of this machine."""
     if root := _local_root(options):
-        table = serving.table_of_models(HostVolume(root))
-    else:
-        image = options.image or images.image_names(registry=options.registry)["serving"]
-        with reader_pod(cluster_of(options).kubectl, claim=claim_name(os.environ), image=image) as volume:
-            table = serving.table_of_models(volume)
+        yield HostVolume(root)
+        return
+    image = options.image or docker_images.image_names(registry=options.registry)[role]
+    with reader_pod(cluster_of(options).kubectl, claim=claim_name(os.environ), image=image) as volume:
+        yield volume
+
+
+def _pull(options: Options) -> None:
+    """Copy a model from the volume of the cluster to this machine, verified.
+
+    With kind it is copied from the host's folder, elsewhere through a pod that mounts the volume and is deleted at the
+    end.
+    """
+    with _volume_of(options, "runtime") as volume:
+        folder = models.pull(volume, options.to, options.version)
+    out.print(f"{folder}\nnext: kws predict --model {folder / 'model.pth'} FILE.wav", soft_wrap=True)
+
+
+def _deploy(options: Options) -> None:
+    """Serve the champion on the cluster, with two pods that switch to each new one.
+
+    After a change of the image, run it again: pods are replaced one by one, and no request is lost.
+    """
+    cluster = cluster_of(options)
+    image = options.image or docker_images.image_names(registry=options.registry)["serving"]
+    models.deploy(cluster.kubectl, namespace=cluster.namespace, image=image, claim=claim_name(os.environ))
+
+
+def _models(options: Options) -> None:
+    """List the published versions, their metrics, and which is champion."""
+    with _volume_of(options, "serving") as volume:
+        table = models.table_of_models(volume)
     out.print(table if table.row_count else "no versions yet; make demo or make pipeline publishes one")
 
 
-def _rollback(options: argparse.Namespace) -> None:
+def _rollback(options: Options) -> None:
+    """Make an earlier version champion. It is recorded who did it and why; servers switch within seconds."""
     from kws.model import versions
-    from pipeline.cluster import serving
 
     address = options.model_registry
     if root := _local_root(options):
@@ -465,31 +388,31 @@ def _rollback(options: argparse.Namespace) -> None:
         out.print(f"champion {now}, before {before or 'none'}")
         return
     role = "runtime" if address else "serving"  # only the former has the client of the registry
-    image = options.image or images.image_names(registry=options.registry, device="cpu")[role]
-    out.print(
-        serving.rollback(
-            cluster_of(options).kubectl,
-            image=image,
-            claim=claim_name(os.environ),
-            version=options.version,
-            reason=options.reason,
-            by=versions.who(),
-            model_registry=address,
-        )
-    )
+    image = options.image or docker_images.image_names(registry=options.registry)[role]
+    arguments = [f"--version={options.version}", f"--reason={options.reason}", f"--by={versions.who()}"]
+    if address:
+        arguments.append(f"--model-registry={address}")
+    out.print(models.rollback(cluster_of(options).kubectl, arguments, image=image, claim=claim_name(os.environ)))
 
 
-def _open(options: argparse.Namespace, service: str, address: str, namespace: str) -> int:
-    """Opens a page of the cluster in the browser, through a port forwarded to an address unless kind maps it there."""
+def _ui(options: Options) -> int:
+    """Open the UI of Kubeflow Pipelines."""
+    return _open(options, "ml-pipeline-ui", options.host or kind.UI, kind.NAMESPACE)
+
+
+def _tensorboard(options: Options) -> int:
+    """Open TensorBoard with all runs."""
+    return _open(options, "kws-tensorboard", kind.TENSORBOARD, options.namespace)
+
+
+def _open(options: Options, service: str, address: str, namespace: str) -> int:
+    """Opens a page of the cluster in the browser, through a port forwarded to an address unless it is there."""
     cluster = cluster_of(options)
-    if cluster.host and service == "ml-pipeline-ui":
-        address = cluster.host
-    elif not cluster.kind or kind.reach(address):
+    if address != cluster.host and (not cluster.kind or kind.reach(address)):
         port = int(address.rpartition(":")[2])
         preflight.require_all([preflight.port(port, service)])
-        return _forward(
-            [*cluster.kubectl, "--namespace", namespace, "port-forward", f"service/{service}", f"{port}:80"], address
-        )
+        forward = ["--namespace", namespace, "port-forward", f"service/{service}", f"{port}:80"]
+        return _forward([*cluster.kubectl, *forward], address)
     out.print(address)
     webbrowser.open(address)
     return 0
@@ -520,21 +443,23 @@ def _forward(command: list[str], address: str) -> int:
         process.wait()
 
 
-def _images(options: argparse.Namespace) -> None:
+def _images(options: Options) -> None:
+    """Build the container images and print their sizes. Their tag is the commit that last changed their contents."""
     preflight.require_all([preflight.tool(docker()), preflight.docker_engine()])
-    names = images.image_names(registry=options.registry, device=options.device)
-    images.build(
+    names = docker_images.image_names(registry=options.registry, device=options.device)
+    docker_images.build(
         names, device=options.device, torch=options.torch or "", base_image=options.base_image, push=options.push
     )
     table = Table("image", "size", "revision", box=None)
-    for image in images.inspect(list(names.values())):
+    for image in docker_images.inspect(list(names.values())):
         tag = next(tag for tag in image["RepoTags"] if tag in names.values())
         labels = image["Config"]["Labels"]
-        table.add_row(tag, images.size(image), labels["org.opencontainers.image.revision"])
+        table.add_row(tag, docker_images.size(image), labels["org.opencontainers.image.revision"])
     out.print(table)
 
 
-def _preflight(options: argparse.Namespace) -> int:
+def _preflight(options: Options) -> int:
+    """Check what this machine needs for a local cluster."""
     table = Table("", "part", "state", box=None)
     problems = 0
     for check in preflight.checks(new_cluster=not options.running):
@@ -544,7 +469,28 @@ def _preflight(options: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _graph(options: argparse.Namespace) -> None:
+def _kind_up(options: Options) -> None:
+    """Create a local cluster with Kubeflow. It can be interrupted, even killed, and started again."""
+    kind.up(docker_images.image_names(device=options.device))
+
+
+def _kind_down(options: Options) -> None:
+    """Delete the local cluster. The volume stays in var/kind."""
+    kind.down()
+
+
+def _kind_load(options: Options) -> None:
+    """Copy the images of this revision into the local cluster."""
+    kind.load(docker_images.image_names(device=options.device))
+
+
+def _kind_status(options: Options) -> int:
+    """Show which parts of the local cluster are healthy."""
+    return 0 if kind.status() else 1
+
+
+def _graph(options: Options) -> None:
+    """Draw the compiled pipeline."""
     from pipeline.picture import draw
 
     draw(options.output)

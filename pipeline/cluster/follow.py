@@ -4,18 +4,20 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cluster.connection import Cluster, said_by
-from pipeline.cluster.pods import Pods, Tail, Wait
-from pipeline.cluster.steps import FINISHED, Step, duration, nth, outcome, steps_of
-from pipeline.logs import OwnLines, artifacts_of
+from kws.kube.errors import KubeError, NotFound
+from kws.kube.log_lines import LineSorter
+from pipeline.cluster.argo_steps import FINISHED, Step, duration, nth, outcome, steps_of
+from pipeline.cluster.connect import Cluster, kubeflow_errors
+from pipeline.cluster.results import artifacts_of, console, out, show_result
+from pipeline.cluster.run_pods import Pods, Tail, Wait
+from pipeline.shell import ClusterError
 
 if TYPE_CHECKING:
     from kfp_server_api import V2beta1Run
@@ -42,9 +44,6 @@ NUM_LAST_LINES = 20
 COLORS = {"SUCCEEDED": "green", "FAILED": "red", "CANCELED": "yellow", "RUNNING": "cyan"}
 WORDS = {"CANCELED": "cancelled", "SKIPPED": "not run"}
 
-out = Console(highlight=False)
-console = Console(stderr=True, highlight=False)
-
 
 @dataclass
 class Following:
@@ -60,15 +59,23 @@ class Following:
     quiet: bool = False
     """Without a terminal, print changes of state only, and no lines of logs."""
 
+    introduction: Sequence[str] = ()
+    """Lines that are printed first."""
+
     printed: set[str] = field(default_factory=set)
     tails: dict[str, Tail] = field(default_factory=dict)
     last_line: dict[str, str] = field(default_factory=dict)
     waiting_since: dict[str, float] = field(default_factory=dict)
-    told: set[str] = field(default_factory=set)
+    shown_waits: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.short_id = self.short_id or self.run_id[:8]
         self.pods = Pods(self.cluster, self.run_id)
+
+    def introduce(self) -> None:
+        """Prints the first lines, whole, so that ids and links can be copied."""
+        for line in self.introduction:
+            out.print(line, soft_wrap=True)
 
     def run(self) -> int:
         """Shows the run until it ends.
@@ -77,6 +84,7 @@ class Following:
             0 if it succeeded; 1 if it did not, or is stuck; 130 if Ctrl-C stopped following.
         """
         try:
+            self.introduce()
             with Live(console=console, auto_refresh=False, transient=True) as live:
                 for details in watch(self.cluster, self.run_id):
                     steps = self._look(details)
@@ -96,7 +104,7 @@ class Following:
                 f"(make follow RUN={self.short_id}, python -m pipeline cancel {self.short_id})"
             )
             return 130
-        except Exception:  # the API refuses or is gone, which the caller explains
+        except KubeError:  # the API refuses or is gone, which the caller explains
             console.print(f"no longer following; the run does not end by this (make follow RUN={self.short_id})")
             raise
         if stuck:
@@ -139,7 +147,7 @@ class Following:
     def _print_lines(self, step: str, lines: Sequence[str]) -> None:
         if console.is_terminal or self.quiet:
             return
-        self.told.update(line.partition("waits: ")[2] for line in lines)  # the train step says it too
+        self.shown_waits.update(line.partition("waits: ")[2] for line in lines)  # the train step says it too
         if (more := len(lines) - MAX_NEW_LINES) > 0:
             lines = [*lines[:NUM_FIRST_LINES], f"… {more} lines", *lines[NUM_FIRST_LINES + more :]]
         for line in lines:
@@ -152,7 +160,7 @@ class Following:
                 spent = f", {duration(step.start, step.end)}" if step.end else ""
                 self._once(f"{step.name:<10} {_word(step.state)}{spent}", key=f"{step.name} {step.state}")
         for wait in waits:
-            if not (wait.training and wait.reason in self.told):
+            if not (wait.training and wait.reason in self.shown_waits):
                 self._once(f"{wait.step:<10} {escape(str(wait))}")
 
     def _once(self, text: str, key: str = "") -> None:
@@ -194,7 +202,7 @@ class Following:
         reasons = []
         failed = [step for step in steps if step.state == "FAILED"]
         for step in failed:
-            lines = [line for line in OwnLines()(self._log(step)) if line.strip()][-NUM_LAST_LINES:]
+            lines = [line for line in LineSorter().own(self._log(step)) if line.strip()][-NUM_LAST_LINES:]
             if lines:
                 out.print(f"\n[bold]{step.name}[/]")
                 for line in lines:
@@ -214,7 +222,11 @@ class Following:
             "and pods are kept for an hour after the end)"
         )
         console.print(f"[red]the run failed[/]{' at' if failed else ':'} {escape(reason)}", soft_wrap=True)
-        console.print(f"make retry RUN={self.short_id} resumes at the step that failed")
+        console.print(
+            f"make retry RUN={self.short_id} resumes at the step that failed, with the settings of this run; others "
+            "(MEMORY=, CPUS=, WORKERS= …) need a new one: make pipeline",
+            soft_wrap=True,
+        )
 
     def _log(self, step: Step) -> list[str]:
         """Returns the log of the last attempt of a step, from Kubernetes or from what Kubeflow Pipelines kept."""
@@ -222,14 +234,17 @@ class Following:
             return []
         node = step.attempts[-1]
         if (pod := self.pods.pod_of(node)[0]) and (lines := self.pods.log(pod)):
-            return [line.partition(" ")[2] for line in lines]
+            return lines
         workflow, _, digest = node.rpartition("-")
         pod = f"{workflow}-system-container-impl-{digest}"
         for path in (
             f"apis/v1alpha1/runs/{self.run_id}/nodes/{node}/log",  # the API server
             f"k8s/pod/logs?podname={pod}&runid={self.run_id}&podnamespace={self.cluster.namespace}",
         ):  # the UI
-            kept = self.cluster.read(path).decode(errors="replace")
+            try:
+                kept = self.cluster.read(path).decode(errors="replace")
+            except KubeError:
+                continue
             if "ExecutorOutput" in kept or "KFP Executor" in kept:  # neither a page nor an error
                 return kept.splitlines()
         return []
@@ -255,70 +270,32 @@ def _word(state: str) -> str:
     return WORDS.get(state, state.lower())
 
 
-def show_result(cluster: Cluster, run_id: str, artifacts: Mapping[str, Mapping[str, Any]]) -> None:
-    """Prints the results of a run, as `make demo` does.
-
-    Args:
-        cluster: where it ran.
-        run_id: the run.
-        artifacts: of the steps evaluate and promote by name, see `pipeline.logs.artifacts_of`.
-    """
-    metrics, decision = (artifacts.get(name, {}).get("metadata", {}) for name in ("metrics", "decision"))
-    facts: dict[str, str] = {}
-    if "accuracy" in metrics:
-        facts["accuracy"] = (
-            f"[bold]{metrics['accuracy']:.2%}[/] on {metrics['num_clips']:.0f} test clips, macro F1 "
-            f"{metrics['macro_f1']:.2%}, calibration error "
-            f"{metrics['calibration_error']:.2%}"
-        )
-    version = str(decision.get("version", ""))
-    if version:
-        facts["champion"] = f"{'yes' if decision.get('is_champion') else 'no'}: {escape(str(decision['reason']))}"
-        facts["version"] = version
-    if report := artifacts.get("report", {}).get("uri"):
-        facts["report"] = report_link(cluster, report, version)
-    facts["run"] = f"{cluster.ui}/#/runs/details/{run_id}"
-    if version:
-        facts["model"] = f"make pull-model VERSION={version}"
-    out.print()
-    for name, fact in facts.items():
-        out.print(f"{name:<9} {fact}", soft_wrap=True)  # unwrapped, so that links and commands can be copied
-    if not version:
-        console.print(
-            "[yellow]the metrics and the decision cannot be read from here[/]: the page of the run has "
-            "them, and make pull-model copies the champion",
-            soft_wrap=True,
-        )
-
-
-def report_link(cluster: Cluster, uri: str, version: str) -> str:
-    """Returns a link to the report: a file if the volume is a folder of this machine, otherwise a page of the UI."""
-    root = cluster.volume
-    if root and version and (page := root / "models" / version / "report.html").is_file():
-        return str(page)
-    store = urlsplit(uri)
-    query = f"source={store.scheme}&namespace={cluster.namespace}&bucket={store.netloc}&key={store.path.lstrip('/')}"
-    return f"{cluster.ui}/artifacts/get?{query}"
-
-
 def watch(cluster: Cluster, run_id: str) -> "Iterator[V2beta1Run]":
-    """Yields a run every few seconds until it has finished; an API that is away for a while is tolerated."""
-    from kfp_server_api import ApiException
-    from urllib3.exceptions import HTTPError
+    """Yields a run every few seconds until it has finished.
 
-    answered, told = time.monotonic(), ""
+    An API that is away for a while is waited for, and so is a right to read the run that was there before.
+
+    Raises:
+        KubeError: the API refuses, or is away for too long.
+        ClusterError: the run was deleted meanwhile.
+    """
+    answered, reason, seen = time.monotonic(), "", False
     while True:
         try:
-            details = cluster.client.get_run(run_id)
-            answered, told = time.monotonic(), ""
-        except (ApiException, HTTPError, OSError) as error:
-            lasting = isinstance(error, ApiException) and error.status in (401, 403, 404)
-            if lasting or time.monotonic() - answered > AWAY_SECONDS:
+            with kubeflow_errors():
+                details = cluster.client.get_run(run_id)
+        except NotFound as error:
+            if not seen:
                 raise
-            if (said := said_by(error).splitlines()[0][:200]) != told:
+            raise ClusterError(f"the run must not be deleted while it is followed, got {error}") from error
+        except KubeError as error:
+            if error.status == 401 or not seen or time.monotonic() - answered > AWAY_SECONDS:
+                raise
+            if (said := str(error)) != reason:
                 console.print(f"no answer, trying again: {escape(said)}", soft_wrap=True)
-                told = said
+                reason = said
         else:
+            answered, reason, seen = time.monotonic(), "", True
             yield details
             if details.state in FINISHED:
                 return

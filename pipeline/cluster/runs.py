@@ -1,21 +1,23 @@
-"""Runs and schedules of the pipeline on a cluster: submit, follow, list, cancel, retry, retrain at fixed times."""
+"""Runs of the pipeline on a cluster: submit, find, list, cancel, retry."""
 
 import contextlib
 import io
 import json
-import time
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from kws.config import PipelineConfig
-from pipeline.cluster.connection import Cluster
-from pipeline.cluster.follow import COLORS, WORDS, console, out
-from pipeline.cluster.steps import FINISHED, duration, outcome, short_ids, time_of
-from pipeline.compiling import PACKAGE, compile_to, package_spec, steps_of_spec, version_name
+from kws.kube.client import CLAIMS
+from kws.kube.errors import KubeError, NotFound
+from pipeline.cluster.argo_steps import FINISHED, duration, outcome, short_ids, time_of
+from pipeline.cluster.connect import Cluster, kubeflow_errors
+from pipeline.cluster.follow import COLORS, WORDS
+from pipeline.cluster.results import console, out
+from pipeline.compiling import compile_to, package_spec, steps_of_spec, version_name
 from pipeline.kind import local_cluster as kind
 from pipeline.placement import Placement
 from pipeline.shell import ClusterError
@@ -24,10 +26,6 @@ if TYPE_CHECKING:
     from kfp_server_api import V2beta1Run
 
 EXPERIMENT = "speech-commands"
-CANCEL_SECONDS = 120.0
-"""How long a run that was cancelled may take to end."""
-
-POLL_SECONDS = 3.0
 
 
 def upload(cluster: Cluster, path: Path) -> tuple[str, str]:
@@ -61,50 +59,51 @@ def _named(name: str) -> str:
 
 def check_volume(cluster: Cluster, claim_name: str) -> None:
     """Raises ClusterError unless the claim of the volume exists; says nothing where it may not be read."""
-    if cluster.core is None:
+    if cluster.api is None:
         return
-    from kubernetes.client import ApiException
-
     try:
-        claim = cluster.core.read_namespaced_persistent_volume_claim(claim_name, cluster.namespace)
-    except ApiException as error:
-        if error.status == 404 and cluster.host:
-            console.print(
-                f"[yellow]no claim {claim_name} in the cluster of kubeconfig[/]; is it that of {cluster.host}?"
-            )
-        elif error.status == 404:
+        phase = cluster.api.get(CLAIMS, cluster.namespace, claim_name)["status"]["phase"]
+    except NotFound:
+        if not cluster.host:
             raise ClusterError(
                 f"the claim {claim_name} must exist in namespace {cluster.namespace}, got none; "
                 "kubectl apply -k manifests/overlays/storage-class, or profile (see docs/cluster.md)"
             ) from None
-        return
-    if claim.status.phase == "Lost":
-        raise ClusterError(
-            f"the claim {claim_name} must be bound, got Lost: its volume is gone; docs/cluster.md "
-            "(Another volume) tells how to replace it"
-        )
-    if claim.status.phase == "Pending":
-        console.print(
-            f"[yellow]the claim {claim_name} is not bound yet: steps wait until it is[/] "
-            f"(kubectl -n {cluster.namespace} describe pvc {claim_name})"
-        )
+        console.print(f"[yellow]no claim {claim_name} in the cluster of kubeconfig[/]; is it that of {cluster.host}?")
+    except KubeError:
+        pass
+    else:
+        if phase == "Lost":
+            raise ClusterError(
+                f"the claim {claim_name} must be bound, got Lost: its volume is gone; docs/cluster.md "
+                "(Another volume) tells how to replace it"
+            )
+        if phase == "Pending":
+            console.print(
+                f"[yellow]the claim {claim_name} is not bound yet: steps wait until it is[/] "
+                f"(kubectl -n {cluster.namespace} describe pvc {claim_name})"
+            )
 
 
-def prepare(cluster: Cluster, placement: Placement) -> tuple[str, str]:
+def prepare(cluster: Cluster, placement: Placement) -> tuple[str, str, list[str]]:
     """Checks images and volume where possible, compiles and uploads.
 
     Returns:
-        The ids of pipeline and version.
+        The ids of pipeline and version, and the names of the steps in their order.
     """
     assert cluster.health is not None
     if cluster.kind:
         kind.require_images({"runtime": placement.runtime, "launcher": placement.launcher})
     check_volume(cluster, placement.pvc)
     console.print(f"compiling for {placement.runtime}")
-    return upload(cluster, compile_to(PACKAGE, placement))
+    with tempfile.TemporaryDirectory(prefix="kws-compiled-") as folder:  # others may compile at the same time
+        package = compile_to(Path(folder) / "pipeline.yaml", placement)
+        return *upload(cluster, package), steps_of_spec(package_spec(package))
 
 
-def submit(cluster: Cluster, config: PipelineConfig, placement: Placement, *, name: str = "") -> str:
+def submit(
+    cluster: Cluster, config: PipelineConfig, placement: Placement, *, name: str = ""
+) -> tuple["V2beta1Run", list[str]]:
     """Starts a run.
 
     Args:
@@ -114,9 +113,9 @@ def submit(cluster: Cluster, config: PipelineConfig, placement: Placement, *, na
         name: of the run; empty: the time.
 
     Returns:
-        The id of the run.
+        The run, and the names of its steps in their order.
     """
-    pipeline_id, version_id = prepare(cluster, placement)
+    pipeline_id, version_id, steps = prepare(cluster, placement)
     with contextlib.redirect_stdout(io.StringIO()):
         experiment = cluster.client.create_experiment(EXPERIMENT, namespace=cluster.user_namespace)
         started = cluster.client.run_pipeline(
@@ -126,9 +125,7 @@ def submit(cluster: Cluster, config: PipelineConfig, placement: Placement, *, na
             pipeline_id=pipeline_id,
             version_id=version_id,
         )
-    out.print(f"run {started.display_name}  {started.run_id}")
-    out.print(f"{cluster.ui}/#/runs/details/{started.run_id}", soft_wrap=True)
-    return str(started.run_id)
+    return started, steps
 
 
 def find_run(cluster: Cluster, wanted: str) -> "V2beta1Run":
@@ -137,7 +134,7 @@ def find_run(cluster: Cluster, wanted: str) -> "V2beta1Run":
     Raises:
         ValueError: there is no such run, or more than one.
     """
-    listed = _runs(cluster, 100)
+    listed = latest(cluster, 100)
     found = [r for r in listed if wanted in (r.run_id, r.display_name)]
     found = found or [r for r in listed if r.run_id.startswith(wanted)]
     if len(found) != 1:
@@ -148,7 +145,8 @@ def find_run(cluster: Cluster, wanted: str) -> "V2beta1Run":
     return found[0]
 
 
-def _runs(cluster: Cluster, count: int) -> "list[V2beta1Run]":
+def latest(cluster: Cluster, count: int) -> "list[V2beta1Run]":
+    """Returns the latest runs."""
     listed = cluster.client.list_runs(page_size=count, sort_by="created_at desc", namespace=cluster.user_namespace)
     return list(listed.runs or [])
 
@@ -159,7 +157,7 @@ def table_of_runs(cluster: Cluster, count: int) -> Table:
     for name, width in (("id", 8), ("state", 9), ("started", 16), ("time", 12)):
         table.add_column(name, no_wrap=True, min_width=width)
     table.add_column("run", no_wrap=True, overflow="ellipsis")
-    listed = _runs(cluster, count)
+    listed = latest(cluster, count)
     short = short_ids(each.run_id for each in listed)
     for each in listed:
         state = outcome(each)
@@ -196,168 +194,25 @@ def cancel(cluster: Cluster, wanted: str) -> None:
 
 
 def retry(cluster: Cluster, wanted: str) -> "V2beta1Run":
-    """Starts a run again at the steps that failed or were stopped, and returns it."""
+    """Starts a run again at the steps that failed or were stopped, and returns it.
+
+    Raises:
+        ValueError: there is no such run, it has not failed, or its schedule was deleted: Kubernetes would delete its
+            workflow, too, and Kubeflow list it as running for ever.
+    """
     found = find_run(cluster, wanted)
     if found.state not in ("FAILED", "CANCELED"):
         raise ValueError(
             f"run must have failed or been cancelled to be retried, got {found.display_name} ({outcome(found).lower()})"
         )
-    cluster.client.runs.run_service_retry_run(found.run_id)
-    out.print(f"retrying {found.display_name}")
-    return found
-
-
-def six_fields(cron: str) -> str:
-    """Returns a cron expression with a field for seconds in front, which Kubeflow Pipelines expects.
-
-    The five fields of cron must not be passed on as they are: they would be read as seconds to month.
-
-    Raises:
-        ValueError: it has neither five nor six fields.
-    """
-    fields = cron.split()
-    if cron.startswith("@") and len(fields) == 1:
-        return cron
-    if len(fields) not in (5, 6):
-        raise ValueError(
-            f"cron must have five fields (minute hour day month weekday), or six with seconds in front, got {cron!r}"
-        )
-    return " ".join(fields if len(fields) == 6 else ["0", *fields])
-
-
-def set_time_zone(cluster: Cluster, zone: str, name: str) -> None:
-    """Makes the scheduler of the cluster read cron expressions in a time zone.
-
-    Kubeflow Pipelines has one time zone for all schedules, in the config map pipeline-install-config.
-
-    Raises:
-        ValueError: there is no such time zone, or it would change the meaning of schedules other than `name`.
-        ClusterError: it may not be changed from here.
-    """
-    from kubernetes.client import ApiException, AppsV1Api
-
-    try:
-        ZoneInfo(zone)
-    except (ZoneInfoNotFoundError, ValueError):
-        raise ValueError(f"time zone must be a name such as Europe/Berlin or UTC, got {zone!r}") from None
-    advice = "give the cron expression in UTC, or have an administrator set cronScheduleTimezone in the config map "
-    advice += f"pipeline-install-config of namespace {kind.NAMESPACE} and restart ml-pipeline-scheduledworkflow"
-    if cluster.core is None:
-        raise ClusterError(f"the time zone must be set through kubeconfig, got none; {advice}")
-    try:
-        settings = cluster.core.read_namespaced_config_map("pipeline-install-config", kind.NAMESPACE)
-        if (settings.data.get("cronScheduleTimezone") or "UTC") == zone:
-            return
-        others = sorted({each.display_name for each in _schedules(cluster)} - {name})
-        if others:
+    if found.recurring_run_id:
+        try:
+            with kubeflow_errors():
+                cluster.client.get_recurring_run(found.recurring_run_id)
+        except NotFound:
             raise ValueError(
-                f"time zone must suit the other schedules ({', '.join(others)}) too, as there is one for "
-                f"all, got {zone}; {advice}"
-            )
-        cluster.core.patch_namespaced_config_map(
-            "pipeline-install-config", kind.NAMESPACE, {"data": {"cronScheduleTimezone": zone}}
-        )
-        again = {"metadata": {"annotations": {"kws/restarted-at": datetime.now(UTC).isoformat()}}}
-        AppsV1Api(cluster.core.api_client).patch_namespaced_deployment(
-            "ml-pipeline-scheduledworkflow", kind.NAMESPACE, {"spec": {"template": again}}
-        )
-    except ApiException as error:
-        raise ClusterError(f"the time zone must be yours to change, got status {error.status}; {advice}") from None
-    console.print(f"the scheduler now reads cron expressions in {zone}")
-
-
-def _schedules(cluster: Cluster) -> list[Any]:
-    listed = cluster.client.list_recurring_runs(page_size=100, namespace=cluster.user_namespace)
-    return list(listed.recurring_runs or [])
-
-
-def schedule(
-    cluster: Cluster,
-    config: PipelineConfig,
-    placement: Placement,
-    *,
-    cron: str,
-    time_zone: str = "",
-    name: str = EXPERIMENT,
-) -> None:
-    """Creates a recurring run, or replaces the one of that name.
-
-    Args:
-        cluster: where.
-        config: the parameters.
-        placement: where and how the steps run.
-        cron: see `six_fields`.
-        time_zone: of the cron expression; empty: as it is set on the cluster.
-        name: of the schedule.
-    """
-    cron = six_fields(cron)
-    pipeline_id, version_id = prepare(cluster, placement)
-    if time_zone:
-        set_time_zone(cluster, time_zone, name)
-    with contextlib.redirect_stdout(io.StringIO()):
-        experiment = cluster.client.create_experiment(EXPERIMENT, namespace=cluster.user_namespace)
-    before = [each for each in _schedules(cluster) if each.display_name == name]
-    made = cluster.client.create_recurring_run(
-        experiment.experiment_id,
-        name,
-        cron_expression=cron,
-        max_concurrency=1,
-        no_catchup=True,
-        params=config.arguments(),
-        pipeline_id=pipeline_id,
-        version_id=version_id,
-    )
-    # The new one first: if this is killed, the next call deletes both old ones, and retraining never stops unnoticed.
-    for each in before:
-        _delete_schedule(cluster, each)
-    out.print(f"{'replaced' if before else 'made'} schedule {name}: {cron}, one run at a time, no catch-up")
-    out.print(f"{cluster.ui}/#/recurringrun/details/{made.recurring_run_id}", soft_wrap=True)
-
-
-def table_of_schedules(cluster: Cluster) -> Table:
-    """Returns a table of the recurring runs."""
-    table = Table("schedule", "cron", "mode", "since", box=None)
-    for each in _schedules(cluster):
-        cron = each.trigger.cron_schedule.cron if each.trigger and each.trigger.cron_schedule else "periodic"
-        mode = (each.mode or "").lower() + (f": {each.error.message}" if each.error and each.error.message else "")
-        table.add_row(each.display_name, cron, mode, f"{each.created_at.astimezone():%Y-%m-%d %H:%M}")
-    return table
-
-
-def unschedule(cluster: Cluster, name: str) -> None:
-    """Deletes a recurring run, and cancels its run in progress."""
-    found = [each for each in _schedules(cluster) if name in (each.display_name, each.recurring_run_id)]
-    if not found:
-        raise ValueError(f"name must be that of a schedule (python -m pipeline schedules lists them), got {name!r}")
-    for each in found:
-        _delete_schedule(cluster, each)
-        out.print(f"deleted schedule {each.display_name}")
-
-
-def _delete_schedule(cluster: Cluster, schedule: Any) -> None:
-    """Deletes a recurring run after its runs have ended.
-
-    With a schedule Kubernetes deletes the workflows that it created, and Kubeflow would list a run without a workflow
-    as running for ever. So the runs are cancelled first.
-    """
-    client = cluster.client
-    client.disable_recurring_run(schedule.recurring_run_id)
-    until = time.monotonic() + CANCEL_SECONDS
-    told: set[str] = set()
-    while True:
-        under_way = [
-            run
-            for run in _runs(cluster, 100)
-            if run.recurring_run_id == schedule.recurring_run_id and run.state not in FINISHED
-        ]
-        for run in under_way:
-            if run.run_id not in told:
-                client.terminate_run(run.run_id)
-                console.print(
-                    f"cancelled {run.display_name}, which this schedule had started; its workflow goes with it"
-                )
-                told.add(run.run_id)
-        if not under_way or time.monotonic() > until:
-            break
-        time.sleep(POLL_SECONDS)
-    client.delete_recurring_run(schedule.recurring_run_id)
+                f"run must not be of a schedule that was deleted, got {found.display_name}: its workflow goes with the "
+                "schedule; make pipeline starts a new run"
+            ) from None
+    cluster.client.runs.run_service_retry_run(found.run_id)
+    return found

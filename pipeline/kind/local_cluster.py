@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.kind import images, preflight
+from pipeline.kind import docker_images, preflight
 from pipeline.shell import ROOT, ClusterError, docker, run, stream
 
 CLUSTER = "kws"
@@ -77,7 +77,7 @@ def up(names: Mapping[str, str]) -> None:
     preflight.require_all(preflight.tool(name) for name in (docker(), "kind", "kubectl"))
     present = exists()
     # The runtime image is gigabytes: only images that the nodes lack need disk space.
-    lacking = [image for image in images.inspect(list(names.values())) if not present or _lacking(image)]
+    lacking = [image for image in docker_images.inspect(list(names.values())) if not present or _lacking(image)]
     size = sum(image["Size"] for image in lacking)
     preflight.require_all(preflight.checks(new_cluster=not present, image_bytes=size))
     _make_data_root()
@@ -158,16 +158,16 @@ def apply_overlay(rendered: str) -> None:
 
 def load(names: Mapping[str, str]) -> None:
     """Copies images into the workers that lack them."""
-    for image in images.inspect(list(names.values())):
+    for image in docker_images.inspect(list(names.values())):
         tag = next(tag for tag in image["RepoTags"] if tag in names.values())
         if lacking := _lacking(image):
-            console.print(f"[bold]image {tag}[/] ({images.size(image)}) to {', '.join(lacking)}")
+            console.print(f"[bold]image {tag}[/] ({docker_images.size(image)}) to {', '.join(lacking)}")
             stream("kind", "load", "docker-image", tag, "--name", CLUSTER, "--nodes", ",".join(lacking))
 
 
 def require_images(names: Mapping[str, str]) -> None:
     """Raises ClusterError unless every worker has the images."""
-    for image in images.inspect(list(names.values())):
+    for image in docker_images.inspect(list(names.values())):
         for node in _lacking(image):
             raise ClusterError(
                 f"node {node} must have the image {image['RepoTags'][0]}, got none; python -m pipeline kind-load"
@@ -216,7 +216,7 @@ def status() -> bool:
         }
         row(phases.get("kws-data") == "Bound", "volume kws-data", phases.get("kws-data", "there is none; make kind-up"))
         try:
-            names = images.image_names()
+            names = docker_images.image_names()
             require_images(names)
             row(True, "images", ", ".join(names.values()))
         except ClusterError as error:

@@ -16,17 +16,17 @@ import pytest
 import yaml
 
 from kws import files
+from kws.launch.cluster_config import ClusterConfig
 from kws.launch.job import LaunchError, Training
-from kws.launch.pod_template import to_manifest
-from kws.launch.pytorchjob import PYTORCH_JOB, build_job
-from kws.launch.settings import ClusterConfig
+from kws.launch.kinds.pytorchjob import PYTORCH_JOB, build_job
 from kws.launch.submit import ClusterLauncher
 from pipeline import shell
-from pipeline.cluster.connection import Cluster
+from pipeline.cluster.argo_steps import Step
+from pipeline.cluster.connect import Cluster
 from pipeline.cluster.fit import require_fit
-from pipeline.cluster.pods import Pods
-from pipeline.cluster.pull import pull, reader_pod
-from pipeline.cluster.steps import Step
+from pipeline.cluster.models import pull
+from pipeline.cluster.run_pods import Pods
+from pipeline.cluster.volumes import reader_pod
 from pipeline.kind import local_cluster as kind
 from pipeline.placement import Placement
 from pipeline.shell import ClusterError
@@ -335,7 +335,7 @@ def test_the_operator_accepts_the_job_that_the_train_step_submits(namespace: str
     config = ClusterConfig(image=IMAGE, namespace=namespace, elastic=elastic)
     job = Training(name="kws-1", folder=Path("/data/runs/1"), arguments=(), num_nodes=2, processes_per_node=1)
     wait_for("the count of what the quota bounds", lambda: quota_counts(namespace))
-    kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(to_manifest(build_job(job, config))))
+    kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(build_job(job, config)))
 
 
 def test_a_job_whose_pods_are_never_let_in_ends_the_step_with_the_words_of_kubernetes(

@@ -25,7 +25,7 @@ from kws.model.predict import predict
 from kws.recipe import RECIPES, ModelConfig
 from pipeline import shell
 from pipeline.kind import preflight
-from pipeline.kind.images import image_names, inspect, revision
+from pipeline.kind.docker_images import image_names, inspect, revision
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(1200)
@@ -192,7 +192,7 @@ def test_the_serving_image_answers_health_inference_and_the_page(
 
 def test_the_launcher_imports_all_that_it_needs_and_has_no_torch(images: dict[str, str]) -> None:
     code = (
-        "import importlib.util as u; import kfp, kws.train.step, kws.launch.submit, kws.launch.pytorchjob, kubernetes;"
+        "import importlib.util as u; import kfp, kws.train.step, kws.launch.submit, kws.launch.kinds.pytorchjob;"
         "print(u.find_spec('torch'))"
     )
     assert inside(images["launcher"], "python", "-c", code).strip() == "None"

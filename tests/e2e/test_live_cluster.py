@@ -38,7 +38,7 @@ from live_cluster import (
 from kws import files
 from kws.model import bundle
 from pipeline import shell
-from pipeline.kind import images
+from pipeline.kind import docker_images
 from pipeline.kind import local_cluster as kind
 
 SHORT = ["--words", "yes,no,stop", "--debug", "--epochs", "1", "--min-accuracy", "0"]
@@ -110,7 +110,7 @@ def test_following_a_finished_run_shows_the_same_results(trained: subprocess.Com
 
 
 def test_the_steps_ran_as_user_1000_on_the_images_of_this_revision(trained: subprocess.CompletedProcess[str]) -> None:
-    names = set(images.image_names().values())
+    names = set(docker_images.image_names().values())
     pods = get("pods", "-l", f"pipeline/runid={run_id(trained)}")["items"]
     ours = [c for pod in pods for c in pod["spec"]["containers"] if c["image"] in names]
     assert len(ours) >= 5
@@ -259,9 +259,9 @@ def test_a_schedule_is_made_replaced_run_and_deleted(source: str) -> None:
 @contextlib.contextmanager
 def pod(name: str, labels: dict[str, str], *command: str) -> Iterator[str]:
     """Runs a pod of the runtime image."""
-    from pipeline.cluster.pull import reader_manifest
+    from pipeline.cluster.volumes import reader_manifest
 
-    manifest = reader_manifest(name, claim="kws-data", image=images.image_names()["runtime"], mount_path="/data")
+    manifest = reader_manifest(name, claim="kws-data", image=docker_images.image_names()["runtime"], mount_path="/data")
     manifest["metadata"]["labels"] = labels
     manifest["spec"]["containers"][0]["command"] = list(command)
     kubectl("apply", "-f", "-", stdin=json.dumps(manifest))

@@ -44,7 +44,7 @@ from kws.launch.job_status import verdict
 from kws.model import versions
 from kws.train.checkpoint import checkpoints_of
 from pipeline import shell
-from pipeline.cluster import steps
+from pipeline.cluster import argo_steps
 from pipeline.kind import local_cluster as kind
 
 EPOCHS = 150
@@ -144,7 +144,7 @@ class Run:
             if pod["status"]["phase"] == "Running"
             and "deletionTimestamp" not in pod["metadata"]
             and pod["metadata"]["name"].partition("-system-container-impl-")[2]
-            and steps.step_of_node(steps.pod_node(pod)[1], [step])
+            and argo_steps.step_of_node(argo_steps.pod_node(pod)[1], [step])
         ]
         return str(found[0]["metadata"]["name"]) if found else ""
 
@@ -165,7 +165,7 @@ class Run:
             return False
 
     def state(self) -> str:
-        return steps.outcome(cluster().client.get_run(self.id))
+        return argo_steps.outcome(cluster().client.get_run(self.id))
 
     def kill(self, step: str, delay: float = 0) -> None:
         """Kills the process of a step with SIGKILL, as the kernel does for want of memory."""
@@ -369,7 +369,7 @@ def test_run_that_a_disturbance_ended_is_retried_to_a_true_success(
     run.submit(settings, monkeypatch)
     begun = time.monotonic()
     with disturb(run):
-        wait_for("the end of the run", lambda: run.state() in steps.FINISHED)
+        wait_for("the end of the run", lambda: run.state() in argo_steps.FINISHED)
         spent = time.monotonic() - begun
         assert run.state() == ended
         first = pipeline("follow", run.id, check=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import shell
-from pipeline.kind import images
+from pipeline.kind import docker_images as images
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted((ROOT / "images").glob("*/Dockerfile"))

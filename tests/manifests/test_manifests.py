@@ -17,15 +17,16 @@ import yaml
 
 from kws import launch
 from kws.config import ServeConfig
+from kws.kube.client import EVENTS, PODS, WORKFLOWS
+from kws.launch.cluster_config import CLAIM, ClusterConfig
 from kws.launch.job import Training
-from kws.launch.pod_template import PORT, to_manifest
-from kws.launch.pytorchjob import PYTORCH_JOB, build_job
-from kws.launch.settings import CLAIM, ClusterConfig
-from kws.launch.trainjob import TRAIN_JOB
+from kws.launch.kinds.pod import PORT
+from kws.launch.kinds.pytorchjob import PYTORCH_JOB, build_job
+from kws.launch.kinds.trainjob import TRAIN_JOB
 from kws.settings import field_docs
 from kws.train import runs
-from pipeline.cluster import serving
-from pipeline.cluster.pull import reader_manifest
+from pipeline.cluster import models
+from pipeline.cluster.volumes import reader_manifest
 from pipeline.kind import local_cluster as kind
 from pipeline.kind import preflight
 
@@ -128,22 +129,16 @@ def test_roles_name_no_wildcard(overlay: str) -> None:
 
 
 def test_the_role_of_the_launcher_allows_what_it_calls_and_nothing_else() -> None:
-    called = {
-        (node.value.attr, node.attr)
-        for path in Path(launch.__file__).parent.glob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute)
-    }
-    verbs = {"create": "create", "get": "get", "read": "get", "patch": "patch", "delete": "delete", "list": "list"}
+    resources = {"PODS": [PODS], "EVENTS": [EVENTS], "WORKFLOWS": [WORKFLOWS]}
+    resources["self.kind.resource"] = [kind.resource for kind in (PYTORCH_JOB, TRAIN_JOB)]
     needed = set()
-    for client, method in called:
-        if client == "jobs" and (found := re.fullmatch(r"(\w+?)_namespaced_custom_object", method)):
-            needed |= {(kind.group, kind.plural, verbs[found[1]]) for kind in (PYTORCH_JOB, TRAIN_JOB)}
-        elif client == "workflows" and (found := re.fullmatch(r"(\w+?)_namespaced_custom_object", method)):
-            needed.add(("argoproj.io", "workflows", verbs[found[1]]))
-        elif client == "core" and (found := re.fullmatch(r"(\w+?)_namespaced_(pod(?:_log)?|event)", method)):
-            resource = {"pod": "pods", "pod_log": "pods/log", "event": "events"}[found[2]]
-            needed.add(("", resource, verbs[found[1]]))
+    for path in Path(launch.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                verb = node.func.attr.replace("find", "get")
+                named = resources.get(ast.unparse(node.args[0]), ()) if node.args else ()
+                needed |= {(resource.group, resource.plural, verb) for resource in named}
+                needed |= {("", "pods/log", "get")} if ast.unparse(node.func) == "self.log.read" else set()
     rules = of_kind("overlays/kind", "Role")["kws-launcher"]["rules"]
     allowed = {
         (group, resource, verb)
@@ -224,9 +219,7 @@ def policy_admits(overlay: str, name: str, labels: dict[str, str]) -> bool:
 def test_training_pods_reach_each_other_and_dns_and_nothing_else() -> None:
     config = ClusterConfig(image="kws-runtime:1", namespace="kubeflow")
     job = Training(name="kws-1", folder=Path("/data/runs/1"), arguments=(), num_nodes=2, processes_per_node=1)
-    labels = to_manifest(build_job(job, config))["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["metadata"][
-        "labels"
-    ]
+    labels = build_job(job, config)["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["metadata"]["labels"]
     assert policy_admits("overlays/kind", "kws-trainer", labels)
     policy = of_kind("overlays/kind", "NetworkPolicy")["kws-trainer"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
@@ -323,7 +316,7 @@ def test_the_server_is_started_with_flags_that_it_has_and_stops_before_its_pod_i
 def test_deploying_puts_namespace_image_and_claim_into_the_manifests() -> None:
     rendered("serving")  # skips where there is no kubectl
     text = yaml.safe_dump_all(rendered("serving"))
-    objects = list(yaml.safe_load_all(serving.rendered(text, namespace="me", image="kws-serving:abc", claim="data")))
+    objects = list(yaml.safe_load_all(models.rendered(text, namespace="me", image="kws-serving:abc", claim="data")))
     assert {thing["metadata"]["namespace"] for thing in objects} == {"me"}
     (deployment,) = [thing for thing in objects if thing["kind"] == "Deployment"]
     (spec,) = pod_specs(deployment)

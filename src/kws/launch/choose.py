@@ -26,9 +26,9 @@ def launcher() -> Launcher:
     if choice == "torchrun":
         return TorchrunLauncher()
 
-    from kws.launch.pytorchjob import PYTORCH_JOB
-    from kws.launch.settings import ClusterConfig
+    from kws.launch.cluster_config import ClusterConfig
+    from kws.launch.kinds.pytorchjob import PYTORCH_JOB
+    from kws.launch.kinds.trainjob import TRAIN_JOB
     from kws.launch.submit import ClusterLauncher
-    from kws.launch.trainjob import TRAIN_JOB
 
     return ClusterLauncher(PYTORCH_JOB if choice == "pytorchjob" else TRAIN_JOB, ClusterConfig.from_environment())

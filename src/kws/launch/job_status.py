@@ -1,63 +1,36 @@
-"""Interprets the state of a training job: how it ended, why its pods wait, whether it is ours. Pure functions.
+"""Interprets the state of a training job: how it ended, whether it may be mended, whether it is ours. Pure functions.
 
 Jobs and pods are dictionaries, as the Kubernetes API returns them.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
-from kws.launch.job import HOPELESS_STATUS, ORPHANED_STATUS, LaunchError, Training
-from kws.launch.pod_template import FINGERPRINT, LABELS
-from kws.launch.settings import ClusterConfig
+from kws.kube.errors import KubeError, NotFound
+from kws.kube.pods import Pod, by_time, ending, event_time, failures, waiting_reason, words
+from kws.launch.job import HOPELESS_STATUS, ORPHANED_STATUS, LaunchError
+from kws.launch.kinds.kind import JobKind
+from kws.launch.kinds.pod import FINGERPRINT, LABELS
 
-if TYPE_CHECKING:
-    from kubernetes.client import V1OwnerReference
+OUT_OF_MEMORY = "OOMKilled"
+MORE_MEMORY = "it ran out of memory: MEMORY= of make pipeline gives the training pods more, a retry does not"
 
-
-@dataclass(frozen=True, kw_only=True)
-class JobKind:
-    """A kind of training job, as far as `ClusterLauncher` needs to know it."""
-
-    kind: str
-    group: str
-    version: str
-    plural: str
-
-    operator: str
-    """What must be installed on the cluster, for error messages."""
-
-    container: str
-    """Name of the container that trains."""
-
-    name_label: str
-    """Pod label that holds the name of the job."""
-
-    pods_made_by: Callable[[str], str]
-    """Maps the name of a job to that of the object whose events say why there are no pods."""
-
-    build: "Callable[[Training, ClusterConfig, V1OwnerReference | None], dict[str, Any]]"
-    """Builds the manifest of a job."""
-
-    node_rank: Callable[[Mapping[str, str]], int]
-    """Maps the labels of a pod to its number in the job."""
+Job = Mapping[str, Any]
 
 
-def verdict(job: Mapping[str, Any]) -> Literal["Succeeded", "Failed"] | None:
+def verdict(job: Job) -> Literal["Succeeded", "Failed"] | None:
     """Returns how a job ended, or None if it has not ended."""
-    if _condition(job, "Failed") is not None:
+    if _condition(job, "Failed"):
         return "Failed"
-    return "Succeeded" if _condition(job, "Succeeded", "Complete") is not None else None
+    return "Succeeded" if _condition(job, "Succeeded", "Complete") else None
 
 
-def _condition(job: Mapping[str, Any], *states: str) -> Mapping[str, Any] | None:
-    for condition in job.get("status", {}).get("conditions") or ():
-        if condition["type"] in states and condition["status"] == "True":
-            return dict(condition)
-    return None
+def _condition(job: Job, *states: str) -> Mapping[str, Any]:
+    conditions = job.get("status", {}).get("conditions") or ()
+    return next((each for each in conditions if each["type"] in states and each["status"] == "True"), {})
 
 
-def on_conflict(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> Literal["adopt", "replace", "wait"]:
+def on_conflict(existing: Job, wanted: Job) -> Literal["adopt", "replace", "wait"]:
     """Decides what to do about an existing job with the name of the one to submit.
 
     A job that runs or has succeeded was submitted by an earlier attempt of the same step, and is adopted. A failed job
@@ -82,32 +55,15 @@ def on_conflict(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> Liter
     return "adopt"
 
 
-def waiting_reason(pod: Mapping[str, Any]) -> str:
-    """Returns why a pod does not run (no node, no image, too many restarts …), or "" if it runs."""
-    status = pod.get("status", {})
-    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
-        waiting = container.get("state", {}).get("waiting")
-        if waiting:
-            return ": ".join(filter(None, (waiting.get("reason"), waiting.get("message"))))
-    for condition in status.get("conditions") or ():
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return ": ".join(filter(None, (condition.get("reason"), condition.get("message"))))
-    return ""
-
-
-def last_complaint(events: Iterable[Mapping[str, Any]], job: Mapping[str, Any]) -> str:
+def last_complaint(events: Iterable[Mapping[str, Any]], job: Job) -> str:
     """Returns the latest of some events that is not older than the job, as "reason: message"; "" if there is none.
 
     Events outlive their object by an hour, and a job that is submitted again has the name of the one before it.
     """
     made = str(job["metadata"].get("creationTimestamp") or "")
-    dated = [(str(event.get("lastTimestamp") or event.get("eventTime") or made), event) for event in events]
-    # All are UTC in ISO 8601, so that they sort as text; some have fractions of a second.
-    recent = [(when, event) for when, event in dated if when[:19] >= made[:19]]
-    if not recent:
-        return ""
-    _, latest = max(recent, key=lambda each: each[0])
-    return f"{latest.get('reason')}: {latest.get('message')}"
+    # Some times have fractions of a second.
+    recent = [event for event in by_time(events) if (event_time(event) or made)[:19] >= made[:19]]
+    return words(recent[-1]) if recent else ""
 
 
 def is_refused_for_good(complaint: str) -> bool:
@@ -118,48 +74,33 @@ def is_refused_for_good(complaint: str) -> bool:
     return any(said in complaint for said in ("violates PodSecurity", "denied the request", "usage per "))
 
 
-def first_failure(pods: Iterable[Mapping[str, Any]], container: str) -> tuple[str, Mapping[str, Any]] | None:
-    """Returns the name of the pod whose container failed first, and the terminated state of that container, or None.
-
-    The previous end of a restarted container is in its `lastState`.
-    """
-    failures = _failures(pods, container)
-    return min(failures, key=lambda failure: failure[:2])[1:] if failures else None
+def first_failure(pods: Iterable[Pod], container: str) -> tuple[str, Mapping[str, Any]] | None:
+    """Returns the name of the pod whose container failed first, and how it failed; None if none failed."""
+    failed = [(pod["metadata"]["name"], failure) for pod in pods for failure in failures(pod, container)]
+    return min(failed, key=lambda each: (str(each[1].get("finishedAt")), each[0]), default=None)
 
 
-def _failures(pods: Iterable[Mapping[str, Any]], container: str) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """Returns, for each failure of a container, its time, the name of the pod, and the terminated state."""
-    return [
-        (str(ended.get("finishedAt")), pod["metadata"]["name"], ended)
+def is_hopeless(pods: Iterable[Pod], container: str) -> bool:
+    """Tells whether a pod ended with an error that would recur after a restart, as a want of memory would."""
+    return any(
+        ended["exitCode"] == HOPELESS_STATUS or ended.get("reason") == OUT_OF_MEMORY
         for pod in pods
-        for status in pod.get("status", {}).get("containerStatuses") or ()
-        if status["name"] == container
-        for state in ("state", "lastState")
-        if (ended := (status.get(state) or {}).get("terminated")) and ended["exitCode"] != 0
-    ]
+        for ended in failures(pod, container)
+    )
 
 
-def is_hopeless(pods: Iterable[Mapping[str, Any]], container: str) -> bool:
-    """Tells whether a pod ended with an error that would recur after a restart."""
-    return any(ended["exitCode"] == HOPELESS_STATUS for _, _, ended in _failures(pods, container))
-
-
-def may_mend(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], container: str) -> bool:
+def may_mend(job: Job, pods: Sequence[Pod], container: str) -> bool:
     """Tells whether a failed job may succeed when it is submitted again.
 
-    It will not if its deadline passed, if no pod failed, if memory was too small, if the error would recur, or if its
-    train step was lost.
+    It will not if its deadline passed, if no pod failed, if the error would recur, or if its train step was lost.
     """
     failure = first_failure(pods, container)
-    if failure is None or "deadline" in (_condition(job, "Failed") or {}).get("message", ""):
+    if failure is None or "deadline" in _condition(job, "Failed").get("message", ""):
         return False
-    ended = failure[1]
-    return ended.get("reason") != "OOMKilled" and ended["exitCode"] not in (HOPELESS_STATUS, ORPHANED_STATUS)
+    return failure[1]["exitCode"] != ORPHANED_STATUS and not is_hopeless(pods, container)
 
 
-def failure_message(
-    job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], last_lines: Mapping[str, Sequence[str]], container: str
-) -> str:
+def failure_message(job: Job, pods: Sequence[Pod], last_lines: Mapping[str, Sequence[str]], container: str) -> str:
     """Says why a job failed: the job's own condition, then the last log lines of the pod that failed first.
 
     Args:
@@ -169,19 +110,45 @@ def failure_message(
         container: name of the container that trains.
     """
     name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
-    condition = _condition(job, "Failed") or {}
-    reason = ": ".join(filter(None, (condition.get("reason"), condition.get("message"))))
-    if not reason:
-        hopeless = is_hopeless(pods, container)
-        reason = "starting it again would not help" if hopeless else "it gives no reason"
-    message = f"{job['kind']} {namespace}/{name} failed: {reason}"
+    recurs = "starting it again would not help" if is_hopeless(pods, container) else "it gives no reason"
+    message = f"{job['kind']} {namespace}/{name} failed: {words(_condition(job, 'Failed')) or recurs}"
     failure = first_failure(pods, container)
     if failure is None:
-        stuck = sorted({waiting_reason(pod) for pod in pods} - {""})
-        return "; ".join((message, *stuck))
+        return "; ".join((message, *sorted({waiting_reason(pod) for pod in pods} - {""})))
     pod, ended = failure
+    why = ending(ended) + (f"; {MORE_MEMORY}" if ended.get("reason") == OUT_OF_MEMORY else "")
     lines = last_lines.get(pod) or str(ended.get("message", "")).splitlines()
-    why = f"status {ended['exitCode']}" + (f", {ended['reason']}" if ended.get("reason") not in (None, "Error") else "")
-    if ended.get("reason") == "OOMKilled":
-        why += "; it ran out of memory: raise memory in KWS_PYTORCHJOB"
     return "\n  ".join((f"{message}; {pod} ended with {why}:", *lines))
+
+
+def explain(error: KubeError, kind: JobKind, namespace: str) -> LaunchError:
+    """Converts an error of the API to a LaunchError with the API's message, and a remedy if one is known."""
+    remedy = _remedy(error, kind, namespace)
+    return LaunchError(f"the Kubernetes API must accept the {kind.kind}, got: {error.message}{remedy and '; '}{remedy}")
+
+
+def _remedy(error: KubeError, kind: JobKind, namespace: str) -> str:
+    said, status, jobs = error.message, error.status, kind.resource
+    if status == 401:
+        return "the step needs a service account with a valid token"
+    if isinstance(error, NotFound) and "namespaces" in said:
+        return f"create the namespace {namespace}, or name another one in KWS_PYTORCHJOB"
+    if isinstance(error, NotFound):
+        return f"install the operator of {jobs.plural}.{jobs.group}: {kind.operator}"
+    if status == 403 and "exceeded quota" in said:
+        return (
+            f"delete what is not needed (kubectl -n {namespace} get resourcequotas,{jobs.plural}), request less "
+            "in KWS_PYTORCHJOB, or have the quota raised"
+        )
+    if status == 403 and "status unknown for quota" in said:
+        return f"wait until kubectl -n {namespace} get resourcequotas shows the usage, then try again"
+    if "being terminated" in said:
+        return f"the namespace {namespace} is being deleted: name another one"
+    if "denied the request" in said or status == 422:
+        return "change what it names: num_nodes, processes_per_node or a field of KWS_PYTORCHJOB"
+    if status == 403 and ("cannot " in said or said == "Forbidden"):
+        return (
+            f"the step's service account must be allowed to create, get, patch and delete {jobs.plural}, to list "
+            f"pods and events and to get pods/log in namespace {namespace}: apply manifests/base"
+        )
+    return ""

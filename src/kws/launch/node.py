@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     warn_of_clock(options.run)
     with tempfile.TemporaryDirectory(prefix="kws-torchrun-") as folder:
         error_file = Path(folder) / "error.json"
-        errors = ErrorWatch(Path(folder))
+        output = Output(log_file(options.run, socket.gethostname()))
+        errors = ErrorWatch(Path(folder), output)
         ended = []
 
         def must_end() -> bool:
@@ -58,7 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return bool(ended) or errors.hopeless() != ""
 
         command = [sys.executable, "-m", "torch.distributed.run", f"--log-dir={folder}", *options.torchrun]
-        output = Output(log_file(options.run, socket.gethostname()))
         status = run_group(command, os.environ | {"TORCHELASTIC_ERROR_FILE": str(error_file)}, output, must_end)
         if ended:
             print(orphaned, file=sys.stderr)

@@ -1,27 +1,29 @@
-"""Trains on a cluster: submits a job, of whatever kind, and follows it to its end.
+"""Trains on a cluster: submits a job, of whatever kind, and follows it to its end."""
 
-The manifests are built with the classes of Kubeflow's SDKs, but sent with the plain Kubernetes client: the SDKs' own
-clients hide the status of an error, which decides here whether to adopt a job or to retry, and their logs omit pods
-that are not running yet.
-"""
-
+import collections
 import contextlib
 import itertools
-import logging
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from kws.files import write_json
+from kws.files import atomic_write, write_json
 from kws.heartbeat import LEASE, Heartbeat
-from kws.launch import settings
+from kws.kube import client
+from kws.kube.client import EVENTS, PODS, WORKFLOWS, Api, echo, own_namespace
+from kws.kube.errors import Conflict, KubeError, NotFound, Refused, Unreachable
+from kws.kube.pod_logs import PodLog
+from kws.kube.pods import has_ended, waiting_reason
+from kws.launch.cluster_config import ClusterConfig
 from kws.launch.job import LaunchError, Training
 from kws.launch.job_status import (
-    JobKind,
+    explain,
     failure_message,
     is_hopeless,
     is_refused_for_good,
@@ -29,16 +31,12 @@ from kws.launch.job_status import (
     may_mend,
     on_conflict,
     verdict,
-    waiting_reason,
 )
-from kws.launch.kubernetes_api import PATIENCE_SECONDS, explain, is_held_by_quota, is_of_api, reason, retry, say
-from kws.launch.logs import LogFollower
+from kws.launch.kinds.kind import JobKind
 from kws.launch.output import LOGS
-from kws.launch.pod_template import save_manifest, step_pod, to_manifest
-from kws.launch.settings import ClusterConfig
 
-if TYPE_CHECKING:
-    from kubernetes.client import V1OwnerReference
+PATIENCE_SECONDS = 600.0
+"""How long the Kubernetes API may be unavailable before the step gives up."""
 
 POLL_SECONDS = 5.0
 EVENTS_SECONDS = 15.0
@@ -47,6 +45,12 @@ EVENTS_SECONDS = 15.0
 QUOTA_SECONDS = 15.0
 FIRST_DELAY_SECONDS = 30
 """Seconds before a failed job is submitted again; the delay doubles with every attempt."""
+
+NUM_LAST_LINES = 10
+"""Number of lines of a failed pod's log that the error quotes; the last is the trainer's own error."""
+
+REOPEN_SECONDS = 2.0
+"""Seconds before a log that broke off is opened again."""
 
 
 class JobFailed(LaunchError):
@@ -63,26 +67,14 @@ class ClusterLauncher:
     """Trains on the cluster: submits a job and waits for its end, however long it takes."""
 
     def __init__(self, kind: JobKind, config: ClusterConfig) -> None:
-        from kubernetes import client
-        from kubernetes import config as kubernetes_config
-
-        self.kind = kind
-        self.config = config
-        self.namespace = config.namespace or settings.own_namespace()
-        if settings.NAMESPACE_FILE.exists():
-            kubernetes_config.load_incluster_config()
-        else:
-            try:
-                kubernetes_config.load_kube_config()
-            except kubernetes_config.ConfigException as error:
-                raise ValueError(f"KUBECONFIG must name the configuration of a cluster, got: {error}") from error
-        # urllib3 logs every retried connection in three lines; `retry` logs it in one.
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-        self.place = (kind.group, kind.version, self.namespace, kind.plural)
-        self.jobs = self.workflows = client.CustomObjectsApi()
-        self.core = client.CoreV1Api()
-        self.owner: V1OwnerReference | None = None
-        """What the job is deleted with."""
+        self.kind, self.config = kind, config
+        self.namespace = config.namespace or own_namespace()
+        client.silence_connections()
+        self.api = Api.of_pod().patient(PATIENCE_SECONDS)
+        self.running = self.api.patient(PATIENCE_SECONDS, Refused)
+        """For a job that was submitted: a right that is missing now will come back."""
+        self.owner: Mapping[str, Any] | None = None
+        """What the job is deleted with, as an ownerReference."""
 
     def run(self, job: Training, manifest_path: Path | None = None) -> None:
         """Submits the job, or adopts its own from an earlier attempt, and follows it; see `Launcher.run`.
@@ -101,56 +93,44 @@ class ClusterLauncher:
                 self._train(job, manifest)
             except (KeyboardInterrupt, SystemExit) as stop:
                 if self._is_retried(stop):
-                    say(
+                    echo(
                         f"told to stop, but the run goes on; {self._called(job.name)} waits "
                         f"{self.config.lease_seconds} s for the next attempt"
                     )
                     raise
-                say(f"told to stop; deleting {self._called(job.name)}")
-                retry(lambda: self._delete(job.name), patience=10)
+                echo(f"told to stop; deleting {self._called(job.name)}")
+                self.api.patient(10).delete(self.kind.resource, self.namespace, job.name)
                 raise
-            except Exception as error:
-                if is_of_api(error):
-                    raise explain(error, self.kind, self.namespace) from error
-                raise
+            except KubeError as error:
+                raise explain(error, self.kind, self.namespace) from error
 
     def clean_up(self, job: Training) -> None:
         """Deletes the job of an earlier attempt, which may have ended meanwhile; see `Launcher.clean_up`."""
-        if not self.config.delete_when_done:
-            return
         try:
-            retry(lambda: self._delete(job.name), patience=60)
-        except Exception as error:
-            if not is_of_api(error):
-                raise
-            say(f"{self._called(job.name)} of an earlier attempt, if there is one, is not deleted: {reason(error)}")
+            self.api.patient(60).delete(self.kind.resource, self.namespace, job.name)
+        except KubeError as error:
+            echo(f"{self._called(job.name)} of an earlier attempt, if there is one, is not deleted: {error.message}")
 
-    def _owner(self) -> "V1OwnerReference | None":
+    def _owner(self) -> Mapping[str, Any] | None:
         """Returns a reference to what the job is deleted with: the workflow of this step, or else the step's pod.
 
         Were the pod the owner of a workflow's job, Kubernetes would delete the job with the pod of an attempt, and the
         next attempt could not adopt it. Outside a pod there is no owner, nor for a job in another namespace, because
         Kubernetes deletes an object at once whose owner is not in its namespace.
         """
-        from kubernetes.client import V1OwnerReference
-
         pod = step_pod()
-        if pod is None or settings.own_namespace() != self.namespace:
+        if pod is None or own_namespace() != self.namespace:
             return None
         name, uid = pod
         try:
-            found = retry(lambda: self.core.read_namespaced_pod(name, self.namespace, _request_timeout=60))
-        except Exception as error:
-            if not is_of_api(error):
-                raise
-            say(f"the job will be deleted with the pod {name}, as that pod's owner cannot be read: {reason(error)}")
-        else:
-            for owner in found.metadata.owner_references or ():
-                if owner.controller:
-                    return V1OwnerReference(
-                        api_version=owner.api_version, kind=owner.kind, name=owner.name, uid=owner.uid
-                    )
-        return V1OwnerReference(api_version="v1", kind="Pod", name=name, uid=uid)
+            found = self.api.get(PODS, self.namespace, name)["metadata"].get("ownerReferences") or ()
+        except KubeError as error:
+            echo(f"the job will be deleted with the pod {name}, as that pod's owner cannot be read: {error.message}")
+            found = ()
+        for owner in found:
+            if owner.get("controller"):
+                return {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
+        return {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}
 
     def _is_retried(self, stop: BaseException) -> bool:
         """Tells whether a step that is stopped is tried again: its pod was evicted, preempted or deleted, not its run.
@@ -158,23 +138,14 @@ class ClusterLauncher:
         It asks for one object only: Kubeflow's launcher, through which the step runs, ends at the same SIGTERM, and
         the container with it within a second.
         """
-        owner = self.owner
-        if owner is None or owner.kind != "Workflow" or isinstance(stop, KeyboardInterrupt):
+        if self.owner is None or self.owner["kind"] != "Workflow" or isinstance(stop, KeyboardInterrupt):
             return False
-        group, version = owner.api_version.split("/")
         try:
-            workflow = retry(
-                lambda: self.workflows.get_namespaced_custom_object(
-                    group, version, self.namespace, "workflows", owner.name, _request_timeout=10
-                ),
-                patience=10,
-            )
-        except Exception as error:
-            if not is_of_api(error):
-                raise
+            workflow = self.api.patient(10).get(WORKFLOWS, self.namespace, self.owner["name"])
+        except KubeError:
             return False
         spec = workflow.get("spec", {})
-        return workflow["metadata"]["uid"] == owner.uid and not (
+        return workflow["metadata"]["uid"] == self.owner["uid"] and not (
             spec.get("activeDeadlineSeconds") == 0 or spec.get("shutdown")
         )
 
@@ -191,67 +162,53 @@ class ClusterLauncher:
                 if error.hopeless or attempt >= self.config.attempts:
                     raise
                 delay = FIRST_DELAY_SECONDS * 2 ** (attempt - 1)
-                say(f"{error}\nstarting it again in {delay} s, attempt {attempt + 1} of {self.config.attempts}")
+                echo(f"{error}\nstarting it again in {delay} s, attempt {attempt + 1} of {self.config.attempts}")
                 time.sleep(delay)
 
     def _finish(self, job: Training, last: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> None:
         """Writes the outcome of a job beside its logs, then deletes it, as finished jobs count towards quotas."""
-        if not self.config.delete_when_done:
-            return
-        outcome = {
-            "job": last,
-            "pods": [{"name": pod["metadata"]["name"], "status": pod.get("status")} for pod in pods],
-        }
+        seen = [{"name": pod["metadata"]["name"], "status": pod.get("status")} for pod in pods]
         try:
-            write_json(job.folder / LOGS / "job.json", outcome)
+            write_json(job.folder / LOGS / "job.json", {"job": last, "pods": seen})
         except OSError as error:
-            say(f"{self._called(job.name)} is not deleted, as its outcome could not be written to the volume: {error}")
+            echo(f"{self._called(job.name)} is not deleted, as its outcome could not be written to the volume: {error}")
             return
-        retry(lambda: self._delete(job.name))
+        self.running.delete(self.kind.resource, self.namespace, job.name)
 
     def _called(self, name: str) -> str:
         return f"{self.kind.kind} {self.namespace}/{name}"
 
     def _submit(self, manifest: Mapping[str, Any]) -> str:
         """Creates the job, or adopts the one of an earlier attempt, and returns its uid."""
-        from kubernetes.client import ApiException
-
         name = manifest["metadata"]["name"]
         refused_since = 0.0
         while True:
             try:
-                made = retry(
-                    lambda: self.jobs.create_namespaced_custom_object(*self.place, manifest, _request_timeout=60)
-                )
-                say(f"submitted {self._called(name)}")
+                made = self.api.create(self.kind.resource, manifest)
+                echo(f"submitted {self._called(name)}")
                 return str(made["metadata"]["uid"])
-            except ApiException as error:
-                if is_held_by_quota(error):  # until other jobs end, or the usage is computed
-                    refused_since = refused_since or time.monotonic()
-                    if time.monotonic() - refused_since > PATIENCE_SECONDS:
-                        raise
-                    say(f"waits: {reason(error)}")
-                    time.sleep(QUOTA_SECONDS)
-                    continue
-                if error.status != 409:
+            except Refused as error:
+                refused_since = refused_since or time.monotonic()
+                if not error.by_quota or time.monotonic() - refused_since > PATIENCE_SECONDS:
                     raise
-            existing = self._get(name)
+                echo(f"waits: {error.message}")  # until other jobs end, or the usage is computed
+                time.sleep(QUOTA_SECONDS)
+                continue
+            except Conflict:
+                existing = self.api.find(self.kind.resource, self.namespace, name)
             if existing is None:
                 continue  # deleted in the meantime
             what = on_conflict(existing, manifest)
             if what == "adopt":
-                say(f"adopted {self._called(name)} of an earlier attempt")
-                self._own(name, manifest["metadata"].get("ownerReferences", []))
+                echo(f"adopted {self._called(name)} of an earlier attempt")
+                # Its owner may be the pod of the earlier attempt.
+                changes = {"metadata": {"ownerReferences": manifest["metadata"].get("ownerReferences", [])}}
+                self.api.patch(self.kind.resource, self.namespace, name, changes)
                 return str(existing["metadata"]["uid"])
             if what == "replace":
-                say(f"replacing {self._called(name)} of an earlier attempt, which failed")
-                retry(lambda: self._delete(name))
+                echo(f"replacing {self._called(name)} of an earlier attempt, which failed")
+                self.api.delete(self.kind.resource, self.namespace, name)
             time.sleep(POLL_SECONDS)
-
-    def _own(self, name: str, owners: Sequence[Mapping[str, Any]]) -> None:
-        """Makes this step's owner that of an adopted job, which may belong to the pod of the earlier attempt."""
-        patch = {"metadata": {"ownerReferences": owners}}
-        retry(lambda: self.jobs.patch_namespaced_custom_object(*self.place, name, patch, _request_timeout=60))
 
     def _follow(self, name: str, uid: str, num_nodes: int) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
         """Waits for the end of the job and prints the logs of its pods.
@@ -263,31 +220,30 @@ class ClusterLauncher:
             JobFailed: the job failed, or is certain to fail.
             LaunchError: the job was deleted.
         """
-        followers: dict[str, LogFollower] = {}
+        printers: dict[str, LogPrinter] = {}
         pods: dict[str, Mapping[str, Any]] = {}
         said: dict[str, str] = {}
         started = time.monotonic()
         while True:
             # The job is read before the pods, so that once it has ended all of its pods have been seen.
-            job = self._get(name)
+            job = self.running.find(self.kind.resource, self.namespace, name)
             if job is None or job["metadata"]["uid"] != uid:
                 raise LaunchError(f"{self._called(name)} must not be deleted before it ends, but someone deleted it")
-            for pod in self._pods(name):
-                pod_uid = pod["metadata"]["uid"]
+            for pod in self.running.list(PODS, self.namespace, labelSelector=f"{self.kind.name_label}={name}"):
+                pod_uid, node = pod["metadata"]["uid"], self.kind.node_rank(pod)
                 pods[pod_uid] = pod
-                node = self.kind.node_rank(pod["metadata"]["labels"])
-                if pod_uid not in followers:
-                    followers[pod_uid] = LogFollower(self.core, pod, self.kind.container, node)
-                    followers[pod_uid].start()
+                if pod_uid not in printers:
+                    printers[pod_uid] = LogPrinter(self.running, pod, self.kind.container, node)
+                    printers[pod_uid].start()
                 waits = waiting_reason(pod)
                 if waits and said.get(pod_uid) != waits:
-                    say(f"[{node}] waits: {waits}")
+                    echo(f"[{node}] waits: {waits}")
                 said[pod_uid] = waits
             refused = ""
             if len(pods) < num_nodes and time.monotonic() - started > EVENTS_SECONDS:
                 waits = self._why_no_pods(job)
                 if waits and said.get("") != waits:
-                    say(f"waits for pods: {waits}")
+                    echo(f"waits for pods: {waits}")
                 said[""] = waits
                 refused = waits if is_refused_for_good(waits) else ""
             ended = verdict(job)
@@ -296,67 +252,92 @@ class ClusterLauncher:
                 break
             time.sleep(POLL_SECONDS)
         deadline = time.monotonic() + (30 if ended else 5)
-        for follower in followers.values():
-            follower.join(max(0, deadline - time.monotonic()))
+        for printer in printers.values():
+            printer.join(max(0, deadline - time.monotonic()))
         seen = list(pods.values())
         if ended == "Succeeded":
             return job, seen
-        last_lines = {follower.pod: list(follower.last_lines) for follower in followers.values()}
+        last_lines = {printer.pod: list(printer.last_lines) for printer in printers.values()}
         message = failure_message(job, seen, last_lines, self.kind.container)
         if refused and not ended:
             message = (
                 f"{self._called(name)} must be allowed to create its pods, got: {refused}; change the policy of "
                 f"the namespace {self.namespace}, or what the message names in KWS_PYTORCHJOB"
             )
-        if hopeless:
-            retry(lambda: self._delete(name))  # otherwise its pods would be restarted again and again
+        if hopeless:  # otherwise its pods would be restarted again and again
+            self.running.delete(self.kind.resource, self.namespace, name)
         raise JobFailed(message, job, seen, hopeless or not may_mend(job, seen, self.kind.container))
 
     def _why_no_pods(self, job: Mapping[str, Any]) -> str:
         """Returns the latest warning of the controller that creates a job's pods, such as an exceeded quota, or ""."""
-        from kubernetes.client import ApiException
-
         maker = self.kind.pods_made_by(job["metadata"]["name"])
         try:
-            listed = retry(
-                lambda: self.core.list_namespaced_event(
-                    self.namespace, field_selector=f"involvedObject.name={maker},type=Warning", _request_timeout=60
-                )
-            )
-        except ApiException:  # no permission to read events
+            selector = f"involvedObject.name={maker},type=Warning"
+            return last_complaint(self.api.list(EVENTS, self.namespace, fieldSelector=selector), job)
+        except (Refused, NotFound):  # no permission to read events
             return ""
-        return last_complaint(to_manifest(listed)["items"], job)
 
-    def _get(self, name: str) -> Any:
-        """Returns the job, or None if there is none."""
-        from kubernetes.client import ApiException
 
+class LogPrinter(threading.Thread):
+    """Thread that prints the log of a pod line by line until the pod ends, across restarts and broken connections."""
+
+    def __init__(self, api: Api, pod: Mapping[str, Any], container: str, node: int) -> None:
+        about = pod["metadata"]
+        super().__init__(name=f"log of {about['name']}", daemon=True)
+        self.api, self.node = api, node
+        self.pod, self.namespace, self.uid = about["name"], about["namespace"], about["uid"]
+        self.log = PodLog(api, self.namespace, self.pod, container)
+        self.last_lines: collections.deque[str] = collections.deque(maxlen=NUM_LAST_LINES)
+
+    def run(self) -> None:
+        """Prints until the pod has ended and its log has been read to the end."""
+        while True:
+            read_to_end = self._print()
+            if self._has_ended() and read_to_end:
+                return
+            time.sleep(REOPEN_SECONDS)
+
+    def _print(self) -> bool:
+        """Prints new lines until the container ends; returns whether it read to the end."""
         try:
-            return retry(lambda: self.jobs.get_namespaced_custom_object(*self.place, name, _request_timeout=60))
-        except ApiException as error:
-            if error.status == 404:
-                return None
-            raise
+            for line in self.log.read(follow=True):
+                self.last_lines.append(line)
+                # One write per line, as the threads of other pods write too.
+                sys.stdout.write(f"[{self.node}] {line}\n")
+                sys.stdout.flush()
+        except Unreachable:
+            return False
+        except KubeError:  # there is no log yet, or no longer
+            pass
+        return True
 
-    def _pods(self, name: str) -> list[Any]:
-        listed = retry(
-            lambda: self.core.list_namespaced_pod(
-                self.namespace, label_selector=f"{self.kind.name_label}={name}", _request_timeout=60
-            )
-        )
-        return list(to_manifest(listed)["items"])
-
-    def _delete(self, name: str) -> None:
-        """Deletes the job, which stays visible until its pods are gone; does nothing if there is none."""
-        from kubernetes.client import ApiException
-
+    def _has_ended(self) -> bool:
         try:
-            self.jobs.delete_namespaced_custom_object(
-                *self.place, name, propagation_policy="Foreground", _request_timeout=60
-            )
-        except ApiException as error:
-            if error.status != 404:
-                raise
+            pod = self.api.find(PODS, self.namespace, self.pod)
+        except KubeError:  # for as long as the step has patience
+            return True
+        return pod is None or pod["metadata"]["uid"] != self.uid or has_ended(pod)
+
+
+def step_pod() -> tuple[str, str] | None:
+    """Returns name and uid of the step's own pod, or None outside a pod.
+
+    They come from KWS_POD_NAME and KWS_POD_UID (downward API) or from KFP_POD_NAME and KFP_POD_UID, which Kubeflow
+    Pipelines sets on every step.
+    """
+    for prefix in ("KWS", "KFP") if client.NAMESPACE_FILE.exists() else ():
+        name, uid = os.environ.get(f"{prefix}_POD_NAME"), os.environ.get(f"{prefix}_POD_UID")
+        if name and uid:
+            return name, uid
+    return None
+
+
+def save_manifest(manifest: Mapping[str, Any], path: Path) -> None:
+    """Writes a manifest as YAML for `kubectl apply`, atomically."""
+    import yaml
+
+    with atomic_write(path, "w") as file:
+        yaml.safe_dump(manifest, file, sort_keys=False)
 
 
 @contextlib.contextmanager

@@ -88,18 +88,17 @@ class TorchrunLauncher:
             }
             if manifest_path is not None:
                 write_json(manifest_path, {"command": command, "env": changes})  # JSON is YAML
-            watch = ErrorWatch(Path(folder))
             for restarts in range(self.max_restarts if is_alone else 0, -1, -1):
                 error_file.unlink(missing_ok=True)
                 # On a terminal the trainer draws its progress bar itself, which needs an unfiltered stream.
                 output = None if sys.stderr.isatty() else Output(job.folder / LOGS / "torchrun.log")
-                num_killed = memory.num_killed()
-                status = run_group(command, os.environ | changes, output, lambda: watch.hopeless() != "")
+                watch = ErrorWatch(Path(folder), output)
+                status = run_group(command, os.environ | changes, output, watch.has_found_one)
                 if status == 0:
                     return
                 error = watch.hopeless() or recorded_error(error_file)
-                out_of_memory = status == -signal.SIGKILL and memory.num_killed() > num_killed
-                if not restarts or out_of_memory or _HOPELESS.match(error):
+                out_of_memory = status == -signal.SIGKILL and watch.is_out_of_memory()
+                if not restarts or out_of_memory or watch.hopeless() or _HOPELESS.match(error):
                     who = "the training process" if is_alone else "torchrun"
                     raise LaunchError(f"training failed: {error or describe(status, who, out_of_memory)}")
                 log.warning(
@@ -117,14 +116,29 @@ def threads_per_process(job: Training) -> int:
 
 
 class ErrorWatch:
-    """Searches the errors that the processes recorded for one that would recur after a restart."""
+    """Looks for an error of a training process that would recur after a restart.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        """The folder of torchrun's --log-dir."""
+    Args:
+        folder: the folder of torchrun's --log-dir, with the errors that the processes recorded.
+        output: tells of processes that were killed; None: nothing does.
+    """
+
+    def __init__(self, folder: Path, output: Output | None) -> None:
+        self.folder, self.output = folder, output
+        self.num_killed = memory.num_killed()
+
+    def is_out_of_memory(self) -> bool:
+        """Tells whether the system has killed a process for lack of memory; on a desktop it need not be one of ours."""
+        return memory.num_killed() > self.num_killed
+
+    def has_found_one(self) -> bool:
+        """Tells whether there is such an error."""
+        return self.hopeless() != ""
 
     def hopeless(self) -> str:
         """Returns the first such error, or "" if there is none yet."""
+        if self.output is not None and self.output.was_killed and self.is_out_of_memory():
+            return describe(-signal.SIGKILL, "a training process", out_of_memory=True)
         for path in sorted(self.folder.glob("*/attempt_*/*/error.json")):
             error = recorded_error(path)
             if _HOPELESS.match(error):
@@ -243,7 +257,8 @@ def describe(status: int, who: str = "torchrun", out_of_memory: bool = False) ->
         available = memory.limit()
         here = "" if available is None else f", which is {available >> 20} MB here"
         why = "for" if out_of_memory else "probably for"
-        return f"{who} was killed by SIGKILL, {why} lack of memory: raise the memory limit{here}"
+        remedy = f"raise the memory limit{here} (on a cluster: MEMORY= of make pipeline)"
+        return f"{who} was killed by SIGKILL, {why} lack of memory: {remedy}"
     if status < 0:
         return f"{who} was killed by {signal.Signals(-status).name}"
     killed = "; one may have been killed for lack of memory" if who == "torchrun" else ""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kws import files
 from kws.config import PipelineConfig
-from kws.launch.settings import claim_name
+from kws.launch.cluster_config import claim_name
 from kws.model import versions
 
 if TYPE_CHECKING:

@@ -288,7 +288,7 @@ def test_an_unknown_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_importing_the_launcher_needs_neither_torch_nor_kubernetes() -> None:
     program = (
-        "import sys, kws.launch.choose, kws.launch.submit, kws.launch.pytorchjob, kws.launch.trainjob;"
+        "import sys, kws.launch.choose, kws.launch.submit, kws.launch.kinds.pytorchjob, kws.launch.kinds.trainjob;"
         "print(*{'torch', 'kubernetes', 'kubeflow', 'kubeflow_trainer_api'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"

@@ -9,18 +9,18 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from kubernetes.client import ApiException, V1OwnerReference
-from urllib3.exceptions import MaxRetryError, ProtocolError, ReadTimeoutError
 
-from kws.launch import job_status, kubernetes_api, logs, pod_template, settings
+from kws.kube import client
+from kws.kube.errors import error_of
+from kws.launch import job_status
+from kws.launch.cluster_config import ClusterConfig
 from kws.launch.job import LaunchError, Training
-from kws.launch.pod_template import to_manifest
-from kws.launch.pytorchjob import PYTORCH_JOB, build_job
-from kws.launch.settings import ClusterConfig
+from kws.launch.kinds.pytorchjob import PYTORCH_JOB, build_job
+from kws.launch.submit import save_manifest
 
 SCHEMA = Path(__file__).resolve().parents[2] / "data" / "pytorchjob.schema.json"
 IMAGE = "kws-runtime:0.2.0"
-OWNER = V1OwnerReference(api_version="v1", kind="Pod", name="step-pod", uid="6a1f")
+OWNER = {"apiVersion": "v1", "kind": "Pod", "name": "step-pod", "uid": "6a1f"}
 RUN = Path("/data/runs/20240501-100000-1f3c")
 JOB = Training(
     name="kws-1f3c", folder=RUN, arguments=("--tensors", "/data/tensors/ab"), num_nodes=3, processes_per_node=2
@@ -41,7 +41,6 @@ SETTINGS = {
         tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
         env={"NCCL_DEBUG": "WARN", "OMP_NUM_THREADS": "1"},
         service_account="trainer",
-        clean_pod_policy="All",
     ),
     "fixed on GPUs": ClusterConfig(
         image=f"{IMAGE}@sha256:{'a' * 64}",
@@ -55,7 +54,7 @@ each_setting = pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS
 
 
 def built(config: ClusterConfig, job: Training = JOB) -> dict[str, Any]:
-    return to_manifest(build_job(job, config, OWNER))  # type: ignore[no-any-return]
+    return build_job(job, config, OWNER)
 
 
 def templates(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,7 +244,7 @@ def test_a_job_ends_by_itself_and_with_the_pod_that_made_it() -> None:
 def test_a_job_is_built_the_same_every_time(tmp_path: Path) -> None:
     config = SETTINGS["elastic on CPUs"]
     assert built(config) == built(config)
-    pod_template.save_manifest(built(config), tmp_path / "manifest.yaml")
+    save_manifest(built(config), tmp_path / "manifest.yaml")
     assert yaml.safe_load((tmp_path / "manifest.yaml").read_text()) == built(config)
 
 
@@ -276,7 +275,6 @@ def test_more_processes_than_gpus_are_refused() -> None:
         ("env", {"A": 1}),
         ("node_selector", ["gpu"]),
         ("tolerations", [{"kye": "gpu"}]),
-        ("clean_pod_policy", "Never"),
         ("active_deadline_seconds", 0),
     ],
 )
@@ -289,12 +287,12 @@ def test_settings_go_through_the_environment_unchanged(monkeypatch: pytest.Monke
     config = SETTINGS["elastic on GPUs"]
     for name, value in config.to_environment().items():
         monkeypatch.setenv(name, value)
-    assert to_manifest(build_job(JOB, ClusterConfig.from_environment())) == to_manifest(build_job(JOB, config))
+    assert build_job(JOB, ClusterConfig.from_environment()) == build_job(JOB, config)
 
 
 def test_the_namespace_is_the_steps_own_where_none_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "namespace").write_text("team-a\n")
-    monkeypatch.setattr(settings, "NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.setattr(client, "NAMESPACE_FILE", tmp_path / "namespace")
     monkeypatch.setenv("KWS_PYTORCHJOB", json.dumps({"image": IMAGE}))
     assert ClusterConfig.from_environment().namespace == "team-a"
 
@@ -401,7 +399,8 @@ def test_a_failed_pod_whose_log_was_lost_is_reported_by_its_status() -> None:
     seen = [pod("kws-1f3c-worker-0", {"state": ended(137, "05", reason="OOMKilled", message="epoch 1\nepoch 2")})]
     message = job_status.failure_message(submitted(CREATED, FAILED), seen, {}, "pytorch")
     assert message.endswith(
-        "kws-1f3c-worker-0 ended with status 137, OOMKilled; it ran out of memory: raise memory in KWS_PYTORCHJOB:"
+        "kws-1f3c-worker-0 ended with OOMKilled (status 137); it ran out of memory: MEMORY= of make pipeline gives the "
+        "training pods more, a retry does not:"
         "\n  epoch 1\n  epoch 2"
     )
 
@@ -417,44 +416,9 @@ def test_a_job_that_failed_without_ever_running_says_what_it_waited_for() -> Non
     assert message.endswith("PyTorchJobFailed: active longer than specified deadline; Unschedulable: 0/3 nodes fit")
 
 
-def test_a_pod_says_why_it_waits_and_nothing_while_it_runs() -> None:
-    image = {"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "kws-runtime:0.2.0"'}}
-    assert job_status.waiting_reason(pod("a", {"state": image})) == (
-        'ImagePullBackOff: Back-off pulling image "kws-runtime:0.2.0"'
-    )
-    init = [{"name": "init-pytorch", "state": {"waiting": {"reason": "ErrImagePull"}}}]
-    assert job_status.waiting_reason(pod("a", initContainerStatuses=init)) == "ErrImagePull"
-    assert job_status.waiting_reason(pod("a", {"state": {"running": {"startedAt": "2024-05-01T10:00:00Z"}}})) == ""
-    assert job_status.waiting_reason({"metadata": {"name": "a"}}) == ""
-
-
 def test_nodes_are_counted_as_the_operator_counts_them() -> None:
     labels = {"training.kubeflow.org/replica-type": "worker", "training.kubeflow.org/replica-index": "1"}
-    assert PYTORCH_JOB.node_rank(labels) == 1
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (ApiException(status=500, reason="Internal Server Error"), True),
-        (ApiException(status=503), True),
-        (ApiException(status=429), True),
-        (ApiException(status=0), True),
-        (MaxRetryError(None, "/", None), True),  # type: ignore[arg-type]
-        (ProtocolError("Connection broken"), True),
-        (ReadTimeoutError(None, "/", "timed out"), True),  # type: ignore[arg-type]
-        (ConnectionResetError(), True),
-        (ApiException(status=403), False),
-        (ApiException(status=404), False),
-        (ApiException(status=409), False),
-        (ApiException(status=422), False),
-        (LaunchError("failed"), False),
-        (ValueError("wrong"), False),
-    ],
-    ids=repr,
-)
-def test_only_an_api_that_is_away_for_a_while_is_asked_again(error: Exception, expected: bool) -> None:
-    assert kubernetes_api.is_transient(error) is expected
+    assert PYTORCH_JOB.node_rank({"metadata": {"labels": labels}}) == 1
 
 
 REFUSALS = {
@@ -500,18 +464,16 @@ REFUSALS = {
 
 @pytest.mark.parametrize(("status", "said", "remedy"), REFUSALS.values(), ids=REFUSALS)
 def test_a_refusal_is_told_in_the_words_of_the_api_with_its_remedy(status: int, said: str, remedy: str) -> None:
-    error = ApiException(status=status, reason="Refused")
-    error.body = json.dumps({"message": said})
-    told = str(kubernetes_api.explain(error, PYTORCH_JOB, "kubeflow"))
+    error = error_of(status, "Refused", json.dumps({"message": said}))
+    told = str(job_status.explain(error, PYTORCH_JOB, "kubeflow"))
     before, _, after = told.partition(said)
     assert before == "the Kubernetes API must accept the PyTorchJob, got: "
     assert after.startswith(f"; {remedy}") if remedy else after == ""
 
 
 def test_a_refusal_without_words_is_told_by_its_reason() -> None:
-    missing = ApiException(status=404, reason="Not Found")
-    missing.body = "404 page not found\n"
-    told = str(kubernetes_api.explain(missing, PYTORCH_JOB, "kubeflow"))
+    missing = error_of(404, "Not Found", "<html>404</html>")
+    told = str(job_status.explain(missing, PYTORCH_JOB, "kubeflow"))
     assert "got: Not Found; install the operator of pytorchjobs.kubeflow.org: the training operator" in told
 
 
@@ -541,24 +503,6 @@ def test_an_error_that_cannot_mend_ends_a_job_that_has_not_failed_yet() -> None:
         "65:",
         "  error: ValueError: batch_size must be positive, got -1",
     ]
-
-
-def test_the_time_that_the_kubelet_writes_before_a_log_line_is_removed() -> None:
-    lines = [
-        "2024-05-01T10:00:00Z a",
-        "2024-05-01T10:00:00.05Z b",
-        "2024-05-01T10:00:00.1Z c  d",
-        "2024-05-01T10:00:00.100000001Z ",
-    ]
-    assert [logs.text_of(line) for line in lines] == ["a", "b", "c  d", ""]
-    assert logs.text_of("no time") == "no time"
-
-
-def test_lines_come_whole_however_the_stream_was_cut() -> None:
-    text = "first\nzweite Zeile: ä\n\nlast".encode()
-    for size in (1, 2, 3, 7, 100):
-        chunks = [text[start : start + size] for start in range(0, len(text), size)]
-        assert list(logs.split_lines(chunks)) == ["first", "zweite Zeile: ä", "", "last"]
 
 
 @pytest.mark.parametrize(("name", "value"), [("memory", "4ki"), ("memory", "4KB"), ("cpu", "4Gi"), ("cpu", "2k")])

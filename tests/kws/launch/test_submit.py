@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import yaml
 from json_server import JsonServer, running
-from kubernetes.config import kube_config
 
-from kws.launch import logs, settings, submit
+from kws.kube import client
+from kws.launch import submit
+from kws.launch.cluster_config import ClusterConfig
 from kws.launch.job import LaunchError, Training
-from kws.launch.pytorchjob import PYTORCH_JOB
-from kws.launch.settings import ClusterConfig
+from kws.launch.kinds.pytorchjob import PYTORCH_JOB
 from kws.launch.submit import ClusterLauncher
 
 CONFIG = ClusterConfig(image="kws-runtime:0.2.0", namespace="kubeflow", attempts=2)
@@ -167,20 +167,14 @@ def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kube
             }
         )
     )
-    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(config))
-    for module, name in (
-        (submit, "POLL_SECONDS"),
-        (submit, "QUOTA_SECONDS"),
-        (submit, "EVENTS_SECONDS"),
-        (submit, "FIRST_DELAY_SECONDS"),
-        (logs, "AGAIN_SECONDS"),
-    ):
-        monkeypatch.setattr(module, name, 0.02)
+    monkeypatch.setenv("KUBECONFIG", str(config))
+    for name in ("POLL_SECONDS", "QUOTA_SECONDS", "EVENTS_SECONDS", "FIRST_DELAY_SECONDS", "REOPEN_SECONDS"):
+        monkeypatch.setattr(submit, name, 0.02)
     with running(server):
         yield server
         server.pods.clear()  # so that those who read their logs end
         for thread in threading.enumerate():
-            if thread.name.startswith("log of "):
+            if thread.name.startswith("log of ") and thread.ident is not None:
                 thread.join(30)
 
 
@@ -202,7 +196,7 @@ def in_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
 
     def enter(namespace: str) -> None:
         (tmp_path / "namespace").write_text(namespace)
-        monkeypatch.setattr(settings, "NAMESPACE_FILE", tmp_path / "namespace")
+        monkeypatch.setattr(client, "NAMESPACE_FILE", tmp_path / "namespace")
         for name in ("KWS_POD_NAME", "KWS_POD_UID"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("KFP_POD_NAME", "step")
@@ -369,7 +363,7 @@ def test_failed_job_is_submitted_again_and_then_told_with_its_last_lines(
 
 @pytest.mark.parametrize(
     ("status", "reason", "said"),
-    [(65, "", "said by the operator"), (137, "OOMKilled", "raise memory in KWS_PYTORCHJOB")],
+    [(65, "", "said by the operator"), (137, "OOMKilled", "MEMORY= of make pipeline gives the training pods more")],
 )
 def test_failure_that_another_attempt_cannot_mend_is_told_at_once(
     status: int, reason: str, said: str, kubernetes: Kubernetes, train: Callable[[], None]

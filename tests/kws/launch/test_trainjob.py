@@ -8,19 +8,18 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from kubernetes.client import V1OwnerReference
 
 from kws.launch import job_status
+from kws.launch.cluster_config import ClusterConfig
 from kws.launch.job import LaunchError, Training
-from kws.launch.settings import ClusterConfig
-from kws.launch.trainjob import TRAIN_JOB
+from kws.launch.kinds.trainjob import TRAIN_JOB
 
 SCHEMA = Path(__file__).resolve().parents[2] / "data" / "trainjob.schema.json"
 RUNTIME = Path(__file__).resolve().parents[3] / "manifests" / "trainer-v2" / "runtime.yaml"
 RUN = Path("/data/runs/20240501-100000-1f3c")
 JOB = Training(name="kws-1f3c", folder=RUN, arguments=("--run-folder", str(RUN)), num_nodes=2, processes_per_node=1)
 CONFIG = ClusterConfig(image="kws-runtime:0.2.0", namespace="kubeflow")
-OWNER = V1OwnerReference(api_version="v1", kind="Pod", name="step-pod", uid="6a1f")
+OWNER = {"apiVersion": "v1", "kind": "Pod", "name": "step-pod", "uid": "6a1f"}
 
 
 def built(config: ClusterConfig = CONFIG, job: Training = JOB) -> dict[str, Any]:
@@ -114,7 +113,7 @@ def test_a_setting_that_belongs_into_the_runtime_is_refused_and_not_lost(field: 
 
 
 def test_nodes_are_counted_as_the_indexed_job_counts_them() -> None:
-    assert TRAIN_JOB.node_rank({"batch.kubernetes.io/job-completion-index": "1"}) == 1
+    assert TRAIN_JOB.node_rank({"metadata": {"labels": {"batch.kubernetes.io/job-completion-index": "1"}}}) == 1
 
 
 def with_conditions(**conditions: str) -> dict[str, Any]:

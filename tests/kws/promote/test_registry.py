@@ -11,7 +11,7 @@ import pytest
 from json_server import JsonServer, running
 
 from kws import cli, files
-from kws.launch.settings import CLAIM_VARIABLE
+from kws.launch.cluster_config import CLAIM_VARIABLE
 from kws.model import versions
 from kws.promote import registry
 

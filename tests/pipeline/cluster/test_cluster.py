@@ -22,13 +22,12 @@ import yaml
 from rich.console import Console
 
 from kws import files
-from kws.config import PipelineConfig
-from pipeline.cluster import runs
+from pipeline.cluster import schedules
 from pipeline.cluster.commands import add_cluster_commands
-from pipeline.cluster.connection import Cluster
-from pipeline.cluster.pull import HostVolume, pull
-from pipeline.cluster.serving import table_of_models
-from pipeline.compiling import compile_to, package_spec, steps_of_package, version_name
+from pipeline.cluster.connect import Cluster
+from pipeline.cluster.models import pull, table_of_models
+from pipeline.cluster.volumes import HostVolume
+from pipeline.compiling import compile_to, package_spec, steps_of_spec, version_name
 from pipeline.kind import local_cluster as kind
 from pipeline.placement import Placement, read_placement
 from pipeline.shell import ClusterError
@@ -81,15 +80,14 @@ def test_every_step_runs_an_image_of_the_revision_and_only_train_the_launcher(pa
 def test_the_job_that_the_compiled_train_step_would_launch_runs_the_runtime_on_the_volume(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from kws.launch.cluster_config import SETTINGS, ClusterConfig
     from kws.launch.job import Training
-    from kws.launch.pod_template import to_manifest
-    from kws.launch.pytorchjob import build_job
-    from kws.launch.settings import SETTINGS, ClusterConfig
+    from kws.launch.kinds.pytorchjob import build_job
 
     (settings,) = [e["value"] for e in containers_of(package)["train"]["env"] if e["name"] == SETTINGS]
     monkeypatch.setenv(SETTINGS, settings)
     job = Training(name="kws-1", folder=Path("/data/runs/1"), arguments=(), num_nodes=2, processes_per_node=1)
-    manifest = to_manifest(build_job(job, ClusterConfig.from_environment()))
+    manifest = build_job(job, ClusterConfig.from_environment())
     pod = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
     assert pod["containers"][0]["image"] == "reg/kws-runtime:abc"
     assert {"name": "data", "persistentVolumeClaim": {"claimName": "kws-data"}} in pod["volumes"]
@@ -101,7 +99,7 @@ def test_nothing_is_cached_so_that_a_schedule_retrains(package: Path) -> None:
 
 
 def test_steps_come_in_the_order_in_which_they_run(package: Path) -> None:
-    assert steps_of_package(package) == STEPS
+    assert steps_of_spec(package_spec(package)) == STEPS
 
 
 def test_a_version_is_named_by_what_was_compiled(package: Path, tmp_path: Path) -> None:
@@ -136,13 +134,13 @@ def test_the_picture_of_the_pipeline_in_the_docs_is_of_this_pipeline(tmp_path: P
     ],
 )
 def test_a_cron_expression_gets_the_field_for_seconds(given: str, sent: str) -> None:
-    assert runs.six_fields(given) == sent
+    assert schedules.six_fields(given) == sent
 
 
 @pytest.mark.parametrize("given", ["", "3 *", "* * * * * * *", "daily"])
 def test_a_cron_expression_with_other_fields_is_refused(given: str) -> None:
     with pytest.raises(ValueError, match=r"cron must have five fields .*, got"):
-        runs.six_fields(given)
+        schedules.six_fields(given)
 
 
 # Reaching a cluster
@@ -197,7 +195,9 @@ def test_a_cluster_that_is_away_is_told_without_the_log_of_kubectl(
 
 
 def test_a_host_that_refuses_credentials_tells_how_to_get_a_token(page: str) -> None:
-    with pytest.raises(ClusterError, match=r"must accept your credentials, got status 401; .*kubectl create token"):
+    with pytest.raises(
+        ClusterError, match=r"must accept your credentials, got status 401: Unauthorized; .*kubectl create token"
+    ):
         call("runs", "--host", page, "--namespace", "me")
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from json_server import JsonServer, running
-from kfp_server_api import ApiException
 from rich.console import Console
 
 from kws.config import PipelineConfig
-from pipeline.cluster import connection, runs
-from pipeline.cluster.connection import Cluster
+from kws.kube.errors import Refused
+from pipeline.cluster import connect, runs, schedules
+from pipeline.cluster.connect import Cluster, kubeflow_errors
 from pipeline.placement import Placement
 from pipeline.shell import ClusterError
 
@@ -79,7 +79,7 @@ class Pipelines(JsonServer):
 
 @pytest.fixture
 def pipelines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipelines]:
-    monkeypatch.setattr(connection.Cluster, "core", None)  # no kubeconfig, as where a token alone is given
+    monkeypatch.setattr(connect.Cluster, "api", None)  # no kubeconfig, as where a token alone is given
     with running(Pipelines()) as server:
         yield server
 
@@ -101,12 +101,13 @@ def drawn(table: Any) -> str:
 
 
 def test_submitted_run_has_all_parameters_and_the_version_is_uploaded_once(
-    pipelines: Pipelines, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+    pipelines: Pipelines, cluster: Cluster
 ) -> None:
-    first = runs.submit(cluster, PipelineConfig(epochs=7), PLACEMENT, name="mine")
+    started, steps = runs.submit(cluster, PipelineConfig(epochs=7), PLACEMENT, name="mine")
     runs.submit(cluster, PipelineConfig(), PLACEMENT)
     mine, _ = pipelines.kept["runs"]
-    assert (mine["run_id"], mine["display_name"]) == (first, "mine")
+    assert (mine["run_id"], mine["display_name"]) == (started.run_id, "mine")
+    assert steps == ["download", "preprocess", "train", "evaluate", "promote"]
     assert mine["runtime_config"]["parameters"]["epochs"] == "7"
     assert mine["pipeline_version_reference"]["pipeline_version_id"] == "pipeline_version-0"
     assert {kind: len(pipelines.kept[kind]) for kind in ("pipelines", "versions", "experiments")} == {
@@ -114,8 +115,6 @@ def test_submitted_run_has_all_parameters_and_the_version_is_uploaded_once(
         "versions": 1,
         "experiments": 1,
     }
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[:2] == [f"run mine  {first}", f"{cluster.host}/#/runs/details/{first}"]
 
 
 def test_run_is_found_by_id_by_its_beginning_and_by_name_but_not_by_what_fits_two(
@@ -158,7 +157,7 @@ def test_schedule_replaces_the_one_of_its_name_and_is_deleted_by_it(
     pipelines: Pipelines, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for epochs in (3, 5):
-        runs.schedule(cluster, PipelineConfig(epochs=epochs), PLACEMENT, cron="0 3 * * 1")
+        schedules.schedule(cluster, PipelineConfig(epochs=epochs), PLACEMENT, cron="0 3 * * 1")
     (kept,) = pipelines.kept["recurringruns"]
     assert kept["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * 1"
     assert kept["runtime_config"]["parameters"]["epochs"] == "5"
@@ -168,21 +167,21 @@ def test_schedule_replaces_the_one_of_its_name_and_is_deleted_by_it(
         "replaced schedule speech-commands",
     ]
     kept["mode"] = "ENABLE"
-    assert "0 0 3 * * 1" in drawn(runs.table_of_schedules(cluster))
-    runs.unschedule(cluster, "speech-commands")
+    assert "0 0 3 * * 1" in drawn(schedules.table_of_schedules(cluster))
+    schedules.unschedule(cluster, "speech-commands")
     assert pipelines.kept["recurringruns"] == []
     with pytest.raises(ValueError, match="name must be that of a schedule"):
-        runs.unschedule(cluster, "speech-commands")
+        schedules.unschedule(cluster, "speech-commands")
 
 
 def test_run_in_progress_is_cancelled_before_its_schedule_is_deleted(
     pipelines: Pipelines, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "POLL_SECONDS", 0.0)
-    runs.schedule(cluster, PipelineConfig(), PLACEMENT, cron="0 3 * * 1")
+    monkeypatch.setattr(schedules, "POLL_SECONDS", 0.0)
+    schedules.schedule(cluster, PipelineConfig(), PLACEMENT, cron="0 3 * * 1")
     of_it, other = add_run(pipelines, "nightly", "RUNNING"), add_run(pipelines, "other", "RUNNING")
     pipelines.kept["runs"][0]["recurring_run_id"] = "recurring_run-0"
-    runs.unschedule(cluster, "speech-commands")
+    schedules.unschedule(cluster, "speech-commands")
     assert [run["state"] for run in pipelines.kept["runs"]] == ["CANCELED", "RUNNING"]
     ended = pipelines.asked.index(f"POST runs/{of_it}:terminate")
     assert ended < pipelines.asked.index("DELETE recurringruns/recurring_run-0")
@@ -191,15 +190,15 @@ def test_run_in_progress_is_cancelled_before_its_schedule_is_deleted(
 
 def test_invalid_cron_expression_creates_no_schedule(pipelines: Pipelines, cluster: Cluster) -> None:
     with pytest.raises(ValueError, match="cron must have five fields"):
-        runs.schedule(cluster, PipelineConfig(), PLACEMENT, cron="every monday")
+        schedules.schedule(cluster, PipelineConfig(), PLACEMENT, cron="every monday")
     assert pipelines.asked == []
 
 
 def test_time_zone_is_refused_if_it_is_unknown_or_cannot_be_set(cluster: Cluster) -> None:
     with pytest.raises(ValueError, match="time zone must be a name such as Europe/Berlin or UTC, got 'Mars/Olympus'"):
-        runs.set_time_zone(cluster, "Mars/Olympus", "x")
+        schedules.set_time_zone(cluster, "Mars/Olympus", "x")
     with pytest.raises(ClusterError, match="the time zone must be set through kubeconfig, got none"):
-        runs.set_time_zone(cluster, "Europe/Berlin", "x")
+        schedules.set_time_zone(cluster, "Europe/Berlin", "x")
 
 
 @pytest.mark.parametrize(("status", "said"), [(401, "must accept your credentials"), (403, "must allow this call")])
@@ -221,7 +220,7 @@ def test_token_is_read_again_for_every_call_and_a_wrong_one_names_the_remedy(
     cluster = Cluster(host=pipelines.address, namespace="me", token_file=str(file))
     assert runs.find_run(cluster, "good").display_name == "good"
     pipelines.token = "second"
-    with pytest.raises(ApiException, match="the token is invalid"):
+    with pytest.raises(Refused, match="status 401: the token is invalid"), kubeflow_errors():
         runs.find_run(cluster, "good")
     file.write_text("second")
     assert runs.find_run(cluster, "good").display_name == "good"
@@ -245,7 +244,7 @@ def test_token_that_is_being_replaced_is_waited_for(pipelines: Pipelines, tmp_pa
 def test_token_file_that_stays_empty_is_told(
     pipelines: Pipelines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "TOKEN_SECONDS", 0.0)
+    monkeypatch.setattr(connect, "TOKEN_SECONDS", 0.0)
     file = tmp_path / "token"
     file.write_text("first")
     cluster = Cluster(host=pipelines.address, token_file=str(file))

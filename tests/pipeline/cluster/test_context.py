@@ -10,7 +10,7 @@ import pytest
 from cluster_stand_in import StandIn
 
 from pipeline.cluster.commands import add_cluster_commands
-from pipeline.cluster.connection import Cluster
+from pipeline.cluster.connect import Cluster
 from pipeline.kind import local_cluster as kind
 from pipeline.shell import ClusterError
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from cluster_stand_in import StandIn
 
-from pipeline.cluster.connection import Cluster
+from pipeline.cluster.connect import Cluster
 from pipeline.cluster.fit import require_fit
 from pipeline.kind import local_cluster as kind
 from pipeline.placement import Placement
@@ -140,12 +140,27 @@ def test_a_taint_that_training_pods_tolerate_lets_them_in_and_the_steps_elsewher
     ],
 )
 def test_a_quota_that_forbids_a_pod_is_named(stand_in: StandIn, quota: dict[str, Any], message: str) -> None:
-    stand_in.quotas = [quota]
+    stand_in.quotas, stand_in.limit_ranges = [quota], [limit_range("memory")]
     if message:
         with pytest.raises(ClusterError, match=message):
             require_fit(Cluster(), SMALL, 2)
     else:
         require_fit(Cluster(), SMALL, 2)
+
+
+def limit_range(*resources: str) -> dict[str, Any]:
+    return {"spec": {"limits": [{"type": "Container", "default": dict.fromkeys(resources, "1")}]}}
+
+
+def test_a_quota_of_limits_needs_default_ones_for_the_pods_of_kubeflow(stand_in: StandIn) -> None:
+    stand_in.quotas = [quota(limits_cpu="64", limits_memory="64Gi")]
+    stand_in.limit_ranges = [limit_range("cpu")]
+    with pytest.raises(
+        ClusterError, match=r"a LimitRange must state the default limit of memory in namespace kubeflow"
+    ):
+        require_fit(Cluster(), SMALL, 1)
+    stand_in.limit_ranges = [limit_range("cpu", "memory")]
+    require_fit(Cluster(), SMALL, 1)
 
 
 def test_where_nothing_may_be_read_nothing_is_said(stand_in: StandIn, capsys: pytest.CaptureFixture[str]) -> None:

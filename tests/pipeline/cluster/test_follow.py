@@ -13,11 +13,13 @@ from cluster_stand_in import StandIn
 from kfp_server_api import ApiClient, V2beta1Run
 from rich.console import Console
 
-from pipeline.cluster import follow, runs, steps
+from kws.kube.log_lines import LineSorter
+from pipeline.cluster import argo_steps as steps
+from pipeline.cluster import follow, results, runs
 from pipeline.cluster.commands import add_cluster_commands
-from pipeline.cluster.connection import Cluster
-from pipeline.cluster.pods import Pods, Tail
-from pipeline.logs import OwnLines, artifacts_of
+from pipeline.cluster.connect import Cluster
+from pipeline.cluster.results import artifacts_of
+from pipeline.cluster.run_pods import Pods, Tail
 
 RECORDED = Path(__file__).parent / "recorded"
 STEPS = ["download", "preprocess", "train", "evaluate", "promote"]
@@ -151,14 +153,14 @@ def test_short_ids_are_as_long_as_tells_them_apart() -> None:
 
 
 def test_of_a_log_the_lines_of_argo_launcher_and_executor_are_left_out() -> None:
-    assert list(OwnLines()(log("evaluate"))) == ["accuracy 33.33 % on 9 test clips"]
-    (line,) = OwnLines()(log("failed"))
+    assert list(LineSorter().own(log("evaluate"))) == ["accuracy 33.33 % on 9 test clips"]
+    (line,) = LineSorter().own(log("failed"))
     assert line.startswith("ValueError: source must be an http(s) address")
 
 
 def test_a_log_that_comes_in_pieces_gives_the_same_lines() -> None:
-    whole, own = log("promote"), OwnLines()
-    assert [line for piece in whole for line in own([piece])] == list(OwnLines()(whole))
+    whole, sorter = log("promote"), LineSorter()
+    assert [line for piece in whole for line in sorter.own([piece])] == list(LineSorter().own(whole))
 
 
 def test_a_traceback_becomes_its_exceptions_and_what_follows_stays() -> None:
@@ -176,7 +178,7 @@ def test_a_traceback_becomes_its_exceptions_and_what_follows_stays() -> None:
         "LaunchError: job failed:",
         "  the pod's line",
     ]
-    assert [line for line in OwnLines()(lines) if line] == [
+    assert [line for line in LineSorter().own(lines) if line] == [
         "before",
         "KeyError: 1",
         "LaunchError: job failed:",
@@ -203,8 +205,9 @@ def said(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
 
     def call(patience: float = 15, quiet: bool = False) -> tuple[int, str]:
         printed = Console(width=80, record=True, file=open("/dev/null", "w"), highlight=False)  # noqa: SIM115
-        monkeypatch.setattr(follow, "console", printed)
-        monkeypatch.setattr(follow, "out", printed)
+        for module in (follow, results):
+            monkeypatch.setattr(module, "console", printed)
+            monkeypatch.setattr(module, "out", printed)
         cluster = Cluster(host=f"http://127.0.0.1:{stand_in.server_port}")
         status = follow.Following(cluster, recorded("succeeded")["run_id"], STEPS, patience=patience, quiet=quiet).run()
         return status, printed.export_text()

@@ -1,25 +1,34 @@
 """Builds a PyTorchJob, for the training operator (Kubeflow Trainer v1)."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
+from kws.kube.client import Resource, own_namespace
+from kws.launch.cluster_config import ClusterConfig
 from kws.launch.job import Training
-from kws.launch.job_status import JobKind
-from kws.launch.pod_template import FINGERPRINT, LABELS, PORT, fingerprint, pod_template, to_manifest
-from kws.launch.settings import ClusterConfig, own_namespace
+from kws.launch.kinds.kind import JobKind
+from kws.launch.kinds.pod import (
+    FINGERPRINT,
+    LABELS,
+    PORT,
+    WAIT_SECONDS,
+    fingerprint,
+    pod_template,
+    require_gpu_for_each,
+    to_manifest,
+)
 from kws.settings import require
 
-if TYPE_CHECKING:
-    from kubeflow.training import KubeflowOrgV1PyTorchJob
-    from kubernetes.client import V1OwnerReference
-
-GROUP, VERSION = "kubeflow.org", "v1"
+RESOURCE = Resource("pytorchjobs", "kubeflow.org")
 CONTAINER = "pytorch"
 """The container name that the operator requires."""
 
 
-def build_job(
-    job: Training, config: ClusterConfig, owner: "V1OwnerReference | None" = None
-) -> "KubeflowOrgV1PyTorchJob":
+KEEP_SECONDS = 86_400
+"""Seconds after its end at which a job is deleted that the step could not delete."""
+
+
+def build_job(job: Training, config: ClusterConfig, owner: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Builds the PyTorchJob of a training.
 
     How the operator treats it, and the reasons for its form:
@@ -38,7 +47,7 @@ def build_job(
     Args:
         job: what to train.
         config: settings of the pods.
-        owner: the object with which the job is deleted.
+        owner: an ownerReference to the object with which the job is deleted.
 
     Raises:
         ValueError: the settings do not allow this number of nodes or processes.
@@ -53,14 +62,8 @@ def build_job(
         f"be at most num_nodes ({nodes})",
         config.min_nodes,
     )
-    require(
-        config.gpus_per_node == 0 or job.processes_per_node <= config.gpus_per_node,
-        "processes_per_node",
-        f"be at most gpus_per_node ({config.gpus_per_node}), a GPU for each",
-        job.processes_per_node,
-    )
+    require_gpu_for_each(job, config)
 
-    wait = str(config.rendezvous_seconds)
     elastic_policy = training.KubeflowOrgV1ElasticPolicy(
         min_replicas=config.min_nodes if config.elastic else nodes,
         max_replicas=nodes,
@@ -69,8 +72,9 @@ def build_job(
         rdzv_host=f"{job.name}-worker-0",
         rdzv_port=PORT,
         rdzv_id=job.name,
-        # By default a pod gives up after 60 s without worker 0, and after 600 s with too few workers.
-        rdzv_conf=[training.KubeflowOrgV1RDZVConf(key=key, value=wait) for key in ("read_timeout", "join_timeout")],
+        rdzv_conf=[
+            training.KubeflowOrgV1RDZVConf(key=key, value=str(WAIT_SECONDS)) for key in ("read_timeout", "join_timeout")
+        ],
     )
     workers = training.KubeflowOrgV1ReplicaSpec(
         replicas=nodes, restart_policy="OnFailure", template=pod_template(job, config, CONTAINER)
@@ -84,12 +88,13 @@ def build_job(
             active_deadline_seconds=config.active_deadline_seconds,
             # The job fails as soon as the total number of restarts of all pods reaches this number.
             backoff_limit=config.pod_restarts * nodes + 1,
-            clean_pod_policy=config.clean_pod_policy,
-            ttl_seconds_after_finished=config.ttl_seconds_after_finished,
+            # Pods that still wait for others would keep their resources by default; the logs of the rest are kept.
+            clean_pod_policy="Running",
+            ttl_seconds_after_finished=KEEP_SECONDS,
         ),
     )
-    return training.KubeflowOrgV1PyTorchJob(
-        api_version=f"{GROUP}/{VERSION}",
+    manifest = training.KubeflowOrgV1PyTorchJob(
+        api_version=f"{RESOURCE.group}/{RESOURCE.version}",
         kind="PyTorchJob",
         metadata=client.V1ObjectMeta(
             name=job.name,
@@ -100,21 +105,16 @@ def build_job(
         ),
         spec=spec,
     )
-
-
-def _manifest(job: Training, config: ClusterConfig, owner: "V1OwnerReference | None") -> dict[str, Any]:
-    return dict(to_manifest(build_job(job, config, owner)))
+    return dict(to_manifest(manifest))
 
 
 PYTORCH_JOB = JobKind(
     kind="PyTorchJob",
-    group=GROUP,
-    version=VERSION,
-    plural="pytorchjobs",
+    resource=RESOURCE,
     operator="the training operator (manifests/training-operator)",
     container=CONTAINER,
     name_label="training.kubeflow.org/job-name",
+    rank_label="training.kubeflow.org/replica-index",
     pods_made_by=lambda name: name,
-    build=_manifest,
-    node_rank=lambda labels: int(labels["training.kubeflow.org/replica-index"]),
+    build=build_job,
 )

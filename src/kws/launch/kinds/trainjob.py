@@ -1,27 +1,26 @@
 """Builds a TrainJob, for Kubeflow Trainer v2, based on the runtime of manifests/trainer-v2."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
+from kws.kube.client import Resource, own_namespace
+from kws.launch.cluster_config import ClusterConfig
 from kws.launch.job import Training
-from kws.launch.job_status import JobKind
-from kws.launch.pod_template import (
+from kws.launch.kinds.kind import JobKind
+from kws.launch.kinds.pod import (
     FINGERPRINT,
     LABELS,
+    WAIT_SECONDS,
     command_of,
     environment_of,
     fingerprint,
+    require_gpu_for_each,
     resources_of,
-    to_manifest,
 )
-from kws.launch.settings import ClusterConfig, own_namespace
 from kws.settings import require
 
-if TYPE_CHECKING:
-    from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
-    from kubernetes.client import V1OwnerReference
-
-GROUP, VERSION = "trainer.kubeflow.org", "v1alpha1"
+RESOURCE = Resource("trainjobs", "trainer.kubeflow.org", "v1alpha1")
 CONTAINER = "node"
 """Name of the replicated job and of its container, whose image, command and environment Trainer replaces."""
 
@@ -30,9 +29,7 @@ OF_THE_RUNTIME = ("shm_size", "node_selector", "tolerations", "service_account")
 Trainer, so they must be set in the runtime, which the administrator of the cluster writes."""
 
 
-def build_job(
-    job: Training, config: ClusterConfig, owner: "V1OwnerReference | None" = None
-) -> "TrainerV1alpha1TrainJob":
+def build_job(job: Training, config: ClusterConfig, owner: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Builds the TrainJob of a training.
 
     The runtime defines the pod: volume, shared memory, security and number of restarts. Trainer tells torchrun in PET_*
@@ -42,7 +39,7 @@ def build_job(
     Args:
         job: what to train.
         config: settings of the pods.
-        owner: the object with which the job is deleted.
+        owner: an ownerReference to the object with which the job is deleted.
 
     Raises:
         ValueError: a setting belongs in the runtime, or there are fewer GPUs than processes.
@@ -55,21 +52,18 @@ def build_job(
             value = getattr(config, field.name)
             where = f"the {config.runtime_kind} {config.runtime}"
             require(value == default, field.name, f"be set in {where} if KWS_LAUNCHER is trainjob", value)
-    require(
-        config.gpus_per_node == 0 or job.processes_per_node <= config.gpus_per_node,
-        "processes_per_node",
-        f"be at most gpus_per_node ({config.gpus_per_node}), a GPU for each",
-        job.processes_per_node,
-    )
+    require_gpu_for_each(job, config)
 
     resources = {
         name: models.IoK8sApimachineryPkgApiResourceQuantity(value) for name, value in resources_of(config).items()
     }
     spec = models.TrainerV1alpha1TrainJobSpec(
-        runtimeRef=models.TrainerV1alpha1RuntimeRef(apiGroup=GROUP, kind=config.runtime_kind, name=config.runtime),
+        runtimeRef=models.TrainerV1alpha1RuntimeRef(
+            apiGroup=RESOURCE.group, kind=config.runtime_kind, name=config.runtime
+        ),
         trainer=models.TrainerV1alpha1Trainer(
             image=config.image,
-            command=command_of(job, config, f"--rdzv-conf=timeout={config.rendezvous_seconds}"),
+            command=command_of(job, config, f"--rdzv-conf=timeout={WAIT_SECONDS}"),
             args=list(job.arguments),
             env=[
                 models.IoK8sApiCoreV1EnvVar(name=name, value=value)
@@ -80,9 +74,9 @@ def build_job(
             resourcesPerNode=models.IoK8sApiCoreV1ResourceRequirements(requests=resources, limits=resources),
         ),
     )
-    owners = [models.IoK8sApimachineryPkgApisMetaV1OwnerReference.from_dict(to_manifest(owner))] if owner else None
-    return models.TrainerV1alpha1TrainJob(
-        apiVersion=f"{GROUP}/{VERSION}",
+    owners = [models.IoK8sApimachineryPkgApisMetaV1OwnerReference.from_dict(dict(owner))] if owner else None
+    manifest = models.TrainerV1alpha1TrainJob(
+        apiVersion=f"{RESOURCE.group}/{RESOURCE.version}",
         kind="TrainJob",
         metadata=models.IoK8sApimachineryPkgApisMetaV1ObjectMeta(
             name=job.name,
@@ -93,21 +87,16 @@ def build_job(
         ),
         spec=spec,
     )
-
-
-def _manifest(job: Training, config: ClusterConfig, owner: "V1OwnerReference | None") -> dict[str, Any]:
-    return dict(build_job(job, config, owner).to_dict())
+    return dict(manifest.to_dict())
 
 
 TRAIN_JOB = JobKind(
     kind="TrainJob",
-    group=GROUP,
-    version=VERSION,
-    plural="trainjobs",
+    resource=RESOURCE,
     operator="Kubeflow Trainer v2 and JobSet",
     container=CONTAINER,
     name_label="jobset.sigs.k8s.io/jobset-name",
+    rank_label="batch.kubernetes.io/job-completion-index",
     pods_made_by=lambda name: f"{name}-{CONTAINER}-0",
-    build=_manifest,
-    node_rank=lambda labels: int(labels["batch.kubernetes.io/job-completion-index"]),
+    build=build_job,
 )

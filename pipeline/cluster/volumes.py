@@ -1,24 +1,16 @@
-"""Copies a published version from the volume of a cluster to this machine, and verifies it."""
+"""Reads the volume of a cluster: as a folder of this machine, or through a pod that mounts it."""
 
 import contextlib
-import hashlib
 import json
+import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from rich.console import Console
-
-from kws import files
-from kws.model import versions
 from pipeline.shell import ClusterError, run
 
-console = Console(stderr=True, highlight=False)
-
-CHAMPION = "champion"
-CHUNK = 1 << 20
 READER = "kws-reader"
 WRITER = "kws-rollback"
 """Name of pods that mount the volume for writing. They may call a Model Registry; readers may connect to nothing."""
@@ -52,12 +44,11 @@ class Volume(Protocol):
     def names(self, folder: str) -> list[str]:
         """Returns what is in a folder; empty if there is no such folder."""
 
-    def open(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
-        """Opens a file.
+    def read(self, path: str) -> bytes | None:
+        """Returns the content of a file; None where there is none."""
 
-        Raises:
-            FileNotFoundError: there is no such file.
-        """
+    def copy(self, path: str, target: IO[bytes]) -> None:
+        """Copies a file."""
 
 
 class HostVolume:
@@ -71,9 +62,14 @@ class HostVolume:
         path = self.root / folder
         return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
 
-    def open(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+    def read(self, path: str) -> bytes | None:
         """See Volume."""
-        return (self.root / path).open("rb")
+        return (self.root / path).read_bytes() if (self.root / path).exists() else None
+
+    def copy(self, path: str, target: IO[bytes]) -> None:
+        """See Volume."""
+        with (self.root / path).open("rb") as source:
+            shutil.copyfileobj(source, target)
 
 
 class PodVolume:
@@ -87,24 +83,26 @@ class PodVolume:
         """See Volume."""
         return run(*self.exec, "sh", "-c", 'ls "$0" 2>/dev/null || true', f"{self.mount_path}/{folder}").split()
 
-    @contextlib.contextmanager
-    def open(self, path: str) -> Iterator[IO[bytes]]:
+    def read(self, path: str) -> bytes | None:
         """See Volume."""
-        process = subprocess.Popen(
-            [*self.exec, "cat", f"{self.mount_path}/{path}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        assert process.stderr is not None
-        try:
-            yield process.stdout
-            said = process.stderr.read().decode(errors="replace").strip()
-            if process.wait():
-                if "No such file" in said:
-                    raise FileNotFoundError(path)
-                raise ClusterError(f"{path} must be readable in the reader pod, got: {said}; start again")
-        finally:
-            process.kill()
-            process.wait()
+        done = self._cat(path, subprocess.PIPE)
+        return None if done is None else done.stdout
+
+    def copy(self, path: str, target: IO[bytes]) -> None:
+        """See Volume."""
+        if self._cat(path, target) is None:
+            raise FileNotFoundError(f"{path} must be on the volume, got none; publish the version again")
+
+    def _cat(self, path: str, to: IO[bytes] | int) -> "subprocess.CompletedProcess[bytes] | None":
+        """Runs cat in the pod; None where there is no such file."""
+        command = [*self.exec, "cat", f"{self.mount_path}/{path}"]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=to, stderr=subprocess.PIPE)
+        said = done.stderr.decode(errors="replace").strip()
+        if done.returncode and "No such file" in said:
+            return None
+        if done.returncode:
+            raise ClusterError(f"{path} must be readable in the reader pod, got: {said}; start again")
+        return done
 
 
 @contextlib.contextmanager
@@ -197,82 +195,3 @@ def reader_manifest(name: str, *, claim: str, image: str, mount_path: str, read_
             ],
         },
     }
-
-
-def pull(volume: Volume, to: Path, version: str = CHAMPION) -> Path:
-    """Copies models/<version>/ of a volume to a folder of that name, and verifies the SHA-256 of every file.
-
-    The folder appears only when it is complete and correct; after an interruption the copy starts over. A folder that
-    is complete already is only verified.
-
-    Args:
-        volume: where from.
-        to: the folder that gets the folder of the version.
-        version: its name, or champion for the one in use.
-
-    Returns:
-        The folder `to`/<version>.
-
-    Raises:
-        ValueError: there is no such version, or its manifest is damaged.
-        ClusterError: a file is damaged or cannot be read.
-    """
-    if version == CHAMPION:
-        champion = _read(volume, f"models/{versions.CHAMPION}")
-        if champion is None:
-            raise ValueError(
-                f"{_there_are(volume)}: there must be a champion, got none; make pipeline trains one, "
-                "which must reach min_accuracy"
-            )
-        version = str(versions.parse_champion(champion, f"models/{versions.CHAMPION} on the volume")["version"])
-    if not versions.is_name(version):
-        raise ValueError(f"version must be the name of a folder of models/, got {version!r}")
-    text = _read(volume, f"models/{version}/{files.MANIFEST}")
-    if text is None:
-        raise ValueError(f"version must be one of those on the volume ({_there_are(volume)}), got {version!r}")
-    manifest = versions.parse_manifest(text, f"{files.MANIFEST} of {version}")
-    digests: dict[str, str] = manifest["files"]
-
-    def build(staging: Path) -> None:
-        for name, digest in digests.items():
-            _copy(volume, f"models/{version}/{name}", staging / name, digest)
-        files.write_json(staging / files.MANIFEST, manifest)
-
-    folder = to / version
-    to.mkdir(parents=True, exist_ok=True)
-    if not files.build_folder(folder, build):
-        for name, digest in digests.items():
-            found = files.sha256_of(folder / name) if (folder / name).is_file() else "no file"
-            if found != digest:
-                raise ClusterError(
-                    f"{folder / name} must have the sha256 {digest}, got {found}; delete {folder} and start again"
-                )
-    return folder
-
-
-def _read(volume: Volume, path: str) -> bytes | None:
-    """Reads a file; None where there is none."""
-    try:
-        with volume.open(path) as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
-
-
-def _there_are(volume: Volume) -> str:
-    found = [name for name in volume.names("models") if not name.startswith(".") and name != versions.CHAMPION]
-    return f"versions: {', '.join(found)}" if found else "no version was published yet"
-
-
-def _copy(volume: Volume, path: str, target: Path, digest: str) -> None:
-    """Copies a file and verifies its digest."""
-    hasher = hashlib.sha256()
-    with volume.open(path) as source, target.open("wb") as file:
-        while chunk := source.read(CHUNK):
-            file.write(chunk)
-            hasher.update(chunk)
-    if hasher.hexdigest() != digest:
-        raise ClusterError(
-            f"{path} must have the sha256 {digest}, got {hasher.hexdigest()}; start again, or publish the version again"
-        )
-    console.print(f"{target.name}  {files.human_bytes(target.stat().st_size)}  sha256 {digest}")

@@ -1,16 +1,12 @@
-"""The pod template of training jobs of any kind, and the serialization of job manifests."""
+"""What the jobs of all kinds have in common: command, environment and resources of their pods, labels, digest."""
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kws.files import atomic_write
-from kws.launch import settings
+from kws.launch.cluster_config import ClusterConfig, cores
 from kws.launch.job import FRESH_STORE, TRAINER, Training
-from kws.launch.settings import ClusterConfig
+from kws.settings import require
 
 if TYPE_CHECKING:
     from kubernetes.client import V1PodTemplateSpec
@@ -24,22 +20,13 @@ PORT = 23456
 GRACE_SECONDS = 60
 """Seconds from SIGTERM to SIGKILL. torchrun gives its processes 30 of them, and they write a checkpoint within 10."""
 
+WAIT_SECONDS = 1800
+"""How long a pod waits for the others, which may still wait for a machine or for their image. By default it gives up
+after 60 s without worker 0, and after 600 s with too few workers."""
+
 LABELS = {"app.kubernetes.io/name": "kws", "app.kubernetes.io/component": "trainer"}
 FINGERPRINT = "kws/spec-sha256"
 """Annotation with a digest of a job's spec, so that a job with another spec is not adopted."""
-
-
-def step_pod() -> tuple[str, str] | None:
-    """Returns name and uid of the step's own pod, or None outside a pod.
-
-    They come from KWS_POD_NAME and KWS_POD_UID (downward API) or from KFP_POD_NAME and KFP_POD_UID, which Kubeflow
-    Pipelines sets on every step.
-    """
-    for prefix in ("KWS", "KFP") if settings.NAMESPACE_FILE.exists() else ():
-        name, uid = os.environ.get(f"{prefix}_POD_NAME"), os.environ.get(f"{prefix}_POD_UID")
-        if name and uid:
-            return name, uid
-    return None
 
 
 def command_of(job: Training, config: ClusterConfig, *flags: str) -> list[str]:
@@ -68,7 +55,7 @@ def environment_of(job: Training, config: ClusterConfig) -> dict[str, str]:
     """Returns the environment variables of a pod."""
     return {
         "HOME": "/tmp",  # the only writable folder besides the volume; caches go there
-        "OMP_NUM_THREADS": str(max(1, int(settings.cores(config.cpu)) // job.processes_per_node)),
+        "OMP_NUM_THREADS": str(max(1, int(cores(config.cpu)) // job.processes_per_node)),
         **FRESH_STORE,
         **config.env,
     }
@@ -80,6 +67,16 @@ def resources_of(config: ClusterConfig) -> dict[str, str]:
     if config.gpus_per_node:
         resources[config.gpu_resource] = str(config.gpus_per_node)
     return resources
+
+
+def require_gpu_for_each(job: Training, config: ClusterConfig) -> None:
+    """Raises ValueError if a pod has GPUs, but fewer than training processes."""
+    require(
+        config.gpus_per_node == 0 or job.processes_per_node <= config.gpus_per_node,
+        "processes_per_node",
+        f"be at most gpus_per_node ({config.gpus_per_node}), a GPU for each",
+        job.processes_per_node,
+    )
 
 
 def pod_template(job: Training, config: ClusterConfig, container_name: str) -> "V1PodTemplateSpec":
@@ -164,11 +161,3 @@ def to_manifest(model: Any) -> Any:
 def fingerprint(spec: Any) -> str:
     """Returns a digest of the spec of a job, an object of the SDK or a dictionary."""
     return hashlib.sha256(json.dumps(to_manifest(spec), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def save_manifest(manifest: Mapping[str, Any], path: Path) -> None:
-    """Writes a manifest as YAML for `kubectl apply`, atomically."""
-    import yaml
-
-    with atomic_write(path, "w") as file:
-        yaml.safe_dump(manifest, file, sort_keys=False)

@@ -1,20 +1,90 @@
-"""Deploys the champion on a cluster, lists the published versions, and rolls back."""
+"""The published versions on the volume of a cluster: listed, copied to this machine, served, rolled back to."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import yaml
 from rich.table import Column, Table
 
 from kws import files
-from kws.launch.settings import CLAIM_VARIABLE
+from kws.launch.cluster_config import CLAIM_VARIABLE
 from kws.model import versions
-from pipeline.cluster.follow import out
-from pipeline.cluster.pull import Volume, reader_pod
-from pipeline.shell import run
+from pipeline.cluster.results import console, out
+from pipeline.cluster.volumes import Volume, reader_pod
+from pipeline.shell import ClusterError, run
 
+CHAMPION = "champion"
 DEPLOYMENT = "kws-serving"
 MANIFESTS = "manifests/serving"
 READY_SECONDS = 300
+
+
+def pull(volume: Volume, to: Path, version: str = CHAMPION) -> Path:
+    """Copies models/<version>/ of a volume to a folder of that name, and verifies the SHA-256 of every file.
+
+    The folder appears only when it is complete and correct; after an interruption the copy starts over. A folder that
+    is complete already is only verified.
+
+    Args:
+        volume: where from.
+        to: the folder that gets the folder of the version.
+        version: its name, or champion for the one in use.
+
+    Returns:
+        The folder `to`/<version>.
+
+    Raises:
+        ValueError: there is no such version, or its manifest is damaged.
+        ClusterError: a file is damaged or cannot be read.
+    """
+    if version == CHAMPION:
+        champion = volume.read(f"models/{versions.CHAMPION}")
+        if champion is None:
+            raise ValueError(
+                f"{_there_are(volume)}: there must be a champion, got none; make pipeline trains one, "
+                "which must reach min_accuracy"
+            )
+        version = str(versions.parse_champion(champion, f"models/{versions.CHAMPION} on the volume")["version"])
+    if not versions.is_name(version):
+        raise ValueError(f"version must be the name of a folder of models/, got {version!r}")
+    text = volume.read(f"models/{version}/{files.MANIFEST}")
+    if text is None:
+        raise ValueError(f"version must be one of those on the volume ({_there_are(volume)}), got {version!r}")
+    manifest = versions.parse_manifest(text, f"{files.MANIFEST} of {version}")
+    digests: dict[str, str] = manifest["files"]
+
+    def build(staging: Path) -> None:
+        for name, digest in digests.items():
+            _copy(volume, f"models/{version}/{name}", staging / name, digest)
+        files.write_json(staging / files.MANIFEST, manifest)
+
+    folder = to / version
+    to.mkdir(parents=True, exist_ok=True)
+    if not files.build_folder(folder, build):
+        for name, digest in digests.items():
+            found = files.sha256_of(folder / name) if (folder / name).is_file() else "no file"
+            if found != digest:
+                raise ClusterError(
+                    f"{folder / name} must have the sha256 {digest}, got {found}; delete {folder} and start again"
+                )
+    return folder
+
+
+def _there_are(volume: Volume) -> str:
+    found = [name for name in volume.names("models") if not name.startswith(".") and name != versions.CHAMPION]
+    return f"versions: {', '.join(found)}" if found else "no version was published yet"
+
+
+def _copy(volume: Volume, path: str, target: Path, digest: str) -> None:
+    """Copies a file and verifies its digest."""
+    with target.open("wb") as file:
+        volume.copy(path, file)
+    found = files.sha256_of(target)
+    if found != digest:
+        raise ClusterError(
+            f"{path} must have the sha256 {digest}, got {found}; start again, or publish the version again"
+        )
+    console.print(f"{target.name}  {files.human_bytes(target.stat().st_size)}  sha256 {digest}")
 
 
 def deploy(kubectl: Sequence[str], *, namespace: str, image: str, claim: str) -> None:
@@ -75,10 +145,8 @@ def table_of_models(volume: Volume) -> Table:
     """Lists the versions on a volume, the latest first, with their metrics and which is champion."""
     record: dict[str, object] = {}
     try:
-        with volume.open(f"{versions.MODELS}/{versions.CHAMPION}") as file:
-            record = versions.parse_champion(file.read(), versions.CHAMPION)
-    except FileNotFoundError:
-        pass
+        if (champion := volume.read(f"{versions.MODELS}/{versions.CHAMPION}")) is not None:
+            record = versions.parse_champion(champion, versions.CHAMPION)
     except ValueError as error:
         out.print(f"[red]{error}[/]")
     whole = Column("version", overflow="fold")  # over two lines if need be, as rollback takes it
@@ -87,11 +155,11 @@ def table_of_models(volume: Volume) -> Table:
     for version in sorted(volume.names(versions.MODELS), reverse=True):
         if version.startswith(".") or version == versions.CHAMPION:
             continue
-        try:
-            with volume.open(f"{versions.MODELS}/{version}/{files.MANIFEST}") as file:
-                manifest = versions.parse_manifest(file.read(), version)
-        except FileNotFoundError:  # it is being published
+        text = volume.read(f"{versions.MODELS}/{version}/{files.MANIFEST}")
+        if text is None:  # it is being published
             continue
+        try:
+            manifest = versions.parse_manifest(text, version)
         except ValueError as error:
             table.add_row("[red]✗[/]", version, str(error))
             continue
@@ -111,26 +179,19 @@ def table_of_models(volume: Volume) -> Table:
     return table
 
 
-def rollback(
-    kubectl: list[str], *, image: str, claim: str, version: str, reason: str, by: str, model_registry: str = ""
-) -> str:
+def rollback(kubectl: list[str], arguments: Sequence[str], *, image: str, claim: str) -> str:
     """Makes an earlier version champion on the volume of a cluster, in a pod that is deleted at the end.
 
     Args:
         kubectl: the command with its flags for cluster and namespace.
-        image: an image with the command kws.
+        arguments: of `kws rollback`.
+        image: an image with the command kws, and for a Model Registry with its client.
         claim: the PersistentVolumeClaim.
-        version: the version; empty: the previous champion.
-        reason: why.
-        by: who decides.
-        model_registry: address of a Model Registry in which to mark the champion; empty: none. The image must have
-            the client.
 
     Returns:
         What `kws rollback` printed.
     """
     with reader_pod(kubectl, claim=claim, image=image, read_only=False) as volume:
-        arguments = [f"--version={version}", f"--reason={reason}", f"--by={by}", f"--model-registry={model_registry}"]
         command = ["env", f"{CLAIM_VARIABLE}={claim}", "kws", "rollback", f"--data-root={volume.mount_path}"]
         # Warnings about the registry are on standard error, which `run` does not return.
         return run(*volume.exec, "sh", "-c", 'exec "$@" 2>&1', "sh", *command, *arguments).strip()

@@ -6,14 +6,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from kws.kube.client import own_namespace
 from kws.launch.job import MAX_RESTARTS
 from kws.settings import Settings, choice, from_dict, number, require
-
-NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-"""File with the namespace of the pod in which this runs."""
 
 CLAIM_VARIABLE = "KWS_PVC"
 """Environment variable with the name of the PersistentVolumeClaim that is mounted as the data root on a cluster."""
@@ -72,9 +69,6 @@ class ClusterConfig(Settings):
     pod_restarts: int = number(3, at_least=0)
     """How often each pod may be restarted before the job fails."""
 
-    rendezvous_seconds: int = number(1800, at_least=1)
-    """How long a pod waits for the others, which may still wait for a machine or for their image."""
-
     node_selector: Mapping[str, str] = field(default_factory=dict)
     """Labels of the machines on which pods may run."""
 
@@ -96,23 +90,12 @@ class ClusterConfig(Settings):
     active_deadline_seconds: int = number(86_400, at_least=1)
     """Seconds after which the job is stopped and counts as failed."""
 
-    ttl_seconds_after_finished: int = number(86_400, at_least=0)
-    """Seconds after its end at which the job is deleted, with its pods and their logs."""
-
-    clean_pod_policy: str = choice("Running", "All", "None")
-    """Which pods are deleted when the job ends. Running deletes pods that still wait for others, and keeps the logs of
-    the rest; with the operator's default, None, the former would keep their resources."""
-
     lease_seconds: int = number(900, at_least=0)
     """How long a job goes on training after its step was killed. A retry of the step within this time adopts the job;
     after it the job has ended, with a checkpoint, and a retry submits it again. 0: it trains to its end."""
 
     attempts: int = number(3, at_least=1)
     """How often the step submits a job that fails with a transient error, of a machine, a network or a volume."""
-
-    delete_when_done: bool = True
-    """Delete the job as soon as it has ended and its logs and outcome are in `logs/` of the run folder; finished jobs
-    count towards quotas."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -176,11 +159,6 @@ def read_settings(text: str, *needed: str) -> dict[str, Any]:
 def claim_name(environment: Mapping[str, str]) -> str:
     """Returns the claim that an environment, such as `os.environ`, names; by default that of manifests/base."""
     return environment.get(CLAIM_VARIABLE) or CLAIM
-
-
-def own_namespace() -> str:
-    """Returns the namespace of the pod in which this runs; outside a pod, `kubeflow`, as in a standalone install."""
-    return NAMESPACE_FILE.read_text().strip() if NAMESPACE_FILE.exists() else "kubeflow"
 
 
 def cores(quantity: str) -> float:
