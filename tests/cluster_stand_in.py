@@ -13,7 +13,8 @@ class StandIn(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self) -> None:
-        self.runs: list[dict[str, Any]] = []
+        self.runs: list[Any] = []
+        """The runs, or what each question after the run gets, one after the other: the run, or a status."""
         self.pods: list[dict[str, Any]] = []
         self.training: list[dict[str, Any]] = []
         self.nodes_of_cluster: list[dict[str, Any]] = []

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -175,13 +175,18 @@ class Following:
         late = [pod for pod, since in self.waiting_since.items() if now - since >= 60 * self.patience]
         return lasting[late[0]] if late else None
 
-    def _end(self, details: "V2beta1Run", steps: Sequence[Step]) -> int:
+    def _end(self, details: "V2beta1Run", steps: list[Step]) -> int:
         """Shows how a run ended."""
         until = time.monotonic() + TRAIL_SECONDS
         while not _settled(details, steps) and time.monotonic() < until:
             time.sleep(POLL_SECONDS)
             details = next(watch(self.cluster, self.run_id))
             steps = self._look(details)
+        # Where a driver's pod could not be created, Kubeflow lists no step that came before.
+        for index, step in enumerate(steps):
+            if step.state in ("PENDING", "SKIPPED"):
+                state = "SUCCEEDED" if self.pods.succeeded(step.name) else "SKIPPED"
+                steps[index] = replace(step, state=state)
         if not console.is_terminal:
             self._print(steps, [], over=True)
         out.print(step_table(steps, {}, self.pods))
@@ -216,7 +221,8 @@ class Following:
                 reasons.append(f"{step.name}{f': {why}' if why else ', in its own words above'}")
         said = details.error.message if details.error and details.error.message else ""
         if not reasons and not failed:
-            reasons = [message for message in self.pods.messages().values() if message][:1]
+            messages = [message for message in self.pods.messages().values() if message]
+            reasons = sorted(messages, key=lambda message: "forbidden" not in message)[:1]
         reason = "; ".join(filter(None, (said, *reasons))) or (
             f"neither the API nor a pod says why ({', '.join(step.name for step in failed) or 'no step'} failed; logs "
             "and pods are kept for an hour after the end)"

@@ -135,6 +135,14 @@ class Pods:
         gone = "its pod vanished" if self.of_steps else ""
         return [ended.get(node) or said.get(node) or ("" if node in ended else gone) for node in step.attempts]
 
+    def succeeded(self, step: str) -> bool:
+        """Tells whether there is a pod of a step, not of its driver, that succeeded."""
+        return any(
+            step_of_node(name, [step]) and "-driver" not in name and pod["status"].get("phase") == "Succeeded"
+            for pod in self.of_steps
+            for _, name in [pod_node(pod)]
+        )
+
     def pod_of(self, node: str) -> tuple[str, str]:
         """Returns name and uid of the latest pod of a node, which has another after a retry; empty if there is none."""
         found = [pod["metadata"] for pod in self.of_steps if pod_node(pod)[0] == node]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from json_server import JsonServer, running
 
-from kws.kube import client, pods
+from kws.kube import pods
 from kws.kube.client import PODS, QUOTAS, Api, Resource
 from kws.kube.errors import Conflict, KubeError, NotFound, Refused, Unreachable, error_of
 from kws.kube.log_lines import LineSorter
@@ -131,7 +131,7 @@ def test_a_missing_right_is_waited_out_where_the_caller_says_so(server: Server, 
 
 
 def test_patience_ends(server: Server, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     server.answers = [(500, {"message": "no"})]
     with pytest.raises(Unreachable):
         api.patient(0.05).list(PODS)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from kws import memory
 from kws.heartbeat import LEASE, Heartbeat
 from kws.launch import output
 from kws.launch.job import HOPELESS_STATUS, ORPHANED_STATUS
-from kws.launch.node import log_file, warn_of_clock
+from kws.launch.node import log_file, main, warn_of_clock
 from kws.launch.output import Output
 
 TRAINEE = '''
@@ -38,6 +39,9 @@ def main():
     if what == "volume" and attempt == "0":
         raise OSError(5, "Input/output error")
     if what == "killed" and attempt == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "memory":
+        Path(os.environ["EVENTS"]).write_text("oom_kill 1\\n")
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "wait":
         time.sleep(120)
@@ -109,6 +113,26 @@ def test_an_error_that_a_retry_cannot_fix_ends_the_pod_at_once_with_its_own_stat
     assert status == HOPELESS_STATUS
     assert shown.splitlines()[-1] == "error: ValueError: epochs must be positive, got -1"
     assert "Traceback" not in shown
+    assert not (run / "attempt2").exists()
+
+
+def test_a_process_that_is_killed_for_want_of_memory_is_not_started_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    group = tmp_path / "cgroup"
+    group.mkdir()
+    (tmp_path / "own").write_text("0::/\n")
+    monkeypatch.setattr(memory, "CONTROL_GROUPS", group)
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setenv("PYTHONPATH", str(run.parent))
+    monkeypatch.setenv("EVENTS", str(group / "memory.events"))
+    arguments = ["--standalone", "--nproc-per-node=1", "--max-restarts=2", "-m", "trainee", "memory", str(run)]
+    assert main([f"--run={run}", "--", *arguments]) == HOPELESS_STATUS
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith(
+        "error: a training process was killed by SIGKILL, for lack of memory: raise the memory limit"
+    )
+    assert last.endswith("(on a cluster: MEMORY= of make pipeline)")
     assert not (run / "attempt2").exists()
 
 

@@ -497,6 +497,8 @@ def test_an_error_that_cannot_mend_ends_a_job_that_has_not_failed_yet() -> None:
     seen = [pod("kws-1f3c-worker-0", {"state": {"waiting": {}}, "lastState": ended(65, "05")})]
     assert job_status.is_hopeless(seen, "pytorch")
     assert not job_status.is_hopeless([pod("kws-1f3c-worker-0", {"lastState": ended(1, "05")})], "pytorch")
+    killed = pod("kws-1f3c-worker-0", {"state": {"waiting": {}}, "lastState": ended(137, "05", reason="OOMKilled")})
+    assert job_status.is_hopeless([killed], "pytorch")  # it would be killed again, with the same limit
     ends = {"kws-1f3c-worker-0": ["error: ValueError: batch_size must be positive, got -1"]}
     assert job_status.failure_message(submitted(CREATED), seen, ends, "pytorch").splitlines() == [
         "PyTorchJob kubeflow/kws-1f3c failed: starting it again would not help; kws-1f3c-worker-0 ended with status "

@@ -63,6 +63,8 @@ class Kubernetes(JsonServer):
         self.events: list[dict[str, Any]] = []
         self.logs = {0: ["epoch 1", "epoch 2"], 1: ["ready"]}
         self.cut_logs = 0
+        self.denied = 0
+        """How many questions about what there is are refused, once there is a job."""
         self.stamp: Callable[[int], str] = lambda number: f"2026-11-25T09:00:0{number}.5Z"
         self.calls: list[str] = []
         self.sent: list[dict[str, Any]] = []
@@ -114,6 +116,9 @@ class Kubernetes(JsonServer):
         self.calls.append(f"{method} {path.rpartition('/namespaces/kubeflow/')[2]}")
         sent = json.loads(body) if body else {}
         missing = (404, {"message": "not found"})
+        if self.denied and method == "GET" and self.jobs:
+            self.denied -= 1
+            return 403, {"message": f"{path} is forbidden"}
         if self.refusals and ((method, path[-12:]) == ("POST", "/pytorchjobs") or method == "DELETE"):
             status, said = self.refusals.pop(0)
             return status, {"message": said}
@@ -276,6 +281,17 @@ def test_missing_right_ends_the_step_at_once(kubernetes: Kubernetes, train: Call
     kubernetes.refusals = [(403, 'User "default" cannot create resource "pytorchjobs"')]
     with pytest.raises(LaunchError, match="the step's service account must be allowed to create"):
         train()
+    assert submitted(kubernetes) == 1
+
+
+def test_right_that_is_away_for_a_while_ends_no_training(
+    kubernetes: Kubernetes, train: Callable[[], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    kubernetes.plays, kubernetes.denied = [Play()], 2
+    train()
+    err = capfd.readouterr().err
+    assert "trying again in 1 s" in err
+    assert "Traceback" not in err
     assert submitted(kubernetes) == 1
 
 

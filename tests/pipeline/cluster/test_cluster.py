@@ -26,7 +26,7 @@ from pipeline.cluster import schedules
 from pipeline.cluster.commands import add_cluster_commands
 from pipeline.cluster.connect import Cluster
 from pipeline.cluster.models import pull, table_of_models
-from pipeline.cluster.volumes import HostVolume
+from pipeline.cluster.volumes import HostVolume, PodVolume
 from pipeline.compiling import compile_to, package_spec, steps_of_spec, version_name
 from pipeline.kind import local_cluster as kind
 from pipeline.placement import Placement, read_placement
@@ -463,6 +463,30 @@ def test_pull_that_was_killed_is_finished_by_the_next(tmp_path: Path) -> None:
     (folder / "model.pth").write_bytes(b"weights")
     assert (pull(HostVolume(tmp_path / "data"), tmp_path / "to") / "model.pth").read_bytes() == b"weights"
     assert not list((tmp_path / "to").glob(".1.partial-*"))
+
+
+@pytest.fixture
+def pod_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PodVolume:
+    """A folder, read through a kubectl that runs the commands of `exec` on this machine."""
+    (tmp_path / "kubectl").write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n')
+    (tmp_path / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return PodVolume(["kubectl"], "pod", str(tmp_path / "data"))
+
+
+def test_through_a_pod_a_volume_without_models_has_none(pod_volume: PodVolume, tmp_path: Path) -> None:
+    assert table_of_models(pod_volume).row_count == 0
+    with pytest.raises(ValueError, match=r"no version was published yet.*there must be a champion, got none"):
+        pull(pod_volume, tmp_path / "to")
+
+
+def test_through_a_pod_the_champion_comes_whole(pod_volume: PodVolume, tmp_path: Path) -> None:
+    publish(tmp_path / "data", "1", os.urandom(3_000_000))
+    assert table_of_models(pod_volume).row_count == 1
+    folder = pull(pod_volume, tmp_path / "to")
+    assert files.sha256_of(folder / "model.pth") == files.sha256_of(tmp_path / "data/models/1/model.pth")
+    with pytest.raises(ClusterError, match=r"models must be readable in the reader pod, got: .*directory"):
+        pod_volume.read("models")
 
 
 # kind

@@ -1,6 +1,11 @@
 """Runs and schedules, over real HTTP: a stand-in keeps what the API server of Kubeflow Pipelines keeps."""
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +22,7 @@ from pipeline.cluster.connect import Cluster, kubeflow_errors
 from pipeline.placement import Placement
 from pipeline.shell import ClusterError
 
+ROOT = Path(__file__).resolve().parents[3]
 PLACEMENT = Placement(runtime="kws-runtime:1", launcher="kws-launcher:1")
 CREATED = "2026-11-25T19:38:23Z"
 
@@ -29,6 +35,7 @@ class Pipelines(JsonServer):
             kind: [] for kind in ("pipelines", "versions", "experiments", "runs", "recurringruns")
         }
         self.asked: list[str] = []
+        self.uploaded: list[str] = []
         self.status = 200
         self.token = ""
         super().__init__()
@@ -44,6 +51,9 @@ class Pipelines(JsonServer):
         self.asked.append(f"{method} {path}")
         if self.token and headers["Authorization"] != f"Bearer {self.token}":
             return 401, {"message": "the token is invalid"}
+        kind, _, name = path.partition("/")
+        if (method, kind) == ("GET", "recurringruns") and name and not self.kept[kind]:
+            return 404, {"message": "there is none"}
         return self.status, self.found(method, path, query, body) if self.status == 200 else {"message": "no"}
 
     def found(self, method: str, path: str, query: dict[str, str], body: bytes) -> Any:
@@ -51,6 +61,7 @@ class Pipelines(JsonServer):
             return {"multi_user": False}
         if path == "pipelines/upload_version":
             assert b"pipelineInfo" in body
+            self.uploaded.append(body.decode(errors="replace"))
             return self.add("versions", display_name=query["name"], pipeline_id=query["pipelineid"])
         kind, _, rest = path.partition("/")
         if rest.endswith("/versions"):
@@ -151,6 +162,46 @@ def test_run_that_failed_is_retried_and_one_that_did_not_is_not(pipelines: Pipel
     assert pipelines.asked[-1] == f"POST runs/{failed}:retry"
     with pytest.raises(ValueError, match=r"must have failed or been cancelled to be retried, got good \(succeeded\)"):
         runs.retry(cluster, good)
+
+
+def test_run_of_a_schedule_that_was_deleted_is_not_retried(pipelines: Pipelines, cluster: Cluster) -> None:
+    failed = add_run(pipelines, "nightly", "FAILED")
+    pipelines.kept["runs"][0]["recurring_run_id"] = "recurring_run-0"
+    with pytest.raises(ValueError, match=r"must not be of a schedule that was deleted, got nightly: .* make pipeline"):
+        runs.retry(cluster, failed)
+    schedules.schedule(cluster, PipelineConfig(), PLACEMENT, cron="0 3 * * 1")
+    runs.retry(cluster, failed)
+    assert pipelines.asked[-1] == f"POST runs/{failed}:retry"
+
+
+def start(pipelines: Pipelines, *flags: str) -> "subprocess.Popen[str]":
+    """Submits a run as a user does, in a process of its own."""
+    command = [sys.executable, "-m", "pipeline", "submit", "--host", pipelines.address, *flags]
+    images = {f"KWS_{role}_IMAGE": f"kws-{role.lower()}:1" for role in ("RUNTIME", "LAUNCHER", "SERVING")}
+    environment = os.environ | images | {"KUBECONFIG": "/nowhere"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_runs_that_are_submitted_at_the_same_moment_have_each_its_own_settings(pipelines: Pipelines) -> None:
+    processes = [start(pipelines, "--no-follow", "--cpu", cpu) for cpu in ("1", "3")]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert sorted(re.findall(r'"cpu":\s+"(\d)"', "".join(pipelines.uploaded))) == ["1", "3"]
+
+
+def test_ctrl_c_once_the_run_is_printed_ends_following_and_not_the_run(pipelines: Pipelines) -> None:
+    process = start(pipelines)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("run speech-commands-")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "no longer following; the run continues (make follow RUN=run-0" in errors
+    assert "again to resume" not in errors
+    assert not [call for call in pipelines.asked if call.endswith(":terminate")]
 
 
 def test_schedule_replaces_the_one_of_its_name_and_is_deleted_by_it(

@@ -13,6 +13,7 @@ from cluster_stand_in import StandIn
 from kfp_server_api import ApiClient, V2beta1Run
 from rich.console import Console
 
+from kws.kube.errors import Refused
 from kws.kube.log_lines import LineSorter
 from pipeline.cluster import argo_steps as steps
 from pipeline.cluster import follow, results, runs
@@ -20,6 +21,7 @@ from pipeline.cluster.commands import add_cluster_commands
 from pipeline.cluster.connect import Cluster
 from pipeline.cluster.results import artifacts_of
 from pipeline.cluster.run_pods import Pods, Tail
+from pipeline.shell import ClusterError
 
 RECORDED = Path(__file__).parent / "recorded"
 STEPS = ["download", "preprocess", "train", "evaluate", "promote"]
@@ -453,6 +455,41 @@ def test_pods_that_a_quota_forbids_are_told_in_the_words_of_kubernetes(stand_in:
         }
     ]
     assert "waits: FailedCreatePod: Error creating: forbidden: exceeded quota: kws" in said()[1]
+
+
+def test_a_run_whose_driver_no_quota_lets_in_says_so_and_which_steps_succeeded(stand_in: StandIn, said: Any) -> None:
+    failed = recorded("failed")
+    failed["run_details"]["task_details"] = []
+    failed["error"] = {"message": "No more retries left"}
+    stand_in.runs = [failed]
+    forbidden = 'pods "x" is forbidden: failed quota: kws: must specify limits.cpu for: init,wait'
+    stand_in.nodes = {"w(0)": "No more retries left", "w(0).root(0).preprocess-driver(0)": forbidden}
+    stand_in.pods = [pod("w-1", "w(0).root(0).download(0).executor(0)", phase="Succeeded")]
+    stand_in.pods += [pod("w-2", "w(0).root(0).preprocess-driver(0)", phase="Succeeded")]
+    status, text = said()
+    assert status == 1
+    assert re.search(r"download +succeeded", text)
+    assert re.search(r"preprocess +not run", text)
+    assert "must specify limits.cpu for: init,wait" in text
+
+
+def test_a_right_that_is_away_for_a_while_is_waited_for_as_an_api_is(stand_in: StandIn, said: Any) -> None:
+    stand_in.runs = [running("train"), 403, 500, recorded("succeeded")]
+    status, text = said()
+    assert status == 0
+    assert "no answer, trying again: status 403: pods is forbidden" in text
+
+
+def test_a_run_that_may_not_be_read_at_all_ends_following_at_once(stand_in: StandIn, said: Any) -> None:
+    stand_in.runs = [403]
+    with pytest.raises(Refused, match="status 403"):
+        said()
+
+
+def test_a_run_that_is_deleted_while_it_is_followed_says_so(stand_in: StandIn, said: Any) -> None:
+    stand_in.runs = [running("train"), 404]
+    with pytest.raises(ClusterError, match="the run must not be deleted while it is followed, got status 404"):
+        said()
 
 
 def test_the_final_table_waits_for_steps_that_trail_the_run(stand_in: StandIn, said: Any) -> None:
