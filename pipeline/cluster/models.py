@@ -91,7 +91,7 @@ def deploy(kubectl: Sequence[str], *, namespace: str, image: str, claim: str) ->
     """Applies manifests/serving with an image, and waits until its pods are ready.
 
     Args:
-        kubectl: the command with its flags for the cluster.
+        kubectl: the command with its flags for cluster and namespace.
         namespace: where the server runs; the claim must exist there.
         image: the image of the server.
         claim: the PersistentVolumeClaim with models/.
@@ -99,30 +99,17 @@ def deploy(kubectl: Sequence[str], *, namespace: str, image: str, claim: str) ->
     Raises:
         ClusterError: the cluster refuses, or the pods do not become ready; the message says why.
     """
-    run(
-        *kubectl,
-        "get",
-        "persistentvolumeclaim",
-        claim,
-        "--namespace",
-        namespace,
-        remedy="the server mounts the volume of the pipeline: docs/cluster.md tells how to create it",
-    )
+    remedy = "the server mounts the volume of the pipeline: docs/cluster.md tells how to create it"
+    run(*kubectl, "get", "persistentvolumeclaim", claim, remedy=remedy)
     text = rendered(run("kubectl", "kustomize", MANIFESTS), namespace=namespace, image=image, claim=claim)
     run(*kubectl, "apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
     out.print(f"waiting for {DEPLOYMENT} in {namespace}, {image}: up to {READY_SECONDS} s")
-    run(
-        *kubectl,
-        "rollout",
-        "status",
-        f"deployment/{DEPLOYMENT}",
-        "--namespace",
-        namespace,
-        f"--timeout={READY_SECONDS}s",
-        timeout=READY_SECONDS + 30,
-        remedy=f"kubectl -n {namespace} describe pods -l app.kubernetes.io/name={DEPLOYMENT} tells why; a server "
-        "without a champion is not ready until there is one",
+    remedy = (
+        f"kubectl -n {namespace} describe pods -l app.kubernetes.io/name={DEPLOYMENT} tells why; a server without a "
+        "champion is not ready until there is one"
     )
+    rollout = ("rollout", "status", f"deployment/{DEPLOYMENT}", f"--timeout={READY_SECONDS}s")
+    run(*kubectl, *rollout, timeout=READY_SECONDS + 30, remedy=remedy)
     out.print(
         f"next: kubectl -n {namespace} port-forward service/{DEPLOYMENT} 8080:80, then http://localhost:8080",
         soft_wrap=True,

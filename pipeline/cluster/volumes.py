@@ -9,33 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from pipeline.shell import ClusterError, run
+import yaml
+
+from pipeline.shell import ROOT, ClusterError, run
 
 READER = "kws-reader"
 WRITER = "kws-rollback"
 """Name of pods that mount the volume for writing. They may call a Model Registry; readers may connect to nothing."""
 
-READER_SECONDS = 1800
-"""Seconds after which Kubernetes ends the reader pod, whatever it is doing."""
-
-IDLE_SECONDS = 120
-"""Seconds without any read after which the reader pod ends by itself: the process that created it was killed."""
-
-_READ = """\
-idle=0 before=
-while [ $idle -lt %d ]; do
-    sleep 5
-    idle=$((idle + 5)) now=
-    for process in /proc/[0-9]*; do
-        [ $process = /proc/1 ] && continue
-        { read -r _ bytes <$process/io; } 2>/dev/null || bytes=$idle
-        now="$now $process $bytes"
-    done
-    [ "$now" = "$before" ] || idle=0
-    before=$now
-done
-"""
-"""The command of the reader pod. A process whose client is gone may stay, waiting for its output to be read."""
+MANIFEST = ROOT / "manifests" / "reader" / "pod.yaml"
+MOUNTED = "/data"
+"""Where the pod has the volume."""
 
 
 class Volume(Protocol):
@@ -106,9 +90,7 @@ class PodVolume:
 
 
 @contextlib.contextmanager
-def reader_pod(
-    kubectl: list[str], *, claim: str, image: str, mount_path: str = "/data", read_only: bool = True
-) -> Iterator[PodVolume]:
+def reader_pod(kubectl: list[str], *, claim: str, image: str, read_only: bool = True) -> Iterator[PodVolume]:
     """Runs a pod that does nothing but mount the volume, and deletes it at the end.
 
     If this process is killed, the pod ends by itself after about two minutes, and the next call deletes it.
@@ -117,81 +99,30 @@ def reader_pod(
         kubectl: the command with its flags for cluster and namespace.
         claim: the PersistentVolumeClaim.
         image: any image with sh, cat and sleep that the nodes have.
-        mount_path: where the pod has the volume.
         read_only: whether to mount it read-only.
     """
     # Pods that killed commands left, which have ended by themselves.
-    run(
-        *kubectl,
-        "delete",
-        "pods",
-        "--selector",
-        f"app.kubernetes.io/name in ({READER},{WRITER})",
-        "--wait=false",
-        "--field-selector",
-        "status.phase!=Pending,status.phase!=Running",
-    )
+    left = f"--selector=app.kubernetes.io/name in ({READER},{WRITER})"
+    ended = "--field-selector=status.phase!=Pending,status.phase!=Running"
+    run(*kubectl, "delete", "pods", left, ended, "--wait=false")
     name = f"{READER if read_only else WRITER}-{uuid.uuid4().hex[:8]}"
-    pod = reader_manifest(name, claim=claim, image=image, mount_path=mount_path, read_only=read_only)
+    pod = reader_manifest(name, claim=claim, image=image, read_only=read_only)
     run(*kubectl, "apply", "-f", "-", stdin=json.dumps(pod))
     try:
-        run(
-            *kubectl,
-            "wait",
-            "--for=condition=Ready",
-            f"pod/{name}",
-            "--timeout=300s",
-            remedy=f"kubectl describe pod {name} tells why; --image names another image",
-        )
-        yield PodVolume(kubectl, name, mount_path)
+        ready, remedy = "--for=condition=Ready", f"kubectl describe pod {name} tells why; --image names another image"
+        run(*kubectl, "wait", ready, f"pod/{name}", "--timeout=300s", remedy=remedy)
+        yield PodVolume(kubectl, name, MOUNTED)
     finally:
         run(*kubectl, "delete", "pod", name, "--wait=false", "--ignore-not-found")
 
 
-def reader_manifest(name: str, *, claim: str, image: str, mount_path: str, read_only: bool = True) -> dict[str, Any]:
+def reader_manifest(name: str, *, claim: str, image: str, read_only: bool = True) -> dict[str, Any]:
     """Returns the reader pod, allowed in a namespace with the restricted pod security standard."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": name,
-            "labels": {"app.kubernetes.io/name": READER if read_only else WRITER, "app.kubernetes.io/part-of": "kws"},
-            "annotations": {"sidecar.istio.io/inject": "false"},
-        },
-        "spec": {
-            "restartPolicy": "Never",
-            "activeDeadlineSeconds": READER_SECONDS,
-            "terminationGracePeriodSeconds": 1,
-            "automountServiceAccountToken": False,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": 1000,
-                "runAsGroup": 1000,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [
-                {
-                    "name": "reader",
-                    "image": image,
-                    "command": ["sh", "-c", _READ % IDLE_SECONDS],
-                    "resources": {
-                        "requests": {"cpu": "50m", "memory": "64Mi"},
-                        "limits": {"cpu": "500m", "memory": "256Mi"},
-                    },
-                    "securityContext": {
-                        "allowPrivilegeEscalation": False,
-                        "readOnlyRootFilesystem": True,
-                        "capabilities": {"drop": ["ALL"]},
-                    },
-                    "volumeMounts": [
-                        {"name": "data", "mountPath": mount_path, "readOnly": read_only},
-                        {"name": "tmp", "mountPath": "/tmp"},
-                    ],
-                }
-            ],
-            "volumes": [
-                {"name": "data", "persistentVolumeClaim": {"claimName": claim, "readOnly": read_only}},
-                {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
-            ],
-        },
-    }
+    pod: dict[str, Any] = yaml.safe_load(MANIFEST.read_text(encoding="utf-8"))
+    pod["metadata"]["name"] = name
+    pod["metadata"]["labels"]["app.kubernetes.io/name"] = READER if read_only else WRITER
+    container, (data, _) = pod["spec"]["containers"][0], pod["spec"]["volumes"]
+    container["image"] = image
+    container["volumeMounts"][0]["readOnly"] = read_only
+    data["persistentVolumeClaim"] |= {"claimName": claim, "readOnly": read_only}
+    return pod

@@ -19,16 +19,8 @@ CUDA_BASE = "pytorch/pytorch:2.11.0-cuda13.0-cudnn9-runtime"
 
 def revision() -> str:
     """Returns the tag of the images: the commit that last changed them, and a digest of uncommitted changes."""
-    commit = run(
-        "git",
-        "log",
-        "-1",
-        "--format=%h",
-        "--abbrev=12",
-        "--",
-        *CONTEXT,
-        remedy="the images are tagged by git revision: work in a clone",
-    ).strip()
+    remedy = "the images are tagged by git revision: work in a clone"
+    commit = run(*["git", "log", "-1", "--format=%h", "--abbrev=12", "--"], *CONTEXT, remedy=remedy).strip()
     changes = run("git", "status", "--porcelain", "-z", "--untracked-files=all", "--", *CONTEXT)
     if not changes:
         return commit
@@ -78,19 +70,12 @@ def build(names: dict[str, str], *, device: str, torch: str = "", base_image: st
     labels = {"VERSION": version("kws"), "REVISION": revision()}
     for role, name in names.items():
         given = [f"--build-arg={key}={value}" for key, value in (arguments[role] | labels).items() if value]
-        stream(
-            docker(),
-            "build",
-            "--file",
-            f"images/{role}/Dockerfile",
-            "--tag",
-            name,
-            *given,
-            ".",
-            env={"DOCKER_BUILDKIT": "1"},
-            remedy="if PyTorch's index of CPU builds cannot be reached, TORCH=locked; "
-            "if BuildKit is missing, install docker-buildx, or name another client in DOCKER",
+        command = [docker(), "build", "--file", f"images/{role}/Dockerfile", "--tag", name, *given, "."]
+        remedy = (
+            "if PyTorch's index of CPU builds cannot be reached, TORCH=locked; if BuildKit is missing, install "
+            "docker-buildx, or name another client in DOCKER"
         )
+        stream(*command, env={"DOCKER_BUILDKIT": "1"}, remedy=remedy)
         if push:
             stream(docker(), "push", name, remedy="log in with docker login, and give REGISTRY")
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kws.kube.pods import waiting_reason
 from pipeline.kind import docker_images, preflight
 from pipeline.shell import ROOT, ClusterError, docker, run, stream
 
@@ -83,16 +84,8 @@ def up(names: Mapping[str, str]) -> None:
     _make_data_root()
     if not present:
         console.print(f"[bold]cluster {CLUSTER}[/]")
-        stream(
-            "kind",
-            "create",
-            "cluster",
-            "--config",
-            "kind-config.yaml",
-            "--wait",
-            "5m",
-            remedy="make kind-down, then make kind-up",
-        )
+        create = ("create", "cluster", "--config", "kind-config.yaml", "--wait", "5m")
+        stream("kind", *create, remedy="make kind-down, then make kind-up")
     elif not _wait_for_api():
         raise ClusterError(
             f"the cluster {CLUSTER} must answer, got one that was made only in part or stopped; "
@@ -320,21 +313,12 @@ def _wait_for_deployments(but: str = "") -> None:
 
 def _troubles() -> str:
     """Returns why pods wait, in Kubernetes' own words."""
-    found = set()
-    for pod in _get("pods", "-n", NAMESPACE)["items"]:
-        for container in pod["status"].get("containerStatuses", []):
-            if (reason := container["state"].get("waiting", {})).get("reason") not in (None, "ContainerCreating"):
-                found.add(f"{container['name']}: {reason['reason']} {reason.get('message', '')[:120]}".strip())
-    return "; ".join(sorted(found)) or "no pod says why"
+    waits = {waiting_reason(pod) for pod in _get("pods", "-n", NAMESPACE)["items"]} - {"", "ContainerCreating"}
+    return "; ".join(sorted(waits)) or "no pod says why"
 
 
 def _wait_for_claim() -> None:
+    bound = ("--for=jsonpath={.status.phase}=Bound", "--timeout=60s", "-n", NAMESPACE, "pvc/kws-data")
     kubectl(
-        "wait",
-        "--for=jsonpath={.status.phase}=Bound",
-        "--timeout=60s",
-        "-n",
-        NAMESPACE,
-        "pvc/kws-data",
-        remedy="the claim kws-data must be bound: kubectl -n kubeflow describe pvc kws-data tells why",
+        "wait", *bound, remedy="the claim kws-data must be bound: kubectl -n kubeflow describe pvc kws-data tells why"
     )

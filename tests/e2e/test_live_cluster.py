@@ -261,7 +261,7 @@ def pod(name: str, labels: dict[str, str], *command: str) -> Iterator[str]:
     """Runs a pod of the runtime image."""
     from pipeline.cluster.volumes import reader_manifest
 
-    manifest = reader_manifest(name, claim="kws-data", image=docker_images.image_names()["runtime"], mount_path="/data")
+    manifest = reader_manifest(name, claim="kws-data", image=docker_images.image_names()["runtime"])
     manifest["metadata"]["labels"] = labels
     manifest["spec"]["containers"][0]["command"] = list(command)
     kubectl("apply", "-f", "-", stdin=json.dumps(manifest))

@@ -82,7 +82,7 @@ def test_every_object_of_an_overlay_is_valid_kubernetes(overlay: str) -> None:
 def test_every_pod_of_an_overlay_is_bounded_and_restricted(overlay: str) -> None:
     specs = [spec for thing in rendered(overlay) for spec in pod_specs(thing)]
     assert specs
-    for spec in [*specs, reader_manifest("r", claim="c", image="i:1", mount_path="/data")["spec"]]:
+    for spec in [*specs, reader_manifest("r", claim="c", image="i:1")["spec"]]:
         assert spec["automountServiceAccountToken"] is False
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["runAsUser"] == 1000
@@ -102,7 +102,7 @@ def test_every_image_of_an_overlay_has_a_tag_other_than_latest(overlay: str) -> 
 
 
 def test_the_pod_that_copies_models_out_is_valid_kubernetes() -> None:
-    pod = reader_manifest("kws-reader-1", claim="kws-data", image="kws-runtime:1", mount_path="/data")
+    pod = reader_manifest("kws-reader-1", claim="kws-data", image="kws-runtime:1")
     kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
@@ -241,7 +241,7 @@ def test_the_pods_of_a_trainjob_are_under_the_policy_of_training() -> None:
 
 def test_what_tells_the_model_registry_may_connect_to_it_and_accepts_no_connections() -> None:
     """The promote step and the pod of a rollback: no policy that selects them bounds where they connect to."""
-    rollback = reader_manifest("r", claim="c", image="i:1", mount_path="/data", read_only=False)
+    rollback = reader_manifest("r", claim="c", image="i:1", read_only=False)
     policies = of_kind("overlays/profile", "NetworkPolicy")
     for labels in (rollback["metadata"]["labels"], {"pipelines.kubeflow.org/v2_component": "true"}):
         (policy,) = [name for name in policies if policy_admits("overlays/profile", name, labels)]
@@ -251,7 +251,7 @@ def test_what_tells_the_model_registry_may_connect_to_it_and_accepts_no_connecti
 
 def test_tensorboard_reader_and_steps_accept_no_connections() -> None:
     deployment = of_kind("overlays/profile", "Deployment")["kws-tensorboard"]
-    reader = reader_manifest("r", claim="c", image="i:1", mount_path="/data")
+    reader = reader_manifest("r", claim="c", image="i:1")
     for labels in (deployment["spec"]["template"]["metadata"]["labels"], reader["metadata"]["labels"]):
         assert policy_admits("overlays/profile", "kws-readers", labels)
     policies = of_kind("overlays/profile", "NetworkPolicy")
@@ -328,7 +328,7 @@ def test_deploying_puts_namespace_image_and_claim_into_the_manifests() -> None:
 def test_the_pod_that_copies_models_out_ends_by_itself_when_nothing_reads_in_it(tmp_path: Path) -> None:
     if subprocess.run(["unshare", "-Urpf", "--mount-proc", "true"], capture_output=True).returncode:
         pytest.skip("needs a name space of processes of its own")
-    (*_, script) = reader_manifest("r", claim="c", image="i:1", mount_path="/data")["spec"]["containers"][0]["command"]
+    (*_, script) = reader_manifest("r", claim="c", image="i:1")["spec"]["containers"][0]["command"]
     short = re.sub(r"sleep \d+", "sleep 0.1", re.sub(r"-lt \d+", "-lt 15", script))
     # Beside it: a reader at work for a while, then one whose output nobody takes.
     stuck = tmp_path / "pipe"
