@@ -35,6 +35,7 @@ from pipeline.shell import ClusterError, docker
 if TYPE_CHECKING:
     from kfp_server_api import V2beta1Run
 
+DEFAULT = " (default: %(default)s)"
 Options = argparse.Namespace
 Command = Callable[[Options], int | None]
 
@@ -74,61 +75,38 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
     where, built, pods, volume = _where(), _built(), _pods(), _volume()
     one, followed, parameters = _flags(), _flags(), _flags()
     one.add_argument("wanted", metavar="RUN", help="id of the run, the beginning of it, or its name")
-    followed.add_argument(
-        "--patience",
-        type=float,
-        default=PATIENCE_MINUTES,
-        metavar="MINUTES",
-        help="stop following, with status 1, when a pod has waited so long for something that will not come by "
-        "itself, such as a missing image (default: %(default)g)",
-    )
-    followed.add_argument(
-        "--quiet", action="store_true", help="without a terminal, print changes of state only, not the steps' logs"
-    )
+    minutes = "how long to watch a pod that waits for what will not come by itself, such as an image"
+    followed.add_argument("--patience", type=float, default=PATIENCE_MINUTES, metavar="MINUTES", help=minutes + DEFAULT)
+    changes = "without a terminal, print changes of state only, not the steps' logs"
+    followed.add_argument("--quiet", action="store_true", help=changes)
     started = _flags(followed)
     started.add_argument("--no-follow", action="store_true", help="return at once instead of showing the steps")
     add_parameters(parameters)
 
     flag = add("compile", _compile, built, pods)
-    flag(
-        "-o", "--output", type=Path, default=Path("speech-commands.yaml"), metavar="FILE", help="(default: %(default)s)"
-    )
+    flag("-o", "--output", type=Path, default=Path("speech-commands.yaml"), metavar="FILE", help="the file" + DEFAULT)
     flag = add("submit", _submit, started, where, built, pods, parameters)
     flag("--name", default="", help="name of the run (default: the time)")
     flag("--unchecked", action="store_true", help="submit even if pods do not fit the nodes or quotas")
     flag = add("runs", _runs, where)
-    flag("--count", type=int, default=20, help="how many (default: %(default)s)")
+    flag("--count", type=int, default=20, help="how many" + DEFAULT)
     add("follow", _follow, one, followed, where)
     add("cancel", _cancel, one, where)
     add("retry", _retry, one, started, where)
 
     flag = add("schedule", _schedule, where, built, pods, parameters)
-    flag(
-        "--cron",
-        required=True,
-        help="minute hour day month weekday, such as '0 3 * * 1' for Mondays at three; a sixth field in front sets "
-        "the seconds",
-    )
-    flag(
-        "--time-zone",
-        default="",
-        help="time zone of the cron expression, such as Europe/Berlin; it applies to all schedules of the cluster "
-        "(default: its setting, initially UTC)",
-    )
-    flag("--name", default=runs.EXPERIMENT, help="name of the schedule (default: %(default)s)")
+    fields = "minute hour day month weekday, such as '0 3 * * 1' for Mondays at three; a sixth in front sets seconds"
+    flag("--cron", required=True, help=fields)
+    flag("--time-zone", default="", help="such as Europe/Berlin, for all schedules of the cluster (default: its own)")
+    flag("--name", default=runs.EXPERIMENT, help="name of the schedule" + DEFAULT)
     add("schedules", _schedules, where)
     flag = add("unschedule", _unschedule, where)
-    flag("--name", default=runs.EXPERIMENT, help="name or id of the schedule (default: %(default)s)")
+    flag("--name", default=runs.EXPERIMENT, help="name or id of the schedule" + DEFAULT)
 
     flag = add("pull", _pull, volume, where)
     flag("--version", default="champion", help="a folder of models/ (default: champion, the one in use)")
-    flag(
-        "--to",
-        type=Path,
-        default=Path("var/models"),
-        metavar="DIR",
-        help="where to make a folder named after the version (default: %(default)s)",
-    )
+    folder = "where to make a folder named after the version"
+    flag("--to", type=Path, default=Path("var/models"), metavar="DIR", help=folder + DEFAULT)
     flag = add("deploy", _deploy, where, built)
     flag("--image", default="", help="image of the server (default: that of this revision)")
     add("models", _models, volume, where)
@@ -141,12 +119,8 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
     add("tensorboard", _tensorboard, where)
 
     flag = add("images", _images, built)
-    flag(
-        "--torch",
-        choices=("cpu", "locked", "base"),
-        help="where PyTorch comes from: cpu, its index of CPU builds; locked, the CUDA build of uv.lock; base, the "
-        "base image (default: cpu; base for --device cuda)",
-    )
+    torch = "where PyTorch comes from: its index of CPU builds, the CUDA build of uv.lock, or the base image"
+    flag("--torch", choices=("cpu", "locked", "base"), help=f"{torch} (default: cpu; base for --device cuda)")
     flag("--base-image", default="", help="base image of the runtime, instead of the default one")
     flag("--push", action="store_true", help="push them to --registry")
     flag = add("preflight", _preflight)
@@ -195,15 +169,9 @@ def _built() -> argparse.ArgumentParser:
     """Returns the flags that say which images."""
     parser = _flags()
     group = parser.add_argument_group("which images")
-    group.add_argument(
-        "--registry",
-        default="",
-        help="registry to push to and pull from, such as ghcr.io/me (default: none; kind gets the images from this "
-        "machine)",
-    )
-    group.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="what training runs on (default: %(default)s)"
-    )
+    registry = "to push to and pull from, such as ghcr.io/me (default: none; kind gets the images from this machine)"
+    group.add_argument("--registry", default="", help=registry)
+    group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what training runs on" + DEFAULT)
     return parser
 
 
@@ -215,13 +183,9 @@ def _pods() -> argparse.ArgumentParser:
     for name in ("cpu", "memory"):
         default = next(field.default for field in dataclasses.fields(ClusterConfig) if field.name == name)
         group.add_argument(f"--{name}", default="", metavar=name.upper(), help=f"{docs[name]} (default: {default})")
-    group.add_argument(
-        "--launcher",
-        choices=JOBS,
-        default="",
-        help="what runs the training job: v1, the training operator (a PyTorchJob), or v2, Kubeflow Trainer v2 (a "
-        "TrainJob; first kubectl apply -k manifests/trainer-v2) (default: v1)",
-    )
+    trainer = "what runs the job: the training operator (a PyTorchJob) or Kubeflow Trainer v2 (a TrainJob; first "
+    trainer += "kubectl apply -k manifests/trainer-v2) (default: v1)"
+    group.add_argument("--trainer", choices=("v1", "v2"), default="", help=trainer)
     return parser
 
 
@@ -229,9 +193,8 @@ def _volume() -> argparse.ArgumentParser:
     """Returns the flags that say how the volume is reached."""
     parser = _flags()
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="the volume, if it is mounted on this machine")
-    parser.add_argument(
-        "--image", default="", help="image of the pod that mounts the volume (default: one of this revision)"
-    )
+    image = "image of the pod that mounts the volume (default: one of this revision)"
+    parser.add_argument("--image", default="", help=image)
     parser.add_argument("--registry", default="", help="registry that the image is pulled from")
     return parser
 

@@ -84,6 +84,10 @@ class Cluster:
         """
         if self.host:
             return Api.at(self.host, self.ca_file, self.token if self.token_file else None).read(f"/{path}")
+        if self.api is None and self.context:
+            raise ValueError(
+                f"context must be one of kubeconfig (kubectl config get-contexts lists them), got {self.context!r}"
+            )
         if self.api is None:
             raise ClusterError(
                 "a cluster must be named by kubeconfig or --host, got neither; make kind-up creates one "

@@ -143,6 +143,11 @@ def test_the_page_of_kind_is_not_opened_for_another_cluster(
     assert opened == []
 
 
+def test_a_context_that_there_is_not_is_named(use_kubeconfig: Callable[..., None]) -> None:
+    use_kubeconfig(here="http://127.0.0.1:9")
+    assert call("runs", "--context", "there").startswith("context must be one of kubeconfig")
+
+
 def test_a_host_is_not_our_kind_cluster_though_the_current_context_is(
     use_kubeconfig: Callable[..., None], volume: Path
 ) -> None:
