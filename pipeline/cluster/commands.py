@@ -29,7 +29,7 @@ from pipeline.compiling import compile_to
 from pipeline.flags import add_parameters, read_parameters
 from pipeline.kind import docker_images, preflight
 from pipeline.kind import local_cluster as kind
-from pipeline.placement import Placement, read_placement
+from pipeline.placement import JOBS, Placement, read_placement
 from pipeline.shell import ClusterError, docker
 
 if TYPE_CHECKING:
@@ -183,9 +183,9 @@ def _pods() -> argparse.ArgumentParser:
     for name in ("cpu", "memory"):
         default = next(field.default for field in dataclasses.fields(ClusterConfig) if field.name == name)
         group.add_argument(f"--{name}", default="", metavar=name.upper(), help=f"{docs[name]} (default: {default})")
-    trainer = "what runs the job: the training operator (a PyTorchJob) or Kubeflow Trainer v2 (a TrainJob; first "
-    trainer += "kubectl apply -k manifests/trainer-v2) (default: v1)"
-    group.add_argument("--trainer", choices=("v1", "v2"), default="", help=trainer)
+    launcher = "the job that trains: pytorchjob, of the training operator, or trainjob, of Kubeflow Trainer v2 (first "
+    launcher += "kubectl apply -k manifests/trainer-v2) (default: the environment variable KWS_LAUNCHER, or pytorchjob)"
+    group.add_argument("--launcher", choices=JOBS, default="", help=launcher)
     return parser
 
 

@@ -135,12 +135,12 @@ class Cluster:
             )
         if error.status:
             return ClusterError(
-                "Kubeflow Pipelines must be ready, got no answer from its API yet; make kind-status "
+                "Kubeflow Pipelines must be ready, got no answer from its API yet; python -m pipeline kind-status "
                 "shows what it waits for"
             )
         return ClusterError(
-            f"the cluster of kubeconfig must answer, got {error}; see make kind-status, and check the context with "
-            "kubectl config get-contexts"
+            f"the cluster of kubeconfig must answer, got {error}; see python -m pipeline kind-status, and check "
+            "the context with kubectl config get-contexts"
         )
 
     @property
@@ -250,5 +250,7 @@ def explained(error: KubeError, cluster: Cluster) -> ClusterError:
             "your namespace (NAMESPACE=) and that token or kubeconfig have rights in it"
         )
     if isinstance(error, Unreachable) and not error.status:
-        return ClusterError(f"Kubeflow Pipelines must answer, got {error}; make kind-status shows what is healthy")
+        return ClusterError(
+            f"Kubeflow Pipelines must answer, got {error}; python -m pipeline kind-status shows what is healthy"
+        )
     return ClusterError(f"Kubeflow Pipelines must accept the call, got {error}")

@@ -175,8 +175,8 @@ def _does_not_fit(ask: Ask, asks: Sequence[Ask], nodes: Iterable[Object], pods: 
         room = max((free["cpu"] for free in admitting.values()), default=NONE) - asks[0].requests["cpu"]
         sharing = len(asks) - 1 if len(admitting) == 1 else 1
         each = int(room * 1000 / sharing / 50) * 50
-        example = f"CPUS={each}m" if 0 < each < ask.requests["cpu"] * 1000 else "CPUS="
-        remedy = f"make pipeline {example} MEMORY= requests less per pod, WORKERS= fewer pods"
+        example = f"CPU={each}m" if 0 < each < ask.requests["cpu"] * 1000 else "CPU="
+        remedy = f"make pipeline {example} MEMORY= requests less per pod, NUM_NODES= fewer pods"
     return (
         f"{ask.name} must fit on a node beside what runs there, got one that requests {_shown(ask.requests)}: "
         f"{there_is or 'no ready node admits it by labels and taints'}; {remedy}; --unchecked submits anyway, for a "

@@ -230,7 +230,7 @@ class Following:
         console.print(f"[red]the run failed[/]{' at' if failed else ':'} {escape(reason)}", soft_wrap=True)
         console.print(
             f"make retry RUN={self.short_id} resumes at the step that failed, with the settings of this run; others "
-            "(MEMORY=, CPUS=, WORKERS= …) need a new one: make pipeline",
+            "(MEMORY=, CPU=, NUM_NODES= …) need a new one: make pipeline",
             soft_wrap=True,
         )
 

@@ -17,7 +17,7 @@ from pipeline.cluster.argo_steps import Step, node_id, pod_node, step_of_node
 from pipeline.cluster.connect import Cluster
 
 TRAINING_PODS = ",".join(f"{name}={value}" for name, value in LABELS.items())
-_IMAGE = "make images builds it; nodes must be able to pull it (REGISTRY=) or have it (make kind-load)"
+_IMAGE = "make images builds it; nodes must be able to pull it (REGISTRY=) or have it (python -m pipeline kind-load)"
 LASTING = {
     "ErrImagePull": _IMAGE,
     "ImagePullBackOff": _IMAGE,

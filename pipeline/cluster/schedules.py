@@ -143,7 +143,7 @@ def unschedule(cluster: Cluster, name: str) -> None:
     """Deletes a recurring run, and cancels its run in progress."""
     found = [each for each in _schedules(cluster) if name in (each.display_name, each.recurring_run_id)]
     if not found:
-        raise ValueError(f"name must be that of a schedule (make schedules lists them), got {name!r}")
+        raise ValueError(f"name must be that of a schedule (python -m pipeline schedules lists them), got {name!r}")
     for each in found:
         _delete_schedule(cluster, each)
         out.print(f"deleted schedule {each.display_name}")

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -22,6 +22,7 @@ import yaml
 from rich.console import Console
 
 from kws import files
+from kws.config import PipelineConfig
 from pipeline.cluster import schedules
 from pipeline.cluster.commands import add_cluster_commands
 from pipeline.cluster.connect import Cluster
