@@ -61,7 +61,17 @@ def _run(argv: Sequence[str] | None) -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names that are not UTF-8 are printed unchanged
         sys.stdout.reconfigure(errors="surrogateescape")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    sys.exit(options.call(options))
+    try:
+        sys.exit(options.call(options))
+    except KeyboardInterrupt:
+        if options.command in RESUMABLE:
+            raise
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+RESUMABLE = ("download", "preprocess", "train")
+"""Commands that go on where they were stopped when they are run again."""
 
 
 def _add_synthesize(add: Add) -> None:

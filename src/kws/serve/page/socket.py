@@ -133,10 +133,7 @@ def _hello(model: Model) -> dict[str, Any]:
 
 
 def _change(detector: Detector, model: Model, values: Any) -> None:
-    words = reported(model.recognizer.words)
-    if not isinstance(values, dict) or set(values) != set(words):
-        raise ValueError(f"thresholds must be given for {', '.join(words)}, got {str(values)[:80]}")
-    detector.set_thresholds(Thresholds(thresholds={word: float(value) for word, value in values.items()}).thresholds)
+    detector.set_thresholds(Thresholds.from_json({"thresholds": values}, model.recognizer.words).thresholds)
 
 
 def _feed(detector: Detector, samples: Any) -> list[tuple[Heard, bytes]]:
