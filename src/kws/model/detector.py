@@ -285,15 +285,19 @@ class Detector:
     def feed(self, samples: Waveform) -> list[Heard]:
         """Takes samples at the model's sample rate, float32 [any] in -1 to 1, and returns the results of new windows.
 
-        The first window ends after half a second, and has silence before that.
+        What comes before the stream counts as silence. There is no result until all windows of the average have a part
+        of the stream, so that the first ones are averages like all others, around a time in the stream.
         """
         self.samples += samples.size
         found = []
         for block in self._mel.feed(samples):
             self._frames = np.concatenate((self._frames[len(block) :], block))
             self._num_frames += len(block)
-            if self._num_frames * self._config.hop_length >= self._config.num_samples // 2:
-                found.append(self._hear())
+            windows = self._smoothed.maxlen or 1
+            if self.seconds >= self.lag - (windows - 1) * self.hop_seconds:
+                self._smoothed.append(self._predict())
+                if len(self._smoothed) == windows:
+                    found.append(self._hear())
         return found
 
     def finish(self) -> list[Heard]:
@@ -315,9 +319,12 @@ class Detector:
         """The frames of the last hop, float32 [hop_frames, num_mels], for display."""
         return self._frames[-self.hop_frames :]
 
-    def _hear(self) -> Heard:
+    def _predict(self) -> Floats:
+        """Returns the probabilities of the newest window, float32 [words]."""
         window = np.ascontiguousarray(self._frames[-self._config.num_frames :].T[None])
-        self._smoothed.append(self._recognizer.hear_features(window)[0])
+        return self._recognizer.hear_features(window)[0]
+
+    def _hear(self) -> Heard:
         probabilities: Floats = np.stack(self._smoothed).mean(axis=0)
         time = self.seconds
         detected = self._decider.step(time - self.lag, probabilities)
