@@ -35,6 +35,14 @@ UNMEASURED = 0.8
 LONGEST_RISE = 3
 """Largest number of hops that a detection is delayed while its probability rises."""
 
+OTHER_WORD_SECONDS = 0.5
+"""Time after the middle of a detection during which no other word is reported, as it would be heard in the same sound.
+Two words are seldom closer: of 40 pairs of real words 0.8 s apart, 76 of 80 words are found with 0.5 s, 62 with 0.8."""
+
+REARM_SECONDS = 0.3
+"""Time for which a probability must stay below its threshold before the word may be reported again, so that one that
+wavers around its threshold is not reported over and over."""
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -49,7 +57,7 @@ class Thresholds:
     """Time from one window to the next."""
 
     refractory_seconds: float = 0.8
-    """Time after the middle of a detection during which no other word is reported."""
+    """Time after the middle of a detection during which the word is not reported again."""
 
     thresholds: Mapping[str, float]
     """Smoothed probability that each word must reach, by word; above 1: never."""
@@ -200,9 +208,10 @@ class Decider:
         self._refractory = thresholds.refractory_seconds
         self._targets = [words.index(word) for word in reported(words)]
         self.set_thresholds([thresholds.thresholds[words[index]] for index in self._targets])
-        # A word is reported again only after its probability fell below the threshold, however long that takes.
+        # A word is reported again only after its probability was below the threshold, however long that takes.
         self._armed = np.ones(len(self._targets), bool)
-        self._quiet_until = -math.inf
+        self._last_above = np.full(len(self._targets), -math.inf)
+        self._quiet_until = np.full(len(self._targets), -math.inf)
         self._best: tuple[float, int, float] | None = None  # probability, which target, and time of a rising word
         self._num_rises = 0
 
@@ -223,10 +232,10 @@ class Decider:
         scores = probabilities[self._targets]
         above = scores >= self._thresholds
         quiet = time < self._quiet_until
-        candidates = np.where(above & self._armed & (not quiet), scores, -1)
-        self._armed |= ~above
-        if quiet:
-            self._armed &= ~above
+        candidates = np.where(above & self._armed & ~quiet, scores, -1)
+        self._last_above[above] = time
+        self._armed |= time - self._last_above >= REARM_SECONDS - 1e-6
+        self._armed &= ~(above & quiet)
         which = int(candidates.argmax())
         score = float(candidates[which])
         rising = score >= 0 and (self._best is None or score > self._best[0])
@@ -241,7 +250,8 @@ class Decider:
             return None
         score, which, time = self._best
         self._best, self._num_rises = None, 0
-        self._quiet_until = time + self._refractory
+        self._quiet_until = np.maximum(self._quiet_until, time + min(OTHER_WORD_SECONDS, self._refractory))
+        self._quiet_until[which] = time + self._refractory
         self._armed[which] = False
         if above is not None:
             self._armed &= ~above  # another word above its threshold at the same time is the same sound

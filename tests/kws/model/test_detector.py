@@ -75,6 +75,18 @@ def test_a_word_that_stays_high_is_not_reported_again_when_the_pause_ends() -> N
     assert decide(*again) == [(0.0, "go", 0.9), (1.3, "go", 0.95)]
 
 
+def test_another_word_that_follows_soon_is_reported_and_one_in_the_same_sound_is_not() -> None:
+    go, stop = [(0.9, 0), (0.6, 0), (0.3, 0)], [(0, 0.3), (0, 0.75), (0, 0.9), (0, 0.6)]
+    assert decide(*go, (0, 0), (0, 0), *stop) == [(0.0, "go", 0.9), (0.7, "stop", 0.9)]
+    assert decide(*go, (0, 0), *stop) == [(0.0, "go", 0.9), (0.6, "stop", 0.9)]
+    assert decide(*go, *stop) == [(0.0, "go", 0.9)]
+
+
+def test_probability_that_wavers_around_its_threshold_is_one_word() -> None:
+    assert decide(*([(0.9, 0)] * 9 + [(0.1, 0)]) * 5) == [(0.0, "go", 0.9)]
+    assert decide(*[(0.55, 0), (0.45, 0)] * 20) == [(0.0, "go", 0.55)]
+
+
 def test_another_word_of_the_same_sound_is_not_reported_after_the_pause() -> None:
     assert decide((0.9, 0), (0.5, 0.75), *[(0, 0.8)] * 20) == [(0.0, "go", 0.9)]
 
