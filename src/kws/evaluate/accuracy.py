@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,11 @@ class Evaluation:
         return float(self.matrix.trace() / self.matrix.sum())
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """95 % confidence interval of the accuracy."""
+        return wilson(self.accuracy, self.num_clips)
+
+    @property
     def word_scores(self) -> list[WordScore]:
         """Precision, recall and F1 of every word that has clips."""
         spoken, said, right = self.matrix.sum(axis=1), self.matrix.sum(axis=0), self.matrix.diagonal()
@@ -117,6 +123,19 @@ class Evaluation:
         for word, row in zip(self.words, self.matrix, strict=True):
             writer.writerow([word, *(int(count) for count in row)])
         return text.getvalue()
+
+
+def wilson(accuracy: float, num_clips: int) -> tuple[float, float]:
+    """Returns the 95 % confidence interval of an accuracy (Wilson score interval, which also holds near 0 and 1).
+
+    Args:
+        accuracy: the measured accuracy, 0 to 1.
+        num_clips: the number of clips.
+    """
+    z = 1.959964
+    middle = (accuracy + z * z / (2 * num_clips)) / (1 + z * z / num_clips)
+    half = z / (1 + z * z / num_clips) * math.sqrt(accuracy * (1 - accuracy) / num_clips + (z / (2 * num_clips)) ** 2)
+    return middle - half, middle + half
 
 
 def compare(known: Sequence[str], probabilities: Tensor, truth: Sequence[str], clips: Sequence[str]) -> Evaluation:

@@ -152,7 +152,8 @@ def _evaluate(recognizer: OnnxRecognizer, tensors: Tensors, recordings: Path) ->
     probabilities = hear(recognizer, recordings, part.clips, unreadable)
     if unreadable:
         clip, reason = next(iter(unreadable.items()))
-        raise ValueError(f"{len(unreadable)} recordings cannot be read, the first {recordings / clip}: {reason}")
+        log.warning("%s: %s", recordings / clip, reason)
+        raise ValueError(f"{len(unreadable)} recordings cannot be read, the first is {clip}")
     truth = [tensors.words[label] for label in part.labels.tolist()]
     assert isinstance(probabilities, torch.Tensor)
     return compare(recognizer.words, probabilities, truth, part.clips)
