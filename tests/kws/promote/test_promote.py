@@ -97,7 +97,7 @@ def test_accuracy_that_is_none_is_refused_before_anything_is_written(
     bundle.save(tmp_path / "model.pth", expert)
     (tmp_path / "report.html").touch()
     (tmp_path / "evaluation.json").write_text(json.dumps({"accuracy": accuracy}))
-    with pytest.raises(ValueError, match="accuracy .*got"):
+    with pytest.raises(ValueError, match=r"accuracy .*got"):
         promote(
             tmp_path / "model.pth", tone_tensors, tmp_path / "evaluation.json", tmp_path / "report.html", data_root, 0.5
         )
