@@ -452,7 +452,7 @@ def _rollback(options: argparse.Namespace) -> int:
     from kws.promote import registry
 
     before, now = versions.rollback(options.data_root, options.version, by=options.by, reason=options.reason)
-    registry.tell(options.model_registry, options.data_root, now)
+    registry.try_register(options.model_registry, options.data_root, now)
     print(f"champion {now}, before {before or 'none'}" if before != now else f"champion {now}, as before")
     return 0
 

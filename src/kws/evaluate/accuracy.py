@@ -182,7 +182,7 @@ def evaluate_tensors(recognizer: Recognizer, tensors: Tensors, split: str = "tes
         if not recordings.is_dir():
             raise ValueError(f"recordings must exist to evaluate a model with other features, got {str(recordings)!r}")
         unreadable: dict[str, str] = {}
-        probabilities = hear(recognizer, recordings, part.clips, unreadable)
+        probabilities = predict_clips(recognizer, recordings, part.clips, unreadable)
         for clip, reason in unreadable.items():
             raise ValueError(f"recordings must be as preprocessing read them, got {recordings / clip}: {reason}")
     return compare(recognizer.words, probabilities, truth, part.clips)
@@ -214,7 +214,7 @@ def evaluate_recordings(recognizer: AnyRecognizer, recordings: Path) -> tuple[Ev
         log.info("left out, as the model does not know the words: %s", ", ".join(unknown))
     found = listing.clips_of(known)
     unreadable: dict[str, str] = {}
-    probabilities = hear(recognizer, recordings, found, unreadable)
+    probabilities = predict_clips(recognizer, recordings, found, unreadable)
     clips = [clip for clip in found if clip not in unreadable]
     if not clips:
         raise ValueError(f"recordings must hold readable files, got {len(found)} unreadable ones in {recordings}")
@@ -222,7 +222,9 @@ def evaluate_recordings(recognizer: AnyRecognizer, recordings: Path) -> tuple[Ev
     return compare(recognizer.words, probabilities, truth, clips), unreadable
 
 
-def hear(recognizer: AnyRecognizer, recordings: Path, clips: Sequence[str], unreadable: dict[str, str]) -> Tensor:
+def predict_clips(
+    recognizer: AnyRecognizer, recordings: Path, clips: Sequence[str], unreadable: dict[str, str]
+) -> Tensor:
     """Reads recordings and applies a model to them, a batch at a time.
 
     Args:
@@ -245,7 +247,7 @@ def hear(recognizer: AnyRecognizer, recordings: Path, clips: Sequence[str], unre
                     unreadable[clip] = str(error)
                 bar.update()
             if waveforms:
-                found.append(recognizer.hear(np.stack(waveforms)))
+                found.append(recognizer.predict(np.stack(waveforms)))
     return torch.from_numpy(np.concatenate(found))
 
 

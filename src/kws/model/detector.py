@@ -3,7 +3,7 @@
 The model is applied to a window ten times per second; after a detection there is a refractory time. The server's page,
 `kws listen` and the evaluation of streams use this detector. It works with any model, and with an ONNX file without
 torch. Each frame of the mel spectrogram is computed once, with numpy, though it lies in ten windows: the model takes
-frames through `hear_features`.
+frames through `predict_features`.
 
 The result depends only on the samples, not on how they are cut into chunks, as the work is done one hop at a time.
 """
@@ -150,7 +150,7 @@ class Detection:
     """End of the word, likewise."""
 
 
-class Heard(NamedTuple):
+class Window(NamedTuple):
     """The result of one window."""
 
     time: float
@@ -292,7 +292,7 @@ class Detector:
         self.thresholds = dict(thresholds)
         self._decider.set_thresholds([thresholds[word] for word in reported(self.words)])
 
-    def feed(self, samples: Waveform) -> list[Heard]:
+    def feed(self, samples: Waveform) -> list[Window]:
         """Takes samples at the model's sample rate, float32 [any] in -1 to 1, and returns the results of new windows.
 
         What comes before the stream counts as silence. There is no result until all windows of the average have a part
@@ -307,10 +307,10 @@ class Detector:
             if self.seconds >= self.lag - (windows - 1) * self.hop_seconds:
                 self._smoothed.append(self._predict())
                 if len(self._smoothed) == windows:
-                    found.append(self._hear())
+                    found.append(self._decide())
         return found
 
-    def finish(self) -> list[Heard]:
+    def finish(self) -> list[Window]:
         """Ends the stream by adding silence, so that the last word reaches the middle of a window."""
         silence = np.zeros(int((self.lag + self.hop_seconds) * self._config.sample_rate), np.float32)
         found = self.feed(silence)
@@ -332,13 +332,14 @@ class Detector:
     def _predict(self) -> Floats:
         """Returns the probabilities of the newest window, float32 [words]."""
         window = np.ascontiguousarray(self._frames[-self._config.num_frames :].T[None])
-        return self._recognizer.hear_features(window)[0]
+        probabilities: Floats = self._recognizer.predict_features(window)[0]
+        return probabilities
 
-    def _hear(self) -> Heard:
+    def _decide(self) -> Window:
         probabilities: Floats = np.stack(self._smoothed).mean(axis=0)
         time = self.seconds
         detected = self._decider.step(time - self.lag, probabilities)
-        return Heard(time, probabilities, None if detected is None else self._describe(*detected))
+        return Window(time, probabilities, None if detected is None else self._describe(*detected))
 
     def _describe(self, probability: float, index: int, time: float) -> Detection:
         begin, end = self._extent(time)

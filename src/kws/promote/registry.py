@@ -34,7 +34,7 @@ TOKEN_FILE = "KF_PIPELINES_SA_TOKEN_PATH"
 """Environment variable with the path of a token file, for a registry that requires one; Kubeflow sets it in pods."""
 
 
-def tell(address: str, data_root: Path, version: str) -> bool:
+def try_register(address: str, data_root: Path, version: str) -> bool:
     """Registers a version and marks the champion; errors are only logged.
 
     Args:

@@ -93,7 +93,7 @@ def promote(
         champion_accuracy=other,
     )
     log.info("%s is %schampion: %s", version, "" if is_champion else "not ", reason)
-    registry.tell(model_registry, data_root, version)
+    registry.try_register(model_registry, data_root, version)
     return decision
 
 

@@ -99,7 +99,7 @@ def _prove(recognizer: OnnxRecognizer, reference: Path | None, expected: list[fl
     if reference is not None:
         clip = read_clip(reference, recognizer.features)
     try:
-        heard = recognizer.hear(np.stack([clip, clip]))
+        heard = recognizer.predict(np.stack([clip, clip]))
     except Exception as error:  # onnxruntime raises a class of its own for every kind of damage
         raise ValueError(f"{path} must accept a clip of {samples} samples, got {error}") from error
     if heard.shape != (2, len(recognizer.words)) or not np.allclose(heard.sum(axis=1), 1, atol=1e-3):

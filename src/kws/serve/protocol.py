@@ -126,7 +126,7 @@ def read_rest(body: bytes, header_length: str | None) -> Call:
             piece, raw = raw[:length], raw[length:]
         else:
             demand(isinstance(data, list), f"data of {name}", "be a list", type(data).__name__)
-        shape = entry.get("shape")
+        shape: Any = entry.get("shape")
         demand(
             isinstance(shape, list) and all(_is_count(side) for side in shape),
             f"shape of {name}",
@@ -255,7 +255,8 @@ def _flat(tensor: Tensor, count: int, kinds: set[type], what: str) -> list[Any]:
     Raises:
         Refused: there are not `count` values of these types, or they are nested in another way.
     """
-    data, shape = tensor.data, list(tensor.shape)
+    data: list[Any] = tensor.data
+    shape = list(tensor.shape)
     if len(shape) == 2 and data and isinstance(data[0], list):
         well = len(data) == shape[0] and all(isinstance(row, list) and len(row) == shape[1] for row in data)
         demand(well, f"data of {INPUT}", f"be flat, or nested as its shape {shape}", "other lists")

@@ -424,8 +424,9 @@ async def serve(models: Models, config: ServeConfig) -> None:
         hurried = asyncio.create_task(hurry.wait())
         await asyncio.wait({hurried}, timeout=config.drain_seconds)
         server.should_exit = True
-        ending = asyncio.gather(running, *([remote.stop(30)] if remote else []))
-        await asyncio.wait({hurried, ending}, return_when=asyncio.FIRST_COMPLETED)
+        ending: asyncio.Future[Any] = asyncio.gather(running, *([remote.stop(30)] if remote else []))
+        either: set[asyncio.Future[Any]] = {hurried, ending}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if hurry.is_set():
             server.force_exit = True
             if remote:

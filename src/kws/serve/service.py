@@ -125,14 +125,14 @@ class Service:
             )
         return served
 
-    async def hear(self, served: Served, waveforms: Waveform) -> Any:
+    async def predict(self, served: Served, waveforms: Waveform) -> Any:
         """Converts waveforms, float32 [clips, num_samples], to probabilities, float32 [clips, words].
 
         Raises:
             Refused: too many clips are waiting.
         """
         try:
-            return await self.batcher.hear(served, waveforms)
+            return await self.batcher.predict(served, waveforms)
         except Busy as busy:
             raise Refused(str(busy), HTTPStatus.TOO_MANY_REQUESTS) from busy
 
@@ -147,7 +147,7 @@ class Service:
             waveforms = await asyncio.to_thread(protocol.waveforms_of, call, served, self.config)
         else:
             waveforms = protocol.waveforms_of(call, served, self.config)
-        probabilities = await self.hear(served, waveforms)
+        probabilities = await self.predict(served, waveforms)
         for best in probabilities.argmax(axis=1).tolist():
             self._words.labels(
                 model=self.config.model_name, version=served.version, word=served.recognizer.words[best]

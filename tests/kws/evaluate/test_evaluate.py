@@ -17,7 +17,14 @@ from recognizers import MakeRecognizer
 
 from kws import files, plots
 from kws.evaluate import accuracy
-from kws.evaluate.accuracy import Evaluation, compare, evaluate_recordings, evaluate_tensors, hear, save_confusion
+from kws.evaluate.accuracy import (
+    Evaluation,
+    compare,
+    evaluate_recordings,
+    evaluate_tensors,
+    predict_clips,
+    save_confusion,
+)
 from kws.evaluate.report import write_report
 from kws.evaluate.step import evaluate
 from kws.model import bundle
@@ -128,7 +135,7 @@ def test_model_of_other_features_hears_the_recordings_of_the_same_clips(
     evaluation = evaluate_tensors(recognizer, tensors)
     test = tone_tensors / "test.clips.json"
     heard: dict[str, str] = {}
-    probabilities = hear(recognizer, tone_corpus, files.read_json(test), heard)
+    probabilities = predict_clips(recognizer, tone_corpus, files.read_json(test), heard)
     truth = [clip.split("/")[0] for clip in files.read_json(test)]
     assert (
         evaluation.matrix.tolist()

@@ -194,10 +194,10 @@ def test_registry_behind_a_path_of_a_proxy_is_called_there(server: Registry, tmp
 def test_what_a_broken_call_left_is_completed_by_the_next(server: Registry, tmp_path: Path) -> None:
     version = published(tmp_path, "20261125-1")
     server.broken_at = "model_versions/1/artifacts"
-    assert not registry.tell(server.address, tmp_path, version)
+    assert not registry.try_register(server.address, tmp_path, version)
     assert (len(server.versions), server.artifacts) == (1, [])
     server.broken_at = ""
-    assert registry.tell(server.address, tmp_path, version)
+    assert registry.try_register(server.address, tmp_path, version)
     assert (len(server.versions), len(server.artifacts)) == (1, 1)
 
 
@@ -213,7 +213,7 @@ def test_token_is_sent_where_kubeflow_gives_one(
 @pytest.mark.parametrize("address", ["nonsense", "http://127.0.0.1:9", "ftp://somewhere"])
 def test_registry_that_is_away_costs_a_warning(address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    assert not registry.tell(address, tmp_path, published(tmp_path, "20261125-1"))
+    assert not registry.try_register(address, tmp_path, published(tmp_path, "20261125-1"))
     assert f"the model registry {address} did not take 20261125-1" in caplog.text
 
 
@@ -222,7 +222,7 @@ def test_registry_that_does_not_answer_is_given_up(
 ) -> None:
     monkeypatch.setattr(registry, "SECONDS", 0.2)
     server.delay = 2.0
-    assert not registry.tell(server.address, tmp_path, published(tmp_path, "20261125-1"))
+    assert not registry.try_register(server.address, tmp_path, published(tmp_path, "20261125-1"))
     assert "it must answer within 0.2 s, got no answer; check the address" in caplog.text
 
 

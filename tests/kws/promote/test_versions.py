@@ -54,9 +54,9 @@ def version_files(published: Path) -> tuple[Path, Any]:
 def test_exported_models_hear_what_the_trained_one_hears(published: Path, expert: Recognizer) -> None:
     folder, manifest = version_files(published)
     clip = read_clip(folder / versions.REFERENCE, expert.features)[None]
-    expected = expert.hear(clip)[0]
+    expected = expert.predict(clip)[0]
     for name in (versions.ONNX, versions.INT8):
-        heard = onnx.load(folder / name).hear(clip)[0]
+        heard = onnx.load(folder / name).predict(clip)[0]
         np.testing.assert_allclose(heard, manifest["reference"][name], atol=1e-4)
         assert heard.argmax() == expected.argmax()
     np.testing.assert_allclose(manifest["reference"][versions.ONNX], expected, atol=1e-3)

@@ -78,7 +78,7 @@ def test_health_and_metadata_say_what_is_served(server: Server, expert_onnx: Pat
 
 
 def test_every_way_to_ask_gives_the_same_numbers(server: Server, clips: np.ndarray, expert: Recognizer) -> None:
-    expected = expert.hear(clips)
+    expected = expert.predict(clips)
     status, answer = server.infer(fp32(clips), id="seven")
     assert (status, answer["id"], answer["model_name"]) == (200, "seven", "kws")
     assert output(answer, "probabilities")["shape"] == [3, 3]
@@ -676,7 +676,7 @@ def test_batches_are_answered_in_their_order_and_gather_who_waits(expert_onnx: P
     async def main() -> tuple[list[np.ndarray], Sizes]:
         batcher = Batcher(num_threads=1, max_batch=8, max_waiting=100)
         batcher.batch_sizes = Sizes()
-        found = await asyncio.gather(*(batcher.hear(served, clips[i % 3 : i % 3 + 1]) for i in range(20)))
+        found = await asyncio.gather(*(batcher.predict(served, clips[i % 3 : i % 3 + 1]) for i in range(20)))
         batcher.close()
         return found, batcher.batch_sizes
 

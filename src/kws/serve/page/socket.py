@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from kws.model.detector import Detector, Heard, Thresholds, reported
+from kws.model.detector import Detector, Thresholds, Window, reported
 from kws.model.predict import AnyRecognizer
 from kws.preprocess.features import mel_filters
 
@@ -121,12 +121,12 @@ class Listener:
                 odd = data[len(data) // 2 * 2 :]
                 samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2") / np.float32(32768)
                 for heard, frames in await asyncio.to_thread(_feed, detector, samples):
-                    await _tell(socket, heard, offset, frames)
+                    await _send(socket, heard, offset, frames)
             elif "thresholds" in message:
                 _change(detector, model, message["thresholds"])
             elif message.get("finish"):
                 for heard in await asyncio.to_thread(detector.finish):
-                    await _tell(socket, heard, offset, None)
+                    await _send(socket, heard, offset, None)
                 self.streams.pop(socket, None)
                 await socket.send_json({"type": "finished"})
                 thresholds = detector.thresholds
@@ -161,7 +161,7 @@ def _change(detector: Detector, model: Model, values: Any) -> None:
     detector.set_thresholds(Thresholds.from_json({"thresholds": values}, model.recognizer.words).thresholds)
 
 
-def _feed(detector: Detector, samples: Any) -> list[tuple[Heard, bytes]]:
+def _feed(detector: Detector, samples: Any) -> list[tuple[Window, bytes]]:
     """Feeds samples one hop at a time, and returns each window with its frames."""
     found, hop = [], detector.hop_samples
     for first in range(0, samples.size, hop):
@@ -177,7 +177,7 @@ def _picture(detector: Detector) -> bytes:
     return ((frames + 6) * (255 / 9)).clip(0, 255).astype(np.uint8).tobytes()
 
 
-async def _tell(socket: WebSocket, heard: Heard, offset: float, frames: bytes | None) -> None:
+async def _send(socket: WebSocket, heard: Window, offset: float, frames: bytes | None) -> None:
     message: dict[str, Any] = {
         "type": "heard",
         "time": round(heard.time + offset, 3),
