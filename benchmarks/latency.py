@@ -46,7 +46,7 @@ def _against_eager(row: str, goal: float, recognizer: AnyRecognizer, effort: Eff
     waveform = torch.randn(1, FEATURES.num_samples) * 0.1
 
     def ours() -> float:
-        return float(recognizer.hear(waveform.numpy()).max())
+        return float(recognizer.predict(waveform.numpy()).max())
 
     def eager() -> float:
         scores = model((spectrogram(waveform) + FEATURES.log_offset).log())

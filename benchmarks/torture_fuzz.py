@@ -88,7 +88,7 @@ def _pth(folder: Path) -> Iterator[tuple[bytes, Read]]:
 
     def read(content: bytes) -> None:
         path.write_bytes(content)
-        heard = bundle.load(path).hear(np.zeros((1, 16_000), np.float32))
+        heard = bundle.load(path).predict(np.zeros((1, 16_000), np.float32))
         assert heard.shape == (1, 2)
 
     yield path.read_bytes(), read
@@ -101,7 +101,7 @@ def _onnx(folder: Path) -> Iterator[tuple[bytes, Read]]:
 
     def read(content: bytes) -> None:
         path.write_bytes(content)
-        heard = onnx.load(path, num_threads=1).hear(np.zeros((1, 16_000), np.float32))
+        heard = onnx.load(path, num_threads=1).predict(np.zeros((1, 16_000), np.float32))
         assert heard.shape == (1, 2)
 
     yield path.read_bytes(), read

@@ -23,5 +23,5 @@ def download(source: str, sha256: str, data_root: str, recordings: Output[Datase
     steps.start()
     folder = download(source, sha256, Path(data_root))
     manifest = files.read_json(folder / files.MANIFEST)
-    figures = {"num_clips": manifest["num_clips"], "num_words": len(manifest["words"]), "source": source}
+    figures = {"num_clips": manifest["num_clips"], "num_words": len(manifest["words"]), "source": manifest["source"]}
     recordings.metadata.update(steps.hand_over(folder, recordings.path, figures))

@@ -204,7 +204,7 @@ class Recognizer:
         self.network, self.features, self.words = network.eval(), features, words
 
     @torch.inference_mode()
-    def hear(self, waveforms: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def predict(self, waveforms: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Turns float32 [clips, num_samples] into probabilities, float32 [clips, words]."""
         from kws.preprocess.features import mel_spectrogram
 

@@ -165,7 +165,7 @@ def evaluate_test(model: Path, tensors_folder: Path, recordings: Path) -> Result
     small = model.with_name("int8.onnx")
     onnx.export(recognizer, small, int8=True)
     truth = [tensors.words[label] for label in part.labels.tolist()]
-    heard = accuracy.hear(onnx.load(small), recordings, part.clips, {})
+    heard = accuracy.predict_clips(onnx.load(small), recordings, part.clips, {})
     return {
         "test": evaluation.accuracy,
         "calibration_error": evaluation.calibration_error,

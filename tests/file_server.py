@@ -99,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, with_body: bool) -> None:
         server = self.server
         server.requests.append(Seen(self.command, self.path, self.headers["Range"]))
-        path = server.root / self.path.lstrip("/")
+        path = server.root / self.path.partition("?")[0].lstrip("/")
         if server.failures:
             return self._fail(server.failures.pop(0))
         if server.endless:

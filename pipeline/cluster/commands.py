@@ -347,7 +347,7 @@ def _rollback(options: Options) -> None:
     address = options.model_registry
     if root := _local_root(options):
         before, now = versions.rollback(root, options.version, reason=options.reason)
-        registry.tell(address, root, now)
+        registry.try_register(address, root, now)
         out.print(f"champion {now}, before {before or 'none'}")
         return
     role = "runtime" if address else "serving"  # only the former has the client of the registry

@@ -61,7 +61,17 @@ def _run(argv: Sequence[str] | None) -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names that are not UTF-8 are printed unchanged
         sys.stdout.reconfigure(errors="surrogateescape")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    sys.exit(options.call(options))
+    try:
+        sys.exit(options.call(options))
+    except KeyboardInterrupt:
+        if options.command in RESUMABLE:
+            raise
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+RESUMABLE = ("download", "preprocess", "train")
+"""Commands that go on where they were stopped when they are run again."""
 
 
 def _add_synthesize(add: Add) -> None:
@@ -442,7 +452,7 @@ def _rollback(options: argparse.Namespace) -> int:
     from kws.promote import registry
 
     before, now = versions.rollback(options.data_root, options.version, by=options.by, reason=options.reason)
-    registry.tell(options.model_registry, options.data_root, now)
+    registry.try_register(options.model_registry, options.data_root, now)
     print(f"champion {now}, before {before or 'none'}" if before != now else f"champion {now}, as before")
     return 0
 

@@ -18,6 +18,7 @@ def confusion(matrix: npt.NDArray[np.float64], words: Sequence[str]) -> Figure:
         matrix: counts [true words, predicted words].
         words: names of rows and columns.
     """
+    words = [word.replace("$", r"\$") for word in words]  # two of them would enclose a formula
     size = max(4.5, 0.32 * len(words) + 1.5)
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.add_subplot()
@@ -39,7 +40,7 @@ def spectrograms(features: Tensor, titles: Sequence[str]) -> Figure:
     panels = figure.subplots(1, len(titles), squeeze=False)[0]
     for axes, values, title in zip(panels, features, titles, strict=True):
         axes.imshow(values.float(), origin="lower", aspect="auto", cmap="magma")
-        axes.set_title(title)
+        axes.set_title(title.replace("$", r"\$"))
         axes.set_xlabel("frame")
     panels[0].set_ylabel("mel bin")
     return figure

@@ -89,11 +89,26 @@ def _download(source: str, sha256: str, data_root: Path) -> Path:
     return _from_archive(path, sha256, data_root)
 
 
+_SIGNING = re.compile(
+    r"x-(amz|goog|oss)-\w+(-\w+)*|.*(signature|token|secret|password|accesskeyid|accessid|api_?key)|sig|s[epvrt]|"
+    r"key-pair-id|policy|expires",
+    re.IGNORECASE,
+)
+"""Names of the parameters by which addresses are signed at Amazon, Google, Azure and others, or carry a key."""
+
+
+def unsigned(url: str) -> str:
+    """Returns an address without its signature, to be kept: a signature lets everyone in who reads it, and expires."""
+    parts = urllib.parse.urlsplit(url)
+    kept = [each for each in parts.query.split("&") if not _SIGNING.fullmatch(each.partition("=")[0])]
+    return urllib.parse.urlunsplit(parts._replace(query="&".join(kept), fragment=""))
+
+
 def _from_url(url: str, sha256: str, data_root: Path) -> Path:
     file_name = _safe_name(Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name) or "archive"
     name = _strip_suffix(file_name)
     # The hash tells apart addresses that end in the same name.
-    part = data_root / "downloads" / f"{file_name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.part"
+    part = data_root / "downloads" / f"{file_name}-{hashlib.sha256(unsigned(url).encode()).hexdigest()[:8]}.part"
     with files.lock(part):
         complete = _present(name, sha256, data_root) if sha256 else _fetched_before(url, data_root)
         if complete is not None:
@@ -112,7 +127,7 @@ def _from_url(url: str, sha256: str, data_root: Path) -> Path:
                 f"replaced; else start again to download it anew. It is kept as {part}"
             )
         try:
-            folder = _extract(archive, url, name, digest, data_root, {"remote": dataclasses.asdict(remote)})
+            folder = _extract(archive, unsigned(url), name, digest, data_root, {"remote": dataclasses.asdict(remote)})
         except ArchiveError:
             if not sha256:  # it may be an error page or a broken transfer: the next start downloads again
                 discard(part)
@@ -219,7 +234,11 @@ def _fetched_before(url: str, data_root: Path) -> Path | None:
     for manifest_file in sorted((data_root / "datasets").glob(f"*/{files.MANIFEST}")):
         folder = manifest_file.parent
         manifest = read_manifest(folder)
-        if manifest is None or manifest["source"] != url or (before := Remote.of_json(manifest.get("remote"))) is None:
+        if (
+            manifest is None
+            or unsigned(manifest["source"]) != unsigned(url)
+            or (before := Remote.of_json(manifest.get("remote"))) is None
+        ):
             continue
         try:
             now = look(url)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,11 @@ class Evaluation:
         return float(self.matrix.trace() / self.matrix.sum())
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """95 % confidence interval of the accuracy."""
+        return wilson(self.accuracy, self.num_clips)
+
+    @property
     def word_scores(self) -> list[WordScore]:
         """Precision, recall and F1 of every word that has clips."""
         spoken, said, right = self.matrix.sum(axis=1), self.matrix.sum(axis=0), self.matrix.diagonal()
@@ -117,6 +123,19 @@ class Evaluation:
         for word, row in zip(self.words, self.matrix, strict=True):
             writer.writerow([word, *(int(count) for count in row)])
         return text.getvalue()
+
+
+def wilson(accuracy: float, num_clips: int) -> tuple[float, float]:
+    """Returns the 95 % confidence interval of an accuracy (Wilson score interval, which also holds near 0 and 1).
+
+    Args:
+        accuracy: the measured accuracy, 0 to 1.
+        num_clips: the number of clips.
+    """
+    z = 1.959964
+    middle = (accuracy + z * z / (2 * num_clips)) / (1 + z * z / num_clips)
+    half = z / (1 + z * z / num_clips) * math.sqrt(accuracy * (1 - accuracy) / num_clips + (z / (2 * num_clips)) ** 2)
+    return middle - half, middle + half
 
 
 def compare(known: Sequence[str], probabilities: Tensor, truth: Sequence[str], clips: Sequence[str]) -> Evaluation:
@@ -163,7 +182,7 @@ def evaluate_tensors(recognizer: Recognizer, tensors: Tensors, split: str = "tes
         if not recordings.is_dir():
             raise ValueError(f"recordings must exist to evaluate a model with other features, got {str(recordings)!r}")
         unreadable: dict[str, str] = {}
-        probabilities = hear(recognizer, recordings, part.clips, unreadable)
+        probabilities = predict_clips(recognizer, recordings, part.clips, unreadable)
         for clip, reason in unreadable.items():
             raise ValueError(f"recordings must be as preprocessing read them, got {recordings / clip}: {reason}")
     return compare(recognizer.words, probabilities, truth, part.clips)
@@ -195,7 +214,7 @@ def evaluate_recordings(recognizer: AnyRecognizer, recordings: Path) -> tuple[Ev
         log.info("left out, as the model does not know the words: %s", ", ".join(unknown))
     found = listing.clips_of(known)
     unreadable: dict[str, str] = {}
-    probabilities = hear(recognizer, recordings, found, unreadable)
+    probabilities = predict_clips(recognizer, recordings, found, unreadable)
     clips = [clip for clip in found if clip not in unreadable]
     if not clips:
         raise ValueError(f"recordings must hold readable files, got {len(found)} unreadable ones in {recordings}")
@@ -203,7 +222,9 @@ def evaluate_recordings(recognizer: AnyRecognizer, recordings: Path) -> tuple[Ev
     return compare(recognizer.words, probabilities, truth, clips), unreadable
 
 
-def hear(recognizer: AnyRecognizer, recordings: Path, clips: Sequence[str], unreadable: dict[str, str]) -> Tensor:
+def predict_clips(
+    recognizer: AnyRecognizer, recordings: Path, clips: Sequence[str], unreadable: dict[str, str]
+) -> Tensor:
     """Reads recordings and applies a model to them, a batch at a time.
 
     Args:
@@ -226,7 +247,7 @@ def hear(recognizer: AnyRecognizer, recordings: Path, clips: Sequence[str], unre
                     unreadable[clip] = str(error)
                 bar.update()
             if waveforms:
-                found.append(recognizer.hear(np.stack(waveforms)))
+                found.append(recognizer.predict(np.stack(waveforms)))
     return torch.from_numpy(np.concatenate(found))
 
 

@@ -2,7 +2,6 @@
 
 import importlib.resources
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,11 +43,9 @@ def write_report(
     mistakes = [
         mistake | _show(recognizer, recordings, mistake["clip"]) for mistake in evaluation.summary()["mistakes"]
     ]
-    margin = 1.96 * math.sqrt(evaluation.accuracy * (1 - evaluation.accuracy) / evaluation.num_clips)
     page = environment.from_string(template).render(
         title=title,
         evaluation=evaluation,
-        margin=margin,
         confusion=plots.data_uri(plots.png(plots.confusion(evaluation.matrix, evaluation.words)), "image/png"),
         mistakes=mistakes,
         pictures=_pictures(evaluation, training),

@@ -95,6 +95,6 @@ def measure(recognizer: AnyRecognizer, recordings: Path, clips: Sequence[str]) -
     found = {}
     for name, change in conditions(recordings, recognizer).items():
         changed = [change(number, waveform) for number, waveform in enumerate(waveforms)]
-        heard = [recognizer.hear(np.stack(changed[first : first + BATCH])) for first in range(0, len(clips), BATCH)]
+        heard = [recognizer.predict(np.stack(changed[first : first + BATCH])) for first in range(0, len(clips), BATCH)]
         found[name] = compare(recognizer.words, torch.from_numpy(np.concatenate(heard)), truth, clips).accuracy
     return found

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from kws.config import BACKGROUND_NOISE
 from kws.cores import computing
 from kws.download.recordings import Listing, list_recordings
-from kws.model.detector import Decider, Detector, Floats, Heard, Thresholds, reported
+from kws.model.detector import Decider, Detector, Floats, Thresholds, Window, reported
 from kws.model.predict import AnyRecognizer
 from kws.preprocess import clips as ids
 from kws.preprocess import splits
@@ -409,7 +409,7 @@ def score(
         name: name on the progress bar.
     """
     detector = Detector(recognizer, thresholds)
-    found: list[Heard] = []
+    found: list[Window] = []
     with progress(round(seconds), "s", f"listen to {name}") as bar:
         for piece in stream:
             found += detector.feed(piece)

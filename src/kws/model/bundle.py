@@ -60,12 +60,12 @@ class Recognizer:
         return (scores.float() / self.temperature).softmax(-1)
 
     @torch.inference_mode()
-    def hear(self, waveforms: Waveform) -> npt.NDArray[np.float32]:
+    def predict(self, waveforms: Waveform) -> npt.NDArray[np.float32]:
         """Converts waveforms, float32 [clips, num_samples] in -1 to 1, to probabilities, float32 [clips, words]."""
-        return self.hear_features(mel_spectrogram(self.features)(torch.from_numpy(waveforms)).numpy())
+        return self.predict_features(mel_spectrogram(self.features)(torch.from_numpy(waveforms)).numpy())
 
     @torch.inference_mode()
-    def hear_features(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def predict_features(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Converts mel spectrograms, float32 [clips, num_mels, num_frames], to probabilities [clips, words]."""
         probabilities = self.probabilities(self.model(torch.from_numpy(features).to(self.model.mean.device)))
         return probabilities.cpu().numpy()

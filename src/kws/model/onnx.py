@@ -51,12 +51,12 @@ class OnnxRecognizer:
     num_parameters: int
     about: dict[str, Any]
 
-    def hear(self, waveforms: Waveform) -> npt.NDArray[np.float32]:
+    def predict(self, waveforms: Waveform) -> npt.NDArray[np.float32]:
         """Converts waveforms, float32 [clips, num_samples] in -1 to 1, to probabilities, float32 [clips, words]."""
         (probabilities,) = self.session.run(None, {"waveforms": waveforms})
         return np.asarray(probabilities)
 
-    def hear_features(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def predict_features(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Converts mel spectrograms, float32 [clips, num_mels, num_frames], to probabilities [clips, words]."""
         none = np.empty((0, self.features.num_samples), np.float32)
         (probabilities,) = self.session.run(None, {"waveforms": none, "features": features})
@@ -118,7 +118,7 @@ def _recognizer(session: "InferenceSession", metadata: Mapping[str, str]) -> Onn
     # A clip of noise involves nearly every weight: a NaN among them shows in the output.
     noise = np.random.default_rng(0).standard_normal((1, recognizer.features.num_samples), dtype=np.float32)
     try:
-        heard = recognizer.hear(0.1 * noise)
+        heard = recognizer.predict(0.1 * noise)
     except Exception as error:  # as above, onnxruntime has many classes of errors
         raise ValueError(f"the graph must compute a clip, got {str(error).splitlines()[0]}") from error
     fits = heard.shape == (1, len(recognizer.words)) and heard.dtype == np.float32

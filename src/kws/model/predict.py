@@ -55,7 +55,7 @@ def predict(recognizer: AnyRecognizer, path: Path, top: int = 1) -> list[Predict
         ValueError: the file cannot be read as a recording.
         FileNotFoundError: there is no such file.
     """
-    probabilities = recognizer.hear(read_clip(path, recognizer.features)[None])[0]
+    probabilities = recognizer.predict(read_clip(path, recognizer.features)[None])[0]
     best = (-probabilities).argsort(kind="stable")[:top].tolist()
     return [Prediction(word=recognizer.words[index], probability=float(probabilities[index])) for index in best]
 

@@ -191,6 +191,21 @@ def verify(folder: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
     return manifest
 
 
+def require_servable(folder: Path) -> dict[str, Any]:
+    """Checks that a version has a file that servers can serve, and returns its manifest.
+
+    Raises:
+        ValueError: the version is of an early release, which published only a model.pth.
+    """
+    manifest = read_manifest(folder)
+    if ONNX not in manifest["files"]:
+        raise ValueError(
+            f"version {folder.name} must have a {ONNX}, which servers need, got one of an early release without it; "
+            f"serve it as a file: kws export --model {folder / MODEL} {ONNX}, then kws serve --model {ONNX}"
+        )
+    return manifest
+
+
 def appoint(data_root: Path, version: str, accuracy: float | None, *, by: str, reason: str) -> None:
     """Makes a version champion by writing models/champion.json, whose lock the caller must hold.
 
@@ -224,7 +239,7 @@ def rollback(data_root: Path, version: str = "", *, by: str = "", reason: str = 
         The champion before (empty if there was none) and the champion now.
 
     Raises:
-        ValueError: the version does not exist or is damaged; the champion stays as it was.
+        ValueError: the version does not exist, is damaged, or cannot be served; the champion stays as it was.
     """
     require_volume(data_root)
     with files.lock(data_root / MODELS / CHAMPION):
@@ -248,6 +263,7 @@ def rollback(data_root: Path, version: str = "", *, by: str = "", reason: str = 
             raise ValueError(
                 f"version must be one of {', '.join(versions(data_root)) or 'models/, which is empty'}, got {version!r}"
             )
+        require_servable(folder)
         manifest = verify(folder)
         if version != now:
             appoint(data_root, version, manifest.get("accuracy"), by=by or who(), reason=reason or "rollback")

@@ -10,6 +10,8 @@ import jinja2
 
 from kws import files
 from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL, UNKNOWN
+from kws.evaluate.accuracy import wilson
+from kws.model import versions
 from kws.model.bundle import Recognizer
 from kws.model.detector import Thresholds
 
@@ -22,19 +24,6 @@ SPEECH_COMMANDS = {
     "[CC BY 4.0](https://creativecommons.org/licenses/by/4.0/): one-second clips by 2,618 volunteers, over the "
     "microphones of their own devices. Whoever redistributes this model must credit the source.",
 }
-
-
-def wilson(accuracy: float, num_clips: int) -> tuple[float, float]:
-    """Returns the 95 % confidence interval of an accuracy (Wilson score interval, which also holds near 0 and 1).
-
-    Args:
-        accuracy: the measured accuracy, 0 to 1.
-        num_clips: the number of clips.
-    """
-    z = 1.959964
-    middle = (accuracy + z * z / (2 * num_clips)) / (1 + z * z / num_clips)
-    half = z / (1 + z * z / num_clips) * math.sqrt(accuracy * (1 - accuracy) / num_clips + (z / (2 * num_clips)) ** 2)
-    return middle - half, middle + half
 
 
 def write_card(
@@ -50,7 +39,7 @@ def write_card(
     """Writes MODEL_CARD.md, atomically.
 
     Args:
-        path: the file.
+        path: the file, beside the models that it describes.
         recognizer: the model.
         version: name of the version.
         evaluation: content of evaluation.json.
@@ -63,20 +52,29 @@ def write_card(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     about = recognizer.about
+    init = about.get("init", {})
     measured = not math.isnan(thresholds.false_alarms_per_hour)
-    page = environment.from_string(template).render(
+    page = environment.from_string(
+        template
+    ).render(
         version=version,
         words=recognizer.words,
         features=recognizer.features,
         num_parameters=recognizer.num_parameters,
         about=about,
+        init=init and init | {"model": Path(init["model"]).name},  # the folders of a machine are no one else's business
+        digests={
+            name: files.sha256_of(path.parent / name)
+            for name in (versions.MODEL, versions.ONNX, versions.INT8)
+            if (path.parent / name).is_file()
+        },
         versions=", ".join(f"{name} {value}" for name, value in about.get("versions", {}).items()) or "unknown",
         evaluation=evaluation,
         interval=wilson(evaluation["accuracy"], evaluation["num_clips"]),
         robustness=evaluation.get("robustness", {}),
         num_robustness_clips=evaluation.get("num_robustness_clips", 0),
         streams=evaluation.get("streams", []),
-        hardest=sorted(evaluation["words"], key=lambda score: score["f1"])[:5],
+        hardest=sorted((word for word in evaluation["words"] if word["f1"] < 1), key=lambda word: word["f1"])[:5],
         unknown=UNKNOWN if UNKNOWN in recognizer.words else "",
         counts=tensors["counts"],
         data=_describe(tensors),

@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 from kws import files
-from kws.evaluate.accuracy import Evaluation, compare, hear
+from kws.evaluate.accuracy import Evaluation, compare, predict_clips
 from kws.model import onnx, versions
 from kws.model.bundle import Recognizer
 from kws.model.detector import THRESHOLDS, Thresholds
@@ -78,7 +78,7 @@ def fill(staging: Path, version: Version) -> None:
         int8=int8,
     )
     heard = {
-        name: onnx.load(staging / name, num_threads=1).hear(reference[None])[0].astype(float).round(6).tolist()
+        name: onnx.load(staging / name, num_threads=1).predict(reference[None])[0].astype(float).round(6).tolist()
         for name in (versions.ONNX, versions.INT8)
         if (staging / name).is_file()
     }
@@ -116,7 +116,7 @@ def _reference(recognizer: Recognizer, tensors: Tensors) -> Waveform:
 def _compare(recognizer: Recognizer, exported: OnnxRecognizer, reference: Waveform) -> None:
     """Checks the exported model against the trained one on a clip, the same clip 20 dB softer, and silence."""
     waveforms = np.stack([reference, reference / 10, np.zeros_like(reference)])
-    gap = float(np.abs(exported.hear(waveforms) - recognizer.hear(waveforms)).max())
+    gap = float(np.abs(exported.predict(waveforms) - recognizer.predict(waveforms)).max())
     if gap > ONNX_GAP:
         raise ValueError(
             f"{versions.ONNX} must give the probabilities of {versions.MODEL} within {ONNX_GAP:g}, got a "
@@ -149,10 +149,11 @@ def _evaluate(recognizer: OnnxRecognizer, tensors: Tensors, recordings: Path) ->
     """
     part = tensors.split("test")
     unreadable: dict[str, str] = {}
-    probabilities = hear(recognizer, recordings, part.clips, unreadable)
+    probabilities = predict_clips(recognizer, recordings, part.clips, unreadable)
     if unreadable:
         clip, reason = next(iter(unreadable.items()))
-        raise ValueError(f"{len(unreadable)} recordings cannot be read, the first {recordings / clip}: {reason}")
+        log.warning("%s: %s", recordings / clip, reason)
+        raise ValueError(f"{len(unreadable)} recordings cannot be read, the first is {clip}")
     truth = [tensors.words[label] for label in part.labels.tolist()]
     assert isinstance(probabilities, torch.Tensor)
     return compare(recognizer.words, probabilities, truth, part.clips)

@@ -7,9 +7,11 @@ what an interrupted one left. Nothing depends on the registry: if it is unavaila
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import urllib.parse
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,7 @@ TOKEN_FILE = "KF_PIPELINES_SA_TOKEN_PATH"
 """Environment variable with the path of a token file, for a registry that requires one; Kubeflow sets it in pods."""
 
 
-def tell(address: str, data_root: Path, version: str) -> bool:
+def try_register(address: str, data_root: Path, version: str) -> bool:
     """Registers a version and marks the champion; errors are only logged.
 
     Args:
@@ -74,7 +76,9 @@ def register(address: str, data_root: Path, version: str) -> None:
         from kws.promote.registry_client import connect
 
         client = connect(parsed, _token())
-        asyncio.run(asyncio.wait_for(_register(client, data_root, folder, manifest, champion), SECONDS))
+        calls = _register(client, data_root, folder, manifest, champion)
+        with ThreadPoolExecutor(1) as thread:  # in a notebook, an event loop is already running in this one
+            thread.submit(asyncio.run, asyncio.wait_for(calls, SECONDS)).result()
     except TimeoutError as error:
         raise ValueError(
             f"it must answer within {SECONDS:g} s, got no answer; check the address, and whether this pod can reach "
@@ -141,18 +145,20 @@ def uri_of(data_root: Path, version: str) -> str:
 def _properties(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the properties to show with a version: its metrics and origin."""
     found: dict[str, Any] = {
-        "accuracy": float(manifest.get("accuracy") or 0.0),
+        "accuracy": manifest.get("accuracy"),
         "words": ", ".join(manifest.get("words", [])),
-        "run": str(manifest.get("about", {}).get("run", "")),
-        "preset": str(manifest.get("about", {}).get("preset", "")),
-        "tensors": str(manifest.get("about", {}).get("tensors", "")),
-        "int8": str(manifest.get("int8", "")),
+        "int8": manifest.get("int8"),
     }
+    found |= {name: manifest.get("about", {}).get(name) for name in ("run", "preset", "tensors")}
     with contextlib.suppress(OSError, ValueError):
         evaluation = files.read_json(folder / versions.EVALUATION)
-        for name in ("macro_f1", "calibration_error", "num_clips"):
-            found[name] = float(evaluation[name])
-    return found
+        found |= {name: evaluation.get(name) for name in ("macro_f1", "calibration_error", "num_clips")}
+    # The registry has only texts and finite numbers; what is not known is left out.
+    return {
+        name: float(value) if isinstance(value, int | float) else str(value)
+        for name, value in found.items()
+        if value not in (None, "") and not (isinstance(value, float) and not math.isfinite(value))
+    }
 
 
 def _token() -> str | None:

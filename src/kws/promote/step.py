@@ -67,6 +67,7 @@ def promote(
     memory.warn_if_scarce("promote")
     recognizer = pth.load(model)
     accuracy: float = files.read_object(evaluation, accuracy=float)["accuracy"]
+    require(0 <= accuracy <= 1, f"{evaluation}: accuracy", "be between 0 and 1", accuracy)  # false for NaN, too
     version = _free_name(model, recognizer, data_root / versions.MODELS)
     folder = versions.version_folder(data_root, version)
     made = Version(
@@ -92,7 +93,7 @@ def promote(
         champion_accuracy=other,
     )
     log.info("%s is %schampion: %s", version, "" if is_champion else "not ", reason)
-    registry.tell(model_registry, data_root, version)
+    registry.try_register(model_registry, data_root, version)
     return decision
 
 

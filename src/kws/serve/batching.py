@@ -46,9 +46,9 @@ class Batcher:
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._queue: deque[_Waiting] = deque()
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="hear")
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="predict")
 
-    async def hear(self, served: Served, waveforms: Waveform) -> npt.NDArray[np.float32]:
+    async def predict(self, served: Served, waveforms: Waveform) -> npt.NDArray[np.float32]:
         """Computes the probabilities of clips with a version of the model.
 
         Args:
@@ -89,7 +89,7 @@ class Batcher:
             waveforms = batch[0].waveforms if len(batch) == 1 else np.concatenate([each.waveforms for each in batch])
             if self.batch_sizes is not None:
                 self.batch_sizes.observe(len(waveforms))
-            run = asyncio.get_running_loop().run_in_executor(self._pool, batch[0].served.recognizer.hear, waveforms)
+            run = asyncio.get_running_loop().run_in_executor(self._pool, batch[0].served.recognizer.predict, waveforms)
             run.add_done_callback(lambda done, batch=batch: self._finish(batch, done))  # type: ignore[misc]
 
     def _finish(self, batch: list[_Waiting], run: "asyncio.Future[npt.NDArray[np.float32]]") -> None:

@@ -1,7 +1,7 @@
 """The gRPC interface of the Open Inference Protocol.
 
-The messages come from `tritonclient`, which has those of the protocol and Triton's extensions. For methods that the
-server does not support (loading models, shared memory, …) the base class answers UNIMPLEMENTED.
+The messages come from `tritonclient`, which has those of the protocol and Triton's extensions. gRPC itself answers
+UNIMPLEMENTED for methods that the server does not have (loading models, shared memory, …).
 """
 
 from collections.abc import Awaitable, Callable
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from grpc import StatusCode
 from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc
 
 from kws.serve import protocol
 from kws.serve.protocol import Call, Refused, Tensor, Wish, demand
@@ -42,7 +41,10 @@ def _answered(method: Method) -> Method:
     return call
 
 
-class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+METHODS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
+
+
+class Servicer:
     """Answers gRPC calls by a `Service`."""
 
     def __init__(self, service: "Service") -> None:
@@ -91,6 +93,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
                         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     )
                 served = self.service.served(request.model_name, request.model_version)
+                observed.version = served.version
                 call = _read(request)
                 answer = _write(call, request, served, await self.service.infer(call, served))
                 observed.status = "OK"
@@ -172,7 +175,16 @@ async def start(service: "Service", address: str) -> tuple[Any, int]:
     # gRPC accepts messages up to twice the limit, so that our own error can name the setting.
     most = 2 * (service.config.max_request_mib << 20)
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", most), ("grpc.so_reuseport", 0)])
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(service), server)
+    servicer = Servicer(service)
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(
+            getattr(servicer, name),
+            request_deserializer=getattr(pb, f"{name}Request").FromString,
+            response_serializer=getattr(pb, f"{name}Response").SerializeToString,
+        )
+        for name in METHODS
+    }
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers)])
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:

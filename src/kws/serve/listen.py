@@ -19,6 +19,18 @@ log = logging.getLogger(__name__)
 PIECE = 1600
 """Number of samples that are read at a time: a tenth of a second."""
 
+OTHER_FILES = {
+    b"fLaC": "FLAC",
+    b"OggS": "Ogg",
+    b"ID3\3": "MP3",
+    b"ID3\4": "MP3",
+    b"RF64": "RF64",
+    b"FORM": "AIFF",
+    b"caff": "CAF",
+    b".snd": "AU",
+}
+"""First bytes of audio files that would sound like noise if they were taken for raw samples."""
+
 LONGEST_QUEUE = 50
 """Largest number of pieces from the microphone that wait: 5 s. Further pieces are dropped, and counted."""
 
@@ -77,11 +89,16 @@ def standard_input(sample_rate: int, file: BinaryIO | None = None) -> Iterator[W
         file: a file to read instead of standard input.
 
     Raises:
-        ValueError: the WAV has another sample rate or sample width, or no samples.
+        ValueError: the WAV has another sample rate or sample width, or no samples; or it is another kind of file.
     """
     file = file or sys.stdin.buffer
     head = file.read(4)
     channels = 1
+    if head in OTHER_FILES:
+        raise ValueError(
+            f"standard input must be WAV or raw 16-bit samples, got {OTHER_FILES[head]}; give the name of the file "
+            "instead, which may have any format"
+        )
     if head == b"RIFF":
         channels = _read_wav_header(file, sample_rate)
         head = b""

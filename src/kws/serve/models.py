@@ -60,18 +60,21 @@ def load_version(folder: Path, name: str = versions.ONNX) -> Served:
 
     Args:
         folder: models/<version>.
-        name: the model file to load.
+        name: the model file to load; a version that has no model.int8.onnx, as it was too inaccurate, is served in
+            full precision instead.
 
     Raises:
         ValueError: a file is missing or damaged, or the probabilities of the reference clip differ from those in the
             manifest.
         OSError: the volume cannot be read.
     """
+    published = versions.require_servable(folder)["files"]
+    if name not in published:
+        log.warning("version %s has no %s: serving %s", folder.name, name, versions.ONNX)
+        name = versions.ONNX
     manifest = versions.verify(
         folder, [name, *(optional for optional in versions.SERVED if (folder / optional).exists())]
     )
-    if name not in manifest["files"]:
-        raise ValueError(f"version {folder.name} must have a {name}, got none; promote it again")
     recognizer = onnx.load(folder / name, num_threads=1)
     expected = manifest.get("reference", {}).get(name)
     reference = folder / versions.REFERENCE
@@ -96,7 +99,7 @@ def _prove(recognizer: OnnxRecognizer, reference: Path | None, expected: list[fl
     if reference is not None:
         clip = read_clip(reference, recognizer.features)
     try:
-        heard = recognizer.hear(np.stack([clip, clip]))
+        heard = recognizer.predict(np.stack([clip, clip]))
     except Exception as error:  # onnxruntime raises a class of its own for every kind of damage
         raise ValueError(f"{path} must accept a clip of {samples} samples, got {error}") from error
     if heard.shape != (2, len(recognizer.words)) or not np.allclose(heard.sum(axis=1), 1, atol=1e-3):
@@ -140,15 +143,21 @@ class Models:
         """Whether the served model changes with the champion."""
         return self.data_root is not None
 
+    @property
+    def why_none(self) -> str:
+        """Why there is no model, for clients: the log has the details, which name files of this machine."""
+        return "the champion was refused, see the server's log" if self.refusal else "there is no champion yet"
+
     def look(self) -> bool:
         """Reads champion.json, and swaps the model if it names another version; returns whether it did.
 
         A champion that cannot be loaded is refused with a line in the log, and the current model stays.
         """
         assert self.data_root is not None
+        version = ""
         try:
-            version = versions.champion(self.data_root)
-            if version is None or (self.current is not None and version == self.current.version):
+            version = versions.champion(self.data_root) or ""
+            if not version or (self.current is not None and version == self.current.version):
                 self.refusal = "" if version else self.refusal
                 return False
             refused, when = self._refused
@@ -156,28 +165,18 @@ class Models:
                 return False
             served = load_version(self.data_root / versions.MODELS / version, self._name)
         except (ValueError, OSError) as error:
-            self._refuse(error)
+            self._refused = (version, time.monotonic())
+            if str(error) != self.refusal:
+                self.num_refused += 1
+                stays = f"{self.current.version} stays" if self.current else "there is no model yet"
+                log.error("the champion was refused, %s: %s", stays, error)
+            self.refusal = str(error)
             return False
         before = self.current.version if self.current else "none"
         self.current, self.refusal = served, ""
         self.num_swaps += 1
         log.info("serving version %s (before: %s)", served.version, before)
         return True
-
-    def _refuse(self, error: Exception) -> None:
-        reason = str(error)
-        version = ""
-        if self.data_root is not None:
-            try:
-                version = versions.champion(self.data_root) or ""
-            except (ValueError, OSError):
-                version = ""
-        self._refused = (version, time.monotonic())
-        if reason != self.refusal:
-            self.num_refused += 1
-            stays = f"{self.current.version} stays" if self.current else "there is no model yet"
-            log.error("the champion was refused, %s: %s", stays, reason)
-        self.refusal = reason
 
     def follow(self, seconds: float, swapped: Callable[[], None] = lambda: None) -> None:
         """Polls for a new champion in a thread, until `close`.

@@ -9,6 +9,7 @@ clip.
 import base64
 import binascii
 import io
+import itertools
 import json
 import math
 import struct
@@ -106,8 +107,8 @@ def read_rest(body: bytes, header_length: str | None) -> Call:
     except orjson.JSONDecodeError as error:
         raise Refused(f"the request must be JSON, got {error}") from error
     demand(isinstance(content, dict), "the request", "be a JSON object", type(content).__name__)
-    request_id = content.get("id") or ""
-    demand(isinstance(request_id, str), "id", "be a string", request_id)
+    request_id = content.get("id")
+    demand(request_id is None or isinstance(request_id, str), "id", "be a string", request_id)
     parameters = _parameters(content, "the request")
     raw, tensors = memoryview(body)[size:], []
     for entry in _list(content, "inputs", "the request"):
@@ -125,7 +126,7 @@ def read_rest(body: bytes, header_length: str | None) -> Call:
             piece, raw = raw[:length], raw[length:]
         else:
             demand(isinstance(data, list), f"data of {name}", "be a list", type(data).__name__)
-        shape = entry.get("shape") or []
+        shape: Any = entry.get("shape")
         demand(
             isinstance(shape, list) and all(_is_count(side) for side in shape),
             f"shape of {name}",
@@ -142,7 +143,7 @@ def read_rest(body: bytes, header_length: str | None) -> Call:
         for entry in (_list(content, "outputs", "the request") if content.get("outputs") is not None else ())
     ]
     return Call(
-        id=request_id, inputs=tensors, wishes=wishes or (wish(PROBABILITIES, {}, binary), wish(WORDS, {}, binary))
+        id=request_id or "", inputs=tensors, wishes=wishes or (wish(PROBABILITIES, {}, binary), wish(WORDS, {}, binary))
     )
 
 
@@ -244,43 +245,66 @@ def _floats(tensor: Tensor, count: int) -> Waveform:
             len(tensor.raw),
         )
         return np.frombuffer(tensor.raw, dtype="<f4")
-    try:
-        values = np.asarray(tensor.data)
-    except ValueError as error:  # lists of unequal lengths
-        raise Refused(f"data of {INPUT} must be numbers of one shape, got lists of unequal lengths") from error
-    demand(values.size == count, f"data of {INPUT}", f"be {count} numbers according to its shape", values.size)
-    demand(values.dtype.kind in "fiu", f"data of {INPUT}", "be numbers", f"something else ({values.dtype})")
     with np.errstate(over="ignore"):
-        return values.reshape(-1).astype(np.float32)
+        return np.array(_flat(tensor, count, {int, float}, "numbers"), dtype=np.float64).astype(np.float32)
+
+
+def _flat(tensor: Tensor, count: int, kinds: set[type], what: str) -> list[Any]:
+    """Returns the data of a tensor as a flat list; the data may be flat, or nested as its shape says.
+
+    Raises:
+        Refused: there are not `count` values of these types, or they are nested in another way.
+    """
+    data: list[Any] = tensor.data
+    shape = list(tensor.shape)
+    if len(shape) == 2 and data and isinstance(data[0], list):
+        well = len(data) == shape[0] and all(isinstance(row, list) and len(row) == shape[1] for row in data)
+        demand(well, f"data of {INPUT}", f"be flat, or nested as its shape {shape}", "other lists")
+        data = list(itertools.chain.from_iterable(data))
+    demand(len(data) == count, f"data of {INPUT}", f"be {count} {what} according to its shape", len(data))
+    others = set(map(type, data)) - kinds
+    demand(not others, f"data of {INPUT}", f"be {what}", ", ".join(sorted(kind.__name__ for kind in others)))
+    return data
 
 
 def _byte_strings(tensor: Tensor, count: int) -> list[bytes]:
     """Reads the data of a BYTES tensor."""
+    if tensor.raw is None:
+        try:
+            return [
+                each if isinstance(each, bytes) else base64.b64decode(each, validate=True)
+                for each in _flat(tensor, count, {str, bytes}, "strings")
+            ]
+        except (binascii.Error, ValueError) as error:
+            raise Refused(f"data of {INPUT} must be audio files in base64, got {error}") from error
     found: list[bytes] = []
-    if tensor.raw is not None:
-        rest = memoryview(tensor.raw)
-        while len(rest):
-            length = struct.unpack_from("<I", rest)[0] if len(rest) >= 4 else len(rest)
-            demand(
-                length + 4 <= len(rest),
-                f"data of {INPUT}",
-                "be byte strings, each after its length in 4 bytes",
-                f"{len(rest)} bytes for one of {length}",
-            )
-            found.append(bytes(rest[4 : 4 + length]))
-            rest = rest[4 + length :]
-    else:
-        for each in tensor.data:
-            each = each[0] if isinstance(each, list) and len(each) == 1 else each
-            if isinstance(each, str):
-                try:
-                    each = base64.b64decode(each, validate=True)
-                except (binascii.Error, ValueError) as error:
-                    raise Refused(f"data of {INPUT} must be audio files in base64, got {error}") from error
-            demand(isinstance(each, bytes), f"data of {INPUT}", "be strings", type(each).__name__)
-            found.append(each)
+    rest = memoryview(tensor.raw)
+    while len(rest):
+        length = struct.unpack_from("<I", rest)[0] if len(rest) >= 4 else len(rest)
+        demand(
+            length + 4 <= len(rest),
+            f"data of {INPUT}",
+            "be byte strings, each after its length in 4 bytes",
+            f"{len(rest)} bytes for one of {length}",
+        )
+        found.append(bytes(rest[4 : 4 + length]))
+        rest = rest[4 + length :]
     demand(len(found) == count, f"data of {INPUT}", f"be {count} byte strings according to its shape", len(found))
     return found
+
+
+def _require_whole(data: bytes, num_samples: int, expected: int) -> None:
+    """Raises ValueError if an audio file ends before its own header says, as after a broken upload.
+
+    Args:
+        data: the file. libsndfile shortens the length of a WAV to what is there, so its header is read here; a length
+            of nearly 2 GiB and more stands for "unknown", as programs write it that stream into a pipe.
+        num_samples: the samples that could be decoded.
+        expected: the samples that there are according to libsndfile.
+    """
+    claimed = int.from_bytes(data[4:8], "little") + 8 if data[:4] == b"RIFF" else 0
+    if num_samples < expected or len(data) < claimed < 0x7F000000:
+        raise ValueError("it must be whole, got one that is cut off; send it again")
 
 
 def _read_audio(data: bytes, number: int, served: Served, config: ServeConfig) -> Waveform:
@@ -290,9 +314,10 @@ def _read_audio(data: bytes, number: int, served: Served, config: ServeConfig) -
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             most = int(config.max_seconds * file.samplerate)
             samples = file.read(most + 1, dtype="float32", always_2d=True)
-            rate = file.samplerate
+            rate, expected = file.samplerate, min(file.frames, most + 1)
         if len(samples) > most:
             raise ValueError(f"it must last at most {config.max_seconds:g} s (the server's --max-seconds), got more")
+        _require_whole(data, len(samples), expected)
         waveform: Waveform = samples.mean(axis=1)
         require_sound(waveform)
         waveform = waveform if rate == features.sample_rate else resample(waveform, rate, features.sample_rate)

@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import signal
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
 from importlib.metadata import version
@@ -66,21 +67,34 @@ class Draining:
 
 
 async def _body(request: Request, config: ServeConfig) -> bytes:
-    """Reads the body of a request; refuses one that exceeds the limit."""
+    """Reads the body of a request, compressed with gzip or deflate or not; refuses one that exceeds the limit."""
     most = config.max_request_mib << 20
     too_large = Refused(
         f"the request must have at most {most} bytes (the server's --max-request-mib), got more",
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     )
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding not in ("identity", "gzip", "deflate"):
+        raise Refused(
+            f"content-encoding must be gzip, deflate or identity, got {encoding!r}", HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+        )
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most:
         raise too_large
+    inflate = None if encoding == "identity" else zlib.decompressobj(wbits=47)  # of gzip or zlib, whichever it is
     parts, size = [], 0
     async for part in request.stream():
+        if inflate is not None:
+            try:
+                part = inflate.decompress(part, most + 1)
+            except zlib.error as error:
+                raise Refused(f"the request must be compressed with {encoding}, got {error}") from error
         parts.append(part)
         size += len(part)
         if size > most:
             raise too_large
+    if inflate is not None and not inflate.eof:
+        raise Refused(f"the request must be compressed with {encoding}, got a part of it")
     return b"".join(parts)
 
 
@@ -144,8 +158,8 @@ def create_app(service: Service) -> FastAPI:
         responses={503: {"description": "Not ready", "content": {"application/json": {"schema": {"type": "object"}}}}},
     )
     async def ready() -> Response:
-        reason = "" if service.is_ready else (service.models.refusal or "no model yet, or the server is stopping")
-        body = json.dumps({"ready": service.is_ready} | ({"reason": reason} if reason else {}))
+        reason = "the server is stopping" if service.draining else service.models.why_none
+        body = json.dumps({"ready": service.is_ready} | ({} if service.is_ready else {"reason": reason}))
         return Response(body, 200 if service.is_ready else 503, media_type="application/json")
 
     @app.get("/v2/models", tags=["model"], summary="Names of the models")
@@ -193,10 +207,10 @@ def create_app(service: Service) -> FastAPI:
     async def answer(request: Request, name: str, wanted: str) -> Response:
         with service.observe("rest") as observed:
             try:
-                body = await _body(
-                    request, config
-                )  # read it even if the request is refused, as its client is still sending
+                # Read even if the request is refused, as its client is still sending.
+                body = await _body(request, config)
                 served = service.served(name, wanted)
+                observed.version = served.version
                 length = request.headers.get(protocol.HEADER_LENGTH)
                 if len(body) > MOST_JSON_ON_LOOP and length is None:
                     call = await asyncio.to_thread(protocol.read_rest, body, length)
@@ -218,6 +232,7 @@ def create_app(service: Service) -> FastAPI:
         | {
             200: {"description": "Probabilities and words", "content": {"application/json": {"schema": _ANSWER}}},
             413: {"description": "Too large", "content": {"application/json": {"schema": _ERROR}}},
+            415: {"description": "Unknown compression", "content": {"application/json": {"schema": _ERROR}}},
             429: {"description": "Too many clips are waiting", "content": {"application/json": {"schema": _ERROR}}},
         },
     }
@@ -355,15 +370,17 @@ class _Server(uvicorn.Server):
 async def serve(models: Models, config: ServeConfig) -> None:
     """Serves until SIGTERM or SIGINT, and for `drain_seconds` after that; then finishes the requests in progress.
 
+    A second signal ends the server at once.
+
     Raises:
         OSError: a port is in use.
     """
     service = Service(models, config)
     app = create_app(service)
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop.set)
+        loop.add_signal_handler(signum, lambda: (hurry if stop.is_set() else stop).set())
     server = _Server(
         uvicorn.Config(
             app,
@@ -400,12 +417,23 @@ async def serve(models: Models, config: ServeConfig) -> None:
     await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not running.done():
         service.draining = True
-        log.info("stopping: no longer ready, but answering for %g s more", config.drain_seconds)
-        await asyncio.sleep(config.drain_seconds)
-        if remote is not None:
-            await remote.stop(30)
+        log.info(
+            "stopping: no longer ready, but answering for %g s more (Ctrl-C again to stop at once)",
+            config.drain_seconds,
+        )
+        hurried = asyncio.create_task(hurry.wait())
+        await asyncio.wait({hurried}, timeout=config.drain_seconds)
         server.should_exit = True
-    await running
+        ending: asyncio.Future[Any] = asyncio.gather(running, *([remote.stop(30)] if remote else []))
+        either: set[asyncio.Future[Any]] = {hurried, ending}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if hurry.is_set():
+            server.force_exit = True
+            if remote:
+                await remote.stop(None)
+        await ending
+    else:
+        await running
 
 
 def run(model: Path | None, data_root: Path | None, config: ServeConfig) -> None:

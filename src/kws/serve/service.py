@@ -22,9 +22,11 @@ from kws.serve.protocol import Call, Output, Refused
 
 @dataclass
 class Observed:
-    """The status of a request, for the metrics."""
+    """The result of a request, for the metrics."""
 
     status: str = "500"
+    version: str = ""
+    """The version that answered; empty if none did."""
 
 
 class Service:
@@ -43,19 +45,21 @@ class Service:
         registry = self.registry
         prometheus_client.ProcessCollector(registry=registry)
         self._requests = prometheus_client.Counter(
-            "kws_requests", "Requests for inference", ["protocol", "status"], registry=registry
+            "kws_requests", "Requests for inference", ["model", "version", "protocol", "status"], registry=registry
         )
         self._seconds = prometheus_client.Histogram(
             "kws_request_seconds",
             "Time from the complete request to its answer",
-            ["protocol"],
+            ["model", "version", "protocol"],
             registry=registry,
             buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
         )
         self.batcher.batch_sizes = prometheus_client.Histogram(
             "kws_batch_clips", "Clips per batch", registry=registry, buckets=(1, 2, 4, 8, 16, 32, 64)
         )
-        self._words = prometheus_client.Counter("kws_words", "Recognized words", ["word"], registry=registry)
+        self._words = prometheus_client.Counter(
+            "kws_words", "Recognized words", ["model", "version", "word"], registry=registry
+        )
         waiting = prometheus_client.Gauge("kws_waiting_clips", "Clips in the queue", registry=registry)
         waiting.set_function(lambda: self.batcher.num_waiting)
         swaps = prometheus_client.Gauge("kws_model_swaps", "Changes of the model", registry=registry)
@@ -63,14 +67,14 @@ class Service:
         refused = prometheus_client.Gauge("kws_models_refused", "Champions that could not be loaded", registry=registry)
         refused.set_function(lambda: self.models.num_refused)
         self._info = prometheus_client.Gauge(
-            "kws_model_info", "1 for the version that is served", ["version"], registry=registry
+            "kws_model_info", "1 for the version that is served", ["model", "version"], registry=registry
         )
 
     def metrics(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""
         self._info.clear()
         if (served := self.models.current) is not None:
-            self._info.labels(version=served.version).set(1)
+            self._info.labels(model=self.config.model_name, version=served.version).set(1)
         return prometheus_client.generate_latest(self.registry)
 
     @contextlib.contextmanager
@@ -81,8 +85,9 @@ class Service:
         try:
             yield observed
         finally:
-            self._requests.labels(protocol=protocol_, status=observed.status).inc()
-            self._seconds.labels(protocol=protocol_).observe(time.perf_counter() - started)
+            labels = {"model": self.config.model_name, "version": observed.version, "protocol": protocol_}
+            self._requests.labels(**labels, status=observed.status).inc()
+            self._seconds.labels(**labels).observe(time.perf_counter() - started)
 
     @property
     def is_ready(self) -> bool:
@@ -111,22 +116,23 @@ class Service:
         self.require_name(name)
         served = self.models.current
         if served is None:
-            reason = self.models.refusal or "there is no champion yet"
-            raise Refused(f"the server must have a model, got none: {reason}", HTTPStatus.SERVICE_UNAVAILABLE)
+            raise Refused(
+                f"the server must have a model, got none: {self.models.why_none}", HTTPStatus.SERVICE_UNAVAILABLE
+            )
         if wanted not in ("", served.version):
             raise Refused(
                 f"version must be {served.version}, the one that is served, got {wanted!r}", HTTPStatus.NOT_FOUND
             )
         return served
 
-    async def hear(self, served: Served, waveforms: Waveform) -> Any:
+    async def predict(self, served: Served, waveforms: Waveform) -> Any:
         """Converts waveforms, float32 [clips, num_samples], to probabilities, float32 [clips, words].
 
         Raises:
             Refused: too many clips are waiting.
         """
         try:
-            return await self.batcher.hear(served, waveforms)
+            return await self.batcher.predict(served, waveforms)
         except Busy as busy:
             raise Refused(str(busy), HTTPStatus.TOO_MANY_REQUESTS) from busy
 
@@ -141,7 +147,9 @@ class Service:
             waveforms = await asyncio.to_thread(protocol.waveforms_of, call, served, self.config)
         else:
             waveforms = protocol.waveforms_of(call, served, self.config)
-        probabilities = await self.hear(served, waveforms)
+        probabilities = await self.predict(served, waveforms)
         for best in probabilities.argmax(axis=1).tolist():
-            self._words.labels(word=served.recognizer.words[best]).inc()
+            self._words.labels(
+                model=self.config.model_name, version=served.version, word=served.recognizer.words[best]
+            ).inc()
         return protocol.outputs_of(call, served, probabilities)

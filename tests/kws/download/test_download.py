@@ -155,6 +155,18 @@ def test_second_call_without_a_digest_asks_once_for_changes(
     assert [seen.method for seen in file_server.requests] == ["HEAD"]
 
 
+def test_signature_of_an_address_is_not_kept_and_one_signed_anew_is_the_same_address(
+    file_server: FileServer, archive: Path, tmp_path: Path
+) -> None:
+    url = file_server.url(NAME)
+    first = download(f"{url}?X-Amz-Signature=0123&X-Amz-Expires=60&part=1&sig=a%2Fb", "", tmp_path)
+    assert files.read_json(first / files.MANIFEST)["source"] == f"{url}?part=1"
+    file_server.requests.clear()
+    assert download(f"{url}?X-Amz-Signature=4567&X-Amz-Expires=60&part=1&sig=c", "", tmp_path) == first
+    assert [seen.method for seen in file_server.requests] == ["HEAD"]
+    assert not any("0123" in path.read_text(errors="replace") for path in tmp_path.rglob("*.json"))
+
+
 def test_changed_archive_at_the_same_address_becomes_another_folder(
     file_server: FileServer, archive: Path, tmp_path: Path
 ) -> None:

@@ -15,9 +15,16 @@ import soundfile
 import torch
 from recognizers import MakeRecognizer
 
-from kws import files
+from kws import files, plots
 from kws.evaluate import accuracy
-from kws.evaluate.accuracy import Evaluation, compare, evaluate_recordings, evaluate_tensors, hear, save_confusion
+from kws.evaluate.accuracy import (
+    Evaluation,
+    compare,
+    evaluate_recordings,
+    evaluate_tensors,
+    predict_clips,
+    save_confusion,
+)
 from kws.evaluate.report import write_report
 from kws.evaluate.step import evaluate
 from kws.model import bundle
@@ -128,7 +135,7 @@ def test_model_of_other_features_hears_the_recordings_of_the_same_clips(
     evaluation = evaluate_tensors(recognizer, tensors)
     test = tone_tensors / "test.clips.json"
     heard: dict[str, str] = {}
-    probabilities = hear(recognizer, tone_corpus, files.read_json(test), heard)
+    probabilities = predict_clips(recognizer, tone_corpus, files.read_json(test), heard)
     truth = [clip.split("/")[0] for clip in files.read_json(test)]
     assert (
         evaluation.matrix.tolist()
@@ -277,6 +284,23 @@ def test_report_shows_the_figures_the_words_and_the_mistakes(bad_report: tuple[E
     assert f"{evaluation.macro_f1:.3f}" in page.text
     for expected in [*evaluation.words, *(mistake.clip for mistake in evaluation.mistakes), "run-1", "preset default"]:
         assert expected in page.text
+
+
+def test_words_with_dollars_are_drawn_as_they_are_and_not_as_formulas() -> None:
+    words = ["$\\frac$", "$x$"]
+    figure = plots.confusion(np.eye(2), words)
+    assert plots.png(figure)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == [r"\$\frac\$", r"\$x\$"]
+
+
+def test_report_and_card_have_the_same_interval_which_stays_within_100_percent(
+    expert: Recognizer, tone_tensors: Path, tmp_path: Path
+) -> None:
+    evaluation = evaluate_tensors(expert, Tensors(tone_tensors))
+    write_report(tmp_path / "report.html", expert, evaluation, "test split", tmp_path)
+    low, high = evaluation.interval
+    assert (evaluation.accuracy, high) == (1, 1)
+    assert f"{100 * low:.1f} to 100.0 % (95 %)" in " ".join(parse(tmp_path / "report.html").text.split())
 
 
 def test_report_of_a_model_without_mistakes_says_so(expert: Recognizer, tone_tensors: Path, tmp_path: Path) -> None:

@@ -45,10 +45,10 @@ def test_model_of_every_preset_gives_the_same_probabilities_as_a_file(
     recognizer = Recognizer(model=model, words=list("abcde"), features=features, temperature=0.5)
     onnx.export(recognizer, tmp_path / "model.onnx")
     waveforms = real_waveforms(real_corpus, features)
-    expected = recognizer.hear(waveforms)
+    expected = recognizer.predict(waveforms)
     assert np.ptp(expected, axis=0).max() > 1e-3  # clips differ
     for some in (waveforms, waveforms[:1]):
-        np.testing.assert_allclose(onnx.load(tmp_path / "model.onnx").hear(some), expected[: len(some)], atol=2e-4)
+        np.testing.assert_allclose(onnx.load(tmp_path / "model.onnx").predict(some), expected[: len(some)], atol=2e-4)
 
 
 def test_features_of_other_settings_are_exported_too(
@@ -60,7 +60,7 @@ def test_features_of_other_settings_are_exported_too(
     assert (read.features, read.words) == (other_features, recognizer.words)
     assert read.num_parameters == recognizer.num_parameters
     waveforms = real_waveforms(real_corpus, other_features)
-    np.testing.assert_allclose(read.hear(waveforms), recognizer.hear(waveforms), atol=2e-4)
+    np.testing.assert_allclose(read.predict(waveforms), recognizer.predict(waveforms), atol=2e-4)
 
 
 def test_int8_keeps_the_words_and_quantizes_all_matrices_but_those_of_the_features(

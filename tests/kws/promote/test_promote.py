@@ -1,6 +1,7 @@
 """Publishing models, and deciding which one is in use."""
 
 import dataclasses
+import json
 import logging
 import multiprocessing
 import re
@@ -87,6 +88,20 @@ def test_model_below_the_least_accuracy_is_published_but_no_champion(
     assert "is below min_accuracy 95.00%" in decision.reason
     assert (data_root / "models" / "weak" / "model.pth").is_file()
     assert champion(data_root) is None
+
+
+@pytest.mark.parametrize("accuracy", [float("nan"), 1.5])
+def test_accuracy_that_is_none_is_refused_before_anything_is_written(
+    expert: Recognizer, data_root: Path, tone_tensors: Path, tmp_path: Path, accuracy: float
+) -> None:
+    bundle.save(tmp_path / "model.pth", expert)
+    (tmp_path / "report.html").touch()
+    (tmp_path / "evaluation.json").write_text(json.dumps({"accuracy": accuracy}))
+    with pytest.raises(ValueError, match=r"accuracy .*got"):
+        promote(
+            tmp_path / "model.pth", tone_tensors, tmp_path / "evaluation.json", tmp_path / "report.html", data_root, 0.5
+        )
+    assert not data_root.exists()
 
 
 def test_accuracy_that_is_just_reached_is_enough(publish: Publish, expert: Recognizer) -> None:

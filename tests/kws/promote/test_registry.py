@@ -1,5 +1,6 @@
 """Registration in the Model Registry, with its own client over real HTTP; a stand-in keeps the records."""
 
+import asyncio
 import json
 import logging
 import time
@@ -85,13 +86,14 @@ def published(data_root: Path, version: str) -> str:
     folder = data_root / versions.MODELS / version
     folder.mkdir(parents=True)
     files.write_json(folder / versions.EVALUATION, {"macro_f1": 0.9, "calibration_error": 0.01, "num_clips": 100})
+    (folder / versions.ONNX).touch()
     manifest = {
         "schema": 1,
         "version": version,
         "accuracy": 0.95,
         "words": ["no", "yes"],
         "about": {"run": "r1"},
-        "files": {versions.EVALUATION: files.sha256_of(folder / versions.EVALUATION)},
+        "files": {name: files.sha256_of(folder / name) for name in (versions.EVALUATION, versions.ONNX)},
     }
     files.write_json(folder / "manifest.json", manifest)
     files.write_json(data_root / versions.MODELS / "champion.json", {"version": version, "accuracy": 0.95})
@@ -108,6 +110,23 @@ def test_version_is_registered_with_its_figures_and_its_address(server: Registry
     assert properties["run"]["string_value"] == "r1"
     assert (artifact["uri"], artifact["modelFormatName"]) == (registry.uri_of(tmp_path, "20261125-1"), "onnx")
     assert server.champions() == {"20261125-1": True}
+
+
+def test_what_is_not_known_of_a_version_is_left_out_also_within_a_running_event_loop(
+    server: Registry, tmp_path: Path
+) -> None:
+    version = published(tmp_path, "20261125-1")
+    folder = tmp_path / versions.MODELS / version
+    manifest = files.read_json(folder / "manifest.json")
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"accuracy": None, "about": {"run": None}}))
+    (folder / versions.EVALUATION).write_text('{"macro_f1": NaN, "num_clips": 100}')
+
+    async def in_a_notebook() -> None:
+        registry.register(server.address, tmp_path, version)
+
+    asyncio.run(in_a_notebook())
+    properties = server.versions[0]["customProperties"]
+    assert sorted(properties) == ["champion", "num_clips", "words"]
 
 
 def test_version_that_is_known_is_not_written_again(server: Registry, tmp_path: Path) -> None:
@@ -175,10 +194,10 @@ def test_registry_behind_a_path_of_a_proxy_is_called_there(server: Registry, tmp
 def test_what_a_broken_call_left_is_completed_by_the_next(server: Registry, tmp_path: Path) -> None:
     version = published(tmp_path, "20261125-1")
     server.broken_at = "model_versions/1/artifacts"
-    assert not registry.tell(server.address, tmp_path, version)
+    assert not registry.try_register(server.address, tmp_path, version)
     assert (len(server.versions), server.artifacts) == (1, [])
     server.broken_at = ""
-    assert registry.tell(server.address, tmp_path, version)
+    assert registry.try_register(server.address, tmp_path, version)
     assert (len(server.versions), len(server.artifacts)) == (1, 1)
 
 
@@ -194,7 +213,7 @@ def test_token_is_sent_where_kubeflow_gives_one(
 @pytest.mark.parametrize("address", ["nonsense", "http://127.0.0.1:9", "ftp://somewhere"])
 def test_registry_that_is_away_costs_a_warning(address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    assert not registry.tell(address, tmp_path, published(tmp_path, "20261125-1"))
+    assert not registry.try_register(address, tmp_path, published(tmp_path, "20261125-1"))
     assert f"the model registry {address} did not take 20261125-1" in caplog.text
 
 
@@ -203,7 +222,7 @@ def test_registry_that_does_not_answer_is_given_up(
 ) -> None:
     monkeypatch.setattr(registry, "SECONDS", 0.2)
     server.delay = 2.0
-    assert not registry.tell(server.address, tmp_path, published(tmp_path, "20261125-1"))
+    assert not registry.try_register(server.address, tmp_path, published(tmp_path, "20261125-1"))
     assert "it must answer within 0.2 s, got no answer; check the address" in caplog.text
 
 

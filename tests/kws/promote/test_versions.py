@@ -13,7 +13,7 @@ import yaml
 
 from kws import files
 from kws.cli import main
-from kws.evaluate.accuracy import evaluate_tensors
+from kws.evaluate.accuracy import evaluate_tensors, wilson
 from kws.evaluate.step import evaluate
 from kws.model import bundle as pth
 from kws.model import onnx, versions
@@ -21,7 +21,7 @@ from kws.model.bundle import Recognizer
 from kws.model.detector import Thresholds
 from kws.preprocess.audio import read_clip
 from kws.preprocess.tensors import Tensors
-from kws.promote.card import wilson, write_card
+from kws.promote.card import write_card
 from kws.promote.publish import Version, fill
 from kws.promote.step import promote
 
@@ -54,9 +54,9 @@ def version_files(published: Path) -> tuple[Path, Any]:
 def test_exported_models_hear_what_the_trained_one_hears(published: Path, expert: Recognizer) -> None:
     folder, manifest = version_files(published)
     clip = read_clip(folder / versions.REFERENCE, expert.features)[None]
-    expected = expert.hear(clip)[0]
+    expected = expert.predict(clip)[0]
     for name in (versions.ONNX, versions.INT8):
-        heard = onnx.load(folder / name).hear(clip)[0]
+        heard = onnx.load(folder / name).predict(clip)[0]
         np.testing.assert_allclose(heard, manifest["reference"][name], atol=1e-4)
         assert heard.argmax() == expected.argmax()
     np.testing.assert_allclose(manifest["reference"][versions.ONNX], expected, atol=1e-3)
@@ -124,6 +124,10 @@ def test_model_card_has_a_head_that_hubs_read_and_the_figures_of_the_evaluation(
     assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"accuracy": 1.0, "f1": 1.0}
     low = wilson(1.0, 12)[0]
     assert f"**100.0 %** (95 % interval {100 * low:.1f} % to 100.0 %, 12 clips)" in text
+    assert "hardest" not in text  # no word is mistaken
+    assert "reference.wav" in text
+    for name in (versions.MODEL, versions.ONNX, versions.INT8):
+        assert f"| `{name}` | `{files.sha256_of(folder / name)}` |" in text
     for part in (
         "## Data",
         "| train | 96 |",
@@ -140,7 +144,7 @@ def test_model_card_has_a_head_that_hubs_read_and_the_figures_of_the_evaluation(
 def test_model_card_names_the_model_that_training_started_from(
     published: Path, expert: Recognizer, tone_tensors: Path, tmp_path: Path
 ) -> None:
-    init = {"model": "older", "sha256": "0123456789abcdef"}
+    init = {"model": "/home/ann/older", "sha256": "0123456789abcdef"}
     write_card(
         tmp_path / "card.md",
         dataclasses.replace(expert, about=expert.about | {"init": init}),

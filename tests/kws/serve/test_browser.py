@@ -1,5 +1,6 @@
 """The page in a real Chromium, with a WAV as its microphone."""
 
+import contextlib
 import math
 import re
 import shutil
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import soundfile
+from serve.conftest import Start
 from test_page import Page
 
 from kws.model import onnx
@@ -27,6 +29,24 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 RATE = 16_000
+CARD = """---
+license: other
+---
+
+# The card
+
+| | |
+|---|---|
+| accuracy | **91 %** |
+
+- one <b>
+- two
+  words
+
+```sh
+kws serve  # it
+```
+"""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +64,7 @@ def served(expert: Recognizer, tmp_path_factory: pytest.TempPathFactory) -> Serv
     path = tmp_path_factory.mktemp("browser") / "model.onnx"
     onnx.export(expert, path)
     thresholds = Thresholds(thresholds={"no": 0.6, "stop": 0.6, "yes": 0.6})
-    return Served(recognizer=onnx.load(path, 1), version="v1", thresholds=thresholds, card="# The card")
+    return Served(recognizer=onnx.load(path, 1), version="v1", thresholds=thresholds, card=CARD)
 
 
 @pytest.fixture(scope="module")
@@ -95,18 +115,22 @@ def tab(chromium: "Browser", server: Page) -> Iterator["Tab"]:
     assert errors == []
 
 
-def test_microphone_is_heard_and_the_words_are_logged(tab: "Tab") -> None:
+def test_microphone_is_heard_and_enter_starts_and_stops_it(tab: "Tab") -> None:
+    playwright.expect(tab.locator("#latest")).to_contain_text("Start, and say one of the words: no, stop, yes")
     tab.keyboard.press("Tab")
-    tab.keyboard.press("Tab")
-    tab.keyboard.press("Enter")  # the skip link comes first, then the microphone
+    tab.keyboard.press("Enter")
     playwright.expect(tab.locator("#log td", has_text="yes").first).to_be_visible(timeout=30_000)
-    playwright.expect(tab.locator("#latest")).to_contain_text("at")
+    playwright.expect(tab.locator("#latest b")).to_have_text("yes")
+    playwright.expect(tab.locator("#grid .lit")).to_have_text("yes")
+    playwright.expect(tab.locator("#marks")).to_contain_text("yes")
+    playwright.expect(tab.locator("#log .part")).to_contain_text("Microphone, from")
     playwright.expect(tab.locator("#status")).to_contain_text("Listening")
-    tab.locator("#start").click()
+    tab.keyboard.press("Enter")
     playwright.expect(tab.locator("#status")).to_have_text("The microphone is off.")
 
 
-def test_dropped_file_is_recognized_and_a_word_set_to_never_is_not_reported(tab: "Tab", sound: Path) -> None:
+def test_files_are_heard_one_after_the_other_and_a_word_set_to_never_is_not_reported(tab: "Tab", sound: Path) -> None:
+    tab.locator("#sensitivity summary").click()
     for word in ("no", "stop", "yes"):
         tab.locator(f"#threshold-{word}").focus()
         tab.keyboard.press("End")
@@ -114,11 +138,113 @@ def test_dropped_file_is_recognized_and_a_word_set_to_never_is_not_reported(tab:
     tab.set_input_files("#file", sound)
     playwright.expect(tab.locator("#status")).to_contain_text("0 words detected", timeout=30_000)
     tab.get_by_role("button", name="Restore the thresholds").click()
+    again = {"name": "again.wav", "mimeType": "audio/wav", "buffer": sound.read_bytes()}
     tab.set_input_files("#file", sound)
-    playwright.expect(tab.locator("#status")).to_contain_text("yes.wav: 20.0 s", timeout=30_000)
-    assert tab.locator("#log td:nth-child(2)", has_text="yes").count() == 8
-    tab.set_input_files("#file", {"name": "text.wav", "mimeType": "audio/wav", "buffer": b"hello"})
-    playwright.expect(tab.locator("#problem")).to_contain_text("text.wav could not be read as a recording")
+    tab.set_input_files("#file", [again, {"name": "text.wav", "mimeType": "audio/wav", "buffer": b"hello"}])
+    playwright.expect(tab.locator("#problem")).to_contain_text("text.wav could not be read", timeout=60_000)
+    assert tab.locator("#log .part").all_inner_texts() == ["again.wav", "yes.wav"]
+    assert tab.locator("#log td:nth-child(2)").all_inner_texts() == ["yes"] * 16
+    with tab.expect_download() as begun:
+        tab.get_by_role("button", name="Download").click()
+    lines = begun.value.path().read_text().splitlines()
+    assert lines[0] == "source,time,word,probability,seconds"
+    assert [line.split(",")[0] for line in lines[1:]] == ["yes.wav"] * 8 + ["again.wav"] * 8
+    assert 0.5 < float(lines[1].split(",")[1]) < 1.8  # the word lasts from 1 s to 1.5 s
+
+
+def test_one_slider_moves_all_thresholds(tab: "Tab") -> None:
+    tab.locator("#sensitivity summary").click()
+    tab.locator("#all").focus()
+    tab.keyboard.press("Home")
+    for word in ("no", "stop", "yes"):
+        playwright.expect(tab.locator(f"#threshold-{word}")).to_have_attribute("aria-valuetext", "98.8 %")
+    tab.get_by_role("button", name="Restore the thresholds").click()
+    playwright.expect(tab.locator("#threshold-no")).to_have_attribute("aria-valuetext", "60 %")
+
+
+def test_file_that_loses_its_server_is_told_as_heard_in_part(
+    chromium: "Browser", start: Start, expert_onnx: Path, tmp_path: Path
+) -> None:
+    server = start("--model", expert_onnx)
+    soundfile.write(tmp_path / "long.wav", np.zeros(600 * RATE), RATE)
+    with chromium.new_page() as tab:
+        tab.goto(server.url)
+        playwright.expect(tab.locator("#start")).to_be_enabled(timeout=30_000)
+        tab.set_input_files("#file", tmp_path / "long.wav")
+        playwright.expect(tab.locator("#progress")).not_to_have_js_property("value", 0, timeout=60_000)
+        server.process.kill()
+        playwright.expect(tab.locator("#problem")).to_contain_text("long.wav was not heard to its end", timeout=30_000)
+        playwright.expect(tab.locator("#status")).to_have_text("long.wav was heard only in part.")
+
+
+def test_listening_goes_on_when_a_server_that_was_away_is_back(chromium: "Browser", served: Served) -> None:
+    with contextlib.closing(Page(served)) as running, chromium.new_page() as tab:
+        tab.goto(running.url)
+        tab.locator("#start:enabled").click()
+        playwright.expect(tab.locator("#status")).to_have_text("Listening.", timeout=30_000)
+        running.close()
+        playwright.expect(tab.locator("#status")).to_contain_text("Not listening: the server is away", timeout=30_000)
+        with contextlib.closing(Page(served, port=running.port)):
+            playwright.expect(tab.locator("#status")).to_have_text("Listening.", timeout=30_000)
+            playwright.expect(tab.locator("#log td", has_text="yes").first).to_be_visible(timeout=30_000)
+
+
+def test_slow_connection_is_told_while_it_is_slow(chromium: "Browser", server: Page) -> None:
+    tab = chromium.new_page()
+    tab.add_init_script("Object.defineProperty(WebSocket.prototype, 'bufferedAmount', {get: () => window.jam || 0})")
+    tab.goto(server.url)
+    tab.locator("#start:enabled").click()
+    playwright.expect(tab.locator("#status")).to_have_text("Listening.", timeout=30_000)
+    tab.evaluate("window.jam = 1e6")
+    playwright.expect(tab.locator("#status")).to_contain_text("The connection is slow", timeout=30_000)
+    tab.evaluate("window.jam = 0")
+    playwright.expect(tab.locator("#status")).to_contain_text("were dropped before", timeout=30_000)
+    tab.close()
+
+
+def test_browser_that_gives_no_sound_ends_the_start_with_a_sentence(chromium: "Browser", server: Page) -> None:
+    tab = chromium.new_page()
+    tab.add_init_script(
+        """window.AudioContext = class extends AudioContext {
+            constructor() { super(); this.suspend(); }
+            resume() { return new Promise(() => {}); }
+        }"""  # as Firefox does without sound output
+    )
+    tab.goto(server.url)
+    tab.locator("#start:enabled").click()
+    playwright.expect(tab.locator("#problem")).to_contain_text("gave no sound for five seconds", timeout=30_000)
+    playwright.expect(tab.locator("#start")).to_have_text("Start the microphone")
+    tab.close()
+
+
+def test_level_is_told_as_too_quiet_too_loud_or_silent(tab: "Tab") -> None:
+    for word, noise, said in (
+        (0.3, 1e-3, ""),
+        (0.03, 1e-3, "quiet"),
+        (1, 1e-3, "loud"),
+        (0, 0, "silent"),
+        (8e-3, 8e-3, ""),
+    ):
+        fault = tab.evaluate(
+            """async ([word, noise]) => {
+                const { clearLevel, level, levelFault } = await import("/page/pictures.js");
+                clearLevel();
+                for (const peak of [noise, word, noise]) level(new Float32Array(800).fill(peak));
+                return levelFault();
+            }""",
+            [word, noise],
+        )
+        assert fault == said, (word, noise)
+
+
+def test_card_is_rendered(tab: "Tab") -> None:
+    tab.locator("#card summary").click()
+    playwright.expect(tab.locator("#card-text h3")).to_have_text("The card")
+    playwright.expect(tab.locator("#card-text td").nth(1)).to_have_text("91 %")
+    playwright.expect(tab.locator("#card-text td strong")).to_have_text("91 %")
+    playwright.expect(tab.locator("#card-text li")).to_have_text(["one <b>", "two words"])
+    playwright.expect(tab.locator("#card-text pre")).to_have_text("kws serve  # it")
+    assert tab.locator("#card-text").inner_text().count("license") == 0
 
 
 def test_taught_word_is_kept_and_can_be_deleted(tab: "Tab", server: Page) -> None:
@@ -134,6 +260,20 @@ def test_taught_word_is_kept_and_can_be_deleted(tab: "Tab", server: Page) -> Non
     tab.get_by_role("button", name="Delete recording 1").click()
     playwright.expect(tab.get_by_role("button", name="Delete recording 1")).to_be_hidden()
     assert server.request("GET", "/collection")[1]["words"] == {}
+
+
+def test_recording_that_is_not_kept_is_not_told_as_kept(tab: "Tab") -> None:
+    tab.route("**/collection/hello*", lambda route: route.abort())
+    tab.evaluate(
+        """window.cues = [];
+        new MutationObserver(() => cues.push(document.querySelector("#cue").textContent))
+            .observe(document.querySelector("#cue"), {childList: true})"""
+    )
+    tab.get_by_label("Word", exact=True).fill("hello")
+    tab.get_by_role("button", name="Record", exact=True).click()
+    playwright.expect(tab.locator("#problem")).to_contain_text("Not kept: ", timeout=30_000)
+    playwright.expect(tab.get_by_role("button", name="Record", exact=True)).to_be_visible()
+    assert not any("kept" in cue for cue in tab.evaluate("cues") if not cue.startswith("Too"))
 
 
 @pytest.mark.parametrize(
@@ -162,6 +302,7 @@ def test_each_reason_for_no_microphone_has_a_sentence_of_its_own(
 def test_page_fits_a_phone_and_every_control_has_a_name(tab: "Tab") -> None:
     tab.set_viewport_size({"width": 360, "height": 740})
     assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+    assert tab.evaluate("document.documentElement.scrollHeight") <= 3 * 740
     for control in tab.locator("button:visible, input:visible, summary").all():
         name = control.evaluate("e => e.getAttribute('aria-label') || e.labels?.[0]?.textContent || e.textContent")
         assert name.strip()
@@ -169,7 +310,8 @@ def test_page_fits_a_phone_and_every_control_has_a_name(tab: "Tab") -> None:
 
 def test_a_screen_reader_is_told_of_words_and_states_and_not_of_the_level(tab: "Tab") -> None:
     live = tab.locator("[aria-live], [role=alert], [role=status], [role=log], output").all()
-    assert [each.get_attribute("id") for each in live] == ["status", "problem", "latest", "cue"]
+    assert [each.get_attribute("id") for each in live] == ["latest", "status", "problem", "cue"]
+    tab.locator("#sensitivity summary").click()
     slider = tab.get_by_role("slider", name="Threshold of yes", exact=True)
     playwright.expect(slider).to_have_attribute("aria-valuetext", "60 %")
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,31 @@ def test_pipe_of_another_rate_is_refused(stream: Path) -> None:
     content[24:28] = (44_100).to_bytes(4, "little")
     with pytest.raises(ValueError, match=r"must be WAV with 16000 Hz and 16 bit .* got 44100 Hz"):
         next(standard_input(RATE, io.BytesIO(bytes(content))))
+
+
+def test_pipe_of_another_kind_of_file_is_refused_and_not_taken_for_samples(stream: Path) -> None:
+    samples, rate = soundfile.read(stream)
+    for form, name in (("FLAC", "FLAC"), ("OGG", "Ogg"), ("AIFF", "AIFF"), ("CAF", "CAF"), ("AU", "AU")):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, samples, rate, format=form)
+        buffer.seek(0)
+        with pytest.raises(ValueError, match=f"WAV or raw 16-bit samples, got {name}; give the name of the file"):
+            next(standard_input(RATE, buffer))
+
+
+def test_ctrl_c_ends_listening_without_advice_to_resume(model: Path) -> None:
+    command = [str(Path(sys.executable).parent / "kws"), "listen", "--model", str(model), "-"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    tones = [0.5 * np.sin(2 * np.pi * hertz * np.arange(RATE) / RATE) for hertz in (400, 800, 1600)]
+    process.stdin.write((np.concatenate([*tones, np.zeros(RATE)]) * 32767).astype("<i2").tobytes())
+    process.stdin.flush()
+    assert process.stdout.readline()  # it listens
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert process.stderr is not None
+    assert process.stderr.read().decode() == "stopped\n"
 
 
 def test_machine_without_a_microphone_says_what_to_do(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

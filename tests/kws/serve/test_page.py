@@ -26,6 +26,7 @@ from kws.model.detector import Detector, Thresholds
 from kws.preprocess.audio import read_waveform
 from kws.recipe import FeatureConfig
 from kws.serve.models import Served
+from kws.serve.page import socket
 from kws.serve.page.collection import Collection
 from kws.serve.page.router import router
 
@@ -36,12 +37,17 @@ class Page:
     """A running server of the page, whose model can be changed."""
 
     def __init__(
-        self, model: Served | None, collect: Path | None = None, most_streams: int = 64, data_root: Path | None = None
+        self,
+        model: Served | None,
+        collect: Path | None = None,
+        most_streams: int = 64,
+        data_root: Path | None = None,
+        port: int = 0,
     ) -> None:
         self.model = model
         app = FastAPI()
         app.include_router(router(lambda: self.model, collect, most_streams, data_root))
-        listening = sockets.create_server(("127.0.0.1", 0))
+        listening = sockets.create_server(("127.0.0.1", port))
         self.port = listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
@@ -116,7 +122,8 @@ def test_page_is_whole_and_needs_nothing_from_elsewhere(page: Page) -> None:
     assert status == 200
     names = [part.split('"')[0] for part in index.decode().split('"page/')[1:]]
     assert names
-    for name in [*names, "worklet.js", "sound.js"]:
+    modules = [path.name for path in (Path(socket.__file__).parent / "static").glob("*.js")]
+    for name in {*names, *modules}:
         status, content = page.request("GET", f"/page/{name}")
         assert status == 200
         assert b"http://" not in content.replace(b"http://www.w3.org/2000/svg", b"").replace(b"http://localhost", b"")
@@ -188,8 +195,10 @@ def test_another_champion_takes_over_in_the_middle_of_a_stream(page: Page, serve
         (["[1]"], "a message must be a JSON object"),
         (["{"], "a message must be JSON or samples"),
         ([b"\0\0"], "rate in the first message must be 16000"),
-        (['{"rate": 16000}', '{"thresholds": {"no": 1}}'], "thresholds must be given for no, stop, yes"),
-        (['{"rate": 16000}', '{"thresholds": {"no": "x", "stop": 1, "yes": 1}}'], "could not convert"),
+        (['{"rate": 16000}', '{"thresholds": {"no": 1}}'], "must be given for the words of the model, no, stop"),
+        (['{"rate": 16000}', '{"thresholds": {"no": "x", "stop": 1, "yes": 1}}'], "must be numbers"),
+        (['{"rate": 16000}', '{"thresholds": {"no": [1], "stop": 1, "yes": 1}}'], "must be numbers"),
+        (['{"rate": 16000}', '{"thresholds": [1]}'], "must be numbers"),
         (['{"rate": 16000}', '{"thresholds": {"no": -1, "stop": 1, "yes": 1}}'], "threshold of no must be more than 0"),
         (['{"rate": 16000}', '{"sing": true}'], "a message must have thresholds or finish, got sing"),
         (['{"rate": 16000}', b"\0" * 300_000], "a message must have at most 262144 bytes"),
@@ -203,20 +212,41 @@ def test_message_that_is_not_understood_ends_with_a_sentence(page: Page, message
         assert said in error
 
 
-def test_more_streams_than_allowed_are_told_to_try_later(served: Served) -> None:
+def test_more_streams_than_allowed_are_told_to_try_later_and_pages_that_do_not_listen_do_not_count(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = Page(served, most_streams=1)
+    silence = bytes(3200)
     try:
-        with page.listen() as first:
-            json.loads(first.recv())
-            with connect(f"ws://127.0.0.1:{page.port}/listen") as second:
-                assert "fewer than 1 streams" in json.loads(second.recv())["error"]
+        with page.listen() as idle, page.listen() as first, page.listen() as second, page.listen() as third:
+            first.send(silence * 10)
+            until(first, "heard")
+            second.send(silence)
+            assert "fewer than 1 streams" in until(second, "error")[-1]["error"]
+            first.send('{"finish": true}')
+            until(first, "finished")
+            third.send(silence * 10)
+            until(third, "heard")
+            monkeypatch.setattr(socket, "PATIENCE_SECONDS", 0.0)  # none have come for a while
+            idle.send(silence * 10)
+            until(idle, "heard")
+        monkeypatch.undo()
         page.model = None
-        time.sleep(0.2)
-        with connect(f"ws://127.0.0.1:{page.port}/listen") as third:
-            assert "must have a model, got none yet" in json.loads(third.recv())["error"]
+        with connect(f"ws://127.0.0.1:{page.port}/listen") as none:
+            assert "must have a model, got none yet" in json.loads(none.recv())["error"]
         assert page.request("GET", "/card")[0] == 503
     finally:
         page.close()
+
+
+def test_page_that_only_is_open_stays_connected(page: Page, tone: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    with page.listen() as client:
+        until(client, "hello")
+        monkeypatch.setattr(socket, "PATIENCE_SECONDS", 0.01)
+        with pytest.raises(TimeoutError):
+            client.recv(timeout=0.5)
+        client.send(tone.tobytes())
+        assert until(client, "heard")
 
 
 def test_card_is_the_one_of_the_model(page: Page) -> None:

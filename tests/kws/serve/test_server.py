@@ -2,10 +2,13 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import itertools
 import json
 import random
+import re
+import signal
 import struct
 import subprocess
 import sys
@@ -23,6 +26,7 @@ import tritonclient.http
 from recognizers import MakeRecognizer
 from serve.conftest import Server, Start, publish
 
+from kws import files
 from kws.cli import main
 from kws.model import bundle as pth
 from kws.model import onnx, versions
@@ -74,7 +78,7 @@ def test_health_and_metadata_say_what_is_served(server: Server, expert_onnx: Pat
 
 
 def test_every_way_to_ask_gives_the_same_numbers(server: Server, clips: np.ndarray, expert: Recognizer) -> None:
-    expected = expert.hear(clips)
+    expected = expert.predict(clips)
     status, answer = server.infer(fp32(clips), id="seven")
     assert (status, answer["id"], answer["model_name"]) == (200, "seven", "kws")
     assert output(answer, "probabilities")["shape"] == [3, 3]
@@ -182,7 +186,12 @@ GOOD = {"name": "waveforms", "datatype": "FP32", "shape": [1, 16000], "data": [0
         ({"data": ["0.5"] * 16000}, "data of waveforms must be numbers"),
         ({"data": [None] * 16000}, "data of waveforms must be numbers"),
         ({"data": [True] * 16000}, "data of waveforms must be numbers"),
-        ({"data": [[0.0], [0.0, 1.0]] * 8000}, "lists of unequal lengths"),
+        ({"data": [[0.0], [0.0, 1.0]] * 8000}, "nested as its shape"),
+        ({"data": [[0.0] * 8000, [0.0] * 8000]}, r"nested as its shape \[1, 16000\], got 'other lists'"),
+        ({"data": [[[0.0] * 16000]]}, "nested as its shape"),
+        ({"data": [True, *[0.5] * 15999]}, "data of waveforms must be numbers, got 'bool'"),
+        ({"data": [[0.5] * 15999 + [None]]}, "data of waveforms must be numbers, got 'NoneType'"),
+        ({"shape": 0}, "shape of waveforms must be a list of integers of at least 0, got 0"),
         ({"data": [1e39] * 16000}, "data of waveforms must be finite numbers"),
         ({"data": [10**400] * 16000}, "the request must be JSON|data of waveforms must be"),
         ({"data": [12000] * 16000}, "must be samples in -1 to 1 .divide 16-bit samples by 32768., got 12000"),
@@ -191,14 +200,13 @@ GOOD = {"name": "waveforms", "datatype": "FP32", "shape": [1, 16000], "data": [0
         ({"parameters": []}, "parameters of waveforms must be an object"),
         ({"datatype": "BYTES", "shape": [1], "data": ["%%"]}, "must be audio files in base64"),
         ({"datatype": "BYTES", "shape": [1], "data": [7]}, "data of waveforms must be strings"),
-        ({"datatype": "BYTES", "shape": [2], "data": ["AAAA"]}, "must be 2 byte strings according to its shape, got 1"),
+        ({"datatype": "BYTES", "shape": [1], "data": [["AAAA"]]}, "data of waveforms must be strings, got 'list'"),
+        ({"datatype": "BYTES", "shape": [2], "data": ["AAAA"]}, "must be 2 strings according to its shape, got 1"),
         ({"datatype": "BYTES", "shape": [1], "data": ["AAAA"]}, "audio file 0 must be one that libsndfile reads"),
         ({"datatype": "BYTES", "shape": [1], "data": [""]}, "audio file 0 must be one that libsndfile reads"),
     ],
 )
 def test_bad_input_gets_a_400_with_a_sentence(server: Server, change: dict[str, Any], said: str) -> None:
-    import re
-
     status, answer = server.infer(GOOD | change)
     assert status == 400
     assert re.search(said, answer["error"]), answer
@@ -214,6 +222,10 @@ def test_bad_input_gets_a_400_with_a_sentence(server: Server, change: dict[str, 
         (b'{"inputs": {}}', {}, "inputs of the request must be a list of objects"),
         (b'{"inputs": []}', {}, "inputs must be one tensor named waveforms, got 'none'"),
         (b'{"id": 5, "inputs": []}', {}, "id must be a string"),
+        (b'{"id": 0, "inputs": []}', {}, "id must be a string"),
+        (b'{"id": [], "inputs": []}', {}, "id must be a string"),
+        (b"\x1f\x8b", {"content-encoding": "gzip"}, "must be compressed with gzip, got a part of it"),
+        (b"{}", {"content-encoding": "deflate"}, "must be compressed with deflate, got Error"),
         (b'{"inputs": [], "outputs": [{"name": "logits"}]}', {}, "an output must be probabilities or words"),
         (b"{}", {"inference-header-content-length": "-3"}, "must be a number of bytes"),
         (b"{}", {"inference-header-content-length": "9"}, "must be a number of bytes up to 2"),
@@ -223,6 +235,37 @@ def test_bad_input_gets_a_400_with_a_sentence(server: Server, change: dict[str, 
 def test_a_body_that_is_no_request_gets_a_400(server: Server, body: bytes, headers: dict[str, str], said: str) -> None:
     status, answer = server.post("/v2/models/kws/infer", body, headers)
     assert (status, said in answer["error"]) == (400, True), answer
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_compressed_requests_are_understood(server: Server, clips: np.ndarray, algorithm: str) -> None:
+    with tritonclient.http.InferenceServerClient(server.url[7:]) as client:
+        asked = tritonclient.http.InferInput("waveforms", [3, 16000], "FP32")
+        asked.set_data_from_numpy(clips)
+        heard = client.infer("kws", [asked], request_compression_algorithm=algorithm)
+        assert heard.as_numpy("words").tolist() == [word.encode() for word in WORDS]
+    assert server.post("/v2/models/kws/infer", b"", {"content-encoding": "br"})[0] == 415
+    bomb = gzip.compress(b" " * (32 << 20))
+    assert server.post("/v2/models/kws/infer", bomb, {"content-encoding": "gzip"})[0] == 413
+
+
+def test_audio_file_that_is_cut_off_is_refused_and_one_from_a_pipe_is_not(server: Server, clips: np.ndarray) -> None:
+    for form in ("WAV", "FLAC"):
+        whole = wav(clips[0], form=form)
+        for length in (len(whole) // 30 + 200, len(whole) - 2):
+            status, answer = server.infer(audio(whole[:length]))
+            assert status == 400, answer
+    piped = bytearray(wav(clips[0]))
+    piped[4:8] = piped[40:44] = b"\xff\xff\xff\xff"
+    assert server.infer(audio(bytes(piped)))[0] == 200
+
+
+def test_methods_that_the_server_does_not_have_leave_no_traceback_in_its_log(server: Server) -> None:
+    with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
+        with pytest.raises(tritonclient.grpc.InferenceServerException) as caught:
+            client.get_model_repository_index()
+        assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
+    assert not any("Traceback" in line for line in server.log)
 
 
 def test_raw_tensors_are_checked_against_their_shape(server: Server) -> None:
@@ -320,13 +363,15 @@ def test_metrics_tell_requests_words_and_version(start: Start, expert_onnx: Path
     server = start("--model", expert_onnx)
     server.infer(fp32(clips))
     server.infer(fp32(clips[:, :5]))
+    (version,) = server.get("/v2/models/kws")[1]["versions"]
     status, text = server.get("/metrics")
     assert status == 200
     for line in (
-        'kws_requests_total{protocol="rest",status="200"} 1.0',
-        'kws_requests_total{protocol="rest",status="400"} 1.0',
-        'kws_words_total{word="stop"} 1.0',
-        'kws_model_info{version="',
+        f'kws_requests_total{{model="kws",protocol="rest",status="200",version="{version}"}} 1.0',
+        f'kws_requests_total{{model="kws",protocol="rest",status="400",version="{version}"}} 1.0',
+        f'kws_request_seconds_count{{model="kws",protocol="rest",version="{version}"}} 2.0',
+        f'kws_words_total{{model="kws",version="{version}",word="stop"}} 1.0',
+        f'kws_model_info{{model="kws",version="{version}"}} 1.0',
     ):
         assert line in text
 
@@ -514,8 +559,6 @@ def test_a_damaged_champion_is_refused_and_the_model_at_work_stays(
 def test_a_model_that_hears_its_reference_clip_otherwise_is_refused(
     start: Start, data_root: Path, expert_onnx: Path, clips: np.ndarray
 ) -> None:
-    from kws import files
-
     folder = publish(data_root, "one", expert_onnx)
     soundfile.write(folder / versions.REFERENCE, clips[0], 16_000)
     manifest = files.read_json(folder / files.MANIFEST)
@@ -524,8 +567,59 @@ def test_a_model_that_hears_its_reference_clip_otherwise_is_refused(
     files.write_json(folder / files.MANIFEST, manifest)
     server = start("--data-root", data_root)
     server.wait_for("must give its reference clip the same probabilities as on publication")
-    status, answer = server.get("/v2/health/ready")
-    assert (status, "reference clip" in answer["reason"]) == (503, True)
+    said = "the champion was refused, see the server's log"  # and not the paths of the server that are in its log
+    assert server.get("/v2/health/ready") == (503, {"ready": False, "reason": said})
+    assert server.infer(fp32(clips)) == (503, {"error": f"the server must have a model, got none: {said}"})
+
+
+def test_int8_serves_versions_without_an_int8_model_in_full_precision(
+    start: Start, data_root: Path, expert: Recognizer, expert_onnx: Path, clips: np.ndarray
+) -> None:
+    publish(data_root, "one", expert_onnx)
+    server = start("--data-root", data_root, "--int8")
+    server.wait_for("version one has no model.int8.onnx: serving model.onnx")
+    assert version_of(server, clips) == "one"
+    folder = publish(data_root, "two", expert_onnx, champion=False)
+    onnx.export(expert, folder / versions.INT8, int8=True)
+    manifest = files.read_json(folder / files.MANIFEST)
+    manifest["files"][versions.INT8] = files.sha256_of(folder / versions.INT8)
+    files.write_json(folder / files.MANIFEST, manifest)
+    versions.appoint(data_root, "two", 1.0, by="a test", reason="")
+    server.wait_for("serving version two")
+    publish(data_root, "three", expert_onnx)
+    server.wait_for("serving version three")
+    assert version_of(server, clips) == "three"
+
+
+def test_champion_of_an_early_release_is_refused_with_the_remedy_and_no_rollback_goes_to_it(
+    start: Start, data_root: Path, expert: Recognizer, expert_onnx: Path, clips: np.ndarray, tmp_path: Path
+) -> None:
+    publish(data_root, "good", expert_onnx)
+    folder = data_root / "models" / "early"
+    folder.mkdir()
+    pth.save(folder / versions.MODEL, expert)
+    digests = {versions.MODEL: files.sha256_of(folder / versions.MODEL)}
+    files.write_json(folder / files.MANIFEST, {"version": "early", "files": digests})
+    with pytest.raises(ValueError, match=r"version early must have a model\.onnx, which servers need") as caught:
+        versions.rollback(data_root, "early")
+    assert versions.champion(data_root) == "good"
+    versions.appoint(data_root, "early", 1.0, by="an early release", reason="")
+    server = start("--data-root", data_root)
+    server.wait_for("the champion was refused, there is no model yet: version early must have a model.onnx")
+    export = re.search(r"kws (export --model \S+) model.onnx", str(caught.value))
+    assert export is not None
+    with pytest.raises(SystemExit) as ended:  # the remedy, as it is said
+        main([*export[1].split(), str(tmp_path / "model.onnx")])
+    assert ended.value.code == 0
+    assert version_of(start("--model", tmp_path / "model.onnx"), clips)
+
+
+def test_second_signal_ends_a_server_that_is_draining(start: Start, expert_onnx: Path) -> None:
+    server = start("--model", expert_onnx, "--drain-seconds", "600")
+    server.process.send_signal(signal.SIGINT)
+    server.wait_for("Ctrl-C again to stop at once")
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(60) == 0
 
 
 def test_a_server_that_is_told_to_stop_answers_what_it_took_and_ends_well(
@@ -582,7 +676,7 @@ def test_batches_are_answered_in_their_order_and_gather_who_waits(expert_onnx: P
     async def main() -> tuple[list[np.ndarray], Sizes]:
         batcher = Batcher(num_threads=1, max_batch=8, max_waiting=100)
         batcher.batch_sizes = Sizes()
-        found = await asyncio.gather(*(batcher.hear(served, clips[i % 3 : i % 3 + 1]) for i in range(20)))
+        found = await asyncio.gather(*(batcher.predict(served, clips[i % 3 : i % 3 + 1]) for i in range(20)))
         batcher.close()
         return found, batcher.batch_sizes
 

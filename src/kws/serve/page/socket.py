@@ -6,6 +6,9 @@ sound, and {"type": "detection"}. At any time it may send {"thresholds": {word: 
 which it receives {"type": "finished"} and the stream starts over. When another model becomes champion, hello is sent
 again.
 
+A connection counts as a stream from its first samples to `finish`, or until none have come for a while: a page that is
+only open takes no one's place, and stays open as long as it likes.
+
 Messages are processed one after the other, so that TCP's back-pressure slows down a client that sends faster than the
 model computes.
 """
@@ -13,20 +16,25 @@ model computes.
 import asyncio
 import base64
 import json
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from kws.model.detector import Detector, Heard, Thresholds, reported
+from kws.model.detector import Detector, Thresholds, Window, reported
 from kws.model.predict import AnyRecognizer
+from kws.preprocess.features import mel_filters
 
 MOST_BYTES = 1 << 18
 """Largest size of a message: 8 s of sound."""
 
 PATIENCE_SECONDS = 60.0
-"""Seconds without a message after which the connection is closed."""
+"""Seconds to wait for the first message, and without samples after which a connection no longer counts as a stream."""
+
+MARKS_HERTZ = (500, 1000, 2000, 4000)
+"""Frequencies that the page marks on the axis of the spectrogram."""
 
 UNSUPPORTED, TRY_AGAIN = 1003, 1013
 """Close codes: for an invalid message; for too many streams, or no model yet."""
@@ -52,39 +60,49 @@ class Model(Protocol):
         """Content of MODEL_CARD.md, or empty."""
 
 
+class _Full(Exception):
+    """Raised if there are as many streams as are allowed, or no model."""
+
+
 class Listener:
-    """Handles WebSocket connections, up to a maximum number at the same time."""
+    """Handles WebSocket connections, up to a maximum number of streams at the same time."""
 
     def __init__(self, current: Callable[[], Model | None], most_streams: int) -> None:
         self.current = current
         self.most_streams = most_streams
-        self.num_streams = 0
+        self.streams: dict[WebSocket, float] = {}
+        """When samples last came, by connection."""
 
     async def __call__(self, socket: WebSocket) -> None:
         """Handles a connection."""
         await socket.accept()
-        if self.num_streams >= self.most_streams:
-            await _refuse(socket, TRY_AGAIN, f"the server must have fewer than {self.most_streams} streams; try later")
-            return
-        self.num_streams += 1
         try:
             await self._talk(socket)
         except WebSocketDisconnect:
             pass
         except ValueError as error:
             await _refuse(socket, UNSUPPORTED, str(error))
+        except _Full as full:
+            await _refuse(socket, TRY_AGAIN, f"{full}; try later")
         except TimeoutError:
-            await _refuse(socket, TRY_AGAIN, f"samples must arrive continuously, got none for {PATIENCE_SECONDS:g} s")
+            await _refuse(socket, TRY_AGAIN, f"rate must be the first message, got none for {PATIENCE_SECONDS:g} s")
         finally:
-            self.num_streams -= 1
+            self.streams.pop(socket, None)
+
+    def _count(self, socket: WebSocket) -> None:
+        """Counts a connection as a stream, unless there are enough that are in use."""
+        since = time.monotonic() - PATIENCE_SECONDS
+        in_use = [one for one, last in self.streams.items() if last > since]
+        if socket not in in_use and len(in_use) >= self.most_streams:
+            raise _Full(f"the server must have fewer than {self.most_streams} streams")
+        self.streams[socket] = time.monotonic()
 
     async def _talk(self, socket: WebSocket) -> None:
         model = self.current()
         if model is None:
-            await _refuse(socket, TRY_AGAIN, "the server must have a model, got none yet; try later")
-            return
+            raise _Full("the server must have a model, got none yet")
         rate = model.recognizer.features.sample_rate
-        hello = await _receive(socket)
+        hello = await asyncio.wait_for(_receive(socket), PATIENCE_SECONDS)
         if not isinstance(hello, dict) or hello.get("rate") != rate:
             got = hello.get("rate") if isinstance(hello, dict) else type(hello).__name__
             raise ValueError(f"rate in the first message must be {rate}, as in {{'rate': {rate}}}, got {got!r}")
@@ -98,16 +116,18 @@ class Listener:
                 model, detector = now, _begin(now)
                 await socket.send_json(_hello(model))
             if isinstance(message, bytes):
+                self._count(socket)
                 data = odd + message
                 odd = data[len(data) // 2 * 2 :]
                 samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2") / np.float32(32768)
                 for heard, frames in await asyncio.to_thread(_feed, detector, samples):
-                    await _tell(socket, heard, offset, frames)
+                    await _send(socket, heard, offset, frames)
             elif "thresholds" in message:
                 _change(detector, model, message["thresholds"])
             elif message.get("finish"):
                 for heard in await asyncio.to_thread(detector.finish):
-                    await _tell(socket, heard, offset, None)
+                    await _send(socket, heard, offset, None)
+                self.streams.pop(socket, None)
                 await socket.send_json({"type": "finished"})
                 thresholds = detector.thresholds
                 detector, offset, odd = _begin(model), 0.0, b""
@@ -121,6 +141,9 @@ def _begin(model: Model) -> Detector:
 
 
 def _hello(model: Model) -> dict[str, Any]:
+    features = model.recognizer.features
+    filters = mel_filters(features)
+    bins = {hertz: hertz * features.n_fft // features.sample_rate for hertz in MARKS_HERTZ}
     return {
         "type": "hello",
         "version": model.version,
@@ -128,18 +151,17 @@ def _hello(model: Model) -> dict[str, Any]:
         "reported": reported(model.recognizer.words),
         "thresholds": dict(model.thresholds.thresholds),
         "false_alarms_per_hour": model.thresholds.as_json()["false_alarms_per_hour"],
-        "num_mels": model.recognizer.features.num_mels,
+        "num_mels": features.num_mels,
+        "frame_seconds": features.hop_length / features.sample_rate,
+        "marks": {hertz: int(filters[place].argmax()) for hertz, place in bins.items() if place < len(filters)},
     }
 
 
 def _change(detector: Detector, model: Model, values: Any) -> None:
-    words = reported(model.recognizer.words)
-    if not isinstance(values, dict) or set(values) != set(words):
-        raise ValueError(f"thresholds must be given for {', '.join(words)}, got {str(values)[:80]}")
-    detector.set_thresholds(Thresholds(thresholds={word: float(value) for word, value in values.items()}).thresholds)
+    detector.set_thresholds(Thresholds.from_json({"thresholds": values}, model.recognizer.words).thresholds)
 
 
-def _feed(detector: Detector, samples: Any) -> list[tuple[Heard, bytes]]:
+def _feed(detector: Detector, samples: Any) -> list[tuple[Window, bytes]]:
     """Feeds samples one hop at a time, and returns each window with its frames."""
     found, hop = [], detector.hop_samples
     for first in range(0, samples.size, hop):
@@ -155,7 +177,7 @@ def _picture(detector: Detector) -> bytes:
     return ((frames + 6) * (255 / 9)).clip(0, 255).astype(np.uint8).tobytes()
 
 
-async def _tell(socket: WebSocket, heard: Heard, offset: float, frames: bytes | None) -> None:
+async def _send(socket: WebSocket, heard: Window, offset: float, frames: bytes | None) -> None:
     message: dict[str, Any] = {
         "type": "heard",
         "time": round(heard.time + offset, 3),
@@ -183,10 +205,9 @@ async def _receive(socket: WebSocket) -> bytes | dict[str, Any]:
 
     Raises:
         ValueError: the message is too long, or neither binary nor a JSON object.
-        TimeoutError: none arrived within PATIENCE_SECONDS.
         WebSocketDisconnect: the client closed the connection.
     """
-    message = await asyncio.wait_for(socket.receive(), PATIENCE_SECONDS)
+    message = await socket.receive()
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", 1000))
     content = message.get("bytes")

@@ -2,6 +2,31 @@
 
 export const RATE = 16000; // sample rate of the model
 
+// Keeps the newest samples of a stream; positions count from its first sample.
+export class Ring {
+  constructor(seconds) {
+    this.samples = new Float32Array(seconds * RATE);
+    this.total = 0;
+  }
+
+  add(samples) {
+    for (let i = 0; i < samples.length; i++) this.samples[(this.total + i) % this.samples.length] = samples[i];
+    this.total += samples.length;
+  }
+
+  get first() {
+    return Math.max(0, this.total - this.samples.length);
+  }
+
+  at(position) {
+    return position >= this.first && position < this.total ? this.samples[position % this.samples.length] : 0;
+  }
+
+  cut(from, to) {
+    return Float32Array.from({ length: to - from }, (_, i) => this.at(from + i));
+  }
+}
+
 // Resamples a stream with a windowed sinc filter, whose cutoff is below both Nyquist frequencies to avoid aliasing.
 
 const ZERO_CROSSINGS = 24;
@@ -56,9 +81,8 @@ export function toPcm(samples) {
   return pcm;
 }
 
-// Encodes samples as a WAV file.
-export function wav(samples) {
-  const pcm = toPcm(samples);
+// Encodes 16-bit samples as a WAV file.
+export function wav(pcm) {
   const view = new DataView(new ArrayBuffer(44 + 2 * pcm.length));
   const text = (at, value) => [...value].forEach((letter, i) => view.setUint8(at + i, letter.charCodeAt(0)));
   text(0, "RIFF");
