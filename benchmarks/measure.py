@@ -17,7 +17,7 @@ from kws.cores import num_cores
 from kws.download.step import download
 from kws.download.synthesize import synthesize
 from kws.preprocess.step import preprocess
-from kws.train.loop import wants_bf16
+from kws.train.update import wants_bf16
 
 FOLDER = Path("var/bench")
 REAL16 = (Path("var/real16"), Path("../shared/data/speech_commands_real16.tar.gz"))

@@ -20,8 +20,8 @@ from kws.config import SPEECH_COMMANDS_WORDS
 from kws.model.network import AudioTransformer
 from kws.recipe import RECIPES
 from kws.train.augment import Augment
-from kws.train.loop import wants_bf16
 from kws.train.optimizer import make_optimizers
+from kws.train.update import wants_bf16
 
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 NUM_STEPS = 15
@@ -78,7 +78,7 @@ class Parts:
         return result
 
     def step(self) -> None:
-        """Takes a step as `kws.train.loop` does."""
+        """Takes a step as `kws.train.update` does."""
         model, config = self.model, self.preset.train
         changed = self.timed("augmentation", lambda: self.augment(self.clips))
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):

@@ -19,12 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import measure, plain
 from benchmarks.measure import Effort, Row
-from kws.cores import num_cores, yield_to_neighbours
+from kws.cores import num_cores
 from kws.preprocess.tensors import Tensors
 from kws.processes import keep_freed_memory
 from kws.recipe import Recipe
 from kws.train.distributed import World, join_world
-from kws.train.loop import Trainer
+from kws.train.trainer import Trainer
 
 RECIPE = Recipe()
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -208,7 +208,7 @@ class _Group:
 def _train_when_told(pipe: Connection, environment: dict[str, Any]) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()})
     torch.set_num_threads(environment["OMP_NUM_THREADS"])
-    with join_world() as world, yield_to_neighbours():
+    with join_world() as world:
         loop = _steps(make_trainer(world))
         while steps := pipe.recv():
             started = time.perf_counter()

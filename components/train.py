@@ -17,7 +17,7 @@ def train(
     seed: str,
     debug: bool,
     num_nodes: int,
-    processes_per_node: int,
+    processes_per_node: str,
     data_root: str,
     run_id: str,
     model: Output[Model],
@@ -36,7 +36,7 @@ def train(
         seed: random seed; empty: as the recipe says.
         debug: do a short run on a few clips.
         num_nodes: number of machines.
-        processes_per_node: training processes on each machine.
+        processes_per_node: training processes on each machine; empty: one for every GPU or core.
         data_root: path of the mounted volume.
         run_id: name of the run, the same in every retry of the step.
         model: the best model by validation accuracy, a .pth file.
@@ -67,7 +67,7 @@ def train(
         recipe=recipe,
         run_id=run_id,
         num_nodes=num_nodes,
-        processes_per_node=processes_per_node,
+        processes_per_node=int(processes_per_node) if processes_per_node else None,
         job_manifest=Path(job.path),
     )
     shutil.copyfile(folder / runs.BEST, model.path)

@@ -8,7 +8,6 @@ from pathlib import Path
 from kws import files
 from kws.command import as_command
 from kws.config import PipelineConfig
-from kws.cores import num_cores
 from pipeline.flags import add_parameters, read_parameters
 
 DEMO = Path("var/demo")
@@ -71,9 +70,7 @@ def _demo(options: argparse.Namespace) -> None:
 
     corpus, data_root = options.folder / "corpus", options.folder / "data"
     synthesize(corpus)
-    parameters = PipelineConfig(
-        source=str(corpus), data_root=str(data_root), processes_per_node=min(2, num_cores()), epochs=30
-    )
+    parameters = PipelineConfig(source=str(corpus), data_root=str(data_root), epochs=30)
     summary = run(parameters, "subprocess")
     files.write_json(options.folder / "summary.json", summary)
     show(summary)

@@ -42,7 +42,7 @@ def speech_commands(placement: Placement) -> BaseComponent:
         init: str = DEFAULT.init,
         seed: str = "",
         num_nodes: int = DEFAULT.num_nodes,
-        processes_per_node: int = DEFAULT.processes_per_node,
+        processes_per_node: str = "",
         debug: bool = DEFAULT.debug,
         min_accuracy: float = DEFAULT.min_accuracy,
     ) -> None:

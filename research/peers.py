@@ -30,7 +30,7 @@ from kws.command import as_command
 from kws.preprocess.tensors import Split, Tensors
 from kws.recipe import NO_AUGMENTATION, AugmentConfig, FeatureConfig, Recipe
 from kws.train.augment import Augment
-from kws.train.loop import wants_bf16
+from kws.train.update import wants_bf16
 from research import study
 
 

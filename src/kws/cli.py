@@ -23,6 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+from kws import files
 from kws.command import as_command
 from kws.config import PipelineConfig, ServeConfig, SynthesizeConfig, parse_words
 from kws.settings import add_flag, add_registry, field_docs, require
@@ -147,17 +148,25 @@ def _add_train(add: Add) -> None:
     command.add_argument(
         "--processes-per-node",
         type=int,
-        default=1,
         metavar="N",
-        help="training processes on this machine (default: 1; more run under torchrun)",
+        help="training processes on this machine, under torchrun if there are several (default: one for every GPU or "
+        "CPU core, as far as that is faster)",
     )
     add_arguments(command)
 
 
 def _train(options: argparse.Namespace) -> int:
-    require(options.processes_per_node > 0, "processes_per_node", "be positive", options.processes_per_node)
-    if options.processes_per_node == 1:
-        from kws.train.trainer import run
+    from kws.launch.torchrun import TorchrunLauncher
+    from kws.train.runs import recipe_of
+    from kws.train.step import default_processes, train
+
+    launcher, processes = TorchrunLauncher(), options.processes_per_node
+    if processes is None:
+        can_ask = options.tensors is not None and files.is_complete(options.tensors)
+        processes = default_processes(recipe_of(options), options.tensors, launcher) if can_ask else 1
+    require(processes > 0, "processes_per_node", "be positive", processes)
+    if processes == 1:
+        from kws.train.__main__ import run
 
         print(run(options))
         return 0
@@ -168,8 +177,6 @@ def _train(options: argparse.Namespace) -> int:
         "--run-folder",
     )
     from kws.launch.job import LaunchError
-    from kws.train.runs import recipe_of
-    from kws.train.step import train
 
     try:
         folder = train(
@@ -177,7 +184,8 @@ def _train(options: argparse.Namespace) -> int:
             options.runs,
             recipe=recipe_of(options),
             run_id=options.run_id,
-            processes_per_node=options.processes_per_node,
+            processes_per_node=processes,
+            launcher=launcher,
         )
     except LaunchError as error:
         print(f"error: {error}", file=sys.stderr)

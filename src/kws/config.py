@@ -89,8 +89,9 @@ class PipelineConfig(Settings):
     num_nodes: int = number(1, above=0)
     """Number of machines to train on, the workers of the PyTorchJob; more than 1 needs a cluster."""
 
-    processes_per_node: int = number(1, above=0)
-    """Training processes per node: one for every GPU, or one for every few CPU cores."""
+    processes_per_node: int | None = number(None, above=0)
+    """Training processes per node (default: one for every GPU, or without GPUs one for every core as long as each has
+    16 clips of a batch; one for a short run or the preset baseline, see `kws.train.step`)."""
 
     debug: bool = False
     """A short run to check that everything works: at most 1,000 training clips, 10 epochs, batches of 64."""

@@ -199,7 +199,7 @@ def test_the_launcher_imports_all_that_it_needs_and_has_no_torch(images: dict[st
 
 
 def test_the_runtime_imports_all_that_it_needs_in_the_versions_of_the_lock_file(images: dict[str, str]) -> None:
-    code = "import torch, torchaudio, soundfile, tensorboard, matplotlib, kws.train.trainer; print(torch.__version__)"
+    code = "import torch, torchaudio, soundfile, tensorboard, matplotlib, kws.train.process; print(torch.__version__)"
     assert inside(images["runtime"], "python", "-c", code).strip().split("+")[0] == "2.11.0"
     assert "usage: kws" in inside(images["runtime"], "kws", "--help")
     assert (

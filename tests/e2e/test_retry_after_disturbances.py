@@ -223,16 +223,7 @@ def worker_1_deleted_and_step_killed(run: Run) -> Iterator[None]:
 def trainer_killed(run: Run) -> Iterator[None]:
     _training(run)
     kubectl(
-        "exec",
-        run.worker(1),
-        "--",
-        "python",
-        "-c",
-        KILL,
-        "0",
-        "kws.train.trainer",
-        "torch.distributed.run",
-        "kws.launch.node",
+        "exec", run.worker(1), "--", "python", "-c", KILL, "0", "kws.train", "torch.distributed.run", "kws.launch.node"
     )
     yield
 

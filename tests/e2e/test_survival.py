@@ -57,7 +57,7 @@ def uninterrupted(tensors: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def trainer(tensors: Path, folder: Path, epochs: int = EPOCHS) -> list[str]:
     return [
         "-m",
-        "kws.train.trainer",
+        "kws.train",
         "--tensors",
         str(tensors),
         "--runs",
@@ -96,7 +96,7 @@ class Node:
     def workers(self) -> list[int]:
         """The process ids of the workers that there are now: one or none."""
         children = Path(f"/proc/{self.agent.pid}/task/{self.agent.pid}/children").read_text().split()
-        return [int(child) for child in children if b"kws.train.trainer" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        return [int(child) for child in children if b"kws.train" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
     def kill(self) -> None:
         self.agent.kill()

@@ -267,7 +267,7 @@ def test_the_sample_trainjob_runs_our_runtime_with_flags_that_the_trainer_has() 
     (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
     (container,) = replicated["template"]["spec"]["template"]["spec"]["containers"]
     assert replicated["name"] == container["name"] == "node"
-    assert container["command"] == job["spec"]["trainer"]["command"] == ["torchrun", "-m", "kws.train.trainer"]
+    assert container["command"] == job["spec"]["trainer"]["command"] == ["torchrun", "-m", "kws.train"]
     parser = argparse.ArgumentParser()
     runs.add_arguments(parser)
     options = parser.parse_args(job["spec"]["trainer"]["args"])

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from kws.settings import require
 
-TRAINER = "kws.train.trainer"
+TRAINER = "kws.train"
 """The module that trains; torchrun starts one process of it for every GPU, or for every few CPU cores."""
 
 MAX_RESTARTS = 3
@@ -42,7 +42,7 @@ class Training:
     """Name of the job, `job_name(folder.name)`: the same in every attempt, so that a retried step finds its own job."""
 
     arguments: tuple[str, ...]
-    """The command line of `python -m kws.train.trainer`."""
+    """The command line of `python -m kws.train`."""
 
     folder: Path
     """The run folder, on the volume, which also holds the logs and the lease of the job."""
@@ -80,6 +80,9 @@ class Launcher(Protocol):
             ValueError: the job cannot run here.
             SystemExit: a signal stopped this process (SIGTERM: status 143, SIGINT: 130) and the training.
         """
+
+    def cores_and_gpus(self) -> tuple[float, int]:
+        """Returns how many CPU cores and GPUs a node has."""
 
     def clean_up(self, job: Training) -> None:
         """Removes what an earlier attempt at a training that is complete may have left, if it was killed."""

@@ -104,6 +104,10 @@ class ClusterLauncher:
             except KubeError as error:
                 raise explain(error, self.kind, self.namespace) from error
 
+    def cores_and_gpus(self) -> tuple[float, int]:
+        """Returns what each pod asks for; see `Launcher.cores_and_gpus`."""
+        return settings.cores(self.config.cpu), self.config.gpus_per_node
+
     def clean_up(self, job: Training) -> None:
         """Deletes the job of an earlier attempt, which may have ended meanwhile; see `Launcher.clean_up`."""
         try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from kws import memory
-from kws.cores import num_cores
+from kws.cores import num_cores, num_gpus
 from kws.files import write_json
 from kws.launch.job import FRESH_STORE, MAX_RESTARTS, TRAINER, LaunchError, Training
 from kws.launch.output import LOGS, Output
@@ -105,6 +105,10 @@ class TorchrunLauncher:
                     "%s; training starts again and resumes from the latest checkpoint",
                     error or describe(status, "the training process"),
                 )
+
+    def cores_and_gpus(self) -> tuple[float, int]:
+        """Counts those of this machine; see `Launcher.cores_and_gpus`."""
+        return num_cores(), num_gpus()
 
     def clean_up(self, job: Training) -> None:
         """Does nothing, as the kernel ended the training processes with the attempt; see `Launcher.clean_up`."""

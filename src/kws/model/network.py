@@ -11,10 +11,7 @@ Letters in shapes:
     K  words
 """
 
-import functools
 import math
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,76 +85,6 @@ class FramesAsTokens(nn.Module):
         return x.transpose(1, 2)
 
 
-class Conv2d(nn.Conv2d):
-    """A convolution that computes the gradient of its weights, on the CPU, in threads that do not spin-wait.
-
-    The threads of oneDNN wait for each other some 1,600 times per training step without yielding their core: beside
-    another busy process, training is then three times slower than on one thread. Here each thread takes a part of the
-    batch instead.
-    """
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        assert self.padding_mode == "zeros"
-        assert not isinstance(self.padding, str)
-        if input.device.type != "cpu" or not torch.is_grad_enabled() or torch.get_num_threads() == 1:
-            result: Tensor = super()._conv_forward(input, weight, bias)
-            return result
-        if torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-            input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        result = _ConvolutionInParts.apply(  # type: ignore[no-untyped-call]
-            input, weight, bias, self.stride, self.padding, self.dilation, self.groups
-        )
-        return result
-
-
-class _ConvolutionInParts(torch.autograd.Function):
-    """The convolution of `Conv2d`, with the weight gradient computed in parts of the batch."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
-        ctx.save_for_backward(input, weight)
-        ctx.biases = None if bias is None else list(bias.shape)
-        ctx.how = how
-        with torch.autocast("cpu", enabled=False):
-            stride, padding, dilation, groups = how
-            return torch.convolution(input, weight, bias, stride, padding, dilation, False, (0, 0), groups)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
-        input, weight = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.how
-
-        def part(input: Tensor, gradient: Tensor, *wanted: bool) -> tuple[Tensor, ...]:
-            return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
-                gradient, input, weight, ctx.biases, stride, padding, dilation, False, (0, 0), groups, wanted
-            )
-
-        def on_one_thread(input: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
-            torch.get_num_threads()  # the first call in a new thread resets the number, so ask before setting it
-            torch.set_num_threads(1)
-            with torch.no_grad():
-                return part(input, gradient, False, True, ctx.biases is not None)[1:]
-
-        to_input = part(input, gradient, True, False, False)[0] if ctx.needs_input_grad[0] else None
-        num_threads = torch.get_num_threads()
-        mine, *others = zip(input.tensor_split(num_threads), gradient.tensor_split(num_threads), strict=True)
-        try:
-            waiting = [_helpers().submit(on_one_thread, *other) for other in others if len(other[0])]
-            parts = [on_one_thread(*mine), *(each.result() for each in waiting)]
-        finally:
-            torch.set_num_threads(num_threads)
-        to_weight = sum(part[0].float() for part in parts).to(weight.dtype)  # type: ignore[union-attr]
-        to_bias = None if ctx.biases is None else sum(part[1].float() for part in parts).to(weight.dtype)  # type: ignore
-        return to_input, to_weight, to_bias, None, None, None, None
-
-
-@functools.cache
-def _helpers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, torch.get_num_threads() - 1), "convolution")
-
-
 class ConvStem(nn.Module):
     """Four 3 × 3 convolutions over mel bins and frames, then a projection of the remaining mel bins and channels.
 
@@ -172,7 +99,7 @@ class ConvStem(nn.Module):
         convs, last, frames = [], 1, config.frames_per_token
         for number, channels in enumerate(self.CHANNELS, 1):
             stride = 2 if frames % 2 == 0 and number < len(self.CHANNELS) else frames
-            convs.append(Conv2d(last, channels, 3, stride=(2, stride), padding=1))
+            convs.append(nn.Conv2d(last, channels, 3, stride=(2, stride), padding=1))
             last, frames = channels, frames // stride
         # The memory format of the weights determines that of all activations, and with it the speed of the stem, which
         # on the CPU takes two thirds of the time.

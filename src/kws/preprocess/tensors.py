@@ -21,7 +21,7 @@ class Split:
     """The clips of one split.
 
     On the CPU the features are the memory-mapped file: reads come from the page cache, and no data loader process
-    copies them. On a GPU all features are in its memory.
+    copies them. For a GPU they are in its memory if they fit, otherwise in the mapped file as well.
     """
 
     features: Tensor
@@ -43,8 +43,16 @@ class Split:
         Returns:
             Features, float32 [batch, num_mels, num_frames], and labels, int64 [batch], on the device.
         """
-        indices = indices.to(self.features.device)
-        return self.features.index_select(0, indices).float(), self.labels.index_select(0, indices)
+        device = self.labels.device
+        features = self.features.index_select(0, _sent(indices, self.features.device))
+        return _sent(features, device).float(), self.labels.index_select(0, _sent(indices, device))
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Moves a tensor to a device; to a GPU by way of pinned memory, so that the host need not wait for the copy."""
+    if tensor.device == device:
+        return tensor
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 class Tensors:
@@ -108,6 +116,8 @@ class Tensors:
             ValueError: a file of the split is damaged.
         """
         features = self._open(f"{name}.features.npy")
+        if self.device.type != "cuda" or features.nbytes <= torch.cuda.mem_get_info(self.device)[0] // 2:
+            features = features.to(self.device)  # half of the memory that is free, as training needs some, too
         with self._whole(f"{name}.labels.npy"):
             labels = torch.from_numpy(np.load(self.folder / f"{name}.labels.npy")).to(self.device)
             fits = labels.dtype == torch.int64 and labels.shape == (len(features),) and len(labels) > 0
@@ -120,13 +130,13 @@ class Tensors:
             require(fits, "clips", f"be {len(features)} names", len(clips))
         if most and most < len(clips):
             chosen = torch.linspace(0, len(clips) - 1, most).long()
-            features, labels = features[chosen.to(self.device)], labels[chosen.to(self.device)]
+            features, labels = features[chosen.to(features.device)], labels[chosen.to(self.device)]
             clips = [clips[index] for index in chosen.tolist()]
         return Split(features=features, labels=labels, clips=clips)
 
     def noise(self) -> Tensor | None:
         """Opens the background noise, [pieces, num_mels, num_frames], or returns None if the recordings had none."""
-        return self._open("noise.features.npy") if self.manifest["counts"]["noise"] else None
+        return self._open("noise.features.npy").to(self.device) if self.manifest["counts"]["noise"] else None
 
     def _open(self, name: str) -> Tensor:
         with self._whole(name):
@@ -139,4 +149,4 @@ class Tensors:
                 f"have the shape {shape} for each clip",
                 list(array.shape[1:]),
             )
-        return array if self.device.type == "cpu" else array.to(self.device)
+        return array

@@ -1,6 +1,7 @@
 """Checkpoints of a run: checkpoints/step-<n>.pth, of which the latest few are kept."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,8 @@ import torch
 
 from kws import files
 from kws.model import bundle
-from kws.train.loop import Trainer
 
 log = logging.getLogger(__name__)
-
-History = list[dict[str, float]]
-"""The metrics of every epoch so far."""
 
 
 def checkpoints_of(run: Path) -> list[Path]:
@@ -21,21 +18,19 @@ def checkpoints_of(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*.pth"))
 
 
-def save(run: Path, trainer: Trainer, history: History) -> None:
-    """Writes a checkpoint atomically and deletes all but the latest few; does nothing except on rank 0."""
-    if not trainer.world.leads:
-        return
-    path = run / "checkpoints" / f"step-{trainer.position.step:08d}.pth"
-    bundle.write(path, trainer.state() | {"history": history})
-    for old in checkpoints_of(run)[: -trainer.config.keep_checkpoints]:
+def save(run: Path, step: int, state: Mapping[str, Any], keep: int) -> None:
+    """Writes a checkpoint atomically and deletes all but the latest few."""
+    bundle.write(run / "checkpoints" / f"step-{step:08d}.pth", dict(state))
+    for old in checkpoints_of(run)[:-keep]:
         old.unlink()
 
 
-def _latest_whole(run: Path) -> Path | None:
-    """Returns the latest readable checkpoint; logs and deletes damaged ones."""
+def latest(run: Path) -> Path | None:
+    """Returns the latest readable checkpoint; logs and deletes damaged ones, and what was left half written."""
+    files.delete_unfinished(run, run / "checkpoints")
     for path in reversed(checkpoints_of(run)):
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = read(path)
         except OSError:
             raise
         except Exception as error:  # torch passes on whatever its unpickler and its zip reader raise
@@ -48,16 +43,7 @@ def _latest_whole(run: Path) -> Path | None:
     return None
 
 
-def resume(run: Path, trainer: Trainer) -> History:
-    """Restores the latest checkpoint that rank 0 can read, and returns the history up to it."""
-    world = trainer.world
-    if world.leads:
-        files.delete_unfinished(run, run / "checkpoints")
-    checkpoint = world.tell(_latest_whole(run) if world.leads else None)
-    if checkpoint is None:
-        return []
-    state: dict[str, Any] = torch.load(checkpoint, map_location=world.device, weights_only=True)
-    trainer.restore(state)
-    if world.leads:
-        log.info("resuming at step %d of epoch %d", trainer.position.step, trainer.position.epoch)
-    return list(state["history"])
+def read(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state

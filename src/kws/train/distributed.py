@@ -22,39 +22,47 @@ class World:
     device: torch.device
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process has rank 0, which writes all files."""
         return self.rank == 0
 
-    def tell(self, value: T) -> T:
-        """Broadcasts the value of rank 0: returns it in every process."""
-        told = [value]
+    def broadcast(self, value: T) -> T:
+        """Returns the value of rank 0 in every process."""
+        values = [value]
         if self.size > 1:
-            dist.broadcast_object_list(told)
-        return told[0]
+            dist.broadcast_object_list(values)
+        return values[0]
 
-    def sum(self, *values: Tensor) -> list[Tensor]:
-        """Sums each value over all processes (all-reduce), in place."""
+    def all_reduce(self, *values: Tensor) -> list[Tensor]:
+        """Sums each value over all processes, in place."""
         if self.size > 1:
             for value in values:
                 dist.all_reduce(value)
         return list(values)
 
-    def ask(self, here: bool) -> Callable[[], bool]:
-        """Asks whether `here` is true in any process, and returns a function that waits for the answer.
+    def minimum(self, value: float) -> float:
+        """Returns the smallest value of all processes."""
+        smallest = torch.tensor(value, dtype=torch.float64)
+        if self.size > 1:
+            dist.all_reduce(smallest, dist.ReduceOp.MIN)
+        return float(smallest)
+
+    def start_any(self, here: bool) -> Callable[[], bool]:
+        """Starts to ask whether `here` is true in any process; returns a function that waits for the answer.
 
         The answer is the same in all processes. Asking before a training step and reading the answer after it overlaps
-        the communication with the computation: waiting at once took a tenth of the time.
+        the communication with the computation: waiting at once took a tenth of the time. The answer is on the host, so
+        that reading it does not wait for a GPU.
         """
         if self.size == 1:
             return lambda: here
-        asked = torch.tensor(float(here), device=self.device)
-        question = dist.all_reduce(asked, async_op=True)
-        assert question is not None
+        number = torch.tensor(float(here))
+        work = dist.all_reduce(number, async_op=True)
+        assert work is not None
 
         def answer() -> bool:
-            question.wait()
-            return bool(asked)
+            work.wait()
+            return bool(number)
 
         return answer
 
@@ -78,7 +86,8 @@ def join_world() -> Iterator[World]:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # Gradients on GPUs by NCCL; everything that is on the host, also then, by gloo.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(rank=rank, size=size, device=device)
     finally:

@@ -4,8 +4,6 @@ A model that detects words in a stream hears every word ten times a second, most
 window or beside parts of others. Clips of whole words do not teach it that those are none.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -27,7 +25,7 @@ class Fragments:
         """Returns a batch in which a share of the clips, chosen at random, are fragments of others.
 
         Half of them have the end of one word and the beginning of another, the others ends alone or beginnings alone,
-        three to six without a pause.
+        three to seven without a pause.
 
         Args:
             features: float32 [clips, num_mels, num_frames], log-mel.
@@ -37,50 +35,48 @@ class Fragments:
         device = features.device
         count = round(self.share * num_clips)
         num_pairs = count // 2
-        chosen = torch.randperm(num_clips, device=device)[:count]
+        chosen = torch.rand(num_clips, device=device).argsort()[:count]
         middles = _middles(features)
-        cut = int(torch.randint(num_frames * 35 // 100, num_frames * 65 // 100, ()))
-        ends, beginnings = (torch.full((num_pairs,), value, device=device) for value in (True, False))
-        pairs = [
-            self._halves(features, middles, cut, ends),
-            self._halves(features, middles, num_frames - cut, beginnings),
-        ]
+        cut = torch.randint(num_frames * 35 // 100, num_frames * 65 // 100, (1,), device=device)
+        end_first = (torch.arange(2, device=device) == 0).expand(num_pairs, 2)
+        pairs = self._join(features, middles, torch.cat((cut, num_frames - cut)), end_first)
         # Never a beginning before an end: together they might be a word.
-        either = torch.rand(count - num_pairs, device=device) < 0.5
-        running = [self._halves(features, middles, width, either) for width in _widths(num_frames)]
-        made = torch.cat((torch.cat(pairs, dim=2), torch.cat(running, dim=2)))
+        least, most = num_frames // 6, num_frames // 3
+        widths = torch.randint(least, most + 1, (-(-num_frames // least),), device=device)
+        either = torch.rand(count - num_pairs, 1, device=device) < 0.5
+        running = self._join(features, middles, widths, either.expand(-1, len(widths)))
+        made = torch.cat((pairs, running))
         return features.index_copy(0, chosen, made), labels.index_fill(0, chosen, self.unknown)
 
-    def _halves(self, features: Tensor, middles: Tensor, width: int, ends: Tensor) -> Tensor:
-        """Cuts frames out of random clips, from the middle of the word on or up to it: [count, num_mels, width].
+    def _join(self, features: Tensor, middles: Tensor, widths: Tensor, ends: Tensor) -> Tensor:
+        """Joins parts of random clips, from the middle of the word on or up to it: [count, num_mels, num_frames].
+
+        Where the parts meet is random, but every shape is always the same: each frame of the result looks up which part
+        it belongs to.
 
         Args:
             features: [clips, num_mels, num_frames].
             middles: int64 [clips], the frame in the middle of each word.
-            width: frames of each.
-            ends: bool [count], whether to take the end of a word or the beginning.
+            widths: int64 [parts], frames of each part; the sum is at least a clip, and what is over is left out.
+            ends: bool [count, parts], whether to take the end of a word or the beginning.
         """
         num_frames = features.size(2)
-        clips = torch.randint(len(features), (len(ends),), device=features.device)
-        first = torch.where(ends, middles[clips], middles[clips] - width)
-        frames = first[:, None] + torch.arange(width, device=features.device)  # [count, width]
-        index = frames.clamp(0, num_frames - 1)[:, None].expand(-1, features.size(1), -1)
+        time = torch.arange(num_frames, device=features.device)
+        stops = widths.cumsum(0).clamp(max=num_frames)
+        starts = torch.cat((stops.new_zeros(1), stops[:-1]))
+        part = (time[:, None] >= stops).sum(dim=1)  # [num_frames]
+        clips = torch.randint(len(features), ends.shape, device=features.device)[:, part]  # [count, num_frames]
+        first = torch.where(ends[:, part], middles[clips], middles[clips] - (stops - starts)[part])
+        frames = first + time - starts[part]
         outside = (frames < 0) | (frames >= num_frames)
-        return features[clips].gather(2, index).masked_fill(outside[:, None], self.silence)
+        joined = features[clips, :, frames.clamp(0, num_frames - 1)]  # [count, num_frames, num_mels]
+        return joined.transpose(1, 2).masked_fill(outside[:, None], self.silence)
 
 
 def _middles(features: Tensor) -> Tensor:
     """Returns the frame of each clip by which half of its energy above the background has passed, int64 [clips]."""
     power = features.exp().sum(dim=1)
-    power = (power - power.quantile(0.2, dim=1, keepdim=True)).clamp_(min=0)
-    passed = power.cumsum(dim=1)
-    return (passed < passed[:, -1:] / 2).sum(dim=1).clamp_(max=features.size(2) - 1)
-
-
-def _widths(num_frames: int) -> Iterator[int]:
-    """Yields random widths of a sixth to a third of a clip, in frames, that add up to a clip."""
-    left = num_frames
-    while left > 0:
-        width = min(left, int(torch.randint(num_frames // 6, num_frames // 3 + 1, ())))
-        yield width
-        left -= width
+    num_frames = power.size(1)
+    background = power.sort(dim=1).values[:, num_frames // 5, None]
+    passed = (power - background).clamp_(min=0).cumsum(dim=1)
+    return (passed < passed[:, -1:] / 2).sum(dim=1).clamp_(max=num_frames - 1)

@@ -53,7 +53,7 @@ RECIPE_FLAGS = ("preset", "set", "epochs", "batch_size", "learning_rate", "init"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the training flags, which `kws train` and `python -m kws.train.trainer` share."""
+    """Adds the training flags, which `kws train` and `python -m kws.train` share."""
     parser.add_argument("--tensors", type=Path, metavar="DIR", help="a tensors folder, made by kws preprocess")
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument(

@@ -1,41 +1,49 @@
-"""One training process, from its command line to a complete run; alone, or one of several under torchrun.
+"""The trainer: a model in training, and the loop over epochs.
 
-    torchrun --nproc-per-node=2 -m kws.train.trainer --tensors DIR --runs DIR
-
-The loop is in `kws.train.loop`; this module adds the run folder, checkpoints, the best model and signal handling.
+The position of a run is three numbers: the epoch, the number of its clips that are done, and the step. The order of the
+clips and every random draw follow from the seed and these numbers, so a checkpoint stores no random generator state,
+and a run that was killed resumes with the same result: on the CPU, bit for bit.
 """
 
-import argparse
 import contextlib
 import dataclasses
+import hashlib
 import logging
-import os
+import math
 import signal
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
-import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing.errors import record
+import torch
+from torch import Tensor, nn
 
-from kws import files, memory
-from kws.command import quiet_threads, settle_user, unfailing
-from kws.cores import computing
+from kws import files
+from kws.config import UNKNOWN
 from kws.model import bundle
+from kws.model.bundle import Recognizer
 from kws.model.network import AudioTransformer
 from kws.preprocess.tensors import Tensors
-from kws.processes import die_with_parent, handle_signals, keep_freed_memory
 from kws.recipe import Recipe
 from kws.settings import require
-from kws.train import checkpoint, runs
-from kws.train.distributed import join_world
-from kws.train.loop import Trainer
-from kws.train.metrics import open_journal
-from kws.train.start import load_start
+from kws.train import checkpoint, runs, schedule
+from kws.train.augment import Augment
+from kws.train.distributed import World
+from kws.train.fragments import Fragments
+from kws.train.journal import open_journal
+from kws.train.optimizer import make_optimizers
+from kws.train.start import start_from
+from kws.train.update import GraphedUpdate, Update, wants_bf16
+from kws.train.validation import Validation
 
 log = logging.getLogger(__name__)
+
+READ_STEPS = 50
+"""Steps between two reads of their losses. Reading waits for a GPU until all steps so far are done."""
+
+History = list[dict[str, float]]
+"""The metrics of every epoch so far."""
 
 
 class StopTraining(Exception):
@@ -47,65 +55,280 @@ class StopTraining(Exception):
         """Exit status, as a shell gives it. It is not 0, so that the launcher starts the process again."""
 
 
-def train(
-    tensors_folder: Path, recipe: Recipe, *, runs_folder: Path | None = None, run_id: str = "", run: Path | None = None
-) -> Path:
-    """Trains a model in this process, together with the other processes that torchrun started.
+@dataclasses.dataclass(kw_only=True)
+class Position:
+    """How far a run has come, and the sums of its current epoch."""
 
-    Args:
-        tensors_folder: a tensors folder of `kws.preprocess.step`.
-        recipe: how to train; its split is that of the tensors.
-        runs_folder: where to make the run folder; required unless `run` is given.
-        run_id: see `kws.train.runs.open_run`.
-        run: an existing run folder.
+    epoch: int = 0
+    clips_done: int = 0
+    """Clips of this epoch that were trained on, over all processes."""
+    step: int = 0
+    best_accuracy: float = -1.0
+    loss_sum: float = 0.0
+    """Sum of the losses of this epoch's clips so far, in this process."""
+    num_correct: float = 0.0
+    """Number of this epoch's clips that were recognized so far, in this process."""
 
-    Returns:
-        The run folder, complete.
+
+class Trainer:
+    """A model in training, with its data, its optimizers and its position."""
+
+    def __init__(
+        self, tensors: Tensors, recipe: Recipe, world: World, start: Recognizer | None = None, *, use_graph: bool = True
+    ) -> None:
+        """Initializes a training at its beginning.
+
+        Args:
+            tensors: the clips.
+            recipe: how to train.
+            world: the processes that train together.
+            start: the model to start from; None: random weights.
+            use_graph: whether steps on a GPU are recorded as a CUDA graph.
+        """
+        self.tensors = tensors
+        self.recipe = recipe
+        config = self.config = recipe.train
+        self.world = world
+        self.train_split = tensors.split("train", most=1000 if config.debug else 0)
+        self.num_clips = len(self.train_split)
+        most = self.num_clips
+        require(world.size <= most, "processes", f"be at most {most}, the clips to train on", world.size)
+        if config.scale_with_processes:
+            self.batch_size = min(config.batch_size, self.num_clips // world.size)
+        else:
+            self.batch_size = max(min(config.batch_size, self.num_clips) // world.size, 1)
+        self.epochs = max(config.epochs, math.ceil(config.min_clips / self.num_clips))
+        self.position = Position()
+        self.stop_asked = False
+        self.unread: list[Tensor] = []
+        """Loss and hits of the latest steps, on the device."""
+        # Only if every process can: they exchange gradients.
+        (wanting,) = world.all_reduce(torch.tensor(int(wants_bf16(config.precision, world.device))))
+        bf16 = int(wanting) == world.size
+        self.validation = Validation(split=tensors.split("validation"), world=world, bf16=bf16)
+
+        torch.manual_seed(config.seed)
+        self.model = AudioTransformer(recipe.model, tensors.features, len(tensors.words)).to(world.device)
+        if tensors.features.normalize:
+            self.model.set_normalization(tensors.mean, tensors.std)
+        if start is not None:
+            start_from(start, self.model, tensors.words)
+        self.averaged = AudioTransformer(recipe.model, tensors.features, len(tensors.words)).to(world.device)
+        self.averaged.load_state_dict(self.model.state_dict())
+        parallel: nn.Module = self.model
+        if world.size > 1:
+            # Small buckets, so that the first gradients are sent while the last are computed.
+            parallel = nn.parallel.DistributedDataParallel(
+                self.model, bucket_cap_mb=1, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        mean = tensors.mean.to(world.device) if start is None else self.model.mean
+        augment = Augment(recipe.augment, tensors.features, mean, tensors.noise())
+        fragments = None
+        if recipe.augment.fragment_share and UNKNOWN in tensors.words:
+            fragments = Fragments(recipe.augment.fragment_share, tensors.words.index(UNKNOWN), augment.silence)
+        self.update = Update(
+            model=self.model,
+            parallel=parallel,
+            averaged=self.averaged,
+            optimizers=make_optimizers(self.model, config, torch.bfloat16 if bf16 else torch.float32),
+            augment=augment,
+            fragments=fragments,
+            config=config,
+            bf16=bf16,
+        )
+        # With several processes a step is not recorded: its graph would have to hold the messages of NCCL, for which
+        # DistributedDataParallel must be made on the recording's stream, warmed up for 11 steps, and watched without
+        # TORCH_NCCL_ASYNC_ERROR_HANDLING, so that a process whose neighbour died would wait for ever.
+        can_record = use_graph and world.device.type == "cuda" and world.size == 1
+        self.take_step: Update | GraphedUpdate = GraphedUpdate(self.update) if can_record else self.update
+
+    def train_epoch(self) -> Iterator[bool]:
+        """Takes the remaining steps of the epoch; after each, yields whether all processes must stop.
+
+        Raises:
+            FloatingPointError: the loss of a step is not finite; the message names the clips. Raised at most READ_STEPS
+                steps later, and before anything is saved.
+        """
+        position, world = self.position, self.world
+        order = self._order()
+        self.update.parallel.train()
+        while position.clips_done + self.step_clips <= self.num_clips:
+            torch.manual_seed(self._draw("step", position.clips_done, world.rank))
+            must_stop = world.start_any(self.stop_asked)
+            self.unread.append(self.step(self.share_of(order, position.clips_done, world.rank)))
+            position.clips_done += self.step_clips
+            position.step += 1
+            if len(self.unread) == READ_STEPS:
+                self._read()
+            yield must_stop()
+        self._read()
+
+    def step(self, indices: Tensor) -> Tensor:
+        """Takes one optimizer step with this process's share of the batch.
+
+        Args:
+            indices: int64 [batch_size], rows of the training split.
+
+        Returns:
+            The mean loss and the number of clips recognized, float32 [2], on the device.
+        """
+        rates = schedule.rates(self.config, self.learning_rate(), self.position.step)
+        return self.take_step(*self.train_split.batch(indices), rates)
+
+    def share_of(self, order: Tensor, clips_done: int, rank: int) -> Tensor:
+        """Returns the clips of a step that a process takes, int64 [batch_size]: all together take what is next."""
+        return order[clips_done + rank :: self.world.size][: self.batch_size]
+
+    def _order(self) -> Tensor:
+        return torch.randperm(self.num_clips, generator=torch.Generator().manual_seed(self._draw("order")))
+
+    @property
+    def step_clips(self) -> int:
+        """Clips per step over all processes."""
+        return self.batch_size * self.world.size
+
+    @property
+    def clips_done(self) -> int:
+        """Clips of the whole run that are done, over all epochs and processes."""
+        return self.position.epoch * self.num_clips + self.position.clips_done
+
+    def learning_rate(self) -> float:
+        """Returns the learning rate of the next step."""
+        # The share of the run that is done, which is the same whatever the number of processes.
+        done = (self.position.epoch + self.position.clips_done / self.num_clips) / self.epochs
+        step = self.step_clips / (self.num_clips * self.epochs)
+        return schedule.learning_rate(self.config, self.world.size, self.position.epoch, done, step)
+
+    @property
+    def result(self) -> AudioTransformer:
+        """The model that is validated and saved."""
+        return self.averaged if self.config.ema_decay else self.model
+
+    def _read(self) -> None:
+        """Adds loss and hits of the unread steps to the sums.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
+        """
+        if not self.unread:
+            return
+        outcomes, self.unread = torch.stack(self.unread).tolist(), []
+        # Once a loss is not finite in one process, the next one is not in any. The first decides which clips are named.
+        lost = [number for number, (loss, _) in enumerate(outcomes) if not math.isfinite(loss)]
+        mine = lost[0] * self.world.size + self.world.rank if lost else math.inf
+        first = self.world.minimum(mine)
+        if math.isfinite(first):
+            number, rank = divmod(int(first), self.world.size)
+            ago = len(outcomes) - number
+            indices = self.share_of(self._order(), self.position.clips_done - ago * self.step_clips, rank)
+            clips = ", ".join(self.train_split.clips[index] for index in indices.tolist())
+            value = outcomes[number][0] if first == mine else math.nan
+            raise FloatingPointError(
+                f"the loss must be finite, got {value} at step {self.position.step - ago} of epoch "
+                f"{self.position.epoch}; a lower --learning-rate often helps; if not, inspect the clips of this batch: "
+                f"{clips}"
+            )
+        for loss, num_correct in outcomes:
+            self.position.loss_sum += loss * self.batch_size
+            self.position.num_correct += num_correct
+
+    def share_sums(self) -> None:
+        """Sums loss and hits over all processes and keeps the sums in rank 0; the others restart from zero."""
+        self._read()
+        position = self.position
+        (sums,) = self.world.all_reduce(torch.tensor([position.loss_sum, position.num_correct], dtype=torch.float64))
+        position.loss_sum, position.num_correct = sums.tolist() if self.world.is_main else (0.0, 0.0)
+
+    def end_epoch(self) -> tuple[dict[str, float], Tensor, bool]:
+        """Validates, and moves on to the next epoch.
+
+        Returns:
+            The metrics of the epoch; the confusion matrix, float64 [true words, predicted words]; whether the model is
+            the best so far.
+        """
+        position = self.position
+        self.share_sums()
+        learning_rate = self.learning_rate()
+        loss, matrix = self.validation(self.result)
+        accuracy = float(matrix.trace() / matrix.sum())
+        row: dict[str, float] = {
+            "epoch": position.epoch,
+            "step": position.step,
+            "train_loss": position.loss_sum / position.clips_done,
+            "train_accuracy": position.num_correct / position.clips_done,
+            "validation_loss": loss,
+            "validation_accuracy": accuracy,
+            "learning_rate": learning_rate,
+        }
+        # Of epochs that are equally good, which are many where few clips validate, the last has trained most.
+        is_best = accuracy >= position.best_accuracy
+        position.best_accuracy = max(accuracy, position.best_accuracy)
+        position.epoch += 1
+        position.clips_done, position.loss_sum, position.num_correct = 0, 0.0, 0.0
+        return row, matrix, is_best
+
+    def temperature(self, model: AudioTransformer) -> float:
+        """Fits the temperature of a model on the validation clips; see `Validation.temperature`."""
+        unmasked = dataclasses.replace(self.recipe.augment, num_time_masks=0, num_frequency_masks=0)
+        mean = self.update.augment.mean[:, 0]
+        augment = Augment(unmasked, self.tensors.features, mean, self.tensors.noise()) if unmasked.is_on else None
+        return self.validation.temperature(model, augment, self._draw("temperature"))
+
+    def state(self) -> dict[str, Any]:
+        """Returns everything that training needs to resume from here."""
+        return {
+            "position": dataclasses.asdict(self.position),
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.update.optimizers],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state` returned; rank 0 alone takes over the sums of the current epoch.
+
+        Weights are copied in place, as a recorded step goes on using their memory.
+        """
+        self.model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
+        for optimizer, known in zip(self.update.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(known)
+        self.position = Position(**state["position"])
+        self.unread = []
+        if not self.world.is_main:
+            self.position.loss_sum, self.position.num_correct = 0.0, 0.0
+
+    def _draw(self, *what: object) -> int:
+        """Derives a random seed from the seed of the run, the epoch and the purpose `what`."""
+        text = f"{self.config.seed}/{self.position.epoch}/{what}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+
+
+def train_to_the_end(folder: Path, trainer: Trainer) -> None:
+    """Trains from the latest checkpoint to the last epoch, keeps the best model, and completes the run.
 
     Raises:
-        ValueError: the tensors or the model to start from do not fit the recipe, or the run has other settings.
-        StopTraining: SIGTERM or Ctrl-C arrived; the checkpoint is written.
+        StopTraining: `trainer.stop_asked` was set in a process; the checkpoint is written.
         FloatingPointError: the loss is not finite.
     """
-    with join_world() as world, contextlib.ExitStack() as stack:
-        tensors = Tensors(tensors_folder, world.device)
-        recipe = runs.fit_to_tensors(recipe, tensors_folder)
-        if world.leads:
-            memory.warn_if_scarce("training")
-            description = runs.describe(tensors_folder, recipe)
-            if run is None:
-                assert runs_folder is not None
-                run = runs.open_run(runs_folder, run_id, description, stack)
-            else:
-                runs.claim(run, description)
-        folder, is_complete = world.tell((run, run is not None and files.is_complete(run)))
-        assert folder is not None
-        if is_complete:
-            return folder
-        start = load_start(folder, recipe)
-        with runs.owned(folder) if world.leads else contextlib.nullcontext():
-            keep_freed_memory()
-            trainer = Trainer(tensors, recipe, world, start)
-            with _stop_in_order(trainer), computing():
-                _train_to_the_end(folder, trainer)
-        if world.size > 1:
-            dist.barrier()
-        return folder
-
-
-def _train_to_the_end(folder: Path, trainer: Trainer) -> None:
-    """Trains from the latest checkpoint to the last epoch, keeps the best model, and completes the run."""
-    history = checkpoint.resume(folder, trainer)
-    position = trainer.position
-    with open_journal(folder, trainer) as journal:
+    history = _resume(folder, trainer)
+    position, is_main = trainer.position, trainer.world.is_main
+    words, num_clips = trainer.tensors.words, trainer.epochs * trainer.num_clips
+    with contextlib.ExitStack() as stack:
+        journal = None
+        if is_main:
+            opened = open_journal(folder, words, num_clips, trainer.clips_done, position.epoch)
+            journal = stack.enter_context(opened)
+            if position.step == 0:
+                features, labels = trainer.train_split.batch(torch.arange(min(4, trainer.num_clips)))
+                journal.spectrograms(trainer.update.augment(features), labels)
         while position.epoch < trainer.epochs:
             started, first = time.monotonic(), position.clips_done
             for must_stop in trainer.train_epoch():
                 if journal is not None:
-                    journal.step()
+                    journal.done(trainer.clips_done)
                 if must_stop or position.step % trainer.config.checkpoint_steps == 0:
                     trainer.share_sums()
-                    checkpoint.save(folder, trainer, history)
+                    _save(folder, trainer, history)
                 if must_stop:
                     raise StopTraining
             rate = (position.clips_done - first) / (time.monotonic() - started)
@@ -113,16 +336,45 @@ def _train_to_the_end(folder: Path, trainer: Trainer) -> None:
             history.append(row | {"clips_per_second": rate})
             if journal is not None:
                 if is_best:
-                    _save_best(folder, trainer, trainer.result, history[-1])
-                journal.epoch(history, matrix if is_best else None)
-            checkpoint.save(folder, trainer, history)
-    if trainer.world.leads:
+                    _save_model(folder, trainer, trainer.result, history[-1])
+                journal.done(trainer.clips_done)
+                journal.epoch(history, trainer.epochs, matrix if is_best else None)
+            _save(folder, trainer, history)
+    if is_main:
         _complete(folder, trainer, history)
 
 
-def _save_best(
+def _resume(folder: Path, trainer: Trainer) -> History:
+    """Restores the latest checkpoint that rank 0 can read, and returns the history up to it."""
+    world = trainer.world
+    path = world.broadcast(checkpoint.latest(folder) if world.is_main else None)
+    if path is None:
+        return []
+    state = checkpoint.read(path)
+    trainer.restore(state)
+    if world.is_main:
+        log.info("resuming at step %d of epoch %d", trainer.position.step, trainer.position.epoch)
+    return list(state["history"])
+
+
+def _save(folder: Path, trainer: Trainer, history: History) -> None:
+    if trainer.world.is_main:
+        content = trainer.state() | {"history": history}
+        checkpoint.save(folder, trainer.position.step, content, trainer.config.keep_checkpoints)
+
+
+def _save_model(
     folder: Path, trainer: Trainer, model: AudioTransformer, row: Mapping[str, float], temperature: float = 1.0
 ) -> None:
+    """Writes the best model of a run.
+
+    Args:
+        folder: the run folder.
+        trainer: what trained it.
+        model: the model.
+        row: the metrics of its epoch.
+        temperature: its temperature.
+    """
     about = {
         "preset": trainer.recipe.name,
         "recipe": dataclasses.asdict(trainer.recipe),
@@ -131,7 +383,7 @@ def _save_best(
     }
     if (init := runs.init_of(folder)) is not None:
         about["init"] = init
-    recognizer = bundle.Recognizer(
+    recognizer = Recognizer(
         model=model,
         words=trainer.tensors.words,
         features=trainer.tensors.features,
@@ -142,10 +394,10 @@ def _save_best(
     bundle.save(folder / runs.BEST, recognizer)
 
 
-def _complete(folder: Path, trainer: Trainer, history: checkpoint.History) -> None:
+def _complete(folder: Path, trainer: Trainer, history: History) -> None:
     """Fits the temperature of the best model and writes the manifest of the run."""
     best = bundle.load(folder / runs.BEST, trainer.world.device)
-    _save_best(folder, trainer, best.model, best.metrics, trainer.temperature(best.model))
+    _save_model(folder, trainer, best.model, best.metrics, trainer.temperature(best.model))
     manifest = {
         "run": folder.name,
         "model": runs.BEST,
@@ -158,63 +410,3 @@ def _complete(folder: Path, trainer: Trainer, history: checkpoint.History) -> No
         "clips_per_second": sorted(row["clips_per_second"] for row in history)[len(history) // 2],
     }
     files.write_json(folder / files.MANIFEST, manifest)
-
-
-@contextlib.contextmanager
-def _stop_in_order(trainer: Trainer) -> Iterator[None]:
-    """Makes SIGTERM or Ctrl-C in any process stop training in all of them, within two steps, with a checkpoint.
-
-    A second Ctrl-C ends the process at once. In a process group, a RuntimeError after a signal counts as the same stop:
-    another process has already left.
-    """
-    stopped_by = signal.SIGTERM
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal stopped_by
-        if trainer.stop_asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        trainer.stop_asked, stopped_by = True, signal.Signals(number)
-
-    with handle_signals(ask):
-        try:
-            yield
-        except StopTraining:
-            raise StopTraining(stopped_by) from None
-        except RuntimeError:
-            if trainer.stop_asked and trainer.world.size > 1:
-                raise StopTraining(stopped_by) from None
-            raise
-
-
-@record
-def main(argv: Sequence[str] | None = None) -> None:
-    """Trains as the command line says; exits with 143 after SIGTERM and 130 after Ctrl-C."""
-    settle_user()
-    quiet_threads()
-    sys.stderr = unfailing(sys.stderr)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent()  # otherwise the processes of a killed torchrun would go on training
-    parser = argparse.ArgumentParser(
-        prog="kws.train.trainer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    runs.add_arguments(parser)
-    run(parser.parse_args(argv))
-
-
-def run(options: argparse.Namespace) -> Path:
-    """Trains with the settings of parsed flags, and returns the run folder."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if options.run_folder is not None:
-        tensors, recipe = runs.read_config(options.run_folder)
-    else:
-        require(options.tensors is not None, "tensors", "be a folder of kws preprocess", options.tensors)
-        tensors, recipe = options.tensors, runs.recipe_of(options)
-    try:
-        return train(tensors, recipe, runs_folder=options.runs, run_id=options.run_id, run=options.run_folder)
-    except StopTraining as stop:
-        log.info("stopped, with a checkpoint; run the same command again to resume")
-        sys.exit(stop.status)
-
-
-if __name__ == "__main__":
-    main()

@@ -200,7 +200,7 @@ def test_messages_of_libraries_go_to_the_log_file_alone(tmp_path: Path) -> None:
         "Traceback (most recent call last):",
         "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:",
         "============================================================",
-        "kws.train.trainer FAILED",
+        "kws.train FAILED",
     ]
     shown: list[str] = []
     sorted_out = Output(tmp_path / "logs" / "worker-0.log", shown.append)

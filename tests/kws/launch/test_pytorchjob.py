@@ -194,7 +194,7 @@ def test_torchrun_understands_the_command_and_what_the_operator_adds(
     assert config.nproc_per_node == 2
     assert config.rdzv_endpoint == "kws-1f3c-worker-0:23456"
     assert {"read_timeout": "1800", "join_timeout": "1800"}.items() <= config.rdzv_configs.items()
-    assert arguments[-4:] == ["-m", "kws.train.trainer", "--tensors", "/data/tensors/ab"]
+    assert arguments[-4:] == ["-m", "kws.train", "--tensors", "/data/tensors/ab"]
 
 
 def test_a_pod_gets_what_the_settings_say() -> None:

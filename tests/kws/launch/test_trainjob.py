@@ -66,7 +66,7 @@ def test_the_job_trains_over_our_runtime_with_what_the_settings_say() -> None:
     trainer = manifest["spec"]["trainer"]
     assert (trainer["image"], trainer["numNodes"], trainer["numProcPerNode"]) == ("kws-runtime:0.2.0", 2, 1)
     assert trainer["command"][:6] == ["python", "-m", "kws.launch.node", f"--run={RUN}", "--lease=900", "--"]
-    assert trainer["command"][-2:] == ["-m", "kws.train.trainer"]
+    assert trainer["command"][-2:] == ["-m", "kws.train"]
     assert trainer["args"] == ["--run-folder", str(RUN)]
     assert {"name": "NCCL_DEBUG", "value": "WARN"} in trainer["env"]
     assert trainer["resourcesPerNode"]["limits"] == {"cpu": "2", "memory": "6Gi"}
@@ -89,7 +89,7 @@ def test_torchrun_understands_the_command_and_what_trainer_adds(monkeypatch: pyt
     assert (config.min_nodes, config.max_nodes, config.nproc_per_node) == (2, 2, 1)
     assert config.rdzv_endpoint == "kws-1f3c-node-0-0.kws-1f3c:29400"
     assert {"timeout": "1800", "rank": 1}.items() <= config.rdzv_configs.items()
-    assert arguments[-3:] == ["kws.train.trainer", "--run-folder", str(RUN)]
+    assert arguments[-3:] == ["kws.train", "--run-folder", str(RUN)]
 
 
 def test_the_job_ends_with_the_pod_that_made_it() -> None:

@@ -9,36 +9,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from kws import files
 from kws.config import UNKNOWN
 from kws.download.synthesize import synthesize
+from kws.launch.torchrun import TorchrunLauncher
 from kws.model import bundle, versions
 from kws.model.calibration import fit_temperature
 from kws.model.network import AudioTransformer
 from kws.preprocess.step import preprocess
 from kws.preprocess.tensors import Tensors
 from kws.recipe import NO_AUGMENTATION, RECIPES, AugmentConfig, ModelConfig, Recipe, TrainConfig, make_recipe
-from kws.train import checkpoint, runs, start, trainer
+from kws.train import checkpoint, process, runs, start
 from kws.train.distributed import World
-from kws.train.loop import Trainer
-from kws.train.step import train
+from kws.train.step import default_processes, train
+from kws.train.trainer import Trainer
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
-
-
-class Apart(World):
-    """A process of a world whose other processes are not there to be asked."""
-
-    def ask(self, here: bool) -> Callable[[], bool]:
-        return lambda: here
 
 
 SMALL = ModelConfig(num_layers=1, num_heads=2, width=32, feedforward=64, frames_per_token=4)
@@ -71,7 +65,7 @@ def assert_same_model(run: Path, other: Path) -> None:
 
 
 def command(tensors: Path, place: str, folder: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "kws.train.trainer", "--tensors", str(tensors), place, str(folder), *more]
+    return [sys.executable, "-m", "kws.train", "--tensors", str(tensors), place, str(folder), *more]
 
 
 def test_one_batch_is_overfitted_to_zero_loss(tensors: Path, tmp_path: Path) -> None:
@@ -83,7 +77,8 @@ def test_one_batch_is_overfitted_to_zero_loss(tensors: Path, tmp_path: Path) -> 
     for step in range(150):
         one.position.clips_done = min(step, 40)  # past the warm-up
         one.position.epoch = 60
-        losses.append(one.step(batch)[0] / len(batch))
+        one.position.step = step
+        losses.append(float(one.step(batch)[0]))
     assert losses[0] > 0.5
     assert losses[-1] < 1e-3
 
@@ -116,14 +111,14 @@ def test_temperature_is_fitted_on_clips_as_they_are_and_as_training_changes_them
         one.recipe = dataclasses.replace(one.recipe, augment=dataclasses.replace(NO_AUGMENTATION, **augment))
         return one.temperature(one.model), one.temperature(one.model)
 
-    alone = fit_temperature(*one.scores(one.model, one.validation_split))
+    alone = fit_temperature(*one.validation.scores(one.model))
     assert fitted() == fitted(num_time_masks=2, time_mask=30) == (alone, alone)
     first, second = fitted(time_shift=80)
     assert first == second != alone
 
 
 def test_a_run_leaves_model_metrics_events_and_manifest(tensors: Path, tmp_path: Path) -> None:
-    run = trainer.train(tensors, settings(), runs_folder=tmp_path)
+    run = process.train(tensors, settings(), runs_folder=tmp_path)
     manifest = files.read_json(run / files.MANIFEST)
     rows = [json.loads(line) for line in (run / runs.METRICS).read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [0, 1]
@@ -139,9 +134,9 @@ def test_a_run_leaves_model_metrics_events_and_manifest(tensors: Path, tmp_path:
 
 
 def test_a_complete_run_that_is_started_again_does_nothing(tensors: Path, tmp_path: Path) -> None:
-    run = trainer.train(tensors, settings(), runs_folder=tmp_path, run_id="a")
+    run = process.train(tensors, settings(), runs_folder=tmp_path, run_id="a")
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.pth")}
-    assert trainer.train(tensors, settings(), runs_folder=tmp_path, run_id="a") == run
+    assert process.train(tensors, settings(), runs_folder=tmp_path, run_id="a") == run
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.pth")}
 
 
@@ -150,20 +145,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one_exactly(
     tensors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
     config = settings(checkpoint_steps=2, epochs=3)
-    straight = trainer.train(tensors, config, runs_folder=tmp_path / "straight")
+    straight = process.train(tensors, config, runs_folder=tmp_path / "straight")
 
     step = Trainer.step
 
-    def interrupted(self: Trainer, indices: torch.Tensor) -> tuple[float, float]:
+    def interrupted(self: Trainer, indices: torch.Tensor) -> torch.Tensor:
         if self.position.step == stop_at:
             raise KeyboardInterrupt
         return step(self, indices)
 
     monkeypatch.setattr(Trainer, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        trainer.train(tensors, config, runs_folder=tmp_path / "cut")
+        process.train(tensors, config, runs_folder=tmp_path / "cut")
     monkeypatch.setattr(Trainer, "step", step)
-    resumed = trainer.train(tensors, config, runs_folder=tmp_path / "cut")
+    resumed = process.train(tensors, config, runs_folder=tmp_path / "cut")
     assert len(list((tmp_path / "cut").glob("*-*"))) == 1, "the unfinished run is resumed"
     assert_same_model(straight, resumed)
 
@@ -175,44 +170,35 @@ def test_a_resumed_run_equals_an_uninterrupted_one_exactly(
 
 
 def test_the_number_of_processes_does_not_change_which_clips_make_a_batch(tensors: Path, tmp_path: Path) -> None:
-    seen: dict[int, list[list[int]]] = {}
-    for size in (1, 2):
-        batches: list[list[int]] = [[] for _ in range(4)]
-        for rank in range(size):
-            world = World(rank=rank, size=1, device=torch.device("cpu"))
-            one = Trainer(Tensors(tensors), settings(), world)
-            one.world = Apart(rank=rank, size=size, device=torch.device("cpu"))
-            one.batch_size = 16 // size
-            taken: list[torch.Tensor] = []
-            one.step = lambda indices, taken=taken: taken.append(indices) or (0.0, 0.0)  # type: ignore
-            list(one.train_epoch())
-            for batch, indices in zip(batches, taken, strict=False):
-                batch += indices.tolist()
-        seen[size] = [sorted(batch) for batch in batches if batch]
-    assert seen[1] == seen[2]
-    assert all(len(batch) == 16 for batch in seen[1])
+    one = Trainer(Tensors(tensors), settings(), ALONE)
+    order = torch.randperm(one.num_clips)
+    together = one.share_of(order, 32, 0).tolist()
+    one.world, one.batch_size = World(rank=0, size=2, device=torch.device("cpu")), 8
+    halves = [one.share_of(order, 32, rank).tolist() for rank in range(2)]
+    assert len(together) == 16
+    assert sorted(together) == sorted(halves[0] + halves[1])
 
 
 def test_a_run_of_other_settings_is_refused_by_the_name_of_the_setting(tensors: Path, tmp_path: Path) -> None:
-    trainer.train(tensors, settings(), runs_folder=tmp_path, run_id="a")
+    process.train(tensors, settings(), runs_folder=tmp_path, run_id="a")
     with pytest.raises(ValueError, match=r"train\.epochs \(2, here 3\)"):
-        trainer.train(tensors, settings(epochs=3), runs_folder=tmp_path, run_id="a")
+        process.train(tensors, settings(epochs=3), runs_folder=tmp_path, run_id="a")
     changed = settings(checkpoint_steps=7)
-    assert trainer.train(tensors, changed, runs_folder=tmp_path, run_id="a")
+    assert process.train(tensors, changed, runs_folder=tmp_path, run_id="a")
 
 
 def test_a_run_that_was_killed_while_its_folder_was_made_is_taken_for_a_new_one(tensors: Path, tmp_path: Path) -> None:
     (tmp_path / "20260101-000000-mine").mkdir()
-    run = trainer.train(tensors, settings(), runs_folder=tmp_path, run_id="mine")
+    run = process.train(tensors, settings(), runs_folder=tmp_path, run_id="mine")
     assert run.name == "20260101-000000-mine"
     with pytest.raises(ValueError, match=r"train.seed \(41, here 42\)"):
-        trainer.train(tensors, settings(seed=42), runs_folder=tmp_path, run_id="mine")
+        process.train(tensors, settings(seed=42), runs_folder=tmp_path, run_id="mine")
 
 
 def test_a_folder_given_for_the_run_is_made_and_keeps_its_settings(tensors: Path, tmp_path: Path) -> None:
-    assert files.is_complete(trainer.train(tensors, settings(), run=tmp_path / "mine"))
+    assert files.is_complete(process.train(tensors, settings(), run=tmp_path / "mine"))
     with pytest.raises(ValueError, match=r"train\.seed"):
-        trainer.train(tensors, settings(seed=42), run=tmp_path / "mine")
+        process.train(tensors, settings(seed=42), run=tmp_path / "mine")
 
 
 def test_the_id_of_a_run_is_the_whole_of_what_follows_the_time(tmp_path: Path) -> None:
@@ -231,12 +217,12 @@ def test_damaged_checkpoint_is_said_to_be_so_and_the_one_before_is_taken(
 ) -> None:
     caplog.set_level(logging.INFO)
     for name in ("whole", "damaged"):
-        trainer.train(tensors, settings(), run=tmp_path / name)
+        process.train(tensors, settings(), run=tmp_path / name)
     damaged = tmp_path / "damaged"
     (damaged / files.MANIFEST).unlink()
     last = checkpoint.checkpoints_of(damaged)[-1]
     last.write_bytes(last.read_bytes()[:-2000])
-    trainer.train(tensors, settings(), run=damaged)
+    process.train(tensors, settings(), run=damaged)
     assert f"{last} is damaged; using the one before it" in caplog.text
     assert "resuming at step" in caplog.text
     assert_same_model(damaged, tmp_path / "whole")
@@ -247,37 +233,91 @@ def test_what_a_killed_process_left_half_written_is_deleted(tensors: Path, tmp_p
     left[0].parent.mkdir(parents=True)
     for path in left:
         path.write_bytes(b"half")
-    trainer.train(tensors, settings(), run=tmp_path / "mine")
+    process.train(tensors, settings(), run=tmp_path / "mine")
     assert not any(path.exists() for path in left)
 
 
 def test_tensors_of_another_preset_are_refused_with_the_remedy(tensors: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="kws preprocess --preset baseline"):
-        trainer.train(tensors, RECIPES["baseline"], runs_folder=tmp_path)
+        process.train(tensors, RECIPES["baseline"], runs_folder=tmp_path)
 
 
 def test_a_loss_that_is_no_number_stops_with_the_clips_of_the_batch(tensors: Path, tmp_path: Path) -> None:
     one = Trainer(Tensors(tensors), settings(), ALONE)
-    one.train_split.features[3] = torch.nan
-    name = one.train_split.clips[3]
-    with pytest.raises(FloatingPointError, match=f"step 0 of epoch 0.*{name}"):
-        one.step(torch.tensor([1, 3]))
+    lost = int(one._order()[16 + 3])  # in the second batch
+    one.train_split.features[lost] = torch.nan
+    with pytest.raises(FloatingPointError, match=f"got nan at step 1 of epoch 0; .*{one.train_split.clips[lost]}"):
+        list(one.train_epoch())
+
+
+def lose_together(rank: int, tensors: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    one = Trainer(Tensors(tensors), settings(), World(rank=rank, size=2, device=torch.device("cpu")))
+    lost = int(one._order()[16 + 1])  # the first clip of the second process in the second step
+    one.train_split.features[lost] = torch.nan
+    try:
+        list(one.train_epoch())
+    except FloatingPointError as error:
+        (folder / str(rank)).write_text(f"{one.train_split.clips[lost] in str(error)} {error}")
+    dist.destroy_process_group()
+
+
+def test_every_process_names_the_clips_of_the_one_whose_loss_was_no_number_first(tensors: Path, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(lose_together, (tensors, tmp_path), nprocs=2)  # type: ignore[attr-defined]
+    said = [(tmp_path / str(rank)).read_text() for rank in range(2)]
+    assert said[0] == said[1]
+    assert said[0].startswith("True the loss must be finite, got nan at step 1 of epoch 0;")
+
+
+class Node(TorchrunLauncher):
+    """A machine of some cores and GPUs."""
+
+    def __init__(self, cores: float, gpus: int = 0) -> None:
+        super().__init__()
+        object.__setattr__(self, "has", (cores, gpus))
+
+    def cores_and_gpus(self) -> tuple[float, int]:
+        return self.has  # type: ignore[attr-defined, no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "node", "num_nodes", "processes"),
+    [
+        (Recipe(), Node(2), 1, 2),
+        (Recipe(), Node(2.5), 1, 2),
+        (Recipe(), Node(0.5), 1, 1),
+        (Recipe(), Node(3), 1, 2),  # 64 clips are not divided by 3
+        (Recipe(), Node(64), 1, 4),  # at least 16 clips for each
+        (Recipe(), Node(64), 2, 2),
+        (Recipe(), Node(64), 4, 1),
+        (Recipe(), Node(8, gpus=8), 1, 8),
+        (make_recipe(debug=True), Node(8), 1, 1),  # over before the processes had started
+        (make_recipe(debug=True), Node(8, gpus=2), 1, 2),
+        (make_recipe(set=["train.min_clips=0"]), Node(8), 1, 1),
+        (RECIPES["baseline"], Node(8), 1, 1),  # more processes would be another training
+        (RECIPES["baseline"], Node(8, gpus=8), 1, 1),
+    ],
+)
+def test_without_a_number_there_is_a_process_for_every_core_or_gpu_that_is_worth_while(
+    recipe: Recipe, node: Node, num_nodes: int, processes: int, tensors: Path
+) -> None:
+    assert default_processes(recipe, tensors, node, num_nodes) == processes
 
 
 def test_a_checkpoint_that_does_not_fit_the_disk_leaves_the_last_one_whole(tensors: Path, tmp_path: Path) -> None:
     import resource
 
     one = Trainer(Tensors(tensors), settings(), ALONE)
-    checkpoint.save(tmp_path, one, [])
+    checkpoint.save(tmp_path, 0, one.state(), 3)
     (first,) = checkpoint.checkpoints_of(tmp_path)
     content = first.read_bytes()
-    one.position.step = 1
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, limits[1]))
         with pytest.raises((OSError, RuntimeError)):
-            checkpoint.save(tmp_path, one, [])
+            checkpoint.save(tmp_path, 1, one.state(), 3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignored)
@@ -287,7 +327,7 @@ def test_a_checkpoint_that_does_not_fit_the_disk_leaves_the_last_one_whole(tenso
 
 
 def test_only_the_latest_checkpoints_are_kept(tensors: Path, tmp_path: Path) -> None:
-    run = trainer.train(tensors, settings(checkpoint_steps=1, keep_checkpoints=2, epochs=1), runs_folder=tmp_path)
+    run = process.train(tensors, settings(checkpoint_steps=1, keep_checkpoints=2, epochs=1), runs_folder=tmp_path)
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
         f"step-{step:08d}.pth" for step in (3, 4)
     ]
@@ -295,8 +335,8 @@ def test_only_the_latest_checkpoints_are_kept(tensors: Path, tmp_path: Path) -> 
 
 def test_the_averaged_weights_are_what_is_saved(tensors: Path, tmp_path: Path) -> None:
     settings_of = {decay: settings(ema_decay=decay) for decay in (0.0, 0.9)}
-    plain = trainer.train(tensors, settings_of[0.0], runs_folder=tmp_path / "plain")
-    averaged = trainer.train(tensors, settings_of[0.9], runs_folder=tmp_path / "averaged")
+    plain = process.train(tensors, settings_of[0.0], runs_folder=tmp_path / "plain")
+    averaged = process.train(tensors, settings_of[0.9], runs_folder=tmp_path / "averaged")
     assert not torch.equal(weights(plain)["head.weight"], weights(averaged)["head.weight"])
 
 
@@ -325,7 +365,7 @@ def test_the_learning_rates_of_both_schedules_are_as_published(tensors: Path, tm
 def test_the_baseline_trains_with_its_own_features(tmp_path: Path) -> None:
     synthesize(tmp_path / "corpus", words=["yes", "no"], clips_per_word=24)
     tensors = preprocess(tmp_path / "corpus", tmp_path, RECIPES["baseline"], words="auto", num_processes=1)
-    run = trainer.train(tensors, make_recipe("baseline", epochs=1), runs_folder=tmp_path / "runs")
+    run = process.train(tensors, make_recipe("baseline", epochs=1), runs_folder=tmp_path / "runs")
     best = bundle.load(run / runs.BEST)
     assert best.features == RECIPES["baseline"].features
     assert (best.model.mean == 0).all()  # raw power is not normalized
@@ -363,22 +403,22 @@ def test_all_but_the_rows_of_new_words_is_the_models_that_training_starts_from(t
     for model in (one.model, one.averaged):
         for name, value in model.state_dict().items():
             assert torch.equal(value, expected[name]), name
-    assert torch.equal(one.augment.mean[:, 0], known.model.mean)
+    assert torch.equal(one.update.augment.mean[:, 0], known.model.mean)
 
 
 def test_a_run_says_which_model_it_started_from_and_another_model_is_another_run(tensors: Path, tmp_path: Path) -> None:
     model = publish(tmp_path, "v1", seed=5, model=SMALL)
-    run = trainer.train(tensors, settings(init="champion"), runs_folder=tmp_path / "runs", run_id="a")
+    run = process.train(tensors, settings(init="champion"), runs_folder=tmp_path / "runs", run_id="a")
     record = {"model": "v1", "sha256": files.sha256_of(model)}
     assert files.read_json(run / runs.CONFIG)["init"] == record
     assert bundle.load(run / runs.BEST).about["init"] == record
     assert files.sha256_of(run / runs.INIT) == record["sha256"]
     with pytest.raises(ValueError, match=r"got other values for train\.init \(champion, here v1\)"):
-        trainer.train(tensors, settings(init="v1"), runs_folder=tmp_path / "runs", run_id="a")
+        process.train(tensors, settings(init="v1"), runs_folder=tmp_path / "runs", run_id="a")
     for same in ("v1", "models/v1/model.pth", str(model)):
-        other = trainer.train(tensors, settings(init=same), runs_folder=tmp_path / "runs")
+        other = process.train(tensors, settings(init=same), runs_folder=tmp_path / "runs")
         assert_same_model(run, other)
-    nothing = trainer.train(tensors, settings(), runs_folder=tmp_path / "runs")
+    nothing = process.train(tensors, settings(), runs_folder=tmp_path / "runs")
     assert not (nothing / runs.INIT).exists()
     assert not torch.equal(weights(run)["mean"], weights(nothing)["mean"])
 
@@ -403,7 +443,7 @@ def test_without_a_model_to_start_from_training_is_refused(
 ) -> None:
     (tmp_path / "noise.pth").write_bytes(b"noise")
     with pytest.raises(ValueError, match=message):
-        trainer.train(tensors, settings(init=init), runs_folder=tmp_path / "runs")
+        process.train(tensors, settings(init=init), runs_folder=tmp_path / "runs")
 
 
 def test_model_of_other_features_or_shape_is_refused_with_the_names_and_the_preset(tmp_path: Path) -> None:
@@ -419,11 +459,11 @@ def test_model_of_other_features_or_shape_is_refused_with_the_names_and_the_pres
 
 def test_copy_of_the_model_that_was_changed_since_is_refused(tensors: Path, tmp_path: Path) -> None:
     publish(tmp_path, "v1", seed=5, model=SMALL)
-    run = trainer.train(tensors, settings(init="v1"), runs_folder=tmp_path / "runs", run_id="a")
+    run = process.train(tensors, settings(init="v1"), runs_folder=tmp_path / "runs", run_id="a")
     (run / files.MANIFEST).unlink()
     (run / runs.INIT).write_bytes((run / runs.INIT).read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"init\.pth must have the SHA-256 .* of config\.json.*start a new run"):
-        trainer.train(tensors, settings(init="v1"), runs_folder=tmp_path / "runs", run_id="a")
+        process.train(tensors, settings(init="v1"), runs_folder=tmp_path / "runs", run_id="a")
 
 
 # Real processes.

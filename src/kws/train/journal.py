@@ -1,0 +1,77 @@
+"""The journal of a run: a progress bar, metrics.jsonl and TensorBoard."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from kws import files, plots
+from kws.progress import progress
+from kws.train import runs
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+    from tqdm import tqdm
+
+
+class Journal:
+    """Writes the progress of a run."""
+
+    def __init__(self, run: Path, words: Sequence[str], bar: "tqdm[Any]", board: "SummaryWriter") -> None:
+        self.run = run
+        self.words = words
+        self.bar = bar
+        self.board = board
+
+    def done(self, num_clips: int) -> None:
+        """Advances the progress bar to a number of clips of the whole run."""
+        self.bar.update(max(0, num_clips - self.bar.n))
+
+    def spectrograms(self, features: Tensor, labels: Tensor) -> None:
+        """Draws some clips as training sees them: [clips, num_mels, num_frames] and [clips]."""
+        titles = [self.words[label] for label in labels.tolist()]
+        self.board.add_figure("spectrograms", plots.spectrograms(features.cpu(), titles))
+
+    def epoch(self, history: Sequence[Mapping[str, float]], epochs: int, matrix: Tensor | None) -> None:
+        """Writes the metrics of an epoch.
+
+        Args:
+            history: the metrics of every epoch, the latest last.
+            epochs: number of epochs of the run.
+            matrix: the confusion matrix to draw, [true words, predicted words], or None.
+        """
+        row = history[-1]
+        epoch = int(row["epoch"])
+        where = f"epoch {epoch + 1}/{epochs}: loss {row['train_loss']:.3f}"
+        self.bar.write(f"{where}, validation accuracy {row['validation_accuracy']:.2%}", file=sys.stderr)
+        with files.atomic_write(self.run / runs.METRICS, "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in history)
+        for name in ("train_loss", "validation_loss", "train_accuracy", "validation_accuracy"):
+            split, quantity = name.split("_")
+            self.board.add_scalar(f"{quantity}/{split}", row[name], epoch)
+        for name in ("learning_rate", "clips_per_second"):
+            self.board.add_scalar(name, row[name], epoch)
+        if matrix is not None:
+            self.board.add_figure("confusion", plots.confusion(matrix.numpy(), self.words), epoch)
+        self.board.flush()
+
+
+@contextlib.contextmanager
+def open_journal(run: Path, words: Sequence[str], num_clips: int, done: int, epoch: int) -> Iterator[Journal]:
+    """Opens the journal of a run.
+
+    Args:
+        run: the run folder.
+        words: the words of the model.
+        num_clips: clips of the whole run, over all epochs.
+        done: how many of them are done.
+        epoch: the current epoch; what an earlier attempt wrote of it and of later ones is discarded.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    with progress(num_clips, "clips", "train", done=done) as bar, SummaryWriter(str(run), purge_step=epoch) as board:
+        yield Journal(run, words, bar, board)
