@@ -5,6 +5,7 @@ and float32, which shows what a processor without bfloat16 has to do, though not
 """
 
 import argparse
+import functools
 import os
 import statistics
 import sys
@@ -21,6 +22,7 @@ from kws.model.network import AudioTransformer
 from kws.recipe import RECIPES
 from kws.train.augment import Augment
 from kws.train.optimizer import make_optimizers
+from kws.train.schedule import rates
 from kws.train.update import wants_bf16
 
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
@@ -90,8 +92,9 @@ class Parts:
         self.timed("blocks, backward", loss.backward)
         self.timed("stem, backward", lambda: tokens.backward(inner.grad))
         self.timed("clipping", lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm))
+        numbers = rates(config, config.learning_rate, 1000)
         for optimizer in self.optimizers:
-            self.timed(type(optimizer).__name__, optimizer.step)
+            self.timed(type(optimizer).__name__, functools.partial(optimizer.step, numbers))
         self.timed("averaging", self._average)
 
     def _blocks(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -46,7 +46,7 @@ from kws.preprocess.step import preprocess
 from kws.processes import children
 from kws.promote.step import promote
 from kws.recipe import RECIPES, make_recipe
-from kws.train import runs, trainer
+from kws.train import process, runs
 
 PARTS = ("kill", "renames", "disk", "repeat", "fuzz")
 WORDS = ("yes", "no", "stop")
@@ -68,7 +68,7 @@ def _preprocess(root: Path, corpus: Path) -> None:
 
 def _train(root: Path, corpus: Path) -> None:
     recipe = make_recipe(**SETTINGS)
-    trainer.train(_only(root / "tensors"), recipe, runs_folder=root / "runs", run_id="torture")
+    process.train(_only(root / "tensors"), recipe, runs_folder=root / "runs", run_id="torture")
 
 
 def _evaluate(root: Path, corpus: Path) -> None:

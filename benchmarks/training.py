@@ -37,7 +37,7 @@ def loop_versus_resident_batch(effort: Effort) -> Row:
         fed = make_trainer()
         indices = torch.arange(fed.batch_size)
         fed.train_split = _Resident(*fed.train_split.batch(indices))  # type: ignore[assignment]
-        fed.parallel.train()
+        fed.update.parallel.train()
 
         def resident() -> float:
             started = time.perf_counter()
@@ -85,11 +85,11 @@ def flops_versus_peak(effort: Effort) -> Row:
     with measure.threads(num_cores()):
         trainer = make_trainer()
         features, labels = trainer.train_split.batch(torch.arange(trainer.batch_size))
-        trainer.parallel.train()
+        trainer.update.parallel.train()
 
         def passes() -> None:
-            with torch.autocast("cpu", torch.bfloat16, enabled=trainer.bf16):
-                scores = trainer.parallel(features)
+            with torch.autocast("cpu", torch.bfloat16, enabled=trainer.update.bf16):
+                scores = trainer.update.parallel(features)
             trainer.model.zero_grad(set_to_none=True)
             nn.functional.cross_entropy(scores.float(), labels).backward()
 
@@ -126,10 +126,10 @@ def two_processes_versus_one(effort: Effort) -> Row:
 
 
 def beside_a_busy_process(effort: Effort) -> Row:
-    """Training with default threads against training with one, each beside a process that keeps a core busy."""
+    """A process for every core against a single thread, each beside a process that keeps a core busy."""
     busy = [sys.executable, "-c", "while True: pass"]
-    with _Group(1, num_cores()) as default, _Group(1, 1) as single, subprocess.Popen(busy) as neighbour:
-        steps = 8 * effort.steps  # it takes a second to notice the other process
+    with _Group(num_cores(), 1) as default, _Group(1, 1) as single, subprocess.Popen(busy) as neighbour:
+        steps = 8 * effort.steps
         rates = measure.in_turns(lambda: default.rate(steps), lambda: single.rate(steps), effort.repeats)
         neighbour.kill()
     return Row(row="train_beside_busy_vs_one_thread", goal=0.85, unit="clips/s", **rates)

@@ -28,7 +28,7 @@ from kws.preprocess.splits import speaker_of
 from kws.preprocess.step import preprocess
 from kws.preprocess.tensors import Tensors
 from kws.recipe import make_recipe
-from kws.train import runs, trainer
+from kws.train import process, runs
 from research.study import spread
 
 Clip = tuple[Path, str]
@@ -113,7 +113,7 @@ def learn(lesson: Lesson, init: str, folder: Path, **changes: Any) -> float:
     recipe = make_recipe(seed=lesson.seed, init=init)
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, **changes))
     run_id = f"{name}-{recipe.train.min_clips}-{'from-model' if init else 'from-nothing'}"
-    run = trainer.train(tensors, recipe, runs_folder=folder / "runs", run_id=run_id)
+    run = process.train(tensors, recipe, runs_folder=folder / "runs", run_id=run_id)
     return evaluate_tensors(bundle.load(run / runs.BEST), Tensors(tensors)).accuracy
 
 
@@ -138,7 +138,7 @@ def main() -> None:
     old = sorted(path.name for path in recordings.glob("[!_]*/") if path.name not in new)
     tensors = preprocess(recordings, options.folder, words=",".join(old))
     recipe = make_recipe(epochs=8)
-    start = trainer.train(tensors, recipe, runs_folder=options.folder / "runs", run_id="start") / runs.BEST
+    start = process.train(tensors, recipe, runs_folder=options.folder / "runs", run_id="start") / runs.BEST
     changes = {} if options.from_nothing is None else {"min_clips": options.from_nothing}
     found: dict[str, tuple[list[float], list[float]]] = {}
     for lesson in lessons(options, recordings):

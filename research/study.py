@@ -106,7 +106,7 @@ class Task:
 def run(task: Task) -> Result:
     """Trains and evaluates one variant with one seed, or reads the results of an earlier call."""
     from kws.preprocess.step import preprocess
-    from kws.train import trainer
+    from kws.train import process
 
     variant = VARIANTS[task.variant]
     changes: dict[str, Any] = {"epochs": task.epochs, "min_clips": 0} if task.epochs else {}
@@ -116,7 +116,7 @@ def run(task: Task) -> Result:
         task.recordings, task.folder, recipe, words=task.words, unknown_words=task.unknown_words, num_processes=1
     )
     run_id = f"{task.variant}-{task.epochs}-{task.seed}-{tensors.name[:6]}"
-    run_folder = trainer.train(tensors, recipe, runs_folder=task.folder / "runs", run_id=run_id)
+    run_folder = process.train(tensors, recipe, runs_folder=task.folder / "runs", run_id=run_id)
     curve = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     manifest = files.read_json(run_folder / files.MANIFEST)
     found = {
