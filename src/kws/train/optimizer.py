@@ -30,7 +30,7 @@ class Optimizer:
             parameters: what to move.
             weight_decay: a step multiplies the weights by 1 - learning rate · this.
         """
-        self.parameters = list(parameters)
+        self.parameters: list[Tensor] = list(parameters)
         self.weight_decay = weight_decay
         self.memory: dict[str, list[Tensor]] = {}
         """By name, a tensor for each parameter."""
@@ -48,6 +48,10 @@ class Optimizer:
         for name, tensors in self.memory.items():
             for tensor, known in zip(tensors, state[name], strict=True):
                 tensor.copy_(known)
+
+    def _decay(self, rates: Rates) -> None:
+        factor = 1 - rates.learning_rate * self.weight_decay
+        torch._foreach_mul_(self.parameters, factor)
 
     def _gradients(self) -> list[Tensor]:
         return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
@@ -76,7 +80,7 @@ class Adam(Optimizer):
         weights, gradients = self.parameters, self._gradients()
         means, squares = self.memory["means"], self.memory["squares"]
         if self.weight_decay and self.decoupled:
-            torch._foreach_mul_(weights, 1 - rates.learning_rate * self.weight_decay)
+            self._decay(rates)
         elif self.weight_decay:
             gradients = list(torch._foreach_add(gradients, weights, alpha=self.weight_decay))
         torch._foreach_lerp_(means, gradients, 1 - BETAS[0])
@@ -126,7 +130,7 @@ class Muon(Optimizer):
         momenta = self.memory["momenta"]
         torch._foreach_lerp_(momenta, gradients, 1 - self.MOMENTUM)
         updates = self._orthogonalize_all(torch._foreach_lerp(gradients, momenta, self.MOMENTUM))
-        torch._foreach_mul_(self.parameters, 1 - rates.learning_rate * self.weight_decay)
+        self._decay(rates)
         for parameter, update in zip(self.parameters, updates, strict=True):
             by = -rates.learning_rate * (0.2 * math.sqrt(max(update.shape)))
             if isinstance(by, Tensor):  # `alpha` must be a number, for which the GPU would have to be waited

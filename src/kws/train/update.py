@@ -63,9 +63,10 @@ class Update:
 
     @torch.no_grad()
     def _average(self, weight: float | Tensor) -> None:
-        means, weights = list(self.averaged.parameters()), list(self.model.parameters())
+        means: list[Tensor] = list(self.averaged.parameters())
+        weights: list[Tensor] = list(self.model.parameters())
         if isinstance(weight, Tensor):  # lerp takes a number only, for which the GPU would have to be waited
-            differences = torch._foreach_sub(weights, means)
+            differences = list(torch._foreach_sub(weights, means))
             torch._foreach_mul_(differences, weight)
             torch._foreach_add_(means, differences)
         else:
@@ -89,7 +90,7 @@ class GraphedUpdate:
         self.update = update
         self.num_steps = 0
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.stream = torch.cuda.Stream()
+        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.inputs: list[Tensor] = []
         """Features, labels and rates; a graph reads the same memory in every replay."""
         self.outcome = torch.empty(0)
