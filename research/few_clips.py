@@ -109,7 +109,7 @@ def learn(lesson: Lesson, init: str, folder: Path, **changes: Any) -> float:
         shutil.copyfile(recordings / clip, corpus / clip)
     for file, clips in (("validation_list.txt", lesson.validation), ("testing_list.txt", lesson.test)):
         (corpus / file).write_text("".join(f"{clip}\n" for _, clip in clips))
-    tensors = preprocess(corpus, folder, words="auto", num_processes=1)
+    tensors = preprocess(corpus, folder, words="auto", num_threads=1)
     recipe = make_recipe(seed=lesson.seed, init=init)
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, **changes))
     run_id = f"{name}-{recipe.train.min_clips}-{'from-model' if init else 'from-nothing'}"

@@ -119,7 +119,7 @@ def _add_preprocess(add: Add) -> None:
     for name in ("words", "unknown_words", "preset", "set", "split", "max_bad_fraction"):
         add_flag(command, PipelineConfig, name)
     command.add_argument(
-        "--num-processes", type=int, default=0, metavar="N", help="worker processes (default: one for every core)"
+        "--num-threads", type=int, default=0, metavar="N", help="worker threads (default: one for every core)"
     )
 
 
@@ -134,7 +134,7 @@ def _preprocess(options: argparse.Namespace) -> int:
         words=options.words,
         unknown_words=options.unknown_words,
         max_bad_fraction=options.max_bad_fraction,
-        num_processes=options.num_processes,
+        num_threads=options.num_threads,
     )
     print(folder)
     return 0

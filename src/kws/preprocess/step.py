@@ -5,18 +5,16 @@ import dataclasses
 import hashlib
 import json
 import logging
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from kws import files, memory
 from kws.config import BACKGROUND_NOISE, SILENCE, SPLITS, UNKNOWN, parse_words
@@ -25,7 +23,7 @@ from kws.download.recordings import Listing, content_digest, known_digest, list_
 from kws.preprocess import clips as ids
 from kws.preprocess import splits
 from kws.preprocess.audio import read_waveform
-from kws.processes import children_ignore_ctrl_c, end_with_parent
+from kws.preprocess.features import BATCH, VERSION, mel_spectrogram
 from kws.progress import progress
 from kws.recipe import FeatureConfig, Recipe
 from kws.settings import require
@@ -37,14 +35,10 @@ DEFAULT = Recipe()
 
 CLIPS_PER_TASK = 256
 
-HEEDS_CTRL_C = "kws.preprocess.fork_server"
-PRELOAD = ["kws.preprocess.feature_kernel", "kws.preprocess.step"]
-"""Modules that are imported before workers are forked."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """Rows of one array for a process to fill."""
+    """Rows of one array for a thread to fill."""
 
     array: Path
     first_row: int
@@ -70,7 +64,7 @@ def preprocess(
     words: str = "all",
     unknown_words: str = "",
     max_bad_fraction: float = 0.01,
-    num_processes: int = 0,
+    num_threads: int = 0,
 ) -> Path:
     """Computes the features of all recordings of some words; does nothing if that has been done before.
 
@@ -90,7 +84,7 @@ def preprocess(
             has on average: unknown words, with the same number of clips of each, and silence, if the recordings have
             noise from which to cut it. A recipe may train on more clips of unknown words.
         max_bad_fraction: largest fraction of unreadable clips, 0 to 1.
-        num_processes: number of worker processes, each with one thread; 0: one for every core.
+        num_threads: number of worker threads; 0: one for every core.
 
     Returns:
         The tensors folder, complete.
@@ -147,7 +141,7 @@ def preprocess(
             "not_read": listing.figures(),
             "features": dataclasses.asdict(features),
         }
-        manifest |= _compute(listing, staging, divided, chosen, features, max_bad_fraction, num_processes)
+        manifest |= _compute(listing, staging, divided, chosen, features, max_bad_fraction, num_threads)
         files.write_json(staging / files.MANIFEST, manifest)
 
     if files.build_folder(folder, build):
@@ -237,8 +231,6 @@ def recordings_fingerprint(listing: Listing, clips: Sequence[str]) -> str:
 
 
 def _fingerprint(source: str, recipe: Recipe, split: str, words: Sequence[str], unknown: Sequence[str]) -> str:
-    from kws.preprocess.features import VERSION
-
     settings = {
         "recordings": source,
         "features": dataclasses.asdict(recipe.features),
@@ -259,7 +251,7 @@ def _compute(
     words: Sequence[str],
     features: FeatureConfig,
     max_bad_fraction: float,
-    num_processes: int,
+    num_threads: int,
 ) -> dict[str, Any]:
     """Fills a tensors folder with arrays, and returns their entries for the manifest."""
     tasks: list[_Task] = []
@@ -279,8 +271,7 @@ def _compute(
                 )
             )
 
-    with workers(min(num_processes or num_cores(), len(tasks))) as run:
-        noise = run(_save_noise, [listing], [folder], [features])
+    with workers(min(num_threads or num_cores(), len(tasks))) as run:
         bad: dict[str, dict[int, str]] = {split: {} for split in divided}
         total = np.zeros(features.num_mels)
         total_squares = np.zeros(features.num_mels)
@@ -308,7 +299,7 @@ def _compute(
             files.write_json(folder / f"{split}.clips.json", good)
             counts[split] = len(good)
 
-        ((counts["noise"], noise_reasons),) = noise
+        ((counts["noise"], noise_reasons),) = run(_save_noise, [listing], [folder], [features])
 
     frames = counts["train"] * features.num_frames
     mean = total / frames
@@ -340,59 +331,52 @@ def _create(path: Path, num_rows: int, features: FeatureConfig) -> None:
 
 
 @contextlib.contextmanager
-def workers(num_processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """Yields a `map` that runs in worker processes of one thread each, or for one process in this one.
+def workers(num_threads: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Yields a `map` over worker threads, each of which computes with one thread of torch.
 
-    With worker processes, this process need not import `kws.preprocess.feature_kernel`, whose compiler takes seconds to
-    start and compile.
+    Threads suffice: reading files, libsndfile and torch release Python's lock, so that two of them are nearly twice as
+    fast as one; processes would first have to import torch, which takes as long as thousands of clips. Torch's own
+    threads inside an operation gain little on clips this short, and would change the last bits with their number.
     """
-    if num_processes == 1:
-        yield map
-        return
-    # A fork server that has compiled the kernel and has no threads yet forks workers quickly and safely.
-    context = multiprocessing.get_context("forkserver")
-    ignores_ctrl_c = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as in the background of a script
-    context.set_forkserver_preload(PRELOAD if ignores_ctrl_c else [HEEDS_CTRL_C, *PRELOAD])
-    with children_ignore_ctrl_c():
-        forkserver.ensure_running()
-    with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_worker) as pool:
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(num_threads, "preprocess", initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             yield pool.map
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    end_with_parent()
-    os.environ["OMP_NUM_THREADS"] = "1"  # a worker must not start more threads
+            torch.set_num_threads(before)  # the workers set it for threads that start later, too
 
 
 def _fill(task: _Task) -> _Done:
     """Writes the features of a task's clips to their rows, a few clips at a time so that they stay in the cache."""
-    from kws.preprocess.feature_kernel import feature_kernel
-
-    kernel = feature_kernel(task.features)
+    spectrogram = mel_spectrogram(task.features)
     array = np.load(task.array, mmap_mode="r")
-    # Rows are written, not memory-mapped: a full disk is then an exception, not a signal that kills the process.
-    rows = np.empty((kernel.BATCH, *array.shape[1:]), dtype=array.dtype)
-    waveforms = np.zeros((kernel.BATCH, task.features.num_samples), np.float32)
     bad: dict[int, str] = {}
-    sums = np.zeros((2, task.features.num_mels))
-    with task.array.open("r+b") as file:
+    sums = torch.zeros(2, task.features.num_mels, dtype=torch.float64)
+    # Rows are written, not memory-mapped: a full disk is then an exception, not a signal that kills the process.
+    with task.array.open("r+b") as file, torch.inference_mode():
         file.seek(array.offset + task.first_row * array.strides[0])
-        for first in range(0, len(task.clips), kernel.BATCH):
-            clips = task.clips[first : first + kernel.BATCH]
-            counted = np.full(len(clips), task.statistics)
+        for first in range(0, len(task.clips), BATCH):
+            clips = task.clips[first : first + BATCH]
+            waveforms = np.zeros((len(clips), task.features.num_samples), np.float32)
             for index, clip in enumerate(clips):
                 try:
                     waveforms[index] = ids.read(task.recordings, clip, task.features)
                 except (ValueError, OSError) as error:
                     bad[task.first_row + first + index] = str(error)
-                    waveforms[index] = 0
-                    counted[index] = False
-            kernel(waveforms[: len(clips)], rows[: len(clips)], counted, sums)
-            file.write(rows[: len(clips)].data)
-    return _Done(bad=bad, total=sums[0], total_squares=sums[1])
+            values = spectrogram(torch.from_numpy(waveforms))
+            file.write(_stored(values, task.features).data)
+            if task.statistics:
+                good = [index for index in range(len(clips)) if task.first_row + first + index not in bad]
+                values = values if len(good) == len(clips) else values[good]
+                sums[0] += values.sum((0, 2), dtype=torch.float64)
+                sums[1] += values.square().sum((0, 2), dtype=torch.float64)
+    return _Done(bad=bad, total=sums[0].numpy(), total_squares=sums[1].numpy())
+
+
+def _stored(values: Tensor, features: FeatureConfig) -> npt.NDArray[Any]:
+    """Returns features [clips, num_mels, num_frames] as they are stored, in the type and order of the array."""
+    return values.to(getattr(torch, features.dtype)).contiguous().numpy()
 
 
 def _drop_rows(path: Path, rows: Sequence[int]) -> None:
@@ -407,8 +391,6 @@ def _save_noise(listing: Listing, folder: Path, features: FeatureConfig) -> tupl
     Returns:
         The number of pieces, and the recordings that cannot be read, with the reasons.
     """
-    from kws.preprocess.feature_kernel import feature_kernel
-
     pieces: list[npt.NDArray[np.float32]] = []
     reasons: dict[str, str] = {}
     for noise in listing.noise:
@@ -419,9 +401,9 @@ def _save_noise(listing: Listing, folder: Path, features: FeatureConfig) -> tupl
             log.warning("%s is left out: %s", printable(noise), error)
     if not pieces:
         return 0, reasons
-    values = np.empty((len(pieces), features.num_mels, features.num_frames), features.dtype)
-    feature_kernel(features)(np.stack(pieces), values)
-    np.save(_array_path(folder, "noise"), values)
+    with torch.inference_mode():
+        values = mel_spectrogram(features)(torch.from_numpy(np.stack(pieces)))
+    np.save(_array_path(folder, "noise"), _stored(values, features))
     return len(pieces), reasons
 
 

@@ -72,7 +72,7 @@ def test_unknown_words_are_drawn_evenly_whatever_the_order() -> None:
 
 
 def test_real_words_become_known_unknown_and_silent_clips(real_corpus: Path, tmp_path: Path) -> None:
-    folder = preprocess(real_corpus, tmp_path, words="yes,left", unknown_words="auto", num_processes=1)
+    folder = preprocess(real_corpus, tmp_path, words="yes,left", unknown_words="auto", num_threads=1)
     manifest = files.read_json(folder / files.MANIFEST)
     assert manifest["words"] == ["yes", "left", "_unknown_", "_silence_"]
     assert manifest["unknown_words"] == ["stop"]
@@ -105,7 +105,7 @@ def test_preset_streams_trains_on_more_clips_of_unknown_words_but_is_measured_on
     found = {}
     for preset in ("default", "streams"):
         folder = preprocess(
-            corpus, tmp_path, make_recipe(preset, split="random"), words="yes,no", unknown_words="stop", num_processes=1
+            corpus, tmp_path, make_recipe(preset, split="random"), words="yes,no", unknown_words="stop", num_threads=1
         )
         found[preset] = {split: read(folder, split) for split in SPLITS}
     counts = {preset: Counter(word for _, word in splits["train"]) for preset, splits in found.items()}
@@ -119,10 +119,10 @@ def test_without_noise_there_is_no_class_of_silence_and_a_warning(
     tone_corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Five seconds of hiss: a tenth of them is no clip.
-    folder = preprocess(tone_corpus, tmp_path, words="yes,no", unknown_words="stop", num_processes=1)
+    folder = preprocess(tone_corpus, tmp_path, words="yes,no", unknown_words="stop", num_threads=1)
     assert files.read_json(folder / files.MANIFEST)["words"] == ["yes", "no", "_unknown_"]
     assert "there is no class _silence_: it needs noise recordings of at least 10 s" in caplog.text
-    other = preprocess(tone_corpus, tmp_path, words="yes,no", num_processes=1)
+    other = preprocess(tone_corpus, tmp_path, words="yes,no", num_threads=1)
     assert other.name != folder.name
     clip = next(clip for clip, word in read(folder, "test") if word == "_unknown_")
     assert clips.read(tone_corpus, clip, FEATURES).tolist() == read_clip(tone_corpus / clip, FEATURES).tolist()

@@ -49,7 +49,7 @@ def tensors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tensors of 90 synthetic clips of 3 words."""
     folder = tmp_path_factory.mktemp("tensors")
     synthesize(folder / "corpus", words=["yes", "no", "stop"], clips_per_word=30)
-    return preprocess(folder / "corpus", folder, words="auto", num_processes=1)
+    return preprocess(folder / "corpus", folder, words="auto", num_threads=1)
 
 
 def settings(*, augment: AugmentConfig = RECIPES["default"].augment, **changes: Any) -> Recipe:
@@ -324,7 +324,7 @@ def test_the_learning_rates_of_both_schedules_are_as_published(tensors: Path, tm
 
 def test_the_baseline_trains_with_its_own_features(tmp_path: Path) -> None:
     synthesize(tmp_path / "corpus", words=["yes", "no"], clips_per_word=24)
-    tensors = preprocess(tmp_path / "corpus", tmp_path, RECIPES["baseline"], words="auto", num_processes=1)
+    tensors = preprocess(tmp_path / "corpus", tmp_path, RECIPES["baseline"], words="auto", num_threads=1)
     run = trainer.train(tensors, make_recipe("baseline", epochs=1), runs_folder=tmp_path / "runs")
     best = bundle.load(run / runs.BEST)
     assert best.features == RECIPES["baseline"].features
