@@ -10,7 +10,7 @@ import torch
 from benchmarks import measure, plain
 from benchmarks.measure import Effort, Row
 from kws.cores import num_cores
-from kws.download.recordings import list_recordings
+from kws.data.sources import list_recordings
 from kws.preprocess.step import preprocess
 from kws.recipe import RECIPES
 
@@ -28,7 +28,7 @@ def versus_plain(effort: Effort) -> Row:
 
 def _clips(recordings: Path) -> list[Path]:
     words = [folder.name for folder in recordings.iterdir() if folder.is_dir()]
-    return [recordings / clip for clip in list_recordings(recordings).clips_of(words)]
+    return [recordings / clip.file for clip in list_recordings(recordings).clips_of(words)]
 
 
 def _preprocess(recordings: Path) -> float:

@@ -122,7 +122,7 @@ def _outcome(root: Path) -> dict[str, str]:
         name = "/".join(part for part in path.relative_to(root).parts if not part.endswith("-torture"))
         if path.is_dir() or path.name.endswith(".lock") or path.name in (".owner", runs.STARTER):
             continue
-        if path.suffix == ".npy" or path.name.endswith(".wav") or path.name.endswith("clips.json"):
+        if path.suffix == ".npy" or path.name.endswith(".wav") or path.name == "index.npz":
             found[name] = files.sha256_of(path)
         elif path.name in (runs.BEST, published.MODEL):
             weights = bundle.load(path).model.state_dict()

@@ -282,7 +282,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.stream:
         return _evaluate_streams(options)
     from kws import files
-    from kws.download.recordings import printable
+    from kws.data.names import printable
     from kws.evaluate.accuracy import evaluate_recordings, save_confusion
     from kws.evaluate.report import write_report
     from kws.model.predict import load
@@ -326,7 +326,7 @@ def _add_predict(add: Add) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from kws.download.recordings import one_line
+    from kws.data.names import one_line
     from kws.model.predict import expand, load, predict
 
     require(options.top > 0, "top", "be positive", options.top)

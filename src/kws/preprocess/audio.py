@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kws.data.clip import Clip
 from kws.recipe import FeatureConfig
 from kws.settings import require
 
@@ -32,6 +33,24 @@ BLOCK = 1 << 18
 _READABLE = "a WAV, FLAC, OGG, Opus or MP3 file"
 _HEADER = struct.Struct("<4sI8sIHHIIHH4sI")
 """The 44-byte header of a canonical WAV file."""
+
+
+def read(recordings: Path, clip: Clip, config: FeatureConfig) -> Waveform:
+    """Reads a clip of a data set as float32 [num_samples].
+
+    Args:
+        recordings: the folder of the data set.
+        clip: the clip; one that is cut out must lie within its recording.
+        config: determines sample rate and length of the clip.
+
+    Raises:
+        ValueError: the file cannot be read, is empty, is too long, or has samples that `require_sound` refuses.
+        FileNotFoundError: there is no such file.
+    """
+    if clip.begin is None:
+        return read_clip(recordings / clip.file, config)
+    part = read_waveform(recordings / clip.file, config.sample_rate)[clip.begin :][: config.num_samples]
+    return part * np.float32(10 ** (clip.gain / 20))
 
 
 def read_clip(path: Path, config: FeatureConfig) -> Waveform:

@@ -19,11 +19,16 @@ from torch import Tensor
 from kws import files, memory
 from kws.config import BACKGROUND_NOISE, SILENCE, SPLITS, UNKNOWN, parse_words
 from kws.cores import num_cores
-from kws.download.recordings import Listing, content_digest, known_digest, list_recordings, printable, read_manifest
-from kws.preprocess import clips as ids
-from kws.preprocess import splits
-from kws.preprocess.audio import read_waveform
+from kws.data import classes, digest, splits
+from kws.data.clip import Clip
+from kws.data.index import Index
+from kws.data.listing import Listing
+from kws.data.names import printable
+from kws.data.sources import list_recordings
+from kws.data.splits import Divided
+from kws.preprocess.audio import read, read_waveform
 from kws.preprocess.features import BATCH, VERSION, mel_spectrogram
+from kws.preprocess.tensors import INDEX, SCHEMA
 from kws.progress import progress
 from kws.recipe import FeatureConfig, Recipe
 from kws.settings import require
@@ -43,7 +48,7 @@ class _Task:
     array: Path
     first_row: int
     recordings: Path
-    clips: Sequence[str]
+    clips: Sequence[Clip]
     features: FeatureConfig
     statistics: bool
 
@@ -68,11 +73,11 @@ def preprocess(
 ) -> Path:
     """Computes the features of all recordings of some words; does nothing if that has been done before.
 
-    The tensors folder holds, for each split, `<split>.features.npy` ([clips, num_mels, num_frames], float16 for
-    log-mel), `<split>.labels.npy` (int64 [clips], indices into the words) and `<split>.clips.json` (clip ids, in the
-    order of the rows); `noise.features.npy` with one-second pieces of the background noise, if there is any; and
-    manifest.json with settings, words, counts, the normalization over the training split, clips left out with the
-    reason, files that are no recordings, matches of the split lists, speakers in two splits, and the fingerprint.
+    The tensors folder holds `<split>.features.npy` of each split ([clips, num_mels, num_frames], float16 for log-mel);
+    index.npz with the clips, in the order of the rows (see `kws.data.index`); `noise.features.npy` with one-second
+    pieces of the background noise, if there is any; and manifest.json with settings, words, counts, the normalization
+    over the training split, clips and noise left out with the reason, files that are no recordings, matches of the
+    split lists, speakers in two splits, and the fingerprint.
 
     Args:
         recordings: a folder of `<word>/*.wav` (.flac, .ogg, .opus, .mp3), with the manifest.json of `kws.download.step`
@@ -121,7 +126,7 @@ def preprocess(
             split,
         )
 
-    source = recordings_fingerprint(listing, clips)
+    source = digest.fingerprint(listing, clips)
     few = split == "random" and splits.are_few(clips)
     fingerprint = _fingerprint(source, recipe, "random, by word" if few else split, chosen, unknown)
     folder = data_root / "tensors" / fingerprint
@@ -129,7 +134,7 @@ def preprocess(
     def build(staging: Path) -> None:
         memory.warn_if_scarce("preprocess")
         manifest: dict[str, Any] = {
-            "schema": 1,
+            "schema": SCHEMA,
             "fingerprint": fingerprint,
             "recordings": {"path": str(recordings), "fingerprint": source},
             "words": list(chosen),
@@ -141,7 +146,7 @@ def preprocess(
             "not_read": listing.figures(),
             "features": dataclasses.asdict(features),
         }
-        manifest |= _compute(listing, staging, divided, chosen, features, max_bad_fraction, num_threads)
+        manifest |= _compute(listing, staging, divided, features, max_bad_fraction, num_threads)
         files.write_json(staging / files.MANIFEST, manifest)
 
     if files.build_folder(folder, build):
@@ -194,40 +199,28 @@ def _find_unknown_words(listing: Listing, unknown_words: str, words: Sequence[st
 
 
 def _add_classes(
-    listing: Listing, divided: Mapping[str, Sequence[str]], words: Sequence[str], recipe: Recipe
-) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    listing: Listing, divided: Divided, words: Sequence[str], recipe: Recipe
+) -> tuple[Divided, tuple[str, ...]]:
     """Keeps the clips of the words, chooses some of the unknown ones, and adds silence.
 
     Returns:
-        Clip ids by split, and the classes.
+        The clips by split, and the classes.
     """
-    known = {split: [clip for clip in clips if clip.split("/")[0] in words] for split, clips in divided.items()}
-    others = {split: sorted(set(clips) - set(known[split])) for split, clips in divided.items()}
-    counts = {split: ids.mean_per_word(clips) for split, clips in known.items()}
-    unknown = ids.choose_unknown(others, counts | {"train": recipe.unknown_clips * counts["train"]})
+    known = {split: [clip for clip in clips if clip.word in words] for split, clips in divided.items()}
+    others = {split: [clip for clip in clips if clip.word not in words] for split, clips in divided.items()}
+    counts = {split: classes.mean_per_word(clips) for split, clips in known.items()}
+    unknown = classes.choose_unknown(others, counts | {"train": recipe.unknown_clips * counts["train"]})
     lengths: dict[str, int] = {}
     for noise in listing.noise:
         # _save_noise reports recordings that cannot be read.
         with contextlib.suppress(ValueError, OSError):
-            lengths[noise.split("/")[1]] = read_waveform(listing.folder / noise, recipe.features.sample_rate).size
-    silence = ids.cut_silence(lengths, counts, recipe.features)
+            lengths[noise] = read_waveform(listing.folder / noise, recipe.features.sample_rate).size
+    silence = classes.cut_silence(lengths, counts, recipe.features)
     found = {split: [*known[split], *unknown[split], *silence[split]] for split in SPLITS}
     if not all(silence.values()):
         log.warning("there is no class %s: it needs noise recordings of at least 10 s in %s", SILENCE, BACKGROUND_NOISE)
         return {split: [*known[split], *unknown[split]] for split in SPLITS}, (*words, UNKNOWN)
     return found, (*words, UNKNOWN, SILENCE)
-
-
-def recordings_fingerprint(listing: Listing, clips: Sequence[str]) -> str:
-    """Returns the digest of the recordings: from the manifest of an unedited download, else computed from all files."""
-    if (known := known_digest(listing)) is not None:
-        return known
-    if read_manifest(listing.folder) is not None:
-        return content_digest(listing)  # as a manifest written now would have
-    digest = hashlib.sha256()
-    for name in (*clips, *listing.noise, *(path.name for path in listing.lists.values())):
-        digest.update(f"{name}\0{files.sha256_of(listing.folder / name)}\n".encode())
-    return digest.hexdigest()
 
 
 def _fingerprint(source: str, recipe: Recipe, split: str, words: Sequence[str], unknown: Sequence[str]) -> str:
@@ -236,7 +229,7 @@ def _fingerprint(source: str, recipe: Recipe, split: str, words: Sequence[str], 
         "features": dataclasses.asdict(recipe.features),
         "split": split,
         "words": list(words),
-        "version": VERSION,
+        "version": [VERSION, SCHEMA],
     }
     if unknown:
         settings["unknown_words"] = list(unknown)
@@ -245,13 +238,7 @@ def _fingerprint(source: str, recipe: Recipe, split: str, words: Sequence[str], 
 
 
 def _compute(
-    listing: Listing,
-    folder: Path,
-    divided: Mapping[str, Sequence[str]],
-    words: Sequence[str],
-    features: FeatureConfig,
-    max_bad_fraction: float,
-    num_threads: int,
+    listing: Listing, folder: Path, divided: Divided, features: FeatureConfig, max_bad_fraction: float, num_threads: int
 ) -> dict[str, Any]:
     """Fills a tensors folder with arrays, and returns their entries for the manifest."""
     tasks: list[_Task] = []
@@ -284,21 +271,18 @@ def _compute(
                 total_squares += done.total_squares
                 bar.update(len(task.clips))
 
-        reasons = {divided[split][row]: reason for split, rows in bad.items() for row, reason in sorted(rows.items())}
+        reasons = {divided[split][row].id: bad[split][row] for split in divided for row in sorted(bad[split])}
         for clip, reason in reasons.items():
             log.warning("%s is left out: %s", printable(clip), reason)
         _check_left_out(reasons, num_clips, max_bad_fraction)
-        counts = {}
+        good: Divided = {}
         for split, clips in divided.items():
-            good = [clip for row, clip in enumerate(clips) if row not in bad[split]]
-            require(len(good) > 0, "split", f"leave readable clips in {split}", len(good))
+            good[split] = [clip for row, clip in enumerate(clips) if row not in bad[split]]
+            require(len(good[split]) > 0, "split", f"leave readable clips in {split}", 0)
             if bad[split]:
                 _drop_rows(_array_path(folder, split), sorted(bad[split]))
-            labels = np.array([words.index(ids.word_of(clip, words)) for clip in good], dtype=np.int64)
-            np.save(folder / f"{split}.labels.npy", labels)
-            files.write_json(folder / f"{split}.clips.json", good)
-            counts[split] = len(good)
-
+        Index.of([clip for split in SPLITS for clip in good[split]]).save(folder / INDEX)
+        counts = {split: len(clips) for split, clips in good.items()}
         ((counts["noise"], noise_reasons),) = run(_save_noise, [listing], [folder], [features])
 
     frames = counts["train"] * features.num_frames
@@ -307,12 +291,12 @@ def _compute(
     return {
         "counts": counts,
         "normalization": {"mean": mean.tolist(), "std": deviation.tolist()},
-        "left_out": reasons | noise_reasons,
+        "left_out": reasons,
+        "noise_left_out": noise_reasons,
     }
 
 
 def _check_left_out(reasons: Mapping[str, str], num_clips: int, max_bad_fraction: float) -> None:
-    reasons = {clip: reason for clip, reason in reasons.items() if not clip.startswith(BACKGROUND_NOISE)}
     if len(reasons) > max_bad_fraction * num_clips:
         first_ten = "\n".join(f"  {clip}: {reason}" for clip, reason in list(reasons.items())[:10])
         raise ValueError(
@@ -361,7 +345,7 @@ def _fill(task: _Task) -> _Done:
             waveforms = np.zeros((len(clips), task.features.num_samples), np.float32)
             for index, clip in enumerate(clips):
                 try:
-                    waveforms[index] = ids.read(task.recordings, clip, task.features)
+                    waveforms[index] = read(task.recordings, clip, task.features)
                 except (ValueError, OSError) as error:
                     bad[task.first_row + first + index] = str(error)
             values = spectrogram(torch.from_numpy(waveforms))
@@ -410,7 +394,7 @@ def _save_noise(listing: Listing, folder: Path, features: FeatureConfig) -> tupl
 def noise_pieces(path: Path, features: FeatureConfig, held_out: bool) -> list[npt.NDArray[np.float32]]:
     """Cuts a noise recording into float32 [num_samples] pieces: the held-out ones or those for training."""
     noise = read_waveform(path, features.sample_rate)
-    border = int(noise.size * (1 - ids.HELD_OUT_NOISE))
+    border = int(noise.size * (1 - classes.HELD_OUT_NOISE))
     part = noise[border:] if held_out else noise[:border]
     return [
         part[start : start + features.num_samples]

@@ -298,7 +298,7 @@ class Trainer:
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
     def _lost(self, value: float, indices: Tensor) -> FloatingPointError:
-        clips = ", ".join(self.train_split.clips[index] for index in indices.tolist())
+        clips = ", ".join(self.train_split.clips[index].id for index in indices.tolist())
         return FloatingPointError(
             f"the loss must be finite, got {value} at step {self.position.step} of epoch {self.position.epoch}; "
             f"a lower --learning-rate often helps; if not, inspect the clips of this batch: {clips}"

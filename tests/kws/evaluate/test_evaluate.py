@@ -133,14 +133,11 @@ def test_model_of_other_features_hears_the_recordings_of_the_same_clips(
     recognizer = make_recognizer(features=other_features)
     tensors = Tensors(tone_tensors)
     evaluation = evaluate_tensors(recognizer, tensors)
-    test = tone_tensors / "test.clips.json"
+    clips = tensors.split("test").clips
     heard: dict[str, str] = {}
-    probabilities = predict_clips(recognizer, tone_corpus, files.read_json(test), heard)
-    truth = [clip.split("/")[0] for clip in files.read_json(test)]
-    assert (
-        evaluation.matrix.tolist()
-        == compare(recognizer.words, probabilities, truth, files.read_json(test)).matrix.tolist()
-    )
+    probabilities = predict_clips(recognizer, tone_corpus, clips, heard)
+    truth = [clip.word for clip in clips]
+    assert evaluation.matrix.tolist() == compare(recognizer.words, probabilities, truth, clips).matrix.tolist()
     assert evaluation.num_clips == len(truth)
 
 
@@ -156,7 +153,7 @@ def test_recordings_that_are_gone_are_an_error_for_a_model_of_other_features(
     recordings = Path(shutil.copytree(tone_corpus, tmp_path / "recordings"))
     files.write_json(folder / files.MANIFEST, manifest | {"recordings": {"path": str(recordings)}})
     recognizer = make_recognizer(features=other_features)
-    clip = files.read_json(folder / "test.clips.json")[0]
+    clip = Tensors(folder).split("test").clips[0].file
     (recordings / clip).write_bytes(b"")
     with pytest.raises(ValueError, match=f"recordings must be as preprocessing read them, got .*{clip}: .*WAV"):
         evaluate_tensors(recognizer, Tensors(folder))

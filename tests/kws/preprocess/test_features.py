@@ -8,10 +8,10 @@ import pytest
 import torch
 import torchaudio
 
-from kws.recipe import RECIPES, FeatureConfig
 from kws.preprocess import numpy_features
 from kws.preprocess.audio import read_clip
 from kws.preprocess.features import BATCH, MelSpectrogram, mel_spectrogram
+from kws.recipe import RECIPES, FeatureConfig
 
 SETTINGS = [
     FeatureConfig(),
@@ -118,7 +118,7 @@ def test_a_clip_gives_the_same_bits_wherever_it_stands(preset: str) -> None:
 def test_stored_types_hold_the_loudest_clip() -> None:
     loudest = torch.ones(1, 16_000) * torch.tensor([1.0, -1.0]).repeat(8000)
     for recipe in RECIPES.values():
-        values = MelSpectrogram(recipe.features)(loudest).numpy().astype(preset.features.dtype)
+        values = MelSpectrogram(recipe.features)(loudest).numpy().astype(recipe.features.dtype)
         assert np.isfinite(values).all()
 
 

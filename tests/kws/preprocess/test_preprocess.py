@@ -21,9 +21,9 @@ import torch
 
 from kws import files
 from kws.config import SPLITS
-from kws.download import recordings
+from kws.data import folder as layout
+from kws.data.index import Index
 from kws.download.step import download
-from kws.preprocess import splits
 from kws.preprocess.audio import read_clip
 from kws.preprocess.features import MelSpectrogram
 from kws.preprocess.step import noise_pieces, preprocess
@@ -40,6 +40,10 @@ def corpus(tone_corpus: Path, tmp_path: Path) -> Path:
 
 def read(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def clips_of(folder: Path, split: str) -> Index:
+    return Index.load(folder / "index.npz").of_split(split)
 
 
 def start(recordings: Path, data_root: Path) -> ForkServerProcess:
@@ -82,10 +86,8 @@ def test_real_recordings_become_arrays_of_every_split(real_tensors: tuple[str, P
         array = np.load(folder / f"{name}.features.npy", mmap_mode="r")
         assert array.shape == (count, 128, 81)
         assert array.dtype == RECIPES[preset].features.dtype
-        clips = files.read_json(folder / f"{name}.clips.json")
-        labels = np.load(folder / f"{name}.labels.npy")
-        assert labels.dtype == np.int64
-        assert [WORDS[label] for label in labels] == [clip.split("/")[0] for clip in clips]
+        clips = clips_of(folder, name)
+        assert [WORDS[label] for label in clips.labels(WORDS)] == [clip.word for clip in clips]
         assert len(clips) == count
     assert folder.name == manifest["fingerprint"]
 
@@ -96,9 +98,9 @@ def test_row_of_an_array_is_the_features_of_the_real_clip_of_that_row(
     preset, folder = real_tensors
     features = RECIPES[preset].features
     for name in SPLITS:
-        clips = files.read_json(folder / f"{name}.clips.json")
+        clips = clips_of(folder, name)
         array = np.load(folder / f"{name}.features.npy")
-        waveforms = np.stack([read_clip(real_corpus / clip, features) for clip in clips])
+        waveforms = np.stack([read_clip(real_corpus / clip.file, features) for clip in clips])
         expected = MelSpectrogram(features)(torch.from_numpy(waveforms)).numpy()
         tolerance = {"atol": 0.01} if features.log else {"rtol": 1e-3, "atol": 1e-3}  # float16, float32
         np.testing.assert_allclose(array, expected, **tolerance)
@@ -108,13 +110,13 @@ def test_real_speakers_are_in_one_split_only_and_the_lists_are_kept(
     real_tensors: tuple[str, Path], real_corpus: Path
 ) -> None:
     preset, folder = real_tensors
-    clips = {name: files.read_json(folder / f"{name}.clips.json") for name in SPLITS}
-    assert len({clip for some in clips.values() for clip in some}) == 42
+    clips = {name: clips_of(folder, name) for name in SPLITS}
+    assert len({clip.id for some in clips.values() for clip in some}) == 42
     if preset == "default":
-        speakers = [{splits.speaker_of(clip) for clip in clips[name]} for name in SPLITS]
+        speakers = [{clip.speaker for clip in clips[name]} for name in SPLITS]
         assert sum(map(len, speakers)) == len(set.union(*speakers))
         listed = (real_corpus / "testing_list.txt").read_text().split()
-        assert clips["test"] == sorted(clip for clip in listed if clip.split("/")[0] in WORDS)
+        assert [clip.id for clip in clips["test"]] == sorted(file for file in listed if file.split("/")[0] in WORDS)
     else:
         assert [len(clips[name]) for name in SPLITS] == [36, 3, 3]
 
@@ -181,7 +183,7 @@ def test_fingerprint_covers_recordings_features_split_words_and_code(
     kept = [path for word in ("no", "stop", "yes") for path in sorted((corpus / word).iterdir())[:9]]
     for path in set(corpus.glob("[a-z]*/*.wav")) - set(kept):
         path.unlink()
-    for index, name in enumerate(recordings.LISTS.values()):
+    for index, name in enumerate(layout.LISTS.values()):
         lines = [f"{path.parent.name}/{path.name}\n" for path in kept[index::9]]
         (corpus / name).write_text("".join(lines))
 
@@ -202,7 +204,7 @@ def test_fingerprint_covers_recordings_features_split_words_and_code(
     names.append(fingerprint())
     clip.rename(clip.with_name("ffffffff_nohash_9.wav"))
     names.append(fingerprint())
-    (corpus / recordings.LISTS["test"]).write_text("".join(lines[1:]))
+    (corpus / layout.LISTS["test"]).write_text("".join(lines[1:]))
     names.append(fingerprint())
     with monkeypatch.context() as patch:
         patch.setattr("kws.preprocess.step.VERSION", 99)
@@ -244,9 +246,9 @@ def test_manifest_without_a_digest_does_not_stand_for_the_recordings(
 def test_words_of_a_list_are_classes_in_the_order_of_the_list(corpus: Path, tmp_path: Path) -> None:
     folder = preprocess(corpus, tmp_path, words="yes,no", num_threads=1)
     assert files.read_json(folder / files.MANIFEST)["words"] == ["yes", "no"]
-    clips = files.read_json(folder / "train.clips.json")
-    labels = np.load(folder / "train.labels.npy").tolist()
-    assert {(clip.split("/")[0], label) for clip, label in zip(clips, labels, strict=True)} == {("yes", 0), ("no", 1)}
+    clips = clips_of(folder, "train")
+    labels = clips.labels(["yes", "no"]).tolist()
+    assert {(clip.word, label) for clip, label in zip(clips, labels, strict=True)} == {("yes", 0), ("no", 1)}
 
 
 @pytest.mark.parametrize(
@@ -306,13 +308,11 @@ def test_unreadable_clips_are_listed_and_left_out_and_all_others_stay_in_place(
     assert sum(manifest["counts"][name] for name in SPLITS) == 115
     kept = []
     for name in SPLITS:
-        clips = files.read_json(folder / f"{name}.clips.json")
-        before = files.read_json(tone_tensors / f"{name}.clips.json")
-        assert clips == [clip for clip in before if clip not in spoilt]
+        clips, before = list(clips_of(folder, name)), list(clips_of(tone_tensors, name))
+        assert clips == [clip for clip in before if clip.id not in spoilt]
         rows = [before.index(clip) for clip in clips]
-        for kind, tolerance in (("features", 0.01), ("labels", 0)):
-            now, whole = (np.load(each / f"{name}.{kind}.npy") for each in (folder, tone_tensors))
-            np.testing.assert_allclose(now, whole[rows], atol=tolerance)
+        now, whole = (np.load(each / f"{name}.features.npy") for each in (folder, tone_tensors))
+        np.testing.assert_array_equal(now, whole[rows])
         kept.append(np.load(folder / f"{name}.features.npy").astype(np.float64))
     np.testing.assert_allclose(manifest["normalization"]["mean"], kept[0].mean(axis=(0, 2)), atol=1e-3)
 
@@ -339,7 +339,8 @@ def test_unreadable_noise_is_listed_and_left_out(corpus: Path, tmp_path: Path) -
     (corpus / "_background_noise_" / "broken.wav").write_bytes(b"nothing")
     folder = preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0, num_threads=1)
     manifest = files.read_json(folder / files.MANIFEST)
-    assert list(manifest["left_out"]) == ["_background_noise_/broken.wav"]
+    assert manifest["left_out"] == {}
+    assert list(manifest["noise_left_out"]) == ["_background_noise_/broken.wav"]
     assert manifest["counts"]["noise"] == 4
 
 
@@ -368,7 +369,7 @@ def test_killed_before_the_manifest_it_starts_again_and_gives_the_same(
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    assert len(list(tensors.glob(".*.partial-*/test.clips.json"))) == 1
+    assert len(list(tensors.glob(".*.partial-*/index.npz"))) == 1
     assert list(tensors.glob("[0-9a-f]*")) == []
 
     folder = preprocess(corpus, tmp_path, words="auto", num_threads=1)
@@ -422,7 +423,7 @@ def test_second_of_two_concurrent_calls_finds_tensors(tone_corpus: Path, tone_te
 
 
 def test_samples_far_beyond_full_scale_reach_no_statistics(corpus: Path, tone_tensors: Path, tmp_path: Path) -> None:
-    clip = files.read_json(tone_tensors / "train.clips.json")[0]
+    clip = clips_of(tone_tensors, "train")[0].file
     samples, _ = soundfile.read(corpus / clip)
     samples[7] = 1e25
     soundfile.write(corpus / clip, samples, 16_000, subtype="FLOAT")
@@ -476,5 +477,5 @@ def test_speakers_of_the_lists_who_train_too_are_reported(
     manifest = files.read_json(folder / files.MANIFEST)
     assert (manifest["counts"]["validation"], manifest["counts"]["test"]) == (3, 2)
     assert manifest["speakers_in_two_splits"] == {"speakers": 5, "clips": 5}
-    assert [manifest["lists"][name]["matched"] for name in recordings.LISTS.values()] == [3, 2]
+    assert [manifest["lists"][name]["matched"] for name in layout.LISTS.values()] == [3, 2]
     assert "5 speakers of training clips are also in validation or test, with 5 clips" in caplog.text

@@ -259,7 +259,7 @@ def test_tensors_of_another_preset_are_refused_with_the_remedy(tensors: Path, tm
 def test_a_loss_that_is_no_number_stops_with_the_clips_of_the_batch(tensors: Path, tmp_path: Path) -> None:
     one = Trainer(Tensors(tensors), settings(), ALONE)
     one.train_split.features[3] = torch.nan
-    name = one.train_split.clips[3]
+    name = one.train_split.clips[3].id
     with pytest.raises(FloatingPointError, match=f"step 0 of epoch 0.*{name}"):
         one.step(torch.tensor([1, 3]))
 
