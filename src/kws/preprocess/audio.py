@@ -186,13 +186,14 @@ def resample(waveform: Waveform, rate: int, new_rate: int) -> Waveform:
     if importlib.util.find_spec("torchaudio") is None:
         return resample_without_torch(waveform, rate, new_rate)
     import torch
+    import torchaudio
 
     _require_rate(rate)
     # The size of torchaudio's filter grows with the product of the two rates over their common divisors: 6 GB for
     # 22,051 Hz. Limiting the denominator keeps the usual rates exact and others within 0.01 %.
     ratio = Fraction(new_rate, rate).limit_denominator(500)
-    resampled: Waveform = _resampler(ratio.denominator, ratio.numerator)(torch.from_numpy(waveform)).numpy()
-    return resampled
+    resampled = torchaudio.functional.resample(torch.from_numpy(waveform), ratio.denominator, ratio.numerator)
+    return np.asarray(resampled)
 
 
 def resample_without_torch(waveform: Waveform, rate: int, new_rate: int) -> Waveform:
@@ -209,13 +210,6 @@ def resample_without_torch(waveform: Waveform, rate: int, new_rate: int) -> Wave
 
 def _require_rate(rate: int) -> None:
     require(1000 <= rate <= 1_000_000, "the rate of the recording", "be between 1 kHz and 1 MHz", rate)
-
-
-@functools.lru_cache(maxsize=16)
-def _resampler(rate: int, new_rate: int) -> Any:
-    import torchaudio
-
-    return torchaudio.transforms.Resample(rate, new_rate)
 
 
 def fit_length(waveform: Waveform, config: FeatureConfig) -> Waveform:

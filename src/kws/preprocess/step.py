@@ -241,6 +241,7 @@ def _compute(
     listing: Listing, folder: Path, divided: Divided, features: FeatureConfig, max_bad_fraction: float, num_threads: int
 ) -> dict[str, Any]:
     """Fills a tensors folder with arrays, and returns their entries for the manifest."""
+    mel_spectrogram(features)  # made before there are threads, of which each would make its own
     tasks: list[_Task] = []
     for split, clips in divided.items():
         array = _array_path(folder, split)

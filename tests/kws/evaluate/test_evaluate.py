@@ -16,6 +16,7 @@ import torch
 from recognizers import MakeRecognizer
 
 from kws import files, plots
+from kws.data.folder import clip_of
 from kws.evaluate import accuracy
 from kws.evaluate.accuracy import (
     Evaluation,
@@ -91,10 +92,10 @@ def probabilities_for(predicted: list[int], confidence: list[float], num_words: 
 def test_mistakes_are_listed_the_surest_first_and_twenty_at_most(make_recognizer: MakeRecognizer) -> None:
     recognizer = make_recognizer()
     sure = [0.5 + index / 100 for index in range(30)]
-    clips = [f"no/{index}.wav" for index in range(30)]
+    clips = [clip_of(f"no/{index}.wav") for index in range(30)]
     evaluation = compare(recognizer.words, probabilities_for([2] * 29 + [0], sure), ["no"] * 30, clips)
     assert len(evaluation.mistakes) == 20
-    assert [mistake.clip for mistake in evaluation.mistakes[:2]] == ["no/28.wav", "no/27.wav"]
+    assert [mistake.as_json()["clip"] for mistake in evaluation.mistakes[:2]] == ["no/28.wav", "no/27.wav"]
     worst = evaluation.mistakes[0]
     assert (worst.truth, worst.predicted, worst.probability) == ("no", "yes", pytest.approx(0.78, abs=1e-3))
     assert evaluation.accuracy == pytest.approx(1 / 30)
@@ -103,7 +104,7 @@ def test_mistakes_are_listed_the_surest_first_and_twenty_at_most(make_recognizer
 def test_word_that_the_model_does_not_know_is_a_mistake_with_a_row_of_its_own(make_recognizer: MakeRecognizer) -> None:
     recognizer = make_recognizer()
     truth = ["no", "maybe", "yes", "maybe"]
-    evaluation = compare(recognizer.words, probabilities_for([0, 0, 2, 2], [0.9] * 4), truth, ["a", "b", "c", "d"])
+    evaluation = compare(recognizer.words, probabilities_for([0, 0, 2, 2], [0.9] * 4), truth, [clip_of("a")] * 4)
     assert evaluation.words == ["no", "stop", "yes", "maybe"]
     assert evaluation.matrix.tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 0]]
     assert evaluation.accuracy == 0.5
@@ -114,7 +115,7 @@ def test_word_that_the_model_does_not_know_is_a_mistake_with_a_row_of_its_own(ma
 def test_temperature_changes_probabilities_but_no_decision(make_recognizer: MakeRecognizer) -> None:
     sharp = make_recognizer()
     flat = dataclasses.replace(sharp, temperature=3.0)
-    scores, truth, clips = probabilities_for([0, 2], [0.9, 0.8]).log(), ["no", "no"], ["a", "b"]
+    scores, truth, clips = probabilities_for([0, 2], [0.9, 0.8]).log(), ["no", "no"], [clip_of("a")] * 2
     one, other = (compare(each.words, each.probabilities(scores), truth, clips) for each in (sharp, flat))
     assert one.matrix.tolist() == other.matrix.tolist()
     assert other.mistakes[0].probability < one.mistakes[0].probability
@@ -279,7 +280,12 @@ def test_report_shows_the_figures_the_words_and_the_mistakes(bad_report: tuple[E
     assert evaluation.mistakes
     assert f"{100 * evaluation.accuracy:.2f} %" in page.text
     assert f"{evaluation.macro_f1:.3f}" in page.text
-    for expected in [*evaluation.words, *(mistake.clip for mistake in evaluation.mistakes), "run-1", "preset default"]:
+    for expected in [
+        *evaluation.words,
+        *(mistake.clip.id for mistake in evaluation.mistakes),
+        "run-1",
+        "preset default",
+    ]:
         assert expected in page.text
 
 
