@@ -59,7 +59,7 @@ class MelSpectrogram:
         Returns:
             float32 [clips, num_mels, num_frames]: the natural logarithm of mel power + log_offset, or the mel power.
         """
-        return torch.cat([self._compute(few) for few in waveforms.split(BATCH)])
+        return torch.cat([self._compute(few) for few in torch.split(waveforms, BATCH)])
 
     def _compute(self, waveforms: Tensor) -> Tensor:
         power: Tensor = self._power(waveforms)

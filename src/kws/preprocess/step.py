@@ -224,7 +224,7 @@ def _add_classes(
 
 
 def _fingerprint(source: str, recipe: Recipe, split: str, words: Sequence[str], unknown: Sequence[str]) -> str:
-    settings = {
+    settings: dict[str, Any] = {
         "recordings": source,
         "features": dataclasses.asdict(recipe.features),
         "split": split,
