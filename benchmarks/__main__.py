@@ -20,7 +20,6 @@ from kws.command import as_command
 
 ROWS: dict[str, Callable[[Effort], Row]] = {
     "preprocess_vs_plain": preprocessing.versus_plain,
-    "preprocess_vs_limit": preprocessing.versus_limit,
     "train_loop_vs_resident_batch": training.loop_versus_resident_batch,
     "train_vs_plain": training.versus_plain,
     "train_flops_vs_peak": training.flops_versus_peak,

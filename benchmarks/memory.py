@@ -1,5 +1,7 @@
 """Anonymous memory of training (without page cache) as the tensors grow."""
 
+import dataclasses
+import itertools
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,9 @@ from benchmarks import measure, training
 from benchmarks.measure import Effort, Row
 from kws import files
 from kws.command import as_command
+from kws.config import SPLITS
+from kws.data.index import Index
+from kws.preprocess.tensors import INDEX
 
 
 def growth(_: Effort) -> Row:
@@ -28,16 +33,15 @@ def _repeated(num_clips: int) -> Path:
 
     def build(staging: Path) -> None:
         shutil.copytree(source, staging, dirs_exist_ok=True)
-        features, labels = (np.load(source / f"train.{kind}.npy", mmap_mode="r") for kind in ("features", "labels"))
+        features = np.load(source / "train.features.npy", mmap_mode="r")
         shape = (num_clips, *features.shape[1:])
         array = np.lib.format.open_memmap(staging / "train.features.npy", "w+", features.dtype, shape)
         for first in range(0, num_clips, len(features)):
             array[first : first + len(features)] = features[: num_clips - first]
-        np.save(staging / "train.labels.npy", np.resize(labels, num_clips))
-        clips = files.read_json(source / "train.clips.json")
-        files.write_json(
-            staging / "train.clips.json", [f"{index}/{clips[index % len(clips)]}" for index in range(num_clips)]
-        )
+        index = Index.load(source / INDEX)
+        train, others = index.of_split("train"), (index.of_split(name) for name in SPLITS if name != "train")
+        repeated = (dataclasses.replace(train[row % len(train)], file=f"{row}.wav") for row in range(num_clips))
+        Index.of([*repeated, *itertools.chain(*others)]).save(staging / INDEX)
 
     files.build_folder(folder, build)
     return folder

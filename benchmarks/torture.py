@@ -63,7 +63,7 @@ def _download(root: Path, corpus: Path) -> None:
 
 
 def _preprocess(root: Path, corpus: Path) -> None:
-    preprocess(_only(root / "datasets"), root, words="auto", num_processes=1)
+    preprocess(_only(root / "datasets"), root, words="auto", num_threads=1)
 
 
 def _train(root: Path, corpus: Path) -> None:
@@ -122,7 +122,7 @@ def _outcome(root: Path) -> dict[str, str]:
         name = "/".join(part for part in path.relative_to(root).parts if not part.endswith("-torture"))
         if path.is_dir() or path.name.endswith(".lock") or path.name in (".owner", runs.STARTER):
             continue
-        if path.suffix == ".npy" or path.name.endswith(".wav") or path.name.endswith("clips.json"):
+        if path.suffix == ".npy" or path.name.endswith(".wav") or path.name == "index.npz":
             found[name] = files.sha256_of(path)
         elif path.name in (runs.BEST, published.MODEL):
             weights = bundle.load(path).model.state_dict()
@@ -377,18 +377,15 @@ def _can_mount() -> bool:
 
 
 def _warm_up() -> None:
-    """Imports and compiles once what would take every process of a trial seconds."""
+    """Imports once what would take every process of a trial seconds."""
     import matplotlib.pyplot
     import torch.utils.tensorboard
 
     from kws import plots
-    from kws.preprocess.feature_kernel import feature_kernel
+    from kws.preprocess.features import mel_spectrogram
 
     features = RECIPES["default"].features
-    values = np.empty((1, features.num_mels, features.num_frames), features.dtype)
-    feature_kernel(features)(
-        np.zeros((1, features.num_samples), np.float32), values, np.ones(1, bool), np.zeros((2, features.num_mels))
-    )
+    mel_spectrogram(features)(torch.zeros(1, features.num_samples))
     plots.png(plots.confusion(np.eye(2), ["no", "yes"]))
     matplotlib.pyplot.close("all")
     assert torch.utils.tensorboard is not None

@@ -22,13 +22,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kws.data import splits
+from kws.data.folder import clip_of
 from kws.download import transfer
 from kws.download.archives import unpack
 from kws.download.step import download
 from kws.model import bundle, onnx
 from kws.model import versions as published
 from kws.model.network import AudioTransformer
-from kws.preprocess import splits
 from kws.preprocess.audio import read_clip
 from kws.recipe import RECIPES, FeatureConfig, ModelConfig
 
@@ -54,15 +55,15 @@ def _wav(folder: Path) -> Iterator[tuple[bytes, Read]]:
 
 @contextlib.contextmanager
 def _lists(folder: Path) -> Iterator[tuple[bytes, Read]]:
-    clips = [f"{word}/{number:08x}_nohash_0.wav" for word in ("yes", "no") for number in range(5)]
+    clips = [clip_of(f"{word}/{number:08x}_nohash_0.wav") for word in ("yes", "no") for number in range(5)]
 
     def read(content: bytes) -> None:
         (folder / "testing_list.txt").write_bytes(content)
         lists = splits.read_lists({"test": folder / "testing_list.txt"}, clips)
         divided = splits.by_speaker(clips, lists)
-        assert sorted(clip for part in divided.values() for clip in part) == sorted(clips)
+        assert sorted(clip.id for part in divided.values() for clip in part) == sorted(clip.id for clip in clips)
 
-    yield "\n".join(clips[:3]).encode(), read
+    yield "\n".join(clip.id for clip in clips[:3]).encode(), read
 
 
 @contextlib.contextmanager

@@ -24,8 +24,9 @@ import numpy as np
 from kws import files
 from kws.command import as_command
 from kws.config import BACKGROUND_NOISE
-from kws.download.recordings import list_recordings
-from kws.preprocess import splits
+from kws.data import splits
+from kws.data.clip import Clip
+from kws.data.sources import list_recordings
 from kws.preprocess.audio import read_waveform
 from research import study
 
@@ -38,20 +39,20 @@ def _order(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-def fewer_clips(clips: Sequence[str], most: int) -> list[str]:
+def fewer_clips(clips: Sequence[Clip], most: int) -> list[Clip]:
     """Keeps so many clips of each word."""
-    by_word: dict[str, list[str]] = {}
-    for clip in sorted(clips, key=_order):
-        by_word.setdefault(clip.split("/")[0], []).append(clip)
+    by_word: dict[str, list[Clip]] = {}
+    for clip in sorted(clips, key=lambda clip: _order(clip.id)):
+        by_word.setdefault(clip.word, []).append(clip)
     return [clip for some in by_word.values() for clip in some[:most]]
 
 
-def fewer_speakers(clips: Sequence[str], share: float) -> list[str]:
+def fewer_speakers(clips: Sequence[Clip], share: float) -> list[Clip]:
     """Keeps all clips of as few speakers, chosen at random, as make a share of the clips."""
-    by_speaker: dict[str, list[str]] = {}
+    by_speaker: dict[str, list[Clip]] = {}
     for clip in clips:
-        by_speaker.setdefault(splits.speaker_of(clip), []).append(clip)
-    kept: list[str] = []
+        by_speaker.setdefault(clip.group, []).append(clip)
+    kept: list[Clip] = []
     for speaker in sorted(by_speaker, key=_order):
         kept += by_speaker[speaker]
         if len(kept) >= share * len(clips):
@@ -74,10 +75,10 @@ def as_opus(recording: Path) -> bytes:
     return plain.getvalue()
 
 
-def choose(point: str, clips: Sequence[str]) -> tuple[list[str], Callable[[Path], bytes] | None]:
+def choose(point: str, clips: Sequence[Clip]) -> tuple[list[Clip], Callable[[Path], bytes] | None]:
     """Returns the training clips of a point, and what is done to each."""
     if point == "quarter-of-clips":
-        return sorted(clips, key=_order)[: len(clips) // 4], None
+        return sorted(clips, key=lambda clip: _order(clip.id))[: len(clips) // 4], None
     if point == "quarter-of-speakers":
         return fewer_speakers(clips, 0.25), None
     if point in ("exact", "opus"):
@@ -98,12 +99,12 @@ def make(point: str, recordings: Path, folder: Path) -> tuple[Path, int, int]:
 
     def build(staging: Path) -> None:
         for clip in (*kept, *divided["validation"], *divided["test"]):
-            path = staging / clip
+            path = staging / clip.file
             path.parent.mkdir(exist_ok=True)
             if change is not None and clip in chosen:
-                path.with_suffix(".flac").write_bytes(change(recordings / clip))
+                path.with_suffix(".flac").write_bytes(change(recordings / clip.file))
             else:
-                os.link(recordings / clip, path)
+                os.link(recordings / clip.file, path)
         for path in listing.lists.values():
             shutil.copy(path, staging)
         if (recordings / BACKGROUND_NOISE).is_dir():
@@ -112,7 +113,7 @@ def make(point: str, recordings: Path, folder: Path) -> tuple[Path, int, int]:
 
     chosen = set(kept)
     files.build_folder(folder / point / "recordings", build)
-    return folder / point / "recordings", len(kept), len({splits.speaker_of(clip) for clip in kept})
+    return folder / point / "recordings", len(kept), len({clip.group for clip in kept})
 
 
 def run(point: str, seed: int, epochs: int, recordings: Path, folder: Path) -> study.Result:

@@ -20,19 +20,20 @@ from typing import Any, NamedTuple
 from kws import files
 from kws.command import as_command
 from kws.config import SPLITS
+from kws.data.clip import Clip
+from kws.data.folder import clip_of
 from kws.download.step import download
 from kws.download.synthesize import synthesize
 from kws.evaluate.accuracy import evaluate_tensors
 from kws.model import bundle
-from kws.preprocess.splits import speaker_of
 from kws.preprocess.step import preprocess
 from kws.preprocess.tensors import Tensors
 from kws.recipe import make_recipe
 from kws.train import process, runs
 from research.study import spread
 
-Clip = tuple[Path, str]
-"""A folder of recordings, and the id of a clip in it."""
+Placed = tuple[Path, Clip]
+"""A folder of recordings, and a clip in it."""
 
 NUM_CLIPS = (5, 10, 20, 50, 100)
 """Training clips per word by many speakers."""
@@ -47,22 +48,22 @@ class Lesson(NamedTuple):
     teacher: str
     num_clips: int
     seed: int
-    train: Sequence[Clip]
-    validation: Sequence[Clip]
-    test: Sequence[Clip]
+    train: Sequence[Placed]
+    validation: Sequence[Placed]
+    test: Sequence[Placed]
 
 
-def divide(recordings: Path, words: str, folder: Path) -> Mapping[str, list[Clip]]:
+def divide(recordings: Path, words: str, folder: Path) -> Mapping[str, list[Placed]]:
     """Divides the clips of some words into splits by speaker, as the pipeline does."""
     tensors = Tensors(preprocess(recordings, folder, words=words))
     return {name: [(recordings, clip) for clip in tensors.split(name).clips] for name in SPLITS}
 
 
-def choose(clips: Sequence[Clip], first: int, last: int | None, seed: int) -> list[Clip]:
+def choose(clips: Sequence[Placed], first: int, last: int | None, seed: int) -> list[Placed]:
     """Returns a slice of the clips of every word, in the order of a hash of seed and id."""
-    by_word: dict[str, list[Clip]] = {}
-    for clip in sorted(clips, key=lambda clip: hashlib.sha256(f"{seed}/{clip[1]}".encode()).digest()):
-        by_word.setdefault(clip[1].split("/")[0], []).append(clip)
+    by_word: dict[str, list[Placed]] = {}
+    for clip in sorted(clips, key=lambda clip: hashlib.sha256(f"{seed}/{clip[1].id}".encode()).digest()):
+        by_word.setdefault(clip[1].word, []).append(clip)
     return [clip for some in by_word.values() for clip in some[first:last]]
 
 
@@ -71,10 +72,11 @@ def lessons(options: argparse.Namespace, recordings: Path) -> Iterator[Lesson]:
     real = divide(recordings, options.words, options.folder)
     synthesize(options.folder / "synthetic", words=options.words.split(","), clips_per_word=2 * FEW)
     synthetic = divide(options.folder / "synthetic", options.words, options.folder)
-    by_speaker: dict[str, list[Clip]] = {}
+    by_speaker: dict[str, list[Placed]] = {}
     for word in options.voices_words.split(",") if options.voices else []:
         for path in sorted((options.voices / word).iterdir()):
-            by_speaker.setdefault(speaker_of(path.name), []).append((options.voices, f"{word}/{path.name}"))
+            clip = clip_of(f"{word}/{path.name}")
+            by_speaker.setdefault(clip.group, []).append((options.voices, clip))
     for seed in options.seeds:
         for teacher, source, number in [
             *(("many speakers", real, number) for number in NUM_CLIPS),
@@ -105,11 +107,11 @@ def learn(lesson: Lesson, init: str, folder: Path, **changes: Any) -> float:
     name = "-".join(map(str, lesson[:3])).replace(" ", "-")
     corpus = folder / "corpora" / name
     for recordings, clip in (*lesson.train, *lesson.validation, *lesson.test):
-        (corpus / clip).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(recordings / clip, corpus / clip)
+        (corpus / clip.file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(recordings / clip.file, corpus / clip.file)
     for file, clips in (("validation_list.txt", lesson.validation), ("testing_list.txt", lesson.test)):
-        (corpus / file).write_text("".join(f"{clip}\n" for _, clip in clips))
-    tensors = preprocess(corpus, folder, words="auto", num_processes=1)
+        (corpus / file).write_text("".join(f"{clip.file}\n" for _, clip in clips))
+    tensors = preprocess(corpus, folder, words="auto", num_threads=1)
     recipe = make_recipe(seed=lesson.seed, init=init)
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, **changes))
     run_id = f"{name}-{recipe.train.min_clips}-{'from-model' if init else 'from-nothing'}"

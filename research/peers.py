@@ -270,7 +270,7 @@ def run(name: str, seed: int, seconds: float, recordings: Path, folder: Path) ->
     if cache.is_file():
         return cast("study.Result", files.read_json(cache))
     peer = PEERS[name]
-    tensors = Tensors(preprocess(recordings, folder, peer.preset, words="auto", num_processes=1))
+    tensors = Tensors(preprocess(recordings, folder, peer.preset, words="auto", num_threads=1))
     network, validation, rate = train(peer, tensors, seed, seconds)
     recognizer = Recognizer(network, tensors.features, tensors.words)
     found = {

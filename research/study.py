@@ -113,7 +113,7 @@ def run(task: Task) -> Result:
     train = dataclasses.replace(variant.train, seed=task.seed, **changes)
     recipe = dataclasses.replace(variant, name=task.variant, split="speaker", train=train)
     tensors = preprocess(
-        task.recordings, task.folder, recipe, words=task.words, unknown_words=task.unknown_words, num_processes=1
+        task.recordings, task.folder, recipe, words=task.words, unknown_words=task.unknown_words, num_threads=1
     )
     run_id = f"{task.variant}-{task.epochs}-{task.seed}-{tensors.name[:6]}"
     run_folder = process.train(tensors, recipe, runs_folder=task.folder / "runs", run_id=run_id)

@@ -120,7 +120,7 @@ def _add_preprocess(add: Add) -> None:
     for name in ("words", "unknown_words", "preset", "set", "split", "max_bad_fraction"):
         add_flag(command, PipelineConfig, name)
     command.add_argument(
-        "--num-processes", type=int, default=0, metavar="N", help="worker processes (default: one for every core)"
+        "--num-threads", type=int, default=0, metavar="N", help="worker threads (default: one for every core)"
     )
 
 
@@ -135,7 +135,7 @@ def _preprocess(options: argparse.Namespace) -> int:
         words=options.words,
         unknown_words=options.unknown_words,
         max_bad_fraction=options.max_bad_fraction,
-        num_processes=options.num_processes,
+        num_threads=options.num_threads,
     )
     print(folder)
     return 0
@@ -290,7 +290,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.stream:
         return _evaluate_streams(options)
     from kws import files
-    from kws.download.recordings import printable
+    from kws.data.names import printable
     from kws.evaluate.accuracy import evaluate_recordings, save_confusion
     from kws.evaluate.report import write_report
     from kws.model.predict import load
@@ -334,7 +334,7 @@ def _add_predict(add: Add) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from kws.download.recordings import one_line
+    from kws.data.names import one_line
     from kws.model.predict import expand, load, predict
 
     require(options.top > 0, "top", "be positive", options.top)

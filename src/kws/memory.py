@@ -17,7 +17,7 @@ LIMITS = ("memory.max", "memory.limit_in_bytes")
 EVENTS = ("memory.events", "memory.oom_control")
 """Files in which the line "oom_kill N" counts the processes that were killed for lack of memory."""
 
-LEAST = {"preprocess": 128, "training": 512, "evaluate": 448, "promote": 512}
+LEAST = {"preprocess": 384, "training": 512, "evaluate": 448, "promote": 512}
 """Megabytes (2**20 bytes) with which each works on one core, with one process and the default settings: measured, see
 docs/reliability.md."""
 

@@ -38,7 +38,7 @@ def tensors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tensors of 240 synthetic clips of three words: 12 steps an epoch."""
     folder = tmp_path_factory.mktemp("tensors")
     synthesize(folder / "corpus", words=["yes", "no", "stop"], clips_per_word=80)
-    return preprocess(folder / "corpus", folder, words="auto", num_processes=1)
+    return preprocess(folder / "corpus", folder, words="auto", num_threads=1)
 
 
 @pytest.fixture(scope="module")

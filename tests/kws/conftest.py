@@ -41,7 +41,7 @@ def tone_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tone_tensors(tone_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tensors of the tones, default preset. Read only."""
-    return preprocess(tone_corpus, tmp_path_factory.mktemp("tone_tensors"), words="auto", num_processes=1)
+    return preprocess(tone_corpus, tmp_path_factory.mktemp("tone_tensors"), words="auto", num_threads=1)
 
 
 @pytest.fixture(scope="session")

@@ -235,7 +235,7 @@ def test_published_archive_is_the_one_torchaudio_knows() -> None:
 
 def test_importing_settings_loads_neither_torch_nor_kfp() -> None:
     modules = (
-        "kws.config, kws.recipe, kws.cli, kws.preprocess.splits, kws.preprocess.audio, kws.preprocess.step, "
+        "kws.config, kws.recipe, kws.cli, kws.data.splits, kws.preprocess.audio, "
         "kws.train.runs, kws.train.step, kws.launch.choose"
     )
     code = f"import sys, {modules}; print(*sys.modules)"

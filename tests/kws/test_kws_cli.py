@@ -66,7 +66,7 @@ def test_preprocess_prints_the_folder_and_nothing_else(
     tone_corpus: Path, tone_tensors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status = run(
-        "preprocess", "--recordings", tone_corpus, "--data-root", tmp_path, "--words", "auto", "--num-processes", 1
+        "preprocess", "--recordings", tone_corpus, "--data-root", tmp_path, "--words", "auto", "--num-threads", 1
     )
     assert status == 0
     assert capsys.readouterr().out == f"{tmp_path / 'tensors' / tone_tensors.name}\n"
@@ -150,7 +150,7 @@ def test_synthesize_then_download_give_a_data_set_that_preprocess_takes(
     folder = Path(capsys.readouterr().out.strip())
     assert folder.parent == tmp_path / "datasets"
     for recordings in (folder, corpus):  # with the digest of the download, and without
-        arguments = ("--recordings", recordings, "--data-root", tmp_path, "--words", "yes,no", "--num-processes", 1)
+        arguments = ("--recordings", recordings, "--data-root", tmp_path, "--words", "yes,no", "--num-threads", 1)
         assert run("preprocess", *arguments) == 0
         manifest = files.read_json(Path(capsys.readouterr().out.strip()) / files.MANIFEST)
         assert manifest["counts"] == {"train": 2, "validation": 2, "test": 2, "noise": 36}

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from kws import files
-from kws.download.recordings import NAMED, is_utf8, printable
+from kws.data.listing import NAMED
+from kws.data.names import is_utf8, printable
 from kws.progress import progress
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")

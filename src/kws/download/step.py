@@ -17,8 +17,11 @@ from typing import Any
 
 from kws import files
 from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL
+from kws.data.digest import content_digest, listing_digest, read_manifest
+from kws.data.listing import Listing
+from kws.data.names import printable
+from kws.data.sources import list_recordings
 from kws.download.archives import EXTRACTED, SUFFIXES, ArchiveError, require_space, unpack
-from kws.download.recordings import Listing, content_digest, list_recordings, listing_digest, printable, read_manifest
 from kws.download.transfer import Remote, decoded, discard, fetch, look
 from kws.progress import progress
 from kws.settings import require
@@ -153,7 +156,7 @@ def _from_folder(path: Path, sha256: str, data_root: Path) -> Path:
     name = _safe_name(path.resolve().name) or "recordings"
     digest = content_digest(listing)
     require(sha256 in ("", digest), f"sha256 of {path}", f"be {sha256} (correct it or leave it out)", digest)
-    recordings = [*listing.clips_of(listing.words), *listing.noise, *(file.name for file in listing.lists.values())]
+    recordings = listing.files_of(listing.clips_of(listing.words))
     num_bytes = sum((path / recording).stat().st_size for recording in recordings)
 
     def copy(staging: Path) -> None:
@@ -203,7 +206,7 @@ def _build(
                 "source": source,
                 "sha256": digest,
                 "num_clips": len(clips),
-                "num_bytes": sum((staging / clip).stat().st_size for clip in clips),
+                "num_bytes": sum((staging / clip.file).stat().st_size for clip in clips),
                 "words": {word: len(some) for word, some in listing.clips.items()},
                 "not_read": listing.figures(),
                 # If the quick `listing` digest still matches, a later step trusts `content` without reading the files.

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from kws import files
+from kws.data.names import one_line
 from kws.download.archives import ALWAYS, CHUNK, COMPRESSIONS, EXTRACTED, RATIO, ZIP, decompress, require_space
-from kws.download.recordings import one_line
 from kws.progress import progress
 
 log = logging.getLogger(__name__)

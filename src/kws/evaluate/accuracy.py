@@ -17,11 +17,12 @@ from torch import Tensor
 
 from kws import files
 from kws.cores import computing
-from kws.download.recordings import list_recordings
+from kws.data.clip import Clip, class_of
+from kws.data.sources import list_recordings
 from kws.model.bundle import Recognizer
 from kws.model.calibration import expected_calibration_error
 from kws.model.predict import AnyRecognizer
-from kws.preprocess import clips as ids
+from kws.preprocess.audio import read
 from kws.preprocess.tensors import Tensors
 from kws.progress import progress
 
@@ -46,10 +47,14 @@ class WordScore:
 class Mistake:
     """A clip that was recognized as another word."""
 
-    clip: str
+    clip: Clip
     truth: str
     predicted: str
     probability: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the mistake as JSON, the clip by its id."""
+        return dataclasses.asdict(self) | {"clip": self.clip.id}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +116,7 @@ class Evaluation:
             "calibration_error": self.calibration_error,
             "num_clips": self.num_clips,
             "words": [dataclasses.asdict(score) for score in self.word_scores],
-            "mistakes": [dataclasses.asdict(mistake) for mistake in self.mistakes],
+            "mistakes": [mistake.as_json() for mistake in self.mistakes],
             **self.more,
         }
 
@@ -138,14 +143,14 @@ def wilson(accuracy: float, num_clips: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def compare(known: Sequence[str], probabilities: Tensor, truth: Sequence[str], clips: Sequence[str]) -> Evaluation:
+def compare(known: Sequence[str], probabilities: Tensor, truth: Sequence[str], clips: Sequence[Clip]) -> Evaluation:
     """Compares the predictions of a model with the true words.
 
     Args:
         known: the words of the model.
         probabilities: float [clips, words of the model].
         truth: the true word of every clip; a word that the model does not know counts as a mistake.
-        clips: clip ids.
+        clips: the clips.
     """
     words = [*known, *sorted(set(truth) - set(known))]
     labels = torch.tensor([words.index(word) for word in truth])
@@ -203,7 +208,7 @@ def evaluate_recordings(recognizer: AnyRecognizer, recordings: Path) -> tuple[Ev
     listing = list_recordings(recordings)
     listing.report()
     folders = listing.words
-    known = [name for name in folders if ids.word_of(name, recognizer.words) in recognizer.words]
+    known = [name for name in folders if class_of(name, recognizer.words) in recognizer.words]
     if not known:
         raise ValueError(
             f"recordings must hold folders of words that the model knows ({', '.join(recognizer.words)}), got "
@@ -215,23 +220,23 @@ def evaluate_recordings(recognizer: AnyRecognizer, recordings: Path) -> tuple[Ev
     found = listing.clips_of(known)
     unreadable: dict[str, str] = {}
     probabilities = predict_clips(recognizer, recordings, found, unreadable)
-    clips = [clip for clip in found if clip not in unreadable]
+    clips = [clip for clip in found if clip.id not in unreadable]
     if not clips:
         raise ValueError(f"recordings must hold readable files, got {len(found)} unreadable ones in {recordings}")
-    truth = [ids.word_of(clip, recognizer.words) for clip in clips]
+    truth = [clip.label(recognizer.words) for clip in clips]
     return compare(recognizer.words, probabilities, truth, clips), unreadable
 
 
 def predict_clips(
-    recognizer: AnyRecognizer, recordings: Path, clips: Sequence[str], unreadable: dict[str, str]
+    recognizer: AnyRecognizer, recordings: Path, clips: Sequence[Clip], unreadable: dict[str, str]
 ) -> Tensor:
     """Reads recordings and applies a model to them, a batch at a time.
 
     Args:
         recognizer: the model.
         recordings: the recordings folder.
-        clips: clip ids.
-        unreadable: receives the clips that cannot be read, with the reasons; they are left out of the result.
+        clips: the clips.
+        unreadable: receives the ids of the clips that cannot be read, which the result leaves out, with the reasons.
 
     Returns:
         Probabilities, float32 [readable clips, words].
@@ -242,9 +247,9 @@ def predict_clips(
             waveforms = []
             for clip in clips[first : first + BATCH]:
                 try:
-                    waveforms.append(ids.read(recordings, clip, recognizer.features))
+                    waveforms.append(read(recordings, clip, recognizer.features))
                 except (ValueError, OSError) as error:
-                    unreadable[clip] = str(error)
+                    unreadable[clip.id] = str(error)
                 bar.update()
             if waveforms:
                 found.append(recognizer.predict(np.stack(waveforms)))

@@ -11,12 +11,12 @@ import soundfile
 from matplotlib.figure import Figure
 
 from kws import files, plots
+from kws.data.clip import Clip
 from kws.evaluate.accuracy import Evaluation
 from kws.evaluate.streams import StreamReport
 from kws.model.detector import THRESHOLDS, Thresholds
 from kws.model.predict import AnyRecognizer
-from kws.preprocess import clips as ids
-from kws.preprocess.audio import Waveform
+from kws.preprocess.audio import Waveform, read
 from kws.preprocess.features import mel_spectrogram
 
 
@@ -40,9 +40,7 @@ def write_report(
     """
     template = importlib.resources.files("kws.evaluate").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    mistakes = [
-        mistake | _show(recognizer, recordings, mistake["clip"]) for mistake in evaluation.summary()["mistakes"]
-    ]
+    mistakes = [mistake.as_json() | _show(recognizer, recordings, mistake.clip) for mistake in evaluation.mistakes]
     page = environment.from_string(template).render(
         title=title,
         evaluation=evaluation,
@@ -119,12 +117,12 @@ def write_stream_report(
     return rows
 
 
-def _show(recognizer: AnyRecognizer, recordings: Path, clip: str) -> dict[str, str]:
+def _show(recognizer: AnyRecognizer, recordings: Path, clip: Clip) -> dict[str, str]:
     """Returns sound and spectrogram of a clip as data URIs, both empty if it can no longer be read."""
     import torch
 
     try:
-        waveform = ids.read(recordings, clip, recognizer.features)
+        waveform = read(recordings, clip, recognizer.features)
     except (OSError, ValueError):
         return {"sound": "", "picture": ""}
     features = mel_spectrogram(recognizer.features)(torch.from_numpy(waveform[None]))

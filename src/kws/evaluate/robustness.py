@@ -1,6 +1,6 @@
 """Robustness: the accuracy on clips that are changed by noise, filters, shifts and gains.
 
-The noise is the part of the background noise that is kept out of training (`clips.HELD_OUT_NOISE`).
+The noise is the part of the background noise that is kept out of training (`classes.HELD_OUT_NOISE`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kws.download.recordings import list_recordings
+from kws.data.clip import Clip
+from kws.data.sources import list_recordings
 from kws.evaluate.accuracy import BATCH, compare
 from kws.model.predict import AnyRecognizer
-from kws.preprocess import clips as ids
-from kws.preprocess.audio import Waveform, resample
+from kws.preprocess.audio import Waveform, read, resample
 from kws.preprocess.step import noise_pieces
 
 Change = Callable[[int, Waveform], Waveform]
@@ -78,20 +78,20 @@ def conditions(recordings: Path, recognizer: AnyRecognizer) -> dict[str, Change]
     return found
 
 
-def measure(recognizer: AnyRecognizer, recordings: Path, clips: Sequence[str]) -> Mapping[str, float]:
+def measure(recognizer: AnyRecognizer, recordings: Path, clips: Sequence[Clip]) -> Mapping[str, float]:
     """Returns the accuracy under every condition, 0 to 1.
 
     Args:
         recognizer: the model.
         recordings: the recordings folder.
-        clips: clip ids of the test split.
+        clips: clips of the test split.
 
     Raises:
         ValueError: a recording cannot be read.
         FileNotFoundError: a recording no longer exists.
     """
-    waveforms = [ids.read(recordings, clip, recognizer.features) for clip in clips]
-    truth = [ids.word_of(clip, recognizer.words) for clip in clips]
+    waveforms = [read(recordings, clip, recognizer.features) for clip in clips]
+    truth = [clip.label(recognizer.words) for clip in clips]
     found = {}
     for name, change in conditions(recordings, recognizer).items():
         changed = [change(number, waveform) for number, waveform in enumerate(waveforms)]

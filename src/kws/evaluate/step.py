@@ -11,6 +11,7 @@ import torch
 
 from kws import files, memory
 from kws.cores import computing
+from kws.data.index import Index
 from kws.evaluate import robustness, streams
 from kws.evaluate.accuracy import Evaluation, evaluate_tensors
 from kws.evaluate.report import write_report
@@ -70,7 +71,7 @@ def evaluate(model: Path, tensors: Path, report: Path) -> Evaluation:
     return evaluation
 
 
-def _in_noise(recognizer: Recognizer, recordings: Path, clips: list[str]) -> dict[str, Any]:
+def _in_noise(recognizer: Recognizer, recordings: Path, clips: Index) -> dict[str, Any]:
     """Measures robustness on clips spread evenly over the test split."""
     some = clips[:: -(-len(clips) // ROBUSTNESS_CLIPS)]
     try:

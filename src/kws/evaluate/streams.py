@@ -22,12 +22,12 @@ import numpy.typing as npt
 
 from kws.config import BACKGROUND_NOISE
 from kws.cores import computing
-from kws.download.recordings import Listing, list_recordings
+from kws.data import classes, splits
+from kws.data.listing import Listing
+from kws.data.sources import list_recordings
 from kws.model.detector import Decider, Detector, Floats, Thresholds, Window, reported
 from kws.model.predict import AnyRecognizer
-from kws.preprocess import clips as ids
-from kws.preprocess import splits
-from kws.preprocess.audio import Waveform, read_waveform
+from kws.preprocess.audio import Waveform, read, read_waveform
 from kws.progress import progress
 from kws.settings import require
 
@@ -243,9 +243,10 @@ class Script:
         found = listing.clips_of(listing.words)
         clips = splits.by_speaker(found, splits.read_lists(listing.lists, found))[split]
         targets = reported(recognizer.words)
+        self._clips = {clip.id: clip for clip in clips}
         sources = {
-            "word": [clip for clip in clips if clip.split("/")[0] in targets],
-            "unknown": [clip for clip in clips if clip.split("/")[0] not in recognizer.words],
+            "word": [clip.id for clip in clips if clip.word in targets],
+            "unknown": [clip.id for clip in clips if clip.word not in recognizer.words],
             "sentence": [str(number) for number in range(NUM_SENTENCES)],
         }
         require(
@@ -272,11 +273,8 @@ class Script:
             length = self._sentences[int(source)].size if kind == "sentence" else self.features.num_samples
             begin = time + round(float(random.uniform(*GAPS)), 4)
             time = begin + length / self.features.sample_rate
-            self.spoken.append(
-                Utterance(
-                    begin=begin, end=time, kind=kind, source=source, word=source.split("/")[0] if kind == "word" else ""
-                )
-            )
+            word = self._clips[source].word if kind == "word" else ""
+            self.spoken.append(Utterance(begin=begin, end=time, kind=kind, source=source, word=word))
         self.seconds = time
 
     def render(self, snr_db: float) -> Iterator[Waveform]:
@@ -295,8 +293,8 @@ class Script:
             yield piece.clip(-1, 1)
             done = end
 
-    def _read(self, clip: str) -> Waveform:
-        return ids.read(self.recordings, clip, self.features)
+    def _read(self, source: str) -> Waveform:
+        return read(self.recordings, self._clips[source], self.features)
 
 
 def _shuffled(sources: Sequence[str], random: np.random.Generator) -> Iterator[str]:
@@ -316,7 +314,7 @@ def _levelled(speech: Waveform, fade: int = 320) -> Waveform:
 
 def _read_noises(listing: Listing, split: str, sample_rate: int) -> list[Waveform]:
     """Reads the split's own part of every noise recording, scaled to a mean square of 1."""
-    first, last = ids.SILENCE_PARTS[split]
+    first, last = classes.SILENCE_PARTS[split]
     found = []
     for name in listing.noise:
         try:

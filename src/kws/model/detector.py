@@ -22,7 +22,7 @@ import numpy.typing as npt
 from kws import files
 from kws.model.predict import AnyRecognizer
 from kws.preprocess.audio import Waveform
-from kws.preprocess.features import mel_filters
+from kws.preprocess.numpy_features import MelSpectrogram
 from kws.recipe import FeatureConfig
 from kws.settings import require
 
@@ -169,26 +169,19 @@ class MelFrames:
 
     def __init__(self, config: FeatureConfig, frames_per_block: int) -> None:
         self.config = config
-        self.block = frames_per_block
-        angle = 2 * np.pi / config.win_length
-        self._window = (0.5 - 0.5 * np.cos(angle * np.arange(config.win_length))).astype(np.float32)
-        self._filters = mel_filters(config)
+        self._mel = MelSpectrogram(config)
         before = config.n_fft // 2 - (config.n_fft - config.win_length) // 2
         self._pending = np.zeros(before, np.float32)
-        self._needed = (frames_per_block - 1) * config.hop_length + config.win_length
+        self._step = frames_per_block * config.hop_length
+        self._needed = self._step - config.hop_length + config.win_length
 
     def feed(self, samples: Waveform) -> list[Floats]:
         """Takes samples, float32 [any], and returns the blocks of frames they complete, each [block, num_mels]."""
-        config = self.config
         self._pending = np.concatenate((self._pending, samples))
         blocks, first = [], 0
         while self._pending.size - first >= self._needed:
-            part = self._pending[first : first + self._needed]
-            frames = np.lib.stride_tricks.sliding_window_view(part, config.win_length)[:: config.hop_length]
-            spectrum = np.fft.rfft(frames * self._window, config.n_fft)
-            mel = (np.square(spectrum.real) + np.square(spectrum.imag)).astype(np.float32, copy=False) @ self._filters
-            blocks.append(np.log(mel + np.float32(config.log_offset)) if config.log else mel)
-            first += self.block * config.hop_length
+            blocks.append(self._mel(self._pending[first : first + self._needed]))
+            first += self._step
         self._pending = self._pending[first:]
         return blocks
 

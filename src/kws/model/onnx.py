@@ -252,7 +252,7 @@ def _spectrum(config: FeatureConfig, block: int) -> dict[str, "Tensor"]:
     """
     import torch
 
-    from kws.preprocess.features import MelSpectrogram
+    from kws.preprocess.features import mel_spectrogram
 
     half = config.win_length // 2
     hop = config.hop_length // block
@@ -263,5 +263,5 @@ def _spectrum(config: FeatureConfig, block: int) -> dict[str, "Tensor"]:
         "blocks": hop * torch.arange(config.num_frames)[:, None] + torch.arange(half // block),
         "cosines": (angles.cos() * window).float(),
         "sines": (angles.sin() * window).float(),
-        "mel_filters": MelSpectrogram(config).filters,
+        "mel_filters": mel_spectrogram(config).filters,
     }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from kws.download.recordings import list_tree
+from kws.data.folder import list_tree
 from kws.preprocess.audio import read_clip
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """Reads recordings: converts WAV, FLAC, OGG, Opus and MP3 to mono waveforms of a given length and sample rate."""
 
 import functools
+import importlib.util
 import math
 import os
 import struct
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kws.data.clip import Clip
 from kws.recipe import FeatureConfig
 from kws.settings import require
 
@@ -31,6 +33,24 @@ BLOCK = 1 << 18
 _READABLE = "a WAV, FLAC, OGG, Opus or MP3 file"
 _HEADER = struct.Struct("<4sI8sIHHIIHH4sI")
 """The 44-byte header of a canonical WAV file."""
+
+
+def read(recordings: Path, clip: Clip, config: FeatureConfig) -> Waveform:
+    """Reads a clip of a data set as float32 [num_samples].
+
+    Args:
+        recordings: the folder of the data set.
+        clip: the clip; one that is cut out must lie within its recording.
+        config: determines sample rate and length of the clip.
+
+    Raises:
+        ValueError: the file cannot be read, is empty, is too long, or has samples that `require_sound` refuses.
+        FileNotFoundError: there is no such file.
+    """
+    if clip.begin is None:
+        return read_clip(recordings / clip.file, config)
+    part = read_waveform(recordings / clip.file, config.sample_rate)[clip.begin :][: config.num_samples]
+    return part * np.float32(10 ** (clip.gain / 20))
 
 
 def read_clip(path: Path, config: FeatureConfig) -> Waveform:
@@ -158,41 +178,38 @@ def _stream_class() -> Any:
 
 
 def resample(waveform: Waveform, rate: int, new_rate: int) -> Waveform:
-    """Resamples float32 [samples] from one rate to another, in Hz, with a windowed sinc filter.
-
-    The filter is bit for bit torchaudio's default, without torch: a sinc with 6 zero crossings on each side and a Hann
-    window, rolled off at 0.99 of the lower Nyquist frequency. Samples are within 3e-5 of torchaudio's, which is the
-    error of its convolution, and about one 16-bit quantization step.
+    """Resamples float32 [samples] from one rate to another, in Hz, by torchaudio; by soxr where torch is not installed.
 
     Raises:
         ValueError: the rate is not between 1 kHz and 1 MHz.
     """
-    require(1000 <= rate <= 1_000_000, "the rate of the recording", "be between 1 kHz and 1 MHz", rate)
-    # The size of the filter grows with the product of the two rates over their common divisors: 6 GB for 22,051 Hz.
-    # Limiting the denominator keeps the usual rates exact and others within 0.01 %.
+    if importlib.util.find_spec("torchaudio") is None:
+        return resample_without_torch(waveform, rate, new_rate)
+    import torch
+    import torchaudio
+
+    _require_rate(rate)
+    # The size of torchaudio's filter grows with the product of the two rates over their common divisors: 6 GB for
+    # 22,051 Hz. Limiting the denominator keeps the usual rates exact and others within 0.01 %.
     ratio = Fraction(new_rate, rate).limit_denominator(500)
-    new, old = ratio.numerator, ratio.denominator
-    if new == old:
-        return waveform
-    filters, reach = _resampling_filters(new, old)
-    padded = np.pad(waveform, (reach, reach + old))
-    # The input samples of each block of `new` outputs: [blocks, taps], a view.
-    windows = np.lib.stride_tricks.sliding_window_view(padded, filters.shape[0])[::old]
-    resampled: Waveform = (windows @ filters).reshape(-1)
-    return resampled[: -(-new * waveform.size // old)]
+    resampled = torchaudio.functional.resample(torch.from_numpy(waveform), ratio.denominator, ratio.numerator)
+    return np.asarray(resampled)
 
 
-@functools.lru_cache(maxsize=16)
-def _resampling_filters(new: int, old: int) -> tuple[npt.NDArray[np.float32], int]:
-    """Returns the filters, float32 [taps, new], one for each output phase, and how many samples they reach back."""
-    cutoff = 0.99 * min(new, old)
-    crossings = 6
-    reach = math.ceil(crossings * old / cutoff)
-    phases = np.arange(new, dtype=np.float32) / np.float32(new)  # rounded as torchaudio rounds them
-    time = np.arange(-reach, reach + old)[:, None] / old - phases
-    turns = np.clip(time * cutoff, -crossings, crossings)
-    window = np.cos(turns * np.pi / crossings / 2) ** 2
-    return (np.sinc(turns) * window * (cutoff / old)).astype(np.float32), reach
+def resample_without_torch(waveform: Waveform, rate: int, new_rate: int) -> Waveform:
+    """Resamples as `resample` does, by soxr: for the server, which must not load torch even where it is installed.
+
+    Raises:
+        ValueError: the rate is not between 1 kHz and 1 MHz.
+    """
+    import soxr
+
+    _require_rate(rate)
+    return np.asarray(soxr.resample(waveform, rate, new_rate), np.float32)
+
+
+def _require_rate(rate: int) -> None:
+    require(1000 <= rate <= 1_000_000, "the rate of the recording", "be between 1 kHz and 1 MHz", rate)
 
 
 def fit_length(waveform: Waveform, config: FeatureConfig) -> Waveform:

@@ -5,27 +5,30 @@ import dataclasses
 import hashlib
 import json
 import logging
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from kws import files, memory
 from kws.config import BACKGROUND_NOISE, SILENCE, SPLITS, UNKNOWN, parse_words
 from kws.cores import num_cores
-from kws.download.recordings import Listing, content_digest, known_digest, list_recordings, printable, read_manifest
-from kws.preprocess import clips as ids
-from kws.preprocess import splits
-from kws.preprocess.audio import read_waveform
-from kws.processes import children_ignore_ctrl_c, end_with_parent
+from kws.data import classes, digest, splits
+from kws.data.clip import Clip
+from kws.data.index import Index
+from kws.data.listing import Listing
+from kws.data.names import printable
+from kws.data.sources import list_recordings
+from kws.data.splits import Divided
+from kws.preprocess.audio import read, read_waveform
+from kws.preprocess.features import BATCH, VERSION, mel_spectrogram
+from kws.preprocess.tensors import INDEX, SCHEMA
 from kws.progress import progress
 from kws.recipe import FeatureConfig, Recipe
 from kws.settings import require
@@ -37,19 +40,15 @@ DEFAULT = Recipe()
 
 CLIPS_PER_TASK = 256
 
-HEEDS_CTRL_C = "kws.preprocess.fork_server"
-PRELOAD = ["kws.preprocess.feature_kernel", "kws.preprocess.step"]
-"""Modules that are imported before workers are forked."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """Rows of one array for a process to fill."""
+    """Rows of one array for a thread to fill."""
 
     array: Path
     first_row: int
     recordings: Path
-    clips: Sequence[str]
+    clips: Sequence[Clip]
     features: FeatureConfig
     statistics: bool
 
@@ -70,15 +69,15 @@ def preprocess(
     words: str = "all",
     unknown_words: str = "",
     max_bad_fraction: float = 0.01,
-    num_processes: int = 0,
+    num_threads: int = 0,
 ) -> Path:
     """Computes the features of all recordings of some words; does nothing if that has been done before.
 
-    The tensors folder holds, for each split, `<split>.features.npy` ([clips, num_mels, num_frames], float16 for
-    log-mel), `<split>.labels.npy` (int64 [clips], indices into the words) and `<split>.clips.json` (clip ids, in the
-    order of the rows); `noise.features.npy` with one-second pieces of the background noise, if there is any; and
-    manifest.json with settings, words, counts, the normalization over the training split, clips left out with the
-    reason, files that are no recordings, matches of the split lists, speakers in two splits, and the fingerprint.
+    The tensors folder holds `<split>.features.npy` of each split ([clips, num_mels, num_frames], float16 for log-mel);
+    index.npz with the clips, in the order of the rows (see `kws.data.index`); `noise.features.npy` with one-second
+    pieces of the background noise, if there is any; and manifest.json with settings, words, counts, the normalization
+    over the training split, clips and noise left out with the reason, files that are no recordings, matches of the
+    split lists, speakers in two splits, and the fingerprint.
 
     Args:
         recordings: a folder of `<word>/*.wav` (.flac, .ogg, .opus, .mp3), with the manifest.json of `kws.download.step`
@@ -90,7 +89,7 @@ def preprocess(
             has on average: unknown words, with the same number of clips of each, and silence, if the recordings have
             noise from which to cut it. A recipe may train on more clips of unknown words.
         max_bad_fraction: largest fraction of unreadable clips, 0 to 1.
-        num_processes: number of worker processes, each with one thread; 0: one for every core.
+        num_threads: number of worker threads; 0: one for every core.
 
     Returns:
         The tensors folder, complete.
@@ -127,7 +126,7 @@ def preprocess(
             split,
         )
 
-    source = recordings_fingerprint(listing, clips)
+    source = digest.fingerprint(listing, clips)
     few = split == "random" and splits.are_few(clips)
     fingerprint = _fingerprint(source, recipe, "random, by word" if few else split, chosen, unknown)
     folder = data_root / "tensors" / fingerprint
@@ -135,7 +134,7 @@ def preprocess(
     def build(staging: Path) -> None:
         memory.warn_if_scarce("preprocess")
         manifest: dict[str, Any] = {
-            "schema": 1,
+            "schema": SCHEMA,
             "fingerprint": fingerprint,
             "recordings": {"path": str(recordings), "fingerprint": source},
             "words": list(chosen),
@@ -147,7 +146,7 @@ def preprocess(
             "not_read": listing.figures(),
             "features": dataclasses.asdict(features),
         }
-        manifest |= _compute(listing, staging, divided, chosen, features, max_bad_fraction, num_processes)
+        manifest |= _compute(listing, staging, divided, features, max_bad_fraction, num_threads)
         files.write_json(staging / files.MANIFEST, manifest)
 
     if files.build_folder(folder, build):
@@ -200,23 +199,23 @@ def _find_unknown_words(listing: Listing, unknown_words: str, words: Sequence[st
 
 
 def _add_classes(
-    listing: Listing, divided: Mapping[str, Sequence[str]], words: Sequence[str], recipe: Recipe
-) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    listing: Listing, divided: Divided, words: Sequence[str], recipe: Recipe
+) -> tuple[Divided, tuple[str, ...]]:
     """Keeps the clips of the words, chooses some of the unknown ones, and adds silence.
 
     Returns:
-        Clip ids by split, and the classes.
+        The clips by split, and the classes.
     """
-    known = {split: [clip for clip in clips if clip.split("/")[0] in words] for split, clips in divided.items()}
-    others = {split: sorted(set(clips) - set(known[split])) for split, clips in divided.items()}
-    counts = {split: ids.mean_per_word(clips) for split, clips in known.items()}
-    unknown = ids.choose_unknown(others, counts | {"train": recipe.unknown_clips * counts["train"]})
+    known = {split: [clip for clip in clips if clip.word in words] for split, clips in divided.items()}
+    others = {split: [clip for clip in clips if clip.word not in words] for split, clips in divided.items()}
+    counts = {split: classes.mean_per_word(clips) for split, clips in known.items()}
+    unknown = classes.choose_unknown(others, counts | {"train": recipe.unknown_clips * counts["train"]})
     lengths: dict[str, int] = {}
     for noise in listing.noise:
         # _save_noise reports recordings that cannot be read.
         with contextlib.suppress(ValueError, OSError):
-            lengths[noise.split("/")[1]] = read_waveform(listing.folder / noise, recipe.features.sample_rate).size
-    silence = ids.cut_silence(lengths, counts, recipe.features)
+            lengths[noise] = read_waveform(listing.folder / noise, recipe.features.sample_rate).size
+    silence = classes.cut_silence(lengths, counts, recipe.features)
     found = {split: [*known[split], *unknown[split], *silence[split]] for split in SPLITS}
     if not all(silence.values()):
         log.warning("there is no class %s: it needs noise recordings of at least 10 s in %s", SILENCE, BACKGROUND_NOISE)
@@ -224,27 +223,13 @@ def _add_classes(
     return found, (*words, UNKNOWN, SILENCE)
 
 
-def recordings_fingerprint(listing: Listing, clips: Sequence[str]) -> str:
-    """Returns the digest of the recordings: from the manifest of an unedited download, else computed from all files."""
-    if (known := known_digest(listing)) is not None:
-        return known
-    if read_manifest(listing.folder) is not None:
-        return content_digest(listing)  # as a manifest written now would have
-    digest = hashlib.sha256()
-    for name in (*clips, *listing.noise, *(path.name for path in listing.lists.values())):
-        digest.update(f"{name}\0{files.sha256_of(listing.folder / name)}\n".encode())
-    return digest.hexdigest()
-
-
 def _fingerprint(source: str, recipe: Recipe, split: str, words: Sequence[str], unknown: Sequence[str]) -> str:
-    from kws.preprocess.features import VERSION
-
-    settings = {
+    settings: dict[str, Any] = {
         "recordings": source,
         "features": dataclasses.asdict(recipe.features),
         "split": split,
         "words": list(words),
-        "version": VERSION,
+        "version": [VERSION, SCHEMA],
     }
     if unknown:
         settings["unknown_words"] = list(unknown)
@@ -253,15 +238,10 @@ def _fingerprint(source: str, recipe: Recipe, split: str, words: Sequence[str], 
 
 
 def _compute(
-    listing: Listing,
-    folder: Path,
-    divided: Mapping[str, Sequence[str]],
-    words: Sequence[str],
-    features: FeatureConfig,
-    max_bad_fraction: float,
-    num_processes: int,
+    listing: Listing, folder: Path, divided: Divided, features: FeatureConfig, max_bad_fraction: float, num_threads: int
 ) -> dict[str, Any]:
     """Fills a tensors folder with arrays, and returns their entries for the manifest."""
+    mel_spectrogram(features)  # made before there are threads, of which each would make its own
     tasks: list[_Task] = []
     for split, clips in divided.items():
         array = _array_path(folder, split)
@@ -279,8 +259,7 @@ def _compute(
                 )
             )
 
-    with workers(min(num_processes or num_cores(), len(tasks))) as run:
-        noise = run(_save_noise, [listing], [folder], [features])
+    with workers(min(num_threads or num_cores(), len(tasks))) as run:
         bad: dict[str, dict[int, str]] = {split: {} for split in divided}
         total = np.zeros(features.num_mels)
         total_squares = np.zeros(features.num_mels)
@@ -293,22 +272,19 @@ def _compute(
                 total_squares += done.total_squares
                 bar.update(len(task.clips))
 
-        reasons = {divided[split][row]: reason for split, rows in bad.items() for row, reason in sorted(rows.items())}
+        reasons = {divided[split][row].id: bad[split][row] for split in divided for row in sorted(bad[split])}
         for clip, reason in reasons.items():
             log.warning("%s is left out: %s", printable(clip), reason)
         _check_left_out(reasons, num_clips, max_bad_fraction)
-        counts = {}
+        good: Divided = {}
         for split, clips in divided.items():
-            good = [clip for row, clip in enumerate(clips) if row not in bad[split]]
-            require(len(good) > 0, "split", f"leave readable clips in {split}", len(good))
+            good[split] = [clip for row, clip in enumerate(clips) if row not in bad[split]]
+            require(len(good[split]) > 0, "split", f"leave readable clips in {split}", 0)
             if bad[split]:
                 _drop_rows(_array_path(folder, split), sorted(bad[split]))
-            labels = np.array([words.index(ids.word_of(clip, words)) for clip in good], dtype=np.int64)
-            np.save(folder / f"{split}.labels.npy", labels)
-            files.write_json(folder / f"{split}.clips.json", good)
-            counts[split] = len(good)
-
-        ((counts["noise"], noise_reasons),) = noise
+        Index.of([clip for split in SPLITS for clip in good[split]]).save(folder / INDEX)
+        counts = {split: len(clips) for split, clips in good.items()}
+        ((counts["noise"], noise_reasons),) = run(_save_noise, [listing], [folder], [features])
 
     frames = counts["train"] * features.num_frames
     mean = total / frames
@@ -316,12 +292,12 @@ def _compute(
     return {
         "counts": counts,
         "normalization": {"mean": mean.tolist(), "std": deviation.tolist()},
-        "left_out": reasons | noise_reasons,
+        "left_out": reasons,
+        "noise_left_out": noise_reasons,
     }
 
 
 def _check_left_out(reasons: Mapping[str, str], num_clips: int, max_bad_fraction: float) -> None:
-    reasons = {clip: reason for clip, reason in reasons.items() if not clip.startswith(BACKGROUND_NOISE)}
     if len(reasons) > max_bad_fraction * num_clips:
         first_ten = "\n".join(f"  {clip}: {reason}" for clip, reason in list(reasons.items())[:10])
         raise ValueError(
@@ -340,59 +316,52 @@ def _create(path: Path, num_rows: int, features: FeatureConfig) -> None:
 
 
 @contextlib.contextmanager
-def workers(num_processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """Yields a `map` that runs in worker processes of one thread each, or for one process in this one.
+def workers(num_threads: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Yields a `map` over worker threads, each of which computes with one thread of torch.
 
-    With worker processes, this process need not import `kws.preprocess.feature_kernel`, whose compiler takes seconds to
-    start and compile.
+    Threads suffice: reading files, libsndfile and torch release Python's lock, so that two of them are nearly twice as
+    fast as one; processes would first have to import torch, which takes as long as thousands of clips. Torch's own
+    threads inside an operation gain little on clips this short, and would change the last bits with their number.
     """
-    if num_processes == 1:
-        yield map
-        return
-    # A fork server that has compiled the kernel and has no threads yet forks workers quickly and safely.
-    context = multiprocessing.get_context("forkserver")
-    ignores_ctrl_c = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as in the background of a script
-    context.set_forkserver_preload(PRELOAD if ignores_ctrl_c else [HEEDS_CTRL_C, *PRELOAD])
-    with children_ignore_ctrl_c():
-        forkserver.ensure_running()
-    with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_worker) as pool:
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(num_threads, "preprocess", initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             yield pool.map
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    end_with_parent()
-    os.environ["OMP_NUM_THREADS"] = "1"  # a worker must not start more threads
+            torch.set_num_threads(before)  # the workers set it for threads that start later, too
 
 
 def _fill(task: _Task) -> _Done:
     """Writes the features of a task's clips to their rows, a few clips at a time so that they stay in the cache."""
-    from kws.preprocess.feature_kernel import feature_kernel
-
-    kernel = feature_kernel(task.features)
+    spectrogram = mel_spectrogram(task.features)
     array = np.load(task.array, mmap_mode="r")
-    # Rows are written, not memory-mapped: a full disk is then an exception, not a signal that kills the process.
-    rows = np.empty((kernel.BATCH, *array.shape[1:]), dtype=array.dtype)
-    waveforms = np.zeros((kernel.BATCH, task.features.num_samples), np.float32)
     bad: dict[int, str] = {}
-    sums = np.zeros((2, task.features.num_mels))
-    with task.array.open("r+b") as file:
+    sums = torch.zeros(2, task.features.num_mels, dtype=torch.float64)
+    # Rows are written, not memory-mapped: a full disk is then an exception, not a signal that kills the process.
+    with task.array.open("r+b") as file, torch.inference_mode():
         file.seek(array.offset + task.first_row * array.strides[0])
-        for first in range(0, len(task.clips), kernel.BATCH):
-            clips = task.clips[first : first + kernel.BATCH]
-            counted = np.full(len(clips), task.statistics)
+        for first in range(0, len(task.clips), BATCH):
+            clips = task.clips[first : first + BATCH]
+            waveforms = np.zeros((len(clips), task.features.num_samples), np.float32)
             for index, clip in enumerate(clips):
                 try:
-                    waveforms[index] = ids.read(task.recordings, clip, task.features)
+                    waveforms[index] = read(task.recordings, clip, task.features)
                 except (ValueError, OSError) as error:
                     bad[task.first_row + first + index] = str(error)
-                    waveforms[index] = 0
-                    counted[index] = False
-            kernel(waveforms[: len(clips)], rows[: len(clips)], counted, sums)
-            file.write(rows[: len(clips)].data)
-    return _Done(bad=bad, total=sums[0], total_squares=sums[1])
+            values = spectrogram(torch.from_numpy(waveforms))
+            file.write(_stored(values, task.features).data)
+            if task.statistics:
+                good = [index for index in range(len(clips)) if task.first_row + first + index not in bad]
+                values = values if len(good) == len(clips) else values[good]
+                sums[0] += values.sum((0, 2), dtype=torch.float64)
+                sums[1] += values.square().sum((0, 2), dtype=torch.float64)
+    return _Done(bad=bad, total=sums[0].numpy(), total_squares=sums[1].numpy())
+
+
+def _stored(values: Tensor, features: FeatureConfig) -> npt.NDArray[Any]:
+    """Returns features [clips, num_mels, num_frames] as they are stored, in the type and order of the array."""
+    return values.to(getattr(torch, features.dtype)).contiguous().numpy()
 
 
 def _drop_rows(path: Path, rows: Sequence[int]) -> None:
@@ -407,8 +376,6 @@ def _save_noise(listing: Listing, folder: Path, features: FeatureConfig) -> tupl
     Returns:
         The number of pieces, and the recordings that cannot be read, with the reasons.
     """
-    from kws.preprocess.feature_kernel import feature_kernel
-
     pieces: list[npt.NDArray[np.float32]] = []
     reasons: dict[str, str] = {}
     for noise in listing.noise:
@@ -419,16 +386,16 @@ def _save_noise(listing: Listing, folder: Path, features: FeatureConfig) -> tupl
             log.warning("%s is left out: %s", printable(noise), error)
     if not pieces:
         return 0, reasons
-    values = np.empty((len(pieces), features.num_mels, features.num_frames), features.dtype)
-    feature_kernel(features)(np.stack(pieces), values)
-    np.save(_array_path(folder, "noise"), values)
+    with torch.inference_mode():
+        values = mel_spectrogram(features)(torch.from_numpy(np.stack(pieces)))
+    np.save(_array_path(folder, "noise"), _stored(values, features))
     return len(pieces), reasons
 
 
 def noise_pieces(path: Path, features: FeatureConfig, held_out: bool) -> list[npt.NDArray[np.float32]]:
     """Cuts a noise recording into float32 [num_samples] pieces: the held-out ones or those for training."""
     noise = read_waveform(path, features.sample_rate)
-    border = int(noise.size * (1 - ids.HELD_OUT_NOISE))
+    border = int(noise.size * (1 - classes.HELD_OUT_NOISE))
     part = noise[border:] if held_out else noise[:border]
     return [
         part[start : start + features.num_samples]

@@ -1,6 +1,8 @@
 """Opens a tensors folder of `kws.preprocess.step` for training and evaluation."""
 
 import contextlib
+import functools
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,15 @@ from torch import Tensor
 
 from kws import files
 from kws.config import require_words
+from kws.data.index import Index
 from kws.recipe import FeatureConfig
 from kws.settings import from_dict, require
+
+SCHEMA = 2
+"""Version of the layout of the folder; those of other versions are made again."""
+
+INDEX = "index.npz"
+"""The file with the clips of all splits, in the order of the rows of each; see `kws.data.index`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +37,8 @@ class Split:
     """float16 [clips, num_mels, num_frames] (float32 for raw power)."""
     labels: Tensor
     """int64 [clips], indices into the words."""
-    clips: list[str]
-    """Clip ids."""
+    clips: Index
+    """The clips, in the order of the rows."""
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -98,7 +107,7 @@ class Tensors:
         """Turns errors of the block, which reads a file of the folder, into one that names the file and the remedy."""
         try:
             yield
-        except (ValueError, TypeError, KeyError, EOFError) as error:
+        except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
             said = f"no {error}" if isinstance(error, KeyError) else error
             raise ValueError(
                 f"{self.folder / name} must be as kws preprocess wrote it, got {said}: delete "
@@ -118,21 +127,20 @@ class Tensors:
         features = self._open(f"{name}.features.npy")
         if self.device.type != "cuda" or features.nbytes <= torch.cuda.mem_get_info(self.device)[0] // 2:
             features = features.to(self.device)  # half of the memory that is free, as training needs some, too
-        with self._whole(f"{name}.labels.npy"):
-            labels = torch.from_numpy(np.load(self.folder / f"{name}.labels.npy")).to(self.device)
-            fits = labels.dtype == torch.int64 and labels.shape == (len(features),) and len(labels) > 0
-            require(fits, "labels", f"have one entry for each of {len(features)} clips", list(labels.shape))
-            fits = 0 <= int(labels.min()) <= int(labels.max()) < len(self.words)
-            require(fits, "labels", f"be between 0 and {len(self.words) - 1}", (int(labels.min()), int(labels.max())))
-        with self._whole(f"{name}.clips.json"):
-            clips = files.read_json(self.folder / f"{name}.clips.json")
-            fits = isinstance(clips, list) and len(clips) == len(features) and all(isinstance(c, str) for c in clips)
-            require(fits, "clips", f"be {len(features)} names", len(clips))
+        clips = self._index.of_split(name)
+        with self._whole(INDEX):
+            require(len(clips) == len(features) > 0, f"{name} split", f"have {len(features)} clips", len(clips))
+            labels = torch.from_numpy(clips.labels(self.words)).to(self.device)
         if most and most < len(clips):
             chosen = torch.linspace(0, len(clips) - 1, most).long()
             features, labels = features[chosen.to(features.device)], labels[chosen.to(self.device)]
-            clips = [clips[index] for index in chosen.tolist()]
+            clips = clips.take(chosen.numpy())
         return Split(features=features, labels=labels, clips=clips)
+
+    @functools.cached_property
+    def _index(self) -> Index:
+        with self._whole(INDEX):
+            return Index.load(self.folder / INDEX)
 
     def noise(self) -> Tensor | None:
         """Opens the background noise, [pieces, num_mels, num_frames], or returns None if the recordings had none."""

@@ -17,8 +17,7 @@ from kws.model import onnx, versions
 from kws.model.bundle import Recognizer
 from kws.model.detector import THRESHOLDS, Thresholds
 from kws.model.onnx import OnnxRecognizer
-from kws.preprocess import clips as ids
-from kws.preprocess.audio import Waveform, read_clip
+from kws.preprocess.audio import Waveform, read, read_clip
 from kws.preprocess.tensors import Tensors
 from kws.promote.card import write_card
 
@@ -106,7 +105,7 @@ def _reference(recognizer: Recognizer, tensors: Tensors) -> Waveform:
     recordings = Path(tensors.manifest["recordings"]["path"])
     for clip in tensors.split("test").clips[:20]:
         try:
-            return ids.read(recordings, clip, recognizer.features)
+            return read(recordings, clip, recognizer.features)
         except (OSError, ValueError):
             continue
     time = np.arange(recognizer.features.num_samples) / recognizer.features.sample_rate

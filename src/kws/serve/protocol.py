@@ -24,7 +24,7 @@ import orjson
 import soundfile
 
 from kws.config import ServeConfig
-from kws.preprocess.audio import LOUDEST, Waveform, fit_length, require_sound, resample
+from kws.preprocess.audio import LOUDEST, Waveform, fit_length, require_sound, resample_without_torch
 from kws.serve.models import Served
 
 INPUT = "waveforms"
@@ -320,7 +320,8 @@ def _read_audio(data: bytes, number: int, served: Served, config: ServeConfig) -
         _require_whole(data, len(samples), expected)
         waveform: Waveform = samples.mean(axis=1)
         require_sound(waveform)
-        waveform = waveform if rate == features.sample_rate else resample(waveform, rate, features.sample_rate)
+        if rate != features.sample_rate:
+            waveform = resample_without_torch(waveform, rate, features.sample_rate)
     except soundfile.LibsndfileError as error:
         raise Refused(
             f"audio file {number} must be one that libsndfile reads (WAV, FLAC, OGG, MP3, …), got {error.error_string}"

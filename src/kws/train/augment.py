@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kws.preprocess.features import MelSpectrogram
+from kws.preprocess.features import mel_spectrogram
 from kws.recipe import AugmentConfig, FeatureConfig
 
 
@@ -29,7 +29,7 @@ class Augment:
         self.mean = mean[:, None]
         self.silence = float(torch.tensor(features.log_offset).log())
         self.noise = noise if config.noise_probability else None
-        centres = MelSpectrogram(features).filters.argmax(dim=0) * (features.sample_rate / features.n_fft)
+        centres = mel_spectrogram(features).filters.argmax(dim=0) * (features.sample_rate / features.n_fft)
         self.first_cut = int((centres < config.bandlimit_hz).sum())
         """Lowest mel bin at which a band limit may cut."""
 
@@ -93,7 +93,10 @@ class Augment:
         return features.masked_fill(silenced[:, :, None], self.silence)
 
     def _mask(self, features: Tensor, longest: int, axis: int) -> Tensor:
-        """Replaces one random span of an axis by the mean, as SpecAugment does (arXiv 1904.08779)."""
+        """Replaces one random span of an axis by the mean, as SpecAugment does (arXiv 1904.08779).
+
+        torchaudio's masks are not the same: they fill with one number, where this fills with the mean of each mel bin.
+        """
         clips, device = len(features), features.device
         size = features.size(axis)
         length = torch.randint(longest + 1, (clips, 1), device=device)

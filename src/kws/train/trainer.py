@@ -221,7 +221,7 @@ class Trainer:
             number, rank = divmod(int(first), self.world.size)
             ago = len(outcomes) - number
             indices = self.share_of(self._order(), self.position.clips_done - ago * self.step_clips, rank)
-            clips = ", ".join(self.train_split.clips[index] for index in indices.tolist())
+            clips = ", ".join(self.train_split.clips[index].id for index in indices.tolist())
             value = outcomes[number][0] if first == mine else math.nan
             raise FloatingPointError(
                 f"the loss must be finite, got {value} at step {self.position.step - ago} of epoch "

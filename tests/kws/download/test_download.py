@@ -17,9 +17,10 @@ from file_server import FileServer, serve
 
 from kws import files
 from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL
+from kws.data.digest import content_digest
+from kws.data.sources import list_recordings
 from kws.download import archives
 from kws.download import transfer as module
-from kws.download.recordings import content_digest, list_recordings
 from kws.download.step import download
 
 NAME = "small.tar.gz"

@@ -16,6 +16,8 @@ import torch
 from recognizers import MakeRecognizer
 
 from kws import files, plots
+from kws.data.clip import Clip
+from kws.data.folder import clip_of
 from kws.evaluate import accuracy
 from kws.evaluate.accuracy import (
     Evaluation,
@@ -91,10 +93,10 @@ def probabilities_for(predicted: list[int], confidence: list[float], num_words: 
 def test_mistakes_are_listed_the_surest_first_and_twenty_at_most(make_recognizer: MakeRecognizer) -> None:
     recognizer = make_recognizer()
     sure = [0.5 + index / 100 for index in range(30)]
-    clips = [f"no/{index}.wav" for index in range(30)]
+    clips = [clip_of(f"no/{index}.wav") for index in range(30)]
     evaluation = compare(recognizer.words, probabilities_for([2] * 29 + [0], sure), ["no"] * 30, clips)
     assert len(evaluation.mistakes) == 20
-    assert [mistake.clip for mistake in evaluation.mistakes[:2]] == ["no/28.wav", "no/27.wav"]
+    assert [mistake.as_json()["clip"] for mistake in evaluation.mistakes[:2]] == ["no/28.wav", "no/27.wav"]
     worst = evaluation.mistakes[0]
     assert (worst.truth, worst.predicted, worst.probability) == ("no", "yes", pytest.approx(0.78, abs=1e-3))
     assert evaluation.accuracy == pytest.approx(1 / 30)
@@ -103,7 +105,7 @@ def test_mistakes_are_listed_the_surest_first_and_twenty_at_most(make_recognizer
 def test_word_that_the_model_does_not_know_is_a_mistake_with_a_row_of_its_own(make_recognizer: MakeRecognizer) -> None:
     recognizer = make_recognizer()
     truth = ["no", "maybe", "yes", "maybe"]
-    evaluation = compare(recognizer.words, probabilities_for([0, 0, 2, 2], [0.9] * 4), truth, ["a", "b", "c", "d"])
+    evaluation = compare(recognizer.words, probabilities_for([0, 0, 2, 2], [0.9] * 4), truth, [clip_of("a")] * 4)
     assert evaluation.words == ["no", "stop", "yes", "maybe"]
     assert evaluation.matrix.tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 0]]
     assert evaluation.accuracy == 0.5
@@ -114,7 +116,7 @@ def test_word_that_the_model_does_not_know_is_a_mistake_with_a_row_of_its_own(ma
 def test_temperature_changes_probabilities_but_no_decision(make_recognizer: MakeRecognizer) -> None:
     sharp = make_recognizer()
     flat = dataclasses.replace(sharp, temperature=3.0)
-    scores, truth, clips = probabilities_for([0, 2], [0.9, 0.8]).log(), ["no", "no"], ["a", "b"]
+    scores, truth, clips = probabilities_for([0, 2], [0.9, 0.8]).log(), ["no", "no"], [clip_of("a")] * 2
     one, other = (compare(each.words, each.probabilities(scores), truth, clips) for each in (sharp, flat))
     assert one.matrix.tolist() == other.matrix.tolist()
     assert other.mistakes[0].probability < one.mistakes[0].probability
@@ -133,14 +135,11 @@ def test_model_of_other_features_hears_the_recordings_of_the_same_clips(
     recognizer = make_recognizer(features=other_features)
     tensors = Tensors(tone_tensors)
     evaluation = evaluate_tensors(recognizer, tensors)
-    test = tone_tensors / "test.clips.json"
+    clips = tensors.split("test").clips
     heard: dict[str, str] = {}
-    probabilities = predict_clips(recognizer, tone_corpus, files.read_json(test), heard)
-    truth = [clip.split("/")[0] for clip in files.read_json(test)]
-    assert (
-        evaluation.matrix.tolist()
-        == compare(recognizer.words, probabilities, truth, files.read_json(test)).matrix.tolist()
-    )
+    probabilities = predict_clips(recognizer, tone_corpus, clips, heard)
+    truth = [clip.word for clip in clips]
+    assert evaluation.matrix.tolist() == compare(recognizer.words, probabilities, truth, clips).matrix.tolist()
     assert evaluation.num_clips == len(truth)
 
 
@@ -156,7 +155,7 @@ def test_recordings_that_are_gone_are_an_error_for_a_model_of_other_features(
     recordings = Path(shutil.copytree(tone_corpus, tmp_path / "recordings"))
     files.write_json(folder / files.MANIFEST, manifest | {"recordings": {"path": str(recordings)}})
     recognizer = make_recognizer(features=other_features)
-    clip = files.read_json(folder / "test.clips.json")[0]
+    clip = Tensors(folder).split("test").clips[0].file
     (recordings / clip).write_bytes(b"")
     with pytest.raises(ValueError, match=f"recordings must be as preprocessing read them, got .*{clip}: .*WAV"):
         evaluate_tensors(recognizer, Tensors(folder))
@@ -282,7 +281,8 @@ def test_report_shows_the_figures_the_words_and_the_mistakes(bad_report: tuple[E
     assert evaluation.mistakes
     assert f"{100 * evaluation.accuracy:.2f} %" in page.text
     assert f"{evaluation.macro_f1:.3f}" in page.text
-    for expected in [*evaluation.words, *(mistake.clip for mistake in evaluation.mistakes), "run-1", "preset default"]:
+    clips = [mistake.clip.id for mistake in evaluation.mistakes]
+    for expected in [*evaluation.words, *clips, "run-1", "preset default"]:
         assert expected in page.text
 
 
@@ -316,7 +316,8 @@ def test_report_does_without_clips_that_are_gone_and_escapes_their_names(
     make_recognizer: MakeRecognizer, tmp_path: Path
 ) -> None:
     recognizer = make_recognizer()
-    evaluation = compare(recognizer.words, probabilities_for([2], [0.9]), ["no"], ["no/<script>alert(1)</script>.wav"])
+    clip = Clip(file="no/<script>alert(1)</script>.wav", word="no")
+    evaluation = compare(recognizer.words, probabilities_for([2], [0.9]), ["no"], [clip])
     write_report(tmp_path / "report.html", recognizer, evaluation, "my <b>clips", tmp_path)
     page = parse(tmp_path / "report.html")
     assert "<script>alert(1)</script>.wav" in page.text

@@ -11,6 +11,8 @@ from recognizers import MakeRecognizer
 
 from kws.cli import main
 from kws.config import BACKGROUND_NOISE, UNKNOWN
+from kws.data.folder import clip_of
+from kws.data.splits import split_of_speaker
 from kws.evaluate import step
 from kws.evaluate.streams import (
     NEVER,
@@ -29,7 +31,6 @@ from kws.evaluate.streams import (
 from kws.model import bundle, onnx
 from kws.model.bundle import Recognizer
 from kws.model.detector import Detector, Thresholds
-from kws.preprocess.splits import speaker_of, split_of_speaker
 from kws.preprocess.tensors import Tensors
 
 WORDS = ["go", "stop", UNKNOWN]
@@ -117,8 +118,8 @@ def script(tone_corpus: Path, expert: Recognizer) -> Script:
 def test_stream_has_clips_of_its_split_only_and_no_sentence_with_a_word(script: Script) -> None:
     clips = [one for one in script.spoken if one.kind == "word"]
     assert len(clips) > 5
-    assert {split_of_speaker(speaker_of(one.source)) for one in clips} == {"test"}
-    assert all(one.word == one.source.split("/")[0] for one in clips)
+    assert {split_of_speaker(clip_of(one.source).group) for one in clips} == {"test"}
+    assert all(one.word == clip_of(one.source).word for one in clips)
     sentences = [one for one in script.spoken if one.kind == "sentence"]
     assert len(sentences) > 3
     assert sum(" no " in f" {text.lower()} " for text in SENTENCES) == 0

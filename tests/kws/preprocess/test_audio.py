@@ -3,6 +3,8 @@
 import contextlib
 import io
 import struct
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kws.preprocess import audio
-from kws.preprocess.audio import fit_length, read_clip, read_waveform, resample
+from kws.preprocess.audio import fit_length, read_clip, read_waveform, resample, resample_without_torch
 from kws.recipe import FeatureConfig
 
 CENTER, START = FeatureConfig(), FeatureConfig(fit="start")
@@ -63,20 +65,47 @@ def test_every_rate_gives_the_same_tone_of_the_same_length(tmp_path: Path, rate:
 
 
 @pytest.mark.parametrize("rate", [8000, 11_025, 22_051, 44_100, 48_000])
-def test_resampling_is_that_of_torchaudio_as_exactly_as_float32_allows(rate: int) -> None:
+def test_resampling_is_that_of_torchaudio(rate: int) -> None:
     import torch
     import torchaudio
 
     noise = np.random.default_rng(0).uniform(-1, 1, rate // 4).astype(np.float32)
     ratio = Fraction(16_000, rate).limit_denominator(500)
     expected = torchaudio.functional.resample(torch.from_numpy(noise), ratio.denominator, ratio.numerator)
-    np.testing.assert_allclose(resample(noise, rate, 16_000), expected.numpy(), atol=3e-5)
+    np.testing.assert_array_equal(resample(noise, rate, 16_000), expected.numpy())
+
+
+@pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 44_100, 48_000])
+def test_resampling_without_torch_is_the_same_below_the_edge_of_the_band(rate: int) -> None:
+    waveform = tone(rate // 2, rate, 500) + tone(rate // 2, rate, min(rate // 5, 4000))
+    with_torch, without = resample(waveform, rate, 16_000), resample_without_torch(waveform, rate, 16_000)
+    assert abs(without.size - with_torch.size) <= 1
+    assert without.dtype == np.float32
+    inside = slice(400, 7600)
+    np.testing.assert_allclose(without[inside], with_torch[inside], atol=2e-3)
+
+
+def test_reading_where_torch_is_not_installed_resamples_with_soxr(tmp_path: Path) -> None:
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, tone(8000, 8000), 8000, subtype="FLOAT")
+    code = f"""
+import importlib.util, sys
+from pathlib import Path
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name.startswith("torch") else found(name, *more)
+from kws.preprocess.audio import read_waveform
+print(read_waveform(Path({str(path)!r}), 16_000).size, "soxr" in sys.modules, "torch" in sys.modules)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.split() == ["16000", "True", "False"]
 
 
 @pytest.mark.parametrize("rate", [1, 999, 1_000_001, 4_000_000_000])
 def test_rate_of_no_recording_is_refused(rate: int) -> None:
     with pytest.raises(ValueError, match="the rate of the recording must be between 1 kHz and 1 MHz, got"):
         resample(tone(), rate, 16_000)
+    with pytest.raises(ValueError, match="the rate of the recording must be between 1 kHz and 1 MHz, got"):
+        resample_without_torch(tone(), rate, 16_000)
 
 
 @pytest.mark.parametrize("rate", [8000, 16_000])

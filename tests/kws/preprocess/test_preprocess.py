@@ -21,9 +21,9 @@ import torch
 
 from kws import files
 from kws.config import SPLITS
-from kws.download import recordings
+from kws.data import folder as layout
+from kws.data.index import Index
 from kws.download.step import download
-from kws.preprocess import splits
 from kws.preprocess.audio import read_clip
 from kws.preprocess.features import MelSpectrogram
 from kws.preprocess.step import noise_pieces, preprocess
@@ -42,10 +42,14 @@ def read(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def clips_of(folder: Path, split: str) -> Index:
+    return Index.load(folder / "index.npz").of_split(split)
+
+
 def start(recordings: Path, data_root: Path) -> ForkServerProcess:
     """Preprocesses in a process of its own, which has torch loaded already."""
     process = multiprocessing.get_context("forkserver").Process(
-        target=preprocess, args=(recordings, data_root), kwargs={"words": "auto", "num_processes": 1}
+        target=preprocess, args=(recordings, data_root), kwargs={"words": "auto", "num_threads": 1}
     )
     process.start()
     return process
@@ -65,7 +69,7 @@ def real_tensors(
 ) -> tuple[str, Path]:
     preset: str = request.param
     folder = tmp_path_factory.mktemp(preset)
-    return preset, preprocess(real_corpus, folder, RECIPES[preset], words="auto", num_processes=2)
+    return preset, preprocess(real_corpus, folder, RECIPES[preset], words="auto", num_threads=2)
 
 
 def test_real_recordings_become_arrays_of_every_split(real_tensors: tuple[str, Path]) -> None:
@@ -82,10 +86,8 @@ def test_real_recordings_become_arrays_of_every_split(real_tensors: tuple[str, P
         array = np.load(folder / f"{name}.features.npy", mmap_mode="r")
         assert array.shape == (count, 128, 81)
         assert array.dtype == RECIPES[preset].features.dtype
-        clips = files.read_json(folder / f"{name}.clips.json")
-        labels = np.load(folder / f"{name}.labels.npy")
-        assert labels.dtype == np.int64
-        assert [WORDS[label] for label in labels] == [clip.split("/")[0] for clip in clips]
+        clips = clips_of(folder, name)
+        assert [WORDS[label] for label in clips.labels(WORDS)] == [clip.word for clip in clips]
         assert len(clips) == count
     assert folder.name == manifest["fingerprint"]
 
@@ -96,9 +98,9 @@ def test_row_of_an_array_is_the_features_of_the_real_clip_of_that_row(
     preset, folder = real_tensors
     features = RECIPES[preset].features
     for name in SPLITS:
-        clips = files.read_json(folder / f"{name}.clips.json")
+        clips = clips_of(folder, name)
         array = np.load(folder / f"{name}.features.npy")
-        waveforms = np.stack([read_clip(real_corpus / clip, features) for clip in clips])
+        waveforms = np.stack([read_clip(real_corpus / clip.file, features) for clip in clips])
         expected = MelSpectrogram(features)(torch.from_numpy(waveforms)).numpy()
         tolerance = {"atol": 0.01} if features.log else {"rtol": 1e-3, "atol": 1e-3}  # float16, float32
         np.testing.assert_allclose(array, expected, **tolerance)
@@ -108,13 +110,13 @@ def test_real_speakers_are_in_one_split_only_and_the_lists_are_kept(
     real_tensors: tuple[str, Path], real_corpus: Path
 ) -> None:
     preset, folder = real_tensors
-    clips = {name: files.read_json(folder / f"{name}.clips.json") for name in SPLITS}
-    assert len({clip for some in clips.values() for clip in some}) == 42
+    clips = {name: clips_of(folder, name) for name in SPLITS}
+    assert len({clip.id for some in clips.values() for clip in some}) == 42
     if preset == "default":
-        speakers = [{splits.speaker_of(clip) for clip in clips[name]} for name in SPLITS]
+        speakers = [{clip.speaker for clip in clips[name]} for name in SPLITS]
         assert sum(map(len, speakers)) == len(set.union(*speakers))
         listed = (real_corpus / "testing_list.txt").read_text().split()
-        assert clips["test"] == sorted(clip for clip in listed if clip.split("/")[0] in WORDS)
+        assert [clip.id for clip in clips["test"]] == sorted(file for file in listed if file.split("/")[0] in WORDS)
     else:
         assert [len(clips[name]) for name in SPLITS] == [36, 3, 3]
 
@@ -130,15 +132,15 @@ def test_normalization_is_that_of_the_training_split_alone(real_tensors: tuple[s
 
 
 def test_real_digits_at_8_khz_are_preprocessed_by_random_split(real_digits: Path, tmp_path: Path) -> None:
-    folder = preprocess(real_digits, tmp_path, Recipe(split="random"), words="auto", num_processes=1)
+    folder = preprocess(real_digits, tmp_path, Recipe(split="random"), words="auto", num_threads=1)
     manifest = files.read_json(folder / files.MANIFEST)
     assert manifest["words"] == ["five", "one"]
     assert manifest["counts"] == {"train": 16, "validation": 2, "test": 2, "noise": 0}
     assert not (folder / "noise.features.npy").exists()
 
 
-def test_two_processes_give_what_one_gives(tone_corpus: Path, tone_tensors: Path, tmp_path: Path) -> None:
-    folder = preprocess(tone_corpus, tmp_path, words="auto", num_processes=2)
+def test_two_threads_give_what_one_gives(tone_corpus: Path, tone_tensors: Path, tmp_path: Path) -> None:
+    folder = preprocess(tone_corpus, tmp_path, words="auto", num_threads=2)
     assert read(folder) == read(tone_tensors)
 
 
@@ -146,7 +148,7 @@ def test_rows_beyond_one_task_stay_in_order(
     tone_corpus: Path, tone_tensors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kws.preprocess.step.CLIPS_PER_TASK", 7)
-    folder = preprocess(tone_corpus, tmp_path, words="auto", num_processes=1)
+    folder = preprocess(tone_corpus, tmp_path, words="auto", num_threads=1)
     before, now = (np.load(each / "train.features.npy") for each in (tone_tensors, folder))
     np.testing.assert_allclose(now, before, atol=0.01)
 
@@ -164,9 +166,9 @@ def test_second_call_does_nothing_and_says_so(
     tone_corpus: Path, tone_tensors: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    first = preprocess(tone_corpus, tmp_path, words="auto", num_processes=1)
+    first = preprocess(tone_corpus, tmp_path, words="auto", num_threads=1)
     times = {path.name: path.stat().st_mtime_ns for path in first.iterdir()}
-    assert preprocess(tone_corpus, tmp_path, words="auto", num_processes=1) == first
+    assert preprocess(tone_corpus, tmp_path, words="auto", num_threads=1) == first
     assert {path.name: path.stat().st_mtime_ns for path in first.iterdir()} == times
     assert [record.getMessage() for record in caplog.records] == [
         f"preprocessed 120 clips of 3 words to {first}",
@@ -181,12 +183,12 @@ def test_fingerprint_covers_recordings_features_split_words_and_code(
     kept = [path for word in ("no", "stop", "yes") for path in sorted((corpus / word).iterdir())[:9]]
     for path in set(corpus.glob("[a-z]*/*.wav")) - set(kept):
         path.unlink()
-    for index, name in enumerate(recordings.LISTS.values()):
+    for index, name in enumerate(layout.LISTS.values()):
         lines = [f"{path.parent.name}/{path.name}\n" for path in kept[index::9]]
         (corpus / name).write_text("".join(lines))
 
     def fingerprint(recipe: Recipe = RECIPES["default"], words: str = "auto") -> str:
-        return preprocess(corpus, tmp_path, recipe, num_processes=1, words=words).name
+        return preprocess(corpus, tmp_path, recipe, num_threads=1, words=words).name
 
     names = [
         fingerprint(),
@@ -202,10 +204,10 @@ def test_fingerprint_covers_recordings_features_split_words_and_code(
     names.append(fingerprint())
     clip.rename(clip.with_name("ffffffff_nohash_9.wav"))
     names.append(fingerprint())
-    (corpus / recordings.LISTS["test"]).write_text("".join(lines[1:]))
+    (corpus / layout.LISTS["test"]).write_text("".join(lines[1:]))
     names.append(fingerprint())
     with monkeypatch.context() as patch:
-        patch.setattr("kws.preprocess.features.VERSION", 99)
+        patch.setattr("kws.preprocess.step.VERSION", 99)
         names.append(fingerprint())
     assert len(set(names)) == len(names)
 
@@ -215,15 +217,15 @@ def test_digest_of_a_download_stands_for_its_recordings_until_they_are_edited(
 ) -> None:
     caplog.set_level(logging.INFO)
     folder = download(str(corpus), "", tmp_path)
-    first = preprocess(folder, tmp_path, words="auto", num_processes=1)
+    first = preprocess(folder, tmp_path, words="auto", num_threads=1)
     digest = files.read_json(first / files.MANIFEST)["recordings"]["fingerprint"]
     assert digest == files.read_json(folder / files.MANIFEST)["content"]
     clip = min((folder / "yes").iterdir())
     content = clip.read_bytes()
     os.utime(clip)
-    assert preprocess(folder, tmp_path, words="auto", num_processes=1) == first  # touched, and the same
+    assert preprocess(folder, tmp_path, words="auto", num_threads=1) == first  # touched, and the same
     clip.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert preprocess(folder, tmp_path, words="auto", num_processes=1) != first
+    assert preprocess(folder, tmp_path, words="auto", num_threads=1) != first
     assert "was edited (or copied) after its download" in caplog.text
 
 
@@ -231,22 +233,22 @@ def test_foreign_manifest_in_a_folder_of_recordings_is_no_obstacle(
     corpus: Path, tone_tensors: Path, tmp_path: Path
 ) -> None:
     (corpus / files.MANIFEST).write_text('{"audio_filepath": "yes/a.wav"}\n{"audio_filepath": "yes/b.wav"}\n')
-    assert preprocess(corpus, tmp_path, words="auto", num_processes=1).name == tone_tensors.name
+    assert preprocess(corpus, tmp_path, words="auto", num_threads=1).name == tone_tensors.name
 
 
 def test_manifest_without_a_digest_does_not_stand_for_the_recordings(
     corpus: Path, tone_tensors: Path, tmp_path: Path
 ) -> None:
     files.write_json(corpus / files.MANIFEST, {"source": "my microphone"})
-    assert preprocess(corpus, tmp_path, words="auto", num_processes=1).name == tone_tensors.name
+    assert preprocess(corpus, tmp_path, words="auto", num_threads=1).name == tone_tensors.name
 
 
 def test_words_of_a_list_are_classes_in_the_order_of_the_list(corpus: Path, tmp_path: Path) -> None:
-    folder = preprocess(corpus, tmp_path, words="yes,no", num_processes=1)
+    folder = preprocess(corpus, tmp_path, words="yes,no", num_threads=1)
     assert files.read_json(folder / files.MANIFEST)["words"] == ["yes", "no"]
-    clips = files.read_json(folder / "train.clips.json")
-    labels = np.load(folder / "train.labels.npy").tolist()
-    assert {(clip.split("/")[0], label) for clip, label in zip(clips, labels, strict=True)} == {("yes", 0), ("no", 1)}
+    clips = clips_of(folder, "train")
+    labels = clips.labels(["yes", "no"]).tolist()
+    assert {(clip.word, label) for clip, label in zip(clips, labels, strict=True)} == {("yes", 0), ("no", 1)}
 
 
 @pytest.mark.parametrize(
@@ -279,7 +281,7 @@ def test_too_few_speakers_are_refused_with_the_remedy(corpus: Path, tmp_path: Pa
             path.rename(path.with_name(f"anna_nohash_{path.name[:8]}.wav"))
     with pytest.raises(ValueError, match=r"split must leave clips .* with few speakers use --split random\), got"):
         preprocess(corpus, tmp_path, words="auto")
-    assert preprocess(corpus, tmp_path, Recipe(split="random"), words="auto", num_processes=1).is_dir()
+    assert preprocess(corpus, tmp_path, Recipe(split="random"), words="auto", num_threads=1).is_dir()
     for word in ("no", "stop", "yes"):
         for path in sorted((corpus / word).iterdir())[2:]:
             path.unlink()
@@ -298,7 +300,7 @@ def test_unreadable_clips_are_listed_and_left_out_and_all_others_stay_in_place(
     corpus: Path, tone_tensors: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spoilt = spoil(corpus, 5)
-    folder = preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0.05, num_processes=1)
+    folder = preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0.05, num_threads=1)
     manifest = files.read_json(folder / files.MANIFEST)
     assert sorted(manifest["left_out"]) == spoilt
     assert all("must be a WAV, FLAC, OGG, Opus or MP3 file" in reason for reason in manifest["left_out"].values())
@@ -306,13 +308,11 @@ def test_unreadable_clips_are_listed_and_left_out_and_all_others_stay_in_place(
     assert sum(manifest["counts"][name] for name in SPLITS) == 115
     kept = []
     for name in SPLITS:
-        clips = files.read_json(folder / f"{name}.clips.json")
-        before = files.read_json(tone_tensors / f"{name}.clips.json")
-        assert clips == [clip for clip in before if clip not in spoilt]
+        clips, before = list(clips_of(folder, name)), list(clips_of(tone_tensors, name))
+        assert clips == [clip for clip in before if clip.id not in spoilt]
         rows = [before.index(clip) for clip in clips]
-        for kind, tolerance in (("features", 0.01), ("labels", 0)):
-            now, whole = (np.load(each / f"{name}.{kind}.npy") for each in (folder, tone_tensors))
-            np.testing.assert_allclose(now, whole[rows], atol=tolerance)
+        now, whole = (np.load(each / f"{name}.features.npy") for each in (folder, tone_tensors))
+        np.testing.assert_array_equal(now, whole[rows])
         kept.append(np.load(folder / f"{name}.features.npy").astype(np.float64))
     np.testing.assert_allclose(manifest["normalization"]["mean"], kept[0].mean(axis=(0, 2)), atol=1e-3)
 
@@ -320,7 +320,7 @@ def test_unreadable_clips_are_listed_and_left_out_and_all_others_stay_in_place(
 def test_too_many_unreadable_clips_fail_and_the_first_ten_are_named(corpus: Path, tmp_path: Path) -> None:
     spoilt = spoil(corpus, 12)
     with pytest.raises(ValueError, match=r"at most 5.00% of the clips may be unreadable, got 12 of 120") as caught:
-        preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0.05, num_processes=1)
+        preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0.05, num_threads=1)
     lines = str(caught.value).splitlines()[1:]
     assert len(lines) == 10
     assert {line.strip().split(": ")[0] for line in lines} <= set(spoilt)
@@ -330,16 +330,17 @@ def test_too_many_unreadable_clips_fail_and_the_first_ten_are_named(corpus: Path
 
 def test_stored_tensors_with_more_left_out_than_now_allowed_fail_too(corpus: Path, tmp_path: Path) -> None:
     spoil(corpus, 3)
-    preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0.1, num_processes=1)
+    preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0.1, num_threads=1)
     with pytest.raises(ValueError, match=r"at most 1.00% of the clips may be unreadable, got 3 of 120"):
-        preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0.01, num_processes=1)
+        preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0.01, num_threads=1)
 
 
 def test_unreadable_noise_is_listed_and_left_out(corpus: Path, tmp_path: Path) -> None:
     (corpus / "_background_noise_" / "broken.wav").write_bytes(b"nothing")
-    folder = preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0, num_processes=1)
+    folder = preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0, num_threads=1)
     manifest = files.read_json(folder / files.MANIFEST)
-    assert list(manifest["left_out"]) == ["_background_noise_/broken.wav"]
+    assert manifest["left_out"] == {}
+    assert list(manifest["noise_left_out"]) == ["_background_noise_/broken.wav"]
     assert manifest["counts"]["noise"] == 4
 
 
@@ -353,7 +354,7 @@ class _KillAt(logging.Handler):
 
 def _preprocess_until_the_noise(recordings: Path, data_root: Path) -> None:
     logging.getLogger("kws").addHandler(_KillAt())
-    preprocess(recordings, data_root, words="auto", num_processes=1)
+    preprocess(recordings, data_root, words="auto", num_threads=1)
 
 
 def test_killed_before_the_manifest_it_starts_again_and_gives_the_same(
@@ -368,133 +369,48 @@ def test_killed_before_the_manifest_it_starts_again_and_gives_the_same(
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    assert len(list(tensors.glob(".*.partial-*/test.clips.json"))) == 1
+    assert len(list(tensors.glob(".*.partial-*/index.npz"))) == 1
     assert list(tensors.glob("[0-9a-f]*")) == []
 
-    folder = preprocess(corpus, tmp_path, words="auto", num_processes=1)
+    folder = preprocess(corpus, tmp_path, words="auto", num_threads=1)
     again, expected = read(folder), read(tone_tensors)
     del again[files.MANIFEST], expected[files.MANIFEST]  # it names another folder of recordings
     assert again == expected
     assert [path.name for path in tensors.iterdir() if path.suffix != ".lock"] == [folder.name]
 
 
-def test_ctrl_c_while_the_workers_are_prepared_ends_all_at_once_with_one_line(corpus: Path, tmp_path: Path) -> None:
-    started = tmp_path / "started"
-    (tmp_path / "numba.py").write_text(f"import time\nopen({str(started)!r}, 'w').close()\ntime.sleep(60)\n")
-    command = [
-        sys.executable,
-        "-m",
-        "kws",
-        "preprocess",
-        "--recordings",
-        str(corpus),
-        "--data-root",
-        str(tmp_path),
-        "--words",
-        "auto",
-        "--num-processes",
-        "2",
-    ]
+def test_ctrl_c_at_work_ends_it_at_once_with_one_line_and_leaves_nothing_half_done(
+    corpus: Path, tmp_path: Path
+) -> None:
+    clip = next((corpus / "yes").iterdir())
+    for number in range(20_000):  # more than are done before the signal
+        os.link(clip, corpus / "yes" / f"{number:08x}_nohash_1.wav")
+    files.write_json(corpus / files.MANIFEST, {"sha256": "ab" * 32})
+    options = ["--recordings", str(corpus), "--data-root", str(tmp_path), "--words", "auto", "--num-threads", "2"]
+    command = [sys.executable, "-m", "kws", "preprocess", *options]
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in the background of a script
     try:
-        process = subprocess.Popen(
-            command,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        )
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     finally:
         signal.signal(signal.SIGINT, ignored)
-    wait_until(started.exists, lambda: process.poll() is None)
+    arrays = tmp_path / "tensors"
+    wait_until(lambda: list(arrays.glob(".*.partial-*/test.features.npy")), lambda: process.poll() is None)
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=40)  # until the last process that could write has ended
+    _, said = process.communicate(timeout=40)
     assert process.returncode == 130, said
     assert said.splitlines()[-1] == "stopped; run the same command again to resume"
     assert "Traceback" not in said
+    assert list(arrays.glob("[0-9a-f]*/manifest.json")) == []
 
 
-def test_ctrl_c_that_is_ignored_as_in_the_background_of_a_script_ends_no_worker(corpus: Path, tmp_path: Path) -> None:
-    started = tmp_path / "started"
-    (tmp_path / "numba.py").write_text(f"""
-import sys, time
-open({str(started)!r}, "w").close()
-time.sleep(0.5)
-sys.path.remove({str(tmp_path)!r})
-del sys.modules["numba"]
-import numba
-""")
-    command = [
-        sys.executable,
-        "-m",
-        "kws",
-        "preprocess",
-        "--recordings",
-        str(corpus),
-        "--data-root",
-        str(tmp_path),
-        "--words",
-        "auto",
-        "--num-processes",
-        "2",
-    ]
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def test_torch_has_its_threads_back_afterwards(corpus: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
     try:
-        process = subprocess.Popen(
-            command,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        )
+        preprocess(corpus, tmp_path, words="auto", num_threads=2)
+        assert torch.get_num_threads() == 3
     finally:
-        signal.signal(signal.SIGINT, before)
-    wait_until(started.exists, lambda: process.poll() is None)
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 0, said
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_killed_with_workers_at_it_leaves_no_process_behind(corpus: Path, tmp_path: Path) -> None:
-    clip = next((corpus / "yes").iterdir())
-    for number in range(3000):
-        os.link(clip, corpus / "yes" / f"{number:08x}_nohash_1.wav")
-    mark = f"KWS_TEST_MARK={tmp_path}".encode()
-
-    def alive() -> int:
-        count = 0
-        for process in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                count += mark in process.read_bytes()
-            except OSError:
-                continue
-        return count
-
-    files.write_json(corpus / files.MANIFEST, {"sha256": "ab" * 32})
-    command = [
-        sys.executable,
-        "-m",
-        "kws.cli",
-        "preprocess",
-        "--recordings",
-        str(corpus),
-        "--data-root",
-        str(tmp_path),
-        "--words",
-        "auto",
-        "--num-processes",
-        "2",
-    ]
-    environment = os.environ | {"KWS_TEST_MARK": str(tmp_path)}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
-        # Itself, the tracker and the server of workers, two workers.
-        wait_until(lambda: alive() >= 5, lambda: process.poll() is None)
-        process.kill()
-    end = time.monotonic() + 20
-    while alive() and time.monotonic() < end:
-        time.sleep(0.2)
-    assert alive() == 0
+        torch.set_num_threads(before)
 
 
 def test_second_of_two_concurrent_calls_finds_tensors(tone_corpus: Path, tone_tensors: Path, tmp_path: Path) -> None:
@@ -507,11 +423,11 @@ def test_second_of_two_concurrent_calls_finds_tensors(tone_corpus: Path, tone_te
 
 
 def test_samples_far_beyond_full_scale_reach_no_statistics(corpus: Path, tone_tensors: Path, tmp_path: Path) -> None:
-    clip = files.read_json(tone_tensors / "train.clips.json")[0]
+    clip = clips_of(tone_tensors, "train")[0].file
     samples, _ = soundfile.read(corpus / clip)
     samples[7] = 1e25
     soundfile.write(corpus / clip, samples, 16_000, subtype="FLOAT")
-    folder = preprocess(corpus, tmp_path, words="auto", num_processes=1)
+    folder = preprocess(corpus, tmp_path, words="auto", num_threads=1)
     manifest = files.read_json(folder / files.MANIFEST)
     assert "at most 16 times full scale, got 1e+25" in manifest["left_out"][clip]
     assert np.isfinite([*manifest["normalization"]["mean"], *manifest["normalization"]["std"]]).all()
@@ -530,7 +446,7 @@ def test_recordings_of_every_spelling_and_format_become_the_same_clips(
             path.unlink()
     (corpus / "yes" / "a.m4a").write_bytes(b"nothing")
     (corpus / "yes" / "\udce4.wav").write_bytes(b"nothing")
-    folder = preprocess(corpus, tmp_path, words="auto", num_processes=1)
+    folder = preprocess(corpus, tmp_path, words="auto", num_threads=1)
     assert files.read_json(folder / files.MANIFEST)["not_read"] == {
         "num_files": 2,
         "first": {
@@ -557,9 +473,9 @@ def test_speakers_of_the_lists_who_train_too_are_reported(
     clips = sorted(path.name for path in (corpus / "yes").iterdir())
     (corpus / "validation_list.txt").write_bytes("".join(f"yes\\{clip}\r\n" for clip in clips[:3]).encode("utf-16"))
     (corpus / "testing_list.txt").write_text("".join(f"yes/{clip}\n" for clip in clips[3:5]), encoding="utf-8-sig")
-    folder = preprocess(corpus, tmp_path, words="auto", num_processes=1)
+    folder = preprocess(corpus, tmp_path, words="auto", num_threads=1)
     manifest = files.read_json(folder / files.MANIFEST)
     assert (manifest["counts"]["validation"], manifest["counts"]["test"]) == (3, 2)
     assert manifest["speakers_in_two_splits"] == {"speakers": 5, "clips": 5}
-    assert [manifest["lists"][name]["matched"] for name in recordings.LISTS.values()] == [3, 2]
+    assert [manifest["lists"][name]["matched"] for name in layout.LISTS.values()] == [3, 2]
     assert "5 speakers of training clips are also in validation or test, with 5 clips" in caplog.text

@@ -27,7 +27,8 @@ def test_everything_that_was_stored_is_there_again(tone_tensors: Path) -> None:
         part = tensors.split(name)
         assert len(part) == manifest["counts"][name] == len(part.labels) == len(part.features)
         assert part.features.dtype == torch.float16
-        assert part.clips == files.read_json(tone_tensors / f"{name}.clips.json")
+        assert {clip.split for clip in part.clips} == {name}
+        assert [tensors.words[label] for label in part.labels] == [clip.word for clip in part.clips]
     noise = tensors.noise()
     assert noise is not None
     assert noise.shape == (4, 128, 81)
@@ -101,10 +102,11 @@ def test_folder_that_is_gone_or_another_is_not_received(tone_tensors: Path, tmp_
     [
         ("manifest.json", b"{}", r"manifest.json must have words \(list\), got none"),
         ("manifest.json", b"[]", "manifest.json must be a JSON object, got a list"),
-        ("train.labels.npy", b"", "train.labels.npy must be as kws preprocess wrote it, got No data left"),
+        ("index.npz", b"", "index.npz must be as kws preprocess wrote it, got No data left"),
+        ("index.npz", b"PK\x03\x04", "index.npz must be as kws preprocess wrote it, got File is not a zip file"),
+        ("index.npz", pickle.dumps([1]), "index.npz must be as kws preprocess wrote it"),
         ("train.features.npy", b"\x93NUMPY", "train.features.npy must be as kws preprocess wrote it"),
         ("train.features.npy", pickle.dumps([1]), "train.features.npy must be as kws preprocess wrote it"),
-        ("train.clips.json", b'["one"]', r"train.clips.json must be as kws preprocess wrote it, got clips must be \d+"),
     ],
 )
 def test_damaged_tensors_are_refused_with_the_file_and_the_remedy(
@@ -124,7 +126,7 @@ def test_damaged_tensors_are_refused_with_the_file_and_the_remedy(
         ({"normalization": {"mean": [0.0] * 128, "std": [1.0]}}, "got std must have 128 numbers"),
         ({"normalization": {"mean": ["x"] * 128, "std": [1.0] * 128}}, "must be as kws preprocess wrote it"),
         ({"features": {"num_mels": -1}}, "got num_mels must be positive"),
-        ({"words": ["no", "stop"]}, "labels must be between 0 and 1, got"),
+        ({"words": ["no", "stop"]}, "clips must be of the words no, stop, got 'yes'"),
     ],
 )
 def test_manifest_that_does_not_fit_is_refused(

@@ -43,7 +43,7 @@ def tensors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tensors of 90 synthetic clips of 3 words."""
     folder = tmp_path_factory.mktemp("tensors")
     synthesize(folder / "corpus", words=["yes", "no", "stop"], clips_per_word=30)
-    return preprocess(folder / "corpus", folder, words="auto", num_processes=1)
+    return preprocess(folder / "corpus", folder, words="auto", num_threads=1)
 
 
 def settings(*, augment: AugmentConfig = RECIPES["default"].augment, **changes: Any) -> Recipe:
@@ -246,7 +246,7 @@ def test_a_loss_that_is_no_number_stops_with_the_clips_of_the_batch(tensors: Pat
     one = Trainer(Tensors(tensors), settings(), ALONE)
     lost = int(one._order()[16 + 3])  # in the second batch
     one.train_split.features[lost] = torch.nan
-    with pytest.raises(FloatingPointError, match=f"got nan at step 1 of epoch 0; .*{one.train_split.clips[lost]}"):
+    with pytest.raises(FloatingPointError, match=f"got nan at step 1 of epoch 0; .*{one.train_split.clips[lost].id}"):
         list(one.train_epoch())
 
 
@@ -259,7 +259,7 @@ def lose_together(rank: int, tensors: Path, folder: Path) -> None:
     try:
         list(one.train_epoch())
     except FloatingPointError as error:
-        (folder / str(rank)).write_text(f"{one.train_split.clips[lost] in str(error)} {error}")
+        (folder / str(rank)).write_text(f"{one.train_split.clips[lost].id in str(error)} {error}")
     dist.destroy_process_group()
 
 
@@ -364,7 +364,7 @@ def test_the_learning_rates_of_both_schedules_are_as_published(tensors: Path, tm
 
 def test_the_baseline_trains_with_its_own_features(tmp_path: Path) -> None:
     synthesize(tmp_path / "corpus", words=["yes", "no"], clips_per_word=24)
-    tensors = preprocess(tmp_path / "corpus", tmp_path, RECIPES["baseline"], words="auto", num_processes=1)
+    tensors = preprocess(tmp_path / "corpus", tmp_path, RECIPES["baseline"], words="auto", num_threads=1)
     run = process.train(tensors, make_recipe("baseline", epochs=1), runs_folder=tmp_path / "runs")
     best = bundle.load(run / runs.BEST)
     assert best.features == RECIPES["baseline"].features

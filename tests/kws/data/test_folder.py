@@ -8,15 +8,12 @@ from pathlib import Path
 import pytest
 
 from kws import files
-from kws.download.recordings import (
-    content_digest,
-    known_digest,
-    list_recordings,
-    list_tree,
-    listing_digest,
-    printable,
-    read_manifest,
-)
+from kws.data.clip import Clip
+from kws.data.digest import content_digest, known_digest, listing_digest, read_manifest
+from kws.data.folder import clip_of, list_tree
+from kws.data.listing import Listing
+from kws.data.names import printable
+from kws.data.sources import list_recordings
 
 
 def make(folder: Path, *names: str) -> Path:
@@ -26,11 +23,30 @@ def make(folder: Path, *names: str) -> Path:
     return folder
 
 
+def files_of(listing: Listing) -> dict[str, list[str]]:
+    return {word: [clip.file for clip in clips] for word, clips in listing.clips.items()}
+
+
+@pytest.mark.parametrize(
+    ("file", "word", "speaker", "group"),
+    [
+        ("yes/0a7c2a8d_nohash_12.wav", "yes", "0a7c2a8d", "0a7c2a8d"),
+        ("yes/Anna_nohash_1.wav", "yes", "Anna", "Anna"),
+        ("YES/0A7C2A8D_NOHASH_12.WAV", "YES", "0a7c2a8d", "0a7c2a8d"),
+        ("yes/my_own_voice.wav", "yes", "", "my_own_voice.wav"),
+        ("yes/my_own_voice.flac", "yes", "", "my_own_voice.wav"),  # a copy in another format
+    ],
+)
+def test_word_and_speaker_of_a_clip_stand_in_its_path(file: str, word: str, speaker: str, group: str) -> None:
+    clip = clip_of(file)
+    assert (clip.id, clip.file, clip.word, clip.speaker, clip.group) == (file, file, word, speaker, group)
+
+
 def test_every_spelling_of_a_suffix_and_every_format_is_seen(tmp_path: Path) -> None:
     names = ["a.wav", "b.WAV", "c.Wave", "d.flac", "e.FLAC", "f.ogg", "g.opus", "h.mp3", "i.Mp3"]
     make(tmp_path, *(f"yes/{name}" for name in names), "_background_noise_/hiss.FLAC", "no/a.Wav")
     listing = list_recordings(tmp_path)
-    assert listing.clips == {"no": ["no/a.Wav"], "yes": [f"yes/{name}" for name in names]}
+    assert files_of(listing) == {"no": ["no/a.Wav"], "yes": [f"yes/{name}" for name in names]}
     assert listing.noise == ["_background_noise_/hiss.FLAC"]
     assert listing.not_read == {}
 
@@ -55,7 +71,7 @@ def test_what_is_there_and_not_read_is_counted_and_named(tmp_path: Path, caplog:
     (tmp_path / "yes" / "loop.wav").symlink_to("loop.wav")
     (tmp_path / "yes" / "folder.wav").mkdir()
     listing = list_recordings(tmp_path)
-    assert listing.clips == {"yes": ["yes/a.wav"]}
+    assert listing.clips == {"yes": [Clip(file="yes/a.wav", word="yes")]}
     assert listing.not_read == {
         "_own_/": "the name of a word must not begin with _",
         "d.wav": "recordings must lie in the folder of their word",
@@ -93,7 +109,7 @@ def test_recordings_anywhere_below_a_folder_are_found(tmp_path: Path, caplog: py
 def test_a_name_is_shown_on_one_line_and_commands_no_terminal(tmp_path: Path) -> None:
     make(tmp_path, "yes/a.wav", "yes/\x1b[31mred\n.txt", "yes/b\n.wav")
     listing = list_recordings(tmp_path)
-    assert listing.clips["yes"] == ["yes/a.wav", "yes/b\n.wav"]
+    assert files_of(listing)["yes"] == ["yes/a.wav", "yes/b\n.wav"]
     assert list(listing.not_read) == ["yes/\\x1b[31mred\\n.txt"]
     assert printable("é\t\u200d") == "é\\t\u200d"
 

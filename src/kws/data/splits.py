@@ -1,39 +1,27 @@
 """Divides clips into train, validation and test."""
 
 import codecs
+import dataclasses
 import hashlib
 import logging
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kws.config import SPLITS
-from kws.download.recordings import SUFFIXES, printable
+from kws.data.clip import Clip
+from kws.data.names import SUFFIXES, printable
 
 log = logging.getLogger(__name__)
 
+Divided = dict[str, list[Clip]]
+"""The clips of train, validation and test, each in the order of their ids."""
+
 NAMED = 10
 """How many of the list entries without a recording a manifest names; it counts all of them."""
-
-
-def speaker_of(clip: str) -> str:
-    """Returns the speaker of a clip: the part of the name before `_nohash_`, or else the whole name.
-
-    Args:
-        clip: a clip id, `<word>/<speaker>_nohash_<n>.wav`. A copy in another format (.flac) has the same speaker.
-    """
-    name = clip.rsplit("/", 1)[-1]
-    if "_nohash_" not in name and "_nohash_" in name.lower():
-        name = name.lower()  # old file systems make it 0A7C2A8D_NOHASH_0.WAV
-    speaker, found, _ = name.partition("_nohash_")
-    return speaker if found else PurePosixPath(name).with_suffix(".wav").name
-
-
-def names_speaker(clip: str) -> bool:
-    """Tells whether the name of a clip contains its speaker."""
-    return "_nohash_" in clip.lower()
 
 
 def split_of_speaker(speaker: str, validation_percent: float = 10, test_percent: float = 10) -> str:
@@ -54,13 +42,13 @@ class Lists:
     """The splits that the lists of a data set assign to its clips."""
 
     split_of: Mapping[str, str]
-    """The split of every listed clip."""
+    """The split of every listed clip, by its file."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """For the manifest, by the name of the list: its entries, and how many match, are of other words, or match
     nothing."""
 
 
-def read_lists(lists: Mapping[str, Path], clips: Sequence[str]) -> Lists:
+def read_lists(lists: Mapping[str, Path], clips: Sequence[Clip]) -> Lists:
     """Finds the clips that split lists name, allowing for differences in spelling; logs how many entries match.
 
     An entry is a path that ends in `<word>/<name>`. Leading folders, slashes or backslashes, case and the file suffix
@@ -69,13 +57,13 @@ def read_lists(lists: Mapping[str, Path], clips: Sequence[str]) -> Lists:
 
     Args:
         lists: the list files, by split.
-        clips: clip ids of all chosen words.
+        clips: the clips of all chosen words.
     """
-    exactly = set(clips)
+    exactly = {clip.file for clip in clips}
     alike: dict[str, list[str]] = {}
     for clip in clips:
-        alike.setdefault(_key(clip), []).append(clip)
-    words = {clip.split("/")[0].casefold() for clip in clips}
+        alike.setdefault(_key(clip.file), []).append(clip.file)
+    words = {clip.word.casefold() for clip in clips}
     split_of: dict[str, str] = {}
     loosely: dict[str, str] = {}
     figures: dict[str, Any] = {}
@@ -85,15 +73,15 @@ def read_lists(lists: Mapping[str, Path], clips: Sequence[str]) -> Lists:
         without: list[str] = []
         twice: list[str] = []
         for number, entry in read_list(path):
-            clip = "/".join(PurePosixPath(entry.replace("\\", "/")).parts[-2:])
-            found = alike.get(_key(clip), [])
-            if clip in exactly:  # a copy in another format goes with it
-                found = [one for one in found if _stem(one) == _stem(clip)]
+            file = "/".join(PurePosixPath(entry.replace("\\", "/")).parts[-2:])
+            found = alike.get(_key(file), [])
+            if file in exactly:  # a copy in another format goes with it
+                found = [one for one in found if _stem(one) == _stem(file)]
             twice += [one for one in found if split_of.get(one, loosely.get(one, split)) != split]
-            (split_of if clip in exactly else loosely).update(dict.fromkeys(found, split))
+            (split_of if file in exactly else loosely).update(dict.fromkeys(found, split))
             if found:
                 matched += 1
-            elif "/" in clip and clip.split("/")[0].casefold() not in words:
+            elif "/" in file and file.split("/")[0].casefold() not in words:
                 of_other_words += 1
             else:
                 without.append(f"line {number}: {entry[:200]}")
@@ -134,80 +122,78 @@ def read_list(path: Path) -> list[tuple[int, str]]:
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def by_speaker(clips: Sequence[str], lists: Lists) -> dict[str, list[str]]:
+def by_speaker(clips: Sequence[Clip], lists: Lists) -> Divided:
     """Splits clips so that each speaker is in one split only.
 
     The archive's own lists decide if they exist; otherwise the hash of the speaker does.
 
     Args:
-        clips: clip ids.
+        clips: the clips.
         lists: the splits that the lists assign to them.
-
-    Returns:
-        Clip ids of train, validation and test, each sorted.
     """
     if not lists.figures:
-        return _group({clip: split_of_speaker(speaker_of(clip)) for clip in clips})
-    return _group({clip: lists.split_of.get(clip, "train") for clip in clips})
+        return divide(clips, lambda clip: split_of_speaker(clip.group))
+    return divide(clips, lambda clip: lists.split_of.get(clip.file, "train"))
 
 
-def speakers_in_two_splits(divided: Mapping[str, Sequence[str]]) -> dict[str, int]:
+def speakers_in_two_splits(divided: Mapping[str, Sequence[Clip]]) -> dict[str, int]:
     """Counts leaks between splits: training speakers who are also in validation or test, and their clips there.
 
-    Only clips with `_nohash_` in their name are counted, as others do not name their speaker.
+    Only clips whose speaker is known are counted.
     """
-    train = {speaker_of(clip) for clip in divided["train"] if names_speaker(clip)}
-    others = [clip for split in SPLITS if split != "train" for clip in divided[split] if names_speaker(clip)]
-    leaks = [clip for clip in others if speaker_of(clip) in train]
-    return {"speakers": len({speaker_of(clip) for clip in leaks}), "clips": len(leaks)}
+    train = {clip.speaker for clip in divided["train"] if clip.speaker}
+    leaks = [clip.speaker for split in SPLITS if split != "train" for clip in divided[split] if clip.speaker in train]
+    return {"speakers": len(set(leaks)), "clips": len(leaks)}
 
 
 FEW_CLIPS = 1000
 """Below this number of clips, 2 or 3 % of them are too few to choose an epoch by, and to compare two models on."""
 
 
-def are_few(clips: Sequence[str]) -> bool:
+def are_few(clips: Sequence[Clip]) -> bool:
     """Tells whether `at_random` splits each word by itself."""
     return len(clips) < FEW_CLIPS
 
 
-def at_random(clips: Sequence[str], seed: int = 41) -> dict[str, list[str]]:
+def at_random(clips: Sequence[Clip], seed: int = 41) -> Divided:
     """Splits clips 95/3/2 % at random, regardless of speakers; fewer than 1,000 clips 80/10/10 %, each word by itself.
 
     Clips are ordered by a hash of the seed and their id, so that neither the machine nor the order of files matters. Of
     few clips, each word with at least three has one in each split.
-
-    Returns:
-        Clip ids of train, validation and test, each sorted.
     """
-    order = sorted(clips, key=lambda clip: hashlib.sha256(f"{seed}/{clip}".encode()).digest())
-    split = dict.fromkeys(order, "train")
+    order = sorted(clips, key=lambda clip: hashlib.sha256(f"{seed}/{clip.id}".encode()).digest())
+    split: dict[str, str] = {}
     if not are_few(clips):
         groups, shares = [order], (0.03, 0.02)
     else:
-        by_word: dict[str, list[str]] = {}
+        by_word: dict[str, list[Clip]] = {}
         for clip in order:
-            by_word.setdefault(clip.split("/")[0], []).append(clip)
+            by_word.setdefault(clip.word, []).append(clip)
         groups, shares = [group for group in by_word.values() if len(group) >= 3], (0.1, 0.1)
     for group in groups:
         num_validation, num_test = (max(1, round(share * len(group))) for share in shares)
-        split.update(dict.fromkeys(group[:num_validation], "validation"))
-        split.update(dict.fromkeys(group[num_validation : num_validation + num_test], "test"))
-    return _group(split)
+        split.update((clip.id, "validation") for clip in group[:num_validation])
+        split.update((clip.id, "test") for clip in group[num_validation : num_validation + num_test])
+    return divide(clips, lambda clip: split.get(clip.id, "train"))
 
 
-def _group(split: Mapping[str, str]) -> dict[str, list[str]]:
-    return {name: sorted(clip for clip, of in split.items() if of == name) for name in SPLITS}
+def divide(clips: Iterable[Clip], split_of: Callable[[Clip], str]) -> Divided:
+    """Gives every clip its split, and returns the clips of each in the order of their ids."""
+    divided: Divided = {name: [] for name in SPLITS}
+    for clip in sorted(clips, key=attrgetter("id")):
+        split = split_of(clip)
+        divided[split].append(dataclasses.replace(clip, split=split))
+    return divided
 
 
-def _key(clip: str) -> str:
-    """Returns a clip id without its suffix, in lower case and Unicode normal form C."""
-    return _stem(unicodedata.normalize("NFC", clip).casefold())
+def _key(file: str) -> str:
+    """Returns a file name without its suffix, in lower case and Unicode normal form C."""
+    return _stem(unicodedata.normalize("NFC", file).casefold())
 
 
-def _stem(clip: str) -> str:
-    stem, _, suffix = clip.rpartition(".")
-    return stem if f".{suffix.lower()}" in SUFFIXES else clip
+def _stem(file: str) -> str:
+    stem, _, suffix = file.rpartition(".")
+    return stem if f".{suffix.lower()}" in SUFFIXES else file
 
 
 def _decode(line: bytes) -> str:

@@ -11,12 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kws.config import SPLITS
-from kws.download.recordings import list_recordings
-from kws.preprocess import splits
-from kws.preprocess.splits import Lists, read_lists
+from kws.data import splits
+from kws.data.clip import Clip
+from kws.data.folder import clip_of
+from kws.data.sources import list_recordings
+from kws.data.splits import Divided, Lists, read_lists
 
 NO_LISTS = Lists(split_of={})
-CLIPS = ["no/b_nohash_0.WAV", "yes/a_nohash_0.wav", "yes/b_nohash_0.flac", "yes/b_nohash_1.flac"]
+
+
+def clips_of(*files: str) -> list[Clip]:
+    return [clip_of(file) for file in files]
+
+
+def ids(divided: Divided) -> dict[str, list[str]]:
+    return {split: [clip.id for clip in clips] for split, clips in divided.items()}
+
+
+CLIPS = clips_of("no/b_nohash_0.WAV", "yes/a_nohash_0.wav", "yes/b_nohash_0.flac", "yes/b_nohash_1.flac")
 
 
 @pytest.mark.parametrize(
@@ -55,19 +67,12 @@ def test_lists_of_the_real_archive_are_what_the_hash_gives(real_corpus: Path) ->
     assert all(listed[name] for name in SPLITS)
 
 
-def test_speaker_of_a_clip_is_what_stands_before_nohash() -> None:
-    assert splits.speaker_of("yes/0a7c2a8d_nohash_12.wav") == "0a7c2a8d"
-    assert splits.speaker_of("yes/my_own_voice.wav") == "my_own_voice.wav"
-    assert splits.speaker_of("YES/0A7C2A8D_NOHASH_12.WAV") == "0a7c2a8d"
-    assert splits.speaker_of("yes/Anna_nohash_1.wav") == "Anna"
-    assert splits.speaker_of("yes/my_own_voice.flac") == "my_own_voice.wav"  # a copy in another format
-
-
 def test_no_speaker_is_in_two_splits() -> None:
-    clips = [f"{word}/{n:08x}_nohash_{take}.wav" for word in ("yes", "no") for n in range(300) for take in range(2)]
-    divided = splits.by_speaker(clips, NO_LISTS)
-    assert sorted(clip for part in divided.values() for clip in part) == sorted(clips)
-    speakers = [{splits.speaker_of(clip) for clip in divided[name]} for name in SPLITS]
+    files = [f"{word}/{n:08x}_nohash_{take}.wav" for word in ("yes", "no") for n in range(300) for take in range(2)]
+    divided = splits.by_speaker(clips_of(*files), NO_LISTS)
+    assert sorted(clip.id for part in divided.values() for clip in part) == sorted(files)
+    assert all(clip.split == split for split, part in divided.items() for clip in part)
+    speakers = [{clip.speaker for clip in divided[name]} for name in SPLITS]
     assert all(speakers)
     assert sum(len(some) for some in speakers) == len(set.union(*speakers)) == 300
 
@@ -75,7 +80,7 @@ def test_no_speaker_is_in_two_splits() -> None:
 def test_lists_decide_where_there_are_any(tmp_path: Path) -> None:
     (tmp_path / "validation_list.txt").write_text("yes/a_nohash_0.wav\nno/a_nohash_0.wav\n")
     (tmp_path / "testing_list.txt").write_text("yes/b_nohash_0.wav\r\nother/z_nohash_0.wav\r\n")
-    clips = [f"yes/{speaker}_nohash_0.wav" for speaker in "dcba"]
+    clips = clips_of(*(f"yes/{speaker}_nohash_0.wav" for speaker in "dcba"))
     lists = read_lists(list_recordings(tmp_path).lists, clips)
     assert lists.figures["validation_list.txt"] == {
         "entries": 2,
@@ -85,7 +90,7 @@ def test_lists_decide_where_there_are_any(tmp_path: Path) -> None:
         "first": [],
         "twice": 0,
     }
-    assert splits.by_speaker(clips, lists) == {
+    assert ids(splits.by_speaker(clips, lists)) == {
         "train": ["yes/c_nohash_0.wav", "yes/d_nohash_0.wav"],
         "validation": ["yes/a_nohash_0.wav"],
         "test": ["yes/b_nohash_0.wav"],
@@ -156,10 +161,10 @@ def test_entries_without_a_recording_are_named_with_their_lines(
 
 
 def test_entry_that_is_exact_means_that_recording_and_its_copies_in_other_formats(tmp_path: Path) -> None:
-    clips = ["yes/A.wav", "yes/a.flac", "yes/a.wav", "yes/j\u00e4.wav"]
+    files = ["yes/A.wav", "yes/a.flac", "yes/a.wav", "yes/j\u00e4.wav"]
     path = tmp_path / "testing_list.txt"
     path.write_text("yes/a.wav\nyes/ja\u0308.wav")
-    assert read_lists({"test": path}, clips).split_of == dict.fromkeys(["yes/a.wav", "yes/a.flac", clips[3]], "test")
+    assert read_lists({"test": path}, clips_of(*files)).split_of == dict.fromkeys(files[1:], "test")
 
 
 def test_recording_in_both_lists_is_in_the_test_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -173,15 +178,15 @@ def test_recording_in_both_lists_is_in_the_test_split(tmp_path: Path, caplog: py
 
 def test_speakers_who_train_and_test_are_counted() -> None:
     divided = {
-        "train": ["yes/a_nohash_0.wav", "yes/b_nohash_0.wav", "yes/take1.wav"],
-        "validation": ["no/a_nohash_0.wav", "no/a_nohash_1.wav", "no/take1.wav"],
-        "test": ["no/b_nohash_0.wav", "no/c_nohash_0.wav"],
+        "train": clips_of("yes/a_nohash_0.wav", "yes/b_nohash_0.wav", "yes/take1.wav"),
+        "validation": clips_of("no/a_nohash_0.wav", "no/a_nohash_1.wav", "no/take1.wav"),
+        "test": clips_of("no/b_nohash_0.wav", "no/c_nohash_0.wav"),
     }
     assert splits.speakers_in_two_splits(divided) == {"speakers": 2, "clips": 3}
 
 
 def test_random_split_is_the_same_for_any_order_of_files() -> None:
-    clips = [f"w/s{n}.wav" for n in range(100)]
+    clips = clips_of(*(f"w/s{n}.wav" for n in range(100)))
     divided = splits.at_random(clips)
     for _ in range(3):
         random.shuffle(clips)
@@ -189,10 +194,15 @@ def test_random_split_is_the_same_for_any_order_of_files() -> None:
 
 
 def test_random_split_is_the_same_on_any_machine() -> None:
-    divided = splits.at_random([f"w/s{n}_nohash_0.wav" for n in range(30)])
+    divided = ids(splits.at_random(clips_of(*(f"w/s{n}_nohash_0.wav" for n in range(30)))))
     assert divided["validation"] == ["w/s17_nohash_0.wav", "w/s27_nohash_0.wav", "w/s8_nohash_0.wav"]
     assert divided["test"] == ["w/s19_nohash_0.wav", "w/s21_nohash_0.wav", "w/s4_nohash_0.wav"]
-    code = "from kws.preprocess import splits; print(splits.at_random([f'w/s{n}_nohash_0.wav' for n in range(30)]))"
+    code = """
+from kws.data.folder import clip_of
+from kws.data.splits import at_random
+divided = at_random([clip_of(f"w/s{n}_nohash_0.wav") for n in range(30)])
+print({split: [clip.id for clip in clips] for split, clips in divided.items()})
+"""
     for seed in ("0", "7"):  # Python's own hash changes from process to process
         command = [sys.executable, "-c", code]
         shown = subprocess.run(command, env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
@@ -203,21 +213,21 @@ def test_random_split_is_the_same_on_any_machine() -> None:
     ("num_clips", "counts"), [(1000, (950, 30, 20)), (4043, (3841, 121, 81)), (999, (799, 100, 100)), (3, (1, 1, 1))]
 )
 def test_random_split_is_95_3_2_and_80_10_10_of_few_clips(num_clips: int, counts: tuple[int, int, int]) -> None:
-    clips = [f"w/{n}.wav" for n in range(num_clips)]
-    divided = splits.at_random(clips)
+    files = [f"w/{n}.wav" for n in range(num_clips)]
+    divided = ids(splits.at_random(clips_of(*files)))
     assert tuple(len(divided[name]) for name in SPLITS) == counts
-    assert sorted(clip for part in divided.values() for clip in part) == sorted(clips)
+    assert sorted(clip for part in divided.values() for clip in part) == sorted(files)
 
 
 def test_random_split_of_few_clips_tests_every_word() -> None:
-    clips = [f"{word}/a_nohash_{n}.wav" for word in ("hello", "bye") for n in range(20)] + ["rare/a_nohash_0.wav"]
-    divided = splits.at_random(clips)
+    files = [f"{word}/a_nohash_{n}.wav" for word in ("hello", "bye") for n in range(20)]
+    divided = splits.at_random(clips_of(*files, "rare/a_nohash_0.wav"))
     for split, count in (("train", 16), ("validation", 2), ("test", 2)):
-        words = Counter(clip.split("/")[0] for clip in divided[split])
+        words = Counter(clip.word for clip in divided[split])
         assert (words["hello"], words["bye"]) == (count, count)
-    assert "rare/a_nohash_0.wav" in divided["train"]
+    assert "rare/a_nohash_0.wav" in ids(divided)["train"]
 
 
 def test_random_split_with_another_seed_is_another() -> None:
-    clips = [f"w/{n}.wav" for n in range(100)]
+    clips = clips_of(*(f"w/{n}.wav" for n in range(100)))
     assert splits.at_random(clips, seed=42) != splits.at_random(clips)

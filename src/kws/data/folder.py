@@ -1,0 +1,111 @@
+"""The layout of Speech Commands: a folder of recordings for every word."""
+
+import logging
+import os
+from pathlib import Path
+
+from kws.config import BACKGROUND_NOISE
+from kws.data.clip import Clip
+from kws.data.listing import Listing
+from kws.data.names import is_recording, is_utf8, printable
+
+log = logging.getLogger(__name__)
+
+LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
+"""The split lists that may lie beside the word folders, by split; their case does not matter."""
+
+
+def word_folders(folder: Path) -> Listing:
+    """Lists a folder of `<word>/<recording>`, as Speech Commands is laid out.
+
+    A folder whose name begins with _ is not a word; `_background_noise_` holds long recordings of noise. The lists of
+    validation and test clips may lie beside the folders. A speaker's name stands in the file's before `_nohash_`.
+    """
+    found: dict[str, list[str]] = {}  # files by word
+    lists: dict[str, Path] = {}
+    not_read: dict[str, str] = {}
+    for entry in _scan(folder):
+        split = next((split for split, name in LISTS.items() if name == entry.name.lower()), None)
+        if _is_folder(entry):
+            recordings, others = _list_word(entry)
+            if recordings and not entry.name.isprintable():
+                others = {f"{printable(entry.name)}/": "the name of a folder must be of printable UTF-8"}
+            elif recordings and entry.name.startswith("_") and entry.name != BACKGROUND_NOISE:
+                others = {f"{entry.name}/": "the name of a word must not begin with _"}
+            elif recordings:
+                found[entry.name] = recordings
+            not_read |= others
+        elif split and _is_file(entry):
+            lists[split] = Path(entry.path)
+        elif is_recording(entry.name):
+            not_read[printable(entry.name)] = "recordings must lie in the folder of their word"
+    noise = found.pop(BACKGROUND_NOISE, [])
+    clips = {word: [clip_of(file) for file in some] for word, some in found.items()}
+    return Listing(folder=folder, clips=clips, noise=noise, lists=lists, not_read=not_read)
+
+
+def clip_of(file: str) -> Clip:
+    """Returns the clip of a recording `<word>/<speaker>_nohash_<n>.wav`: no other code knows what the names mean."""
+    word, _, name = file.rpartition("/")
+    if "_nohash_" not in name and "_nohash_" in name.lower():
+        name = name.lower()  # old file systems make it 0A7C2A8D_NOHASH_0.WAV
+    speaker, named, _ = name.partition("_nohash_")
+    return Clip(file=file, word=word, speaker=speaker if named else "")
+
+
+def list_tree(folder: Path) -> list[Path]:
+    """Returns all recordings below a folder, sorted; logs which files are not read."""
+    found: list[Path] = []
+    others: list[Path] = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = [Path(parent, name) for name in names if not name.startswith(".")]
+        found += (recordings := [path for path in paths if is_recording(path.name) and path.is_file()])
+        others += set(paths) - set(recordings)
+    if found and others:
+        listed = ", ".join(printable(path) for path in sorted(others)[:3])
+        log.warning(
+            "%s: %d files not read, as they are no recordings by their names: %s%s",
+            printable(folder),
+            len(others),
+            listed,
+            " …" if len(others) > 3 else "",
+        )
+    return sorted(found)
+
+
+def _list_word(folder: "os.DirEntry[str]") -> tuple[list[str], dict[str, str]]:
+    """Returns the files in a word folder, sorted, and the other files with the reasons why they are not read."""
+    found: list[str] = []
+    others: dict[str, str] = {}
+    for entry in _scan(folder):
+        name = f"{folder.name}/{entry.name}"
+        if not is_recording(entry.name):
+            kind = "a folder in the folder of a word" if _is_folder(entry) else "no recording by its name"
+            others[printable(name)] = f"it is {kind}"
+        elif not is_utf8(entry.name):
+            others[printable(name)] = "its name is not UTF-8 (rename it)"
+        elif not _is_file(entry):
+            others[name] = "it is no regular file"
+        else:
+            found.append(name)
+    return found, others
+
+
+def _scan(folder: "Path | os.DirEntry[str]") -> list["os.DirEntry[str]"]:
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # for example a symbolic link to itself
+        return False
+
+
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
