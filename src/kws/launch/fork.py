@@ -68,8 +68,8 @@ class Group:
             rank, status = self.ranks.pop(process), os.waitstatus_to_exitcode(state)
             if status and failed is None:
                 failed = (rank, status)
-                how = f"exit status {status}" if status > 0 else f"Signal {-status} ({signal.Signals(-status).name})"
-                print(f"training process {rank}: {how} received by PID {process}", file=sys.stderr)
+                # In torchrun's words, which `kws.launch.output` knows.
+                print(f"failed (exitcode: {status}) local_rank: {rank} (pid: {process})", file=sys.stderr, flush=True)
                 self.end()
         return failed
 
