@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 STEPS = ("download", "preprocess", "train", "evaluate", "promote")
-ROOMS = ("download", "preprocess", "model", "launch", "train", "evaluate", "promote", "serve")
+ROOMS = ("data", "download", "preprocess", "model", "kube", "launch", "train", "evaluate", "promote", "serve")
 HANDED_ON = ("datasets/", "tensors/", "runs/", "report")
 WIDTH, GAP, LINE = 1.75, 0.65, 0.215
 """Inches: the width of a box, the gap between two, the height of a line of text."""
