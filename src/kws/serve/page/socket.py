@@ -25,7 +25,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from kws.model.detector import Detector, Thresholds, Window, reported
 from kws.model.predict import AnyRecognizer
-from kws.preprocess.features import mel_filters
+from kws.preprocess.numpy_features import mel_filters
 
 MOST_BYTES = 1 << 18
 """Largest size of a message: 8 s of sound."""
