@@ -87,10 +87,12 @@ class Settings:
                 require(value in choices, one.name, f"be {', '.join(choices[:-1])} or {choices[-1]}", value)
             if limits := one.metadata.get("limits"):
                 _check_limits(one.name, value, limits)
+            if isinstance(value, float):
+                require(math.isfinite(value), one.name, "be finite", value)
 
 
 def _is_of(value: object, kind: Any) -> bool:
-    """Tells whether a value has the type of a field; an int counts as a float, and floats must be finite."""
+    """Tells whether a value has the type of a field; an int counts as a float."""
     if isinstance(kind, types.UnionType):
         return any(_is_of(value, one) for one in get_args(kind))
     origin, kinds = get_origin(kind), get_args(kind)
@@ -104,7 +106,7 @@ def _is_of(value: object, kind: Any) -> bool:
     if kind is Any:
         return True
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
     return type(value) is kind
 
 

@@ -44,7 +44,7 @@ CONFIGS = (FeatureConfig, ModelConfig, AugmentConfig, TrainConfig, Recipe, Pipel
         (PipelineConfig, {"split": "word"}, "split must be speaker or random, got 'word'"),
         (PipelineConfig, {"min_accuracy": 80.0}, "min_accuracy must be between 0 and 1, got 80.0"),
         (PipelineConfig, {"num_nodes": 0}, "num_nodes must be positive, got 0"),
-        (SynthesizeConfig, {"clips_per_word": 2}, "clips_per_word must be at least 3, a voice for every split, got 2"),
+        (SynthesizeConfig, {"clips_per_word": 2}, "clips_per_word must be at least 3, got 2"),
     ],
 )
 def test_value_out_of_range_is_refused_with_name_rule_and_value(

@@ -225,9 +225,9 @@ class Decider:
         scores = probabilities[self._targets]
         above = scores >= self._thresholds
         quiet = time < self._quiet_until
+        self._armed |= time - self._last_above > REARM_SECONDS + 1e-6  # also if the windows between were left out
         candidates = np.where(above & self._armed & ~quiet, scores, -1)
         self._last_above[above] = time
-        self._armed |= time - self._last_above >= REARM_SECONDS - 1e-6
         self._armed &= ~(above & quiet)
         which = int(candidates.argmax())
         score = float(candidates[which])

@@ -101,7 +101,7 @@ def test_accuracy_that_is_none_is_refused_before_anything_is_written(
         promote(
             tmp_path / "model.pth", tone_tensors, tmp_path / "evaluation.json", tmp_path / "report.html", data_root, 0.5
         )
-    assert not data_root.exists()
+    assert not (data_root / "models").exists()
 
 
 def test_accuracy_that_is_just_reached_is_enough(publish: Publish, expert: Recognizer) -> None:
@@ -330,4 +330,4 @@ def test_figures_without_accuracy_are_refused(
         (tmp_path / "evaluation.json").write_text(content)
         with pytest.raises(ValueError, match=r"evaluation.json must have accuracy \(float\), got "):
             promote(tmp_path / "model.pth", tone_tensors, tmp_path / "evaluation.json", tmp_path, data_root, 0.5)
-    assert not data_root.exists()
+    assert not (data_root / "models").exists()
