@@ -26,6 +26,7 @@ RIGHT = [(141, ""), (2, FULL)]
 """Status and standard error at a closed pipe, and at a full disk."""
 
 BENCHMARKS = (
+    "benchmarks.gpu",
     "benchmarks.__main__",
     "benchmarks.step_parts",
     "benchmarks.torture",

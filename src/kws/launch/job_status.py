@@ -9,7 +9,7 @@ from typing import Any, Literal
 from kws.kube.errors import KubeError, NotFound
 from kws.kube.pods import Pod, by_time, ending, event_time, failures, waiting_reason, words
 from kws.launch.job import HOPELESS_STATUS, ORPHANED_STATUS, LaunchError
-from kws.launch.kinds.kind import JobKind
+from kws.launch.kinds.job_kind import JobKind
 from kws.launch.kinds.pod import FINGERPRINT, LABELS
 
 OUT_OF_MEMORY = "OOMKilled"

@@ -32,7 +32,7 @@ from kws.launch.job_status import (
     on_conflict,
     verdict,
 )
-from kws.launch.kinds.kind import JobKind
+from kws.launch.kinds.job_kind import JobKind
 from kws.launch.output import LOGS
 
 PATIENCE_SECONDS = 600.0

@@ -33,6 +33,7 @@ WAITING = {
     "_unique2",
     "repeat_interleave",
     "equal",
+    "index by a mask",
 }
 """Operators that bring a value to the host, or whose result has a shape that depends on values."""
 
@@ -47,7 +48,13 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         tensors = [tensor for tensor in torch.utils._pytree.tree_leaves(result) if isinstance(tensor, Tensor)]
-        self.seen.append((func.overloadpacket.__name__, [tuple(tensor.shape) for tensor in tensors]))
+        name = func.overloadpacket.__name__
+        if name.startswith("index") and any(
+            isinstance(given, Tensor) and given.dtype == torch.bool
+            for given in torch.utils._pytree.tree_leaves(args[1])
+        ):
+            name = "index by a mask"  # which looks for the places that are set, as nonzero does
+        self.seen.append((name, [tuple(tensor.shape) for tensor in tensors]))
         return result
 
 
@@ -103,7 +110,12 @@ def test_an_operator_that_waits_is_seen() -> None:
     with Operators() as operators:
         float(torch.ones(3).sum())
         torch.ones(3)[torch.ones(3) > 0]
-    assert WAITING & {operator for operator, _ in operators.seen} == {"_local_scalar_dense", "nonzero"}
+        torch.ones(3).nonzero()
+    assert WAITING & {operator for operator, _ in operators.seen} == {
+        "_local_scalar_dense",
+        "index by a mask",
+        "nonzero",
+    }
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

@@ -7,7 +7,7 @@ from typing import Any
 from kws.kube.client import Resource, own_namespace
 from kws.launch.cluster_config import ClusterConfig
 from kws.launch.job import Training
-from kws.launch.kinds.kind import JobKind
+from kws.launch.kinds.job_kind import JobKind
 from kws.launch.kinds.pod import (
     FINGERPRINT,
     LABELS,
