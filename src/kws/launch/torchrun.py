@@ -1,4 +1,4 @@
-"""Trains on this machine: starts one training process, or several as torchrun would, and waits for their end."""
+"""Trains on this machine: starts torchrun, or a single training process, and waits for its end."""
 
 import contextlib
 import errno
@@ -40,10 +40,9 @@ network or a volume are OSError or RuntimeError."""
 
 @dataclass(frozen=True, kw_only=True)
 class TorchrunLauncher:
-    """Trains on this machine, in a process group of its own: in several processes, or a single one.
+    """Trains on this machine, in a process group of its own: several processes under torchrun, or a single one.
 
-    Several are forks of one process (see `kws.launch.fork`): torchrun itself would take as much memory as torch, and
-    seconds to start.
+    A single process needs no torchrun, which would take as much memory as torch itself and seconds to start.
     """
 
     module: str = TRAINER
@@ -65,21 +64,21 @@ class TorchrunLauncher:
             )
         with tempfile.TemporaryDirectory(prefix="kws-torchrun-") as folder:
             error_file = Path(folder) / "error.json"
-            trainee = [self.module, *job.arguments]
+            trainee = ["-m", self.module, *job.arguments]
             is_alone = job.processes_per_node == 1
             torchrun = (
                 []
                 if is_alone
                 else [
                     "-m",
-                    "kws.launch.fork",
+                    "torch.distributed.run",
+                    "--standalone",
                     f"--nproc-per-node={job.processes_per_node}",
                     f"--max-restarts={self.max_restarts}",
                     f"--log-dir={folder}",
-                    "--run",
                 ]
             )
-            command = [sys.executable, *(torchrun or ["-m"]), *trainee]
+            command = [sys.executable, *torchrun, *trainee]
             changes = {
                 **({} if is_alone else FRESH_STORE),
                 # By default torchrun gives several processes one thread each, and a single process all cores.

@@ -160,7 +160,7 @@ def test_a_killed_process_is_started_again_and_training_succeeds(notes: Path, tm
         "attempt1-1": reached,
     }
     started = json.loads(manifest.read_text())
-    assert started["command"][-3:] == ["trainee", "die", str(notes)]
+    assert started["command"][-4:] == ["-m", "trainee", "die", str(notes)]
     assert started["env"]["OMP_NUM_THREADS"] == str(threads)
 
 
