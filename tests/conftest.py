@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,13 @@ LONG_FILES = ("test_speech_commands.py", "test_trainer.py", "test_torture.py", "
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Moves the long files to the front; all else keeps its order (--no-loadscope-reorder)."""
     items.sort(key=lambda item: item.path.name not in LONG_FILES)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heed_ctrl_c() -> None:
+    """Lets the processes that tests start heed Ctrl-C: workers of pytest-xdist and scripts in the background ignore it,
+    and what a process ignores its children ignore, too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
