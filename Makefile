@@ -44,7 +44,7 @@ serve: $(READY) ## serve a champion at http://127.0.0.1:8080: DATA_ROOT=var/demo
 setup: $(READY) ## create .venv from uv.lock (the other targets do so when it is missing)
 
 $(READY): pyproject.toml uv.lock
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) must be installed, got none; name another: make PYTHON=/path/to/python3.12"; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) must be installed, got none; name another: make PYTHON=/path/to/python3.13"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
@@ -62,7 +62,7 @@ lint: $(READY) ## ruff, mypy --strict, import-linter
 test: $(READY) ## run all quick tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
-bench: $(READY) ## measure speed against alternatives (3 minutes; a table and var/bench.json): ARGS="--rows … --quick"
+bench: $(READY) ## measure speed against alternatives (3 to 10 minutes; a table and var/bench.json): ARGS="--rows … --quick"
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 e2e: $(READY) ## test training and whole runs that are killed, stopped, shrunk and grown (10 minutes)
