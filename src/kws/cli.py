@@ -290,10 +290,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.stream:
         return _evaluate_streams(options)
     from kws import files
-    from kws.data.names import printable
     from kws.evaluate.accuracy import evaluate_recordings, save_confusion
     from kws.evaluate.report import write_report
     from kws.model.predict import load
+    from kws.text import printable
 
     recognizer = load(options.model)
     evaluation, unreadable = evaluate_recordings(recognizer, options.recordings)
@@ -334,8 +334,8 @@ def _add_predict(add: Add) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from kws.data.names import one_line
     from kws.model.predict import expand, load, predict
+    from kws.text import one_line
 
     require(options.top > 0, "top", "be positive", options.top)
     recognizer = load(options.model)

@@ -7,7 +7,8 @@ from pathlib import Path
 from kws.config import BACKGROUND_NOISE
 from kws.data.clip import Clip
 from kws.data.listing import Listing
-from kws.data.names import is_recording, is_utf8, printable
+from kws.data.names import is_recording, is_utf8
+from kws.text import printable
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kws.data.clip import Clip
-from kws.data.names import printable
+from kws.text import printable
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from kws.config import SPLITS
 from kws.data.clip import Clip
-from kws.data.names import SUFFIXES, printable
+from kws.data.names import SUFFIXES
+from kws.text import printable
 
 log = logging.getLogger(__name__)
 

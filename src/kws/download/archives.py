@@ -21,8 +21,9 @@ from typing import IO, Any, cast
 
 from kws import files
 from kws.data.listing import NAMED
-from kws.data.names import is_utf8, printable
+from kws.data.names import is_utf8
 from kws.progress import progress
+from kws.text import printable
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 

@@ -19,12 +19,12 @@ from kws import files
 from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL
 from kws.data.digest import content_digest, listing_digest, read_manifest
 from kws.data.listing import Listing
-from kws.data.names import printable
 from kws.data.sources import list_recordings
 from kws.download.archives import EXTRACTED, SUFFIXES, ArchiveError, require_space, unpack
 from kws.download.transfer import Remote, decoded, discard, fetch, look
 from kws.progress import progress
 from kws.settings import require
+from kws.text import printable
 from kws.volume import require_volume
 
 log = logging.getLogger(__name__)

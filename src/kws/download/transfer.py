@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from kws import files
-from kws.data.names import one_line
 from kws.download.archives import ALWAYS, CHUNK, COMPRESSIONS, EXTRACTED, RATIO, ZIP, decompress, require_space
 from kws.progress import progress
+from kws.text import one_line
 
 log = logging.getLogger(__name__)
 

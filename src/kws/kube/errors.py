@@ -3,8 +3,9 @@
 import contextlib
 import json
 import re
-import unicodedata
 from collections.abc import Iterator
+
+from kws.text import one_line
 
 MAX_WORDS = 300
 """Longest text, in characters, that is taken for the words of a server; a longer one is a page."""
@@ -66,7 +67,7 @@ def error_of(status: int, reason: str, body: bytes | str | None) -> KubeError:
         text = str(json.loads(text)["message"])
     except (ValueError, KeyError, TypeError):
         text = "" if text.lstrip().startswith("<") or len(text) > MAX_WORDS else text
-    words = _printable(" ".join(text.split()) or reason or "")
+    words = one_line(" ".join(text.split()) or reason or "")
     if status in (0, 408, 429) or status >= 500:
         return Unreachable(words, status)
     return {404: NotFound, 409: Conflict}.get(status, Refused)(words, status)
@@ -92,11 +93,4 @@ def no_answer(error: Exception) -> Unreachable:
     urllib3 puts the pool of connections in front of it, and an address in memory in front of that.
     """
     cause = str(getattr(error, "reason", None) or error)
-    return Unreachable(_printable(re.sub(r"^(<[^>]*>|HTTPS?Connection\w*\([^)]*\)): ", "", cause)))
-
-
-def _printable(text: str) -> str:
-    """Escapes control characters, some of which would command a terminal."""
-    return "".join(
-        char.encode("unicode_escape").decode() if unicodedata.category(char) == "Cc" else char for char in text
-    )
+    return Unreachable(one_line(re.sub(r"^(<[^>]*>|HTTPS?Connection\w*\([^)]*\)): ", "", cause)))

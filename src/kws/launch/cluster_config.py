@@ -159,8 +159,3 @@ def read_settings(text: str, *needed: str) -> dict[str, Any]:
 def claim_name(environment: Mapping[str, str]) -> str:
     """Returns the claim that an environment, such as `os.environ`, names; by default that of manifests/base."""
     return environment.get(CLAIM_VARIABLE) or CLAIM
-
-
-def cores(quantity: str) -> float:
-    """Converts a Kubernetes quantity to a number of cores: "500m" is 0.5."""
-    return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)

@@ -20,7 +20,8 @@ from kws.kube.client import EVENTS, PODS, WORKFLOWS, Api, echo, own_namespace
 from kws.kube.errors import Conflict, KubeError, NotFound, Refused, Unreachable
 from kws.kube.pod_logs import PodLog
 from kws.kube.pods import has_ended, waiting_reason
-from kws.launch.cluster_config import ClusterConfig, cores
+from kws.kube.quantities import amounts
+from kws.launch.cluster_config import ClusterConfig
 from kws.launch.job import LaunchError, Training
 from kws.launch.job_status import (
     explain,
@@ -106,7 +107,7 @@ class ClusterLauncher:
 
     def cores_and_gpus(self) -> tuple[float, int]:
         """Returns what each pod asks for; see `Launcher.cores_and_gpus`."""
-        return cores(self.config.cpu), self.config.gpus_per_node
+        return float(amounts({"cpu": self.config.cpu})["cpu"]), self.config.gpus_per_node
 
     def clean_up(self, job: Training) -> None:
         """Deletes the job of an earlier attempt, which may have ended meanwhile; see `Launcher.clean_up`."""

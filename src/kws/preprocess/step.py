@@ -23,7 +23,6 @@ from kws.data import classes, digest, splits
 from kws.data.clip import Clip
 from kws.data.index import Index
 from kws.data.listing import Listing
-from kws.data.names import printable
 from kws.data.sources import list_recordings
 from kws.data.splits import Divided
 from kws.preprocess.audio import read, read_waveform
@@ -32,6 +31,7 @@ from kws.preprocess.tensors import INDEX, SCHEMA
 from kws.progress import progress
 from kws.recipe import FeatureConfig, Recipe
 from kws.settings import require
+from kws.text import printable
 from kws.volume import require_volume
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from kws.data.clip import Clip
 from kws.data.digest import content_digest, known_digest, listing_digest, read_manifest
 from kws.data.folder import clip_of, list_tree
 from kws.data.listing import Listing
-from kws.data.names import printable
 from kws.data.sources import list_recordings
+from kws.text import printable
 
 
 def make(folder: Path, *names: str) -> Path:

@@ -4,7 +4,8 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from kws.launch.cluster_config import ClusterConfig, cores
+from kws.kube.quantities import amounts
+from kws.launch.cluster_config import ClusterConfig
 from kws.launch.job import FRESH_STORE, TRAINER, Training
 from kws.settings import require
 
@@ -55,7 +56,7 @@ def environment_of(job: Training, config: ClusterConfig) -> dict[str, str]:
     """Returns the environment variables of a pod."""
     return {
         "HOME": "/tmp",  # the only writable folder besides the volume; caches go there
-        "OMP_NUM_THREADS": str(max(1, int(cores(config.cpu)) // job.processes_per_node)),
+        "OMP_NUM_THREADS": str(max(1, int(amounts({"cpu": config.cpu})["cpu"]) // job.processes_per_node)),
         **FRESH_STORE,
         **config.env,
     }
