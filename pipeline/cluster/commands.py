@@ -23,6 +23,7 @@ from pipeline.cluster import models, runs, schedules
 from pipeline.cluster.connect import Cluster, explained, kubeflow_errors
 from pipeline.cluster.fit import require_fit
 from pipeline.cluster.follow import PATIENCE_MINUTES, Following
+from pipeline.cluster.install import FOLDERS, install
 from pipeline.cluster.results import out
 from pipeline.cluster.volumes import HostVolume, Volume, reader_pod
 from pipeline.compiling import compile_to
@@ -102,6 +103,11 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
     add("schedules", _schedules, where)
     flag = add("unschedule", _unschedule, where)
     flag("--name", default=runs.EXPERIMENT, help="name or id of the schedule" + DEFAULT)
+
+    flag = add("install", _install, where, built)
+    folder = "what to apply (default: on kind what kind-up applies; in kubeflow storage-class, elsewhere profile)"
+    flag("--overlay", choices=tuple(FOLDERS), default="", help=folder)
+    flag("--storage-class", default="", help="of the volume; it must have ReadWriteMany (default: that of the cluster)")
 
     flag = add("pull", _pull, volume, where)
     flag("--version", default="champion", help="a folder of models/ (default: champion, the one in use)")
@@ -184,7 +190,7 @@ def _pods() -> argparse.ArgumentParser:
         default = next(field.default for field in dataclasses.fields(ClusterConfig) if field.name == name)
         group.add_argument(f"--{name}", default="", metavar=name.upper(), help=f"{docs[name]} (default: {default})")
     launcher = "the job that trains: pytorchjob, of the training operator, or trainjob, of Kubeflow Trainer v2 (first "
-    launcher += "kubectl apply -k manifests/trainer-v2) (default: the environment variable KWS_LAUNCHER, or pytorchjob)"
+    launcher += "python -m pipeline install --overlay trainer-v2) (default: the variable KWS_LAUNCHER, or pytorchjob)"
     group.add_argument("--launcher", choices=JOBS, default="", help=launcher)
     return parser
 
@@ -289,6 +295,17 @@ def _unschedule(options: Options) -> None:
     schedules.unschedule(cluster_of(options), options.name)
 
 
+def _install(options: Options) -> None:
+    """Apply the manifests that the pipeline needs on a cluster. They can be applied again at any time.
+
+    The claim of the volume, the rights of the steps, network policies, a quota, TensorBoard; or the runtime of Kubeflow
+    Trainer v2, or the server as an InferenceService. Images are those of this revision. A claim that exists is kept.
+    """
+    images = docker_images.image_names(registry=options.registry, device=options.device)
+    claim = claim_name(os.environ)
+    install(cluster_of(options), images, claim=claim, overlay=options.overlay, storage_class=options.storage_class)
+
+
 def _local_root(options: Options) -> Path | None:
     """Returns the folder of this machine that is the volume; None if there is none.
 
@@ -330,7 +347,7 @@ def _deploy(options: Options) -> None:
     """
     cluster = cluster_of(options)
     image = options.image or docker_images.image_names(registry=options.registry)["serving"]
-    models.deploy(cluster.kubectl, namespace=cluster.namespace, image=image, claim=claim_name(os.environ))
+    models.deploy(cluster, image=image, claim=claim_name(os.environ))
 
 
 def _models(options: Options) -> None:

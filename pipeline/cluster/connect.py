@@ -75,15 +75,13 @@ class Cluster:
             return Api.of_kubeconfig(self.context)
         return None
 
-    def read(self, path: str) -> bytes:
-        """Reads a path of Kubeflow Pipelines for which its client has no call.
+    def kubernetes(self) -> Api:
+        """Returns the Kubernetes API, for what cannot do without.
 
         Raises:
-            KubeError: there is nothing, or no answer.
-            ClusterError: there is neither kubeconfig nor host.
+            ValueError: kubeconfig has no such context.
+            ClusterError: there is no kubeconfig.
         """
-        if self.host:
-            return Api.at(self.host, self.ca_file, self.token if self.token_file else None).read(f"/{path}")
         if self.api is None and self.context:
             raise ValueError(
                 f"context must be one of kubeconfig (kubectl config get-contexts lists them), got {self.context!r}"
@@ -93,7 +91,25 @@ class Cluster:
                 "a cluster must be named by kubeconfig or --host, got neither; make kind-up creates one "
                 "here, KUBECONFIG names an existing one"
             )
-        return self.api.read(f"/api/v1/namespaces/{kind.NAMESPACE}/services/ml-pipeline:http/proxy/{path}")
+        return self.api
+
+    def installing(self, overlay: str = "") -> str:
+        """Returns the command that applies manifests to this cluster."""
+        command = ["python", "-m", "pipeline", "install", *(["--overlay", overlay] if overlay else [])]
+        command += ["--namespace", self.namespace] if self.namespace != kind.NAMESPACE else []
+        command += ["--context", self.context] if self.context else []
+        return shlex.join(command)
+
+    def read(self, path: str) -> bytes:
+        """Reads a path of Kubeflow Pipelines for which its client has no call.
+
+        Raises:
+            KubeError: there is nothing, or no answer.
+            ClusterError: there is neither kubeconfig nor host.
+        """
+        if self.host:
+            return Api.at(self.host, self.ca_file, self.token if self.token_file else None).read(f"/{path}")
+        return self.kubernetes().read(f"/api/v1/namespaces/{kind.NAMESPACE}/services/ml-pipeline:http/proxy/{path}")
 
     @functools.cached_property
     def health(self) -> Mapping[str, Any]:

@@ -3,20 +3,21 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from rich.table import Column, Table
 
 from kws import files
+from kws.kube.client import CLAIMS
 from kws.launch.cluster_config import CLAIM_VARIABLE
 from kws.model import versions
+from pipeline import manifests
+from pipeline.cluster.connect import Cluster
+from pipeline.cluster.install import READY_SECONDS, wait_until_ready
 from pipeline.cluster.results import console, out
 from pipeline.cluster.volumes import Volume, reader_pod
 from pipeline.shell import ClusterError, run
 
 CHAMPION = "champion"
 DEPLOYMENT = "kws-serving"
-MANIFESTS = "manifests/serving"
-READY_SECONDS = 300
 
 
 def pull(volume: Volume, to: Path, version: str = CHAMPION) -> Path:
@@ -87,45 +88,30 @@ def _copy(volume: Volume, path: str, target: Path, digest: str) -> None:
     console.print(f"{target.name}  {files.human_bytes(target.stat().st_size)}  sha256 {digest}")
 
 
-def deploy(kubectl: Sequence[str], *, namespace: str, image: str, claim: str) -> None:
+def deploy(cluster: Cluster, *, image: str, claim: str) -> None:
     """Applies manifests/serving with an image, and waits until its pods are ready.
 
     Args:
-        kubectl: the command with its flags for cluster and namespace.
-        namespace: where the server runs; the claim must exist there.
+        cluster: where the server runs; the claim must exist in its namespace.
         image: the image of the server.
         claim: the PersistentVolumeClaim with models/.
 
     Raises:
         ClusterError: the cluster refuses, or the pods do not become ready; the message says why.
     """
-    remedy = "the server mounts the volume of the pipeline: docs/cluster.md tells how to create it"
-    run(*kubectl, "get", "persistentvolumeclaim", claim, remedy=remedy)
-    text = rendered(run("kubectl", "kustomize", MANIFESTS), namespace=namespace, image=image, claim=claim)
-    run(*kubectl, "apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
-    out.print(f"waiting for {DEPLOYMENT} in {namespace}, {image}: up to {READY_SECONDS} s")
-    remedy = (
-        f"kubectl -n {namespace} describe pods -l app.kubernetes.io/name={DEPLOYMENT} tells why; a server without a "
-        "champion is not ready until there is one"
+    if cluster.kubernetes().find(CLAIMS, cluster.namespace, claim) is None:
+        raise ClusterError(
+            f"the claim {claim} must exist in namespace {cluster.namespace}, got none; {cluster.installing()} makes it"
+        )
+    manifests.apply(
+        cluster.kubectl, manifests.rendered("serving", {"serving": image}, namespace=cluster.namespace, claim=claim)
     )
-    rollout = ("rollout", "status", f"deployment/{DEPLOYMENT}", f"--timeout={READY_SECONDS}s")
-    run(*kubectl, *rollout, timeout=READY_SECONDS + 30, remedy=remedy)
+    out.print(f"waiting for {DEPLOYMENT} in {cluster.namespace}, {image}: up to {READY_SECONDS} s", soft_wrap=True)
+    wait_until_ready(cluster, DEPLOYMENT, "a server without a champion is not ready until there is one")
     out.print(
-        f"next: kubectl -n {namespace} port-forward service/{DEPLOYMENT} 8080:80, then http://localhost:8080",
+        f"next: kubectl -n {cluster.namespace} port-forward service/{DEPLOYMENT} 8080:80, then http://localhost:8080",
         soft_wrap=True,
     )
-
-
-def rendered(text: str, *, namespace: str, image: str, claim: str) -> str:
-    """Puts namespace, image and claim into what kustomize rendered."""
-    objects = list(yaml.safe_load_all(text))
-    for thing in objects:
-        thing["metadata"]["namespace"] = namespace
-        if thing["kind"] == "Deployment":
-            spec = thing["spec"]["template"]["spec"]
-            spec["containers"][0]["image"] = image
-            spec["volumes"][0]["persistentVolumeClaim"]["claimName"] = claim
-    return yaml.safe_dump_all(objects)
 
 
 def table_of_models(volume: Volume) -> Table:

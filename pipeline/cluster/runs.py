@@ -67,7 +67,7 @@ def check_volume(cluster: Cluster, claim_name: str) -> None:
         if not cluster.host:
             raise ClusterError(
                 f"the claim {claim_name} must exist in namespace {cluster.namespace}, got none; "
-                "kubectl apply -k manifests/overlays/storage-class, or profile (see docs/cluster.md)"
+                f"{cluster.installing()} makes it"
             ) from None
         console.print(f"[yellow]no claim {claim_name} in the cluster of kubeconfig[/]; is it that of {cluster.host}?")
     except KubeError:

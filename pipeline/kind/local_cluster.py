@@ -8,15 +8,15 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from kws.kube.pods import waiting_reason
+from pipeline import manifests
 from pipeline.kind import docker_images, preflight
 from pipeline.shell import ROOT, ClusterError, docker, run, stream
 
@@ -114,17 +114,12 @@ def down() -> None:
     console.print(f"no cluster {CLUSTER} (its volume stays in {DATA_ROOT})")
 
 
-def overlay(names: Mapping[str, str]) -> str:
-    """Renders manifests/overlays/kind with the images of this revision, as YAML."""
-    objects = list(yaml.safe_load_all(run("kubectl", "kustomize", "manifests/overlays/kind")))
-    for deployment in (thing for thing in objects if thing["kind"] == "Deployment"):
-        for container in deployment["spec"]["template"]["spec"]["containers"]:
-            if container["image"].startswith("kws-runtime:"):
-                container["image"] = names["runtime"]
-    return yaml.safe_dump_all(objects)
+def overlay(names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Renders manifests/overlays/kind with the images of this revision."""
+    return manifests.rendered("overlays/kind", names, namespace=NAMESPACE)
 
 
-def apply_overlay(rendered: str) -> None:
+def apply_overlay(things: Sequence[Mapping[str, Any]]) -> None:
     """Applies a rendered overlay, over an earlier one or where a claim was deleted.
 
     A volume whose claim was deleted is bound again; it is a folder of the host, in which everything is kept.
@@ -132,8 +127,8 @@ def apply_overlay(rendered: str) -> None:
     Raises:
         ClusterError: there is a claim for another volume, which Kubernetes does not let one change.
     """
-    things = {thing["kind"]: thing for thing in yaml.safe_load_all(rendered)}
-    claim, volume = things["PersistentVolumeClaim"], things["PersistentVolume"]["metadata"]["name"]
+    by_kind = {thing["kind"]: thing for thing in things}
+    claim, volume = by_kind["PersistentVolumeClaim"], by_kind["PersistentVolume"]["metadata"]["name"]
     name, namespace = claim["metadata"]["name"], claim["metadata"]["namespace"]
     found = _find("persistentvolumeclaim", name, "-n", namespace)
     if found and found["spec"].get("volumeName") != volume:
@@ -146,7 +141,7 @@ def apply_overlay(rendered: str) -> None:
     if found and found["status"].get("phase") in ("Released", "Failed"):
         # It names the claim that there was by its uid, so that no other would get it.
         kubectl("delete", "persistentvolume", volume)
-    kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=rendered)
+    manifests.apply(["kubectl", "--context", CONTEXT], things)
 
 
 def load(names: Mapping[str, str]) -> None:

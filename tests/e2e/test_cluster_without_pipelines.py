@@ -6,6 +6,7 @@ busybox:1.35, of which sh, cat and sleep are used), in namespaces that the tests
 
 import json
 import os
+import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,7 +21,8 @@ from kws.launch.cluster_config import ClusterConfig
 from kws.launch.job import LaunchError, Training
 from kws.launch.kinds.pytorchjob import PYTORCH_JOB, build_job
 from kws.launch.submit import ClusterLauncher
-from pipeline import shell
+from pipeline import cli, manifests, shell
+from pipeline.cluster import install
 from pipeline.cluster.argo_steps import Step
 from pipeline.cluster.connect import Cluster
 from pipeline.cluster.fit import require_fit
@@ -33,6 +35,7 @@ from pipeline.shell import ClusterError
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = os.environ.get("KWS_E2E_IMAGE", "busybox:1.35")
+IMAGES = {"runtime": IMAGE, "launcher": IMAGE, "serving": IMAGE}
 SECONDS = 120
 
 pytestmark = [
@@ -60,17 +63,17 @@ def namespace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     kubectl("create", "namespace", name)
     try:
         kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
-        kubectl("apply", "--server-side", "-f", "-", stdin=overlay_in(name))
+        manifests.apply(["kubectl"], overlay_in(name))
         yield name
     finally:
         kubectl("delete", "namespace", name, "--wait=false")
         kubectl("delete", "persistentvolume", name, "--ignore-not-found", "--wait=false")
 
 
-def overlay_in(namespace: str) -> str:
+def overlay_in(namespace: str) -> list[dict[str, Any]]:
     """Renders the overlay of kind, with its objects in another namespace and its volume in another folder."""
     kept = []
-    for thing in yaml.safe_load_all(kind.overlay({"runtime": IMAGE, "launcher": IMAGE})):
+    for thing in kind.overlay(IMAGES):
         if thing["kind"] in ("Service", "Deployment"):  # node ports are the cluster's, and TensorBoard needs our image
             continue
         thing["metadata"].pop("namespace", None)
@@ -83,7 +86,7 @@ def overlay_in(namespace: str) -> str:
         if thing["kind"] != "PersistentVolume":
             thing["metadata"]["namespace"] = namespace
         kept.append(thing)
-    return yaml.safe_dump_all(kept)
+    return kept
 
 
 @pytest.fixture
@@ -99,10 +102,8 @@ def as_kind(namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("overlay", ["kind", "storage-class", "profile"])
 def test_the_cluster_accepts_every_object_of_an_overlay(overlay: str, namespace: str) -> None:
-    things = list(yaml.safe_load_all(kubectl("kustomize", str(ROOT / "manifests" / "overlays" / overlay))))
+    things = manifests.rendered(f"overlays/{overlay}", IMAGES, namespace=namespace)
     for thing in things:
-        if thing["kind"] != "PersistentVolume":
-            thing["metadata"]["namespace"] = namespace
         if thing["kind"].startswith("PersistentVolume"):  # those that there are cannot be changed
             thing["metadata"]["name"] = f"{namespace}-other"
         for port in thing.get("spec", {}).get("ports", []) if thing["kind"] == "Service" else []:
@@ -134,19 +135,28 @@ def test_what_kind_up_waits_for_is_seen_on_a_real_cluster(as_kind: None, namespa
         kubectl("-n", namespace, "delete", "deployment", "never", "--wait=false")
 
 
-def test_claim_is_replaced_by_that_of_another_volume_and_back(as_kind: None) -> None:
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Types the command that applies manifests, with an image in which there is no TensorBoard to wait for."""
+    for role, image in IMAGES.items():
+        monkeypatch.setenv(f"KWS_{role.upper()}_IMAGE", image)
+    monkeypatch.setattr(install, "READY_SECONDS", 0)
+
+    def call(namespace: str, *flags: str) -> None:
+        command = shlex.split(Cluster(namespace=namespace).installing())
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*command[3:], *flags])
+        assert ended.value.code == 1
+
+    return call
+
+
+def test_claim_is_replaced_by_that_of_another_volume_and_back(
+    as_kind: None, installed: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
     """As docs/cluster.md has it (Another volume): delete the claim, apply the other overlay."""
     name = f"kws-swap-{uuid.uuid4().hex[:8]}"
     of_kind = overlay_in(name)
-    others = [
-        thing
-        for thing in yaml.safe_load_all(kubectl("kustomize", str(ROOT / "manifests" / "overlays" / "storage-class")))
-        if thing["kind"] not in ("Service", "Deployment")
-    ]
-    for thing in others:
-        thing["metadata"]["namespace"] = name
-        if thing["kind"] == "PersistentVolumeClaim":
-            thing["spec"]["storageClassName"] = name
     made = [
         {
             "apiVersion": "storage.k8s.io/v1",
@@ -167,21 +177,27 @@ def test_claim_is_replaced_by_that_of_another_volume_and_back(as_kind: None) -> 
         },
     ]
 
+    def apply_other() -> None:
+        installed(name, "--storage-class", "none-such")
+        assert "the storage class must be one that the cluster has (" in capsys.readouterr().err
+        installed(name, "--storage-class", name)
+        assert "kws-tensorboard must become ready, got: " in capsys.readouterr().err
+
     def replace(apply: Callable[[], object]) -> None:
+        kubectl("-n", name, "scale", "deployment/kws-tensorboard", "--replicas=0")
         kubectl("-n", name, "delete", "pvc", "kws-data")
         apply()
         kubectl("-n", name, "wait", "--for=jsonpath={.status.phase}=Bound", "pvc/kws-data", "--timeout=60s")
-
-    def apply_other() -> None:
-        kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(others))
 
     kubectl("create", "namespace", name)
     try:
         kind.apply_overlay(of_kind)
         kind.apply_overlay(of_kind)
         kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(made))
-        with pytest.raises(ClusterError, match="immutable"):
-            apply_other()
+        installed(name, "--storage-class", name)
+        assert f"the claim kws-data must be of storage class {name}, got one of none" in capsys.readouterr().err
+        installed(name)
+        assert "kws-tensorboard must become ready, got: " in capsys.readouterr().err
         replace(apply_other)
         with pytest.raises(ClusterError, match=f"got one of storage class {name}, and a claim cannot be changed"):
             kind.apply_overlay(of_kind)

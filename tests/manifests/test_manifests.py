@@ -25,7 +25,7 @@ from kws.launch.kinds.pytorchjob import PYTORCH_JOB, build_job
 from kws.launch.kinds.trainjob import TRAIN_JOB
 from kws.settings import field_docs
 from kws.train import runs
-from pipeline.cluster import models
+from pipeline import manifests
 from pipeline.cluster.volumes import reader_manifest
 from pipeline.kind import local_cluster as kind
 from pipeline.kind import preflight
@@ -39,13 +39,14 @@ KUBERNETES = "1.34"
 each_overlay = pytest.mark.parametrize("overlay", LOCAL)
 
 
+IMAGES = {"runtime": "ghcr.io/me/kws-runtime:abc", "launcher": "kws-launcher:abc", "serving": "kws-serving:abc"}
+
+
 @functools.cache
-def rendered(overlay: str) -> list[dict[str, Any]]:
+def rendered(overlay: str, namespace: str = "kubeflow", claim: str = CLAIM) -> list[dict[str, Any]]:
     if shutil.which("kubectl") is None:
         pytest.skip("needs kubectl")
-    done = subprocess.run(["kubectl", "kustomize", MANIFESTS / overlay], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
+    return manifests.rendered(overlay, IMAGES, namespace=namespace, claim=claim)
 
 
 def of_kind(overlay: str, kind_: str) -> dict[str, dict[str, Any]]:
@@ -95,10 +96,10 @@ def test_every_pod_of_an_overlay_is_bounded_and_restricted(overlay: str) -> None
 
 
 @each_overlay
-def test_every_image_of_an_overlay_has_a_tag_other_than_latest(overlay: str) -> None:
+def test_every_image_of_an_overlay_is_one_of_the_revision(overlay: str) -> None:
     for spec in (spec for thing in rendered(overlay) for spec in pod_specs(thing)):
         for container in spec["containers"]:
-            assert re.search(r":(?!latest$)[\w.-]+$", container["image"]), container["image"]
+            assert container["image"] in IMAGES.values()
 
 
 def test_the_pod_that_copies_models_out_is_valid_kubernetes() -> None:
@@ -152,24 +153,33 @@ def test_the_role_of_the_launcher_allows_what_it_calls_and_nothing_else() -> Non
 
 
 @pytest.mark.parametrize(
-    ("overlay", "account", "namespace"),
+    ("overlay", "account"),
     [
-        ("overlays/kind", "pipeline-runner", "kubeflow"),
-        ("overlays/storage-class", "pipeline-runner", "kubeflow"),
-        ("overlays/profile", "default-editor", "kubeflow-user-example-com"),
+        ("overlays/kind", "pipeline-runner"),
+        ("overlays/storage-class", "pipeline-runner"),
+        ("overlays/profile", "default-editor"),
     ],
 )
-def test_the_role_is_bound_to_the_account_of_the_steps(overlay: str, account: str, namespace: str) -> None:
-    binding = of_kind(overlay, "RoleBinding")["kws-launcher"]
-    assert binding["metadata"]["namespace"] == namespace
-    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": namespace}]
+def test_the_role_is_bound_to_the_account_of_the_steps_in_the_namespace(overlay: str, account: str) -> None:
+    (binding,) = (thing for thing in rendered(overlay, namespace="me") if thing["kind"] == "RoleBinding")
+    assert binding["metadata"]["namespace"] == "me"
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": "me"}]
+
+
+@pytest.mark.parametrize("overlay", LOCAL)
+def test_namespace_and_claim_are_in_every_object_that_has_them(overlay: str) -> None:
+    things = rendered(overlay, namespace="me", claim="ours")
+    assert {thing["metadata"].get("namespace") for thing in things if thing["kind"] not in manifests.SHARED} <= {"me"}
+    assert not [thing for thing in things if thing["kind"] in manifests.SHARED and "namespace" in thing["metadata"]]
+    text = json.dumps([thing for thing in things if thing["kind"] != "PersistentVolume"])
+    assert CLAIM not in text.replace(f'"volumeName": "{CLAIM}"', "")
+    assert "ours" in text
 
 
 @pytest.mark.parametrize("overlay", LOCAL[:3])
 def test_the_claim_is_shared_by_nodes_and_is_what_the_steps_mount(overlay: str) -> None:
     claim = of_kind(overlay, "PersistentVolumeClaim")[CLAIM]
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
-    assert "storageClassName" in claim["spec"]
     assert ClusterConfig(image="kws-runtime:1").pvc == CLAIM
 
 
@@ -204,9 +214,8 @@ def test_on_kind_the_ports_of_the_host_lead_to_services_that_are_let_in() -> Non
 
 def test_on_kind_the_images_of_the_revision_take_the_place_of_those_in_the_manifests() -> None:
     rendered("overlays/kind")  # skips where there is no kubectl
-    objects = list(yaml.safe_load_all(kind.overlay({"runtime": "kws-runtime:abc", "launcher": "kws-launcher:abc"})))
-    images = [c["image"] for thing in objects for spec in pod_specs(thing) for c in spec["containers"]]
-    assert images == ["kws-runtime:abc"]
+    images = [c["image"] for thing in kind.overlay(IMAGES) for spec in pod_specs(thing) for c in spec["containers"]]
+    assert images == [IMAGES["runtime"]]
 
 
 def policy_admits(overlay: str, name: str, labels: dict[str, str]) -> bool:
@@ -261,7 +270,7 @@ def test_tensorboard_reader_and_steps_accept_no_connections() -> None:
 
 
 def test_the_sample_trainjob_runs_our_runtime_with_flags_that_the_trainer_has() -> None:
-    job = of_kind("trainer-v2", "TrainJob")["kws-train"]
+    job = yaml.safe_load((MANIFESTS / "trainer-v2" / "trainjob.yaml").read_text())
     (runtime,) = of_kind("trainer-v2", "ClusterTrainingRuntime").values()
     assert job["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"]
     (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
@@ -311,17 +320,6 @@ def test_the_server_is_started_with_flags_that_it_has_and_stops_before_its_pod_i
             drain = float(container["args"][container["args"].index("--drain-seconds") + 1])
             assert drain + 30 <= spec["terminationGracePeriodSeconds"]
             assert all(mount.get("readOnly") for mount in container["volumeMounts"] if mount["name"] == "data")
-
-
-def test_deploying_puts_namespace_image_and_claim_into_the_manifests() -> None:
-    rendered("serving")  # skips where there is no kubectl
-    text = yaml.safe_dump_all(rendered("serving"))
-    objects = list(yaml.safe_load_all(models.rendered(text, namespace="me", image="kws-serving:abc", claim="data")))
-    assert {thing["metadata"]["namespace"] for thing in objects} == {"me"}
-    (deployment,) = [thing for thing in objects if thing["kind"] == "Deployment"]
-    (spec,) = pod_specs(deployment)
-    assert spec["containers"][0]["image"] == "kws-serving:abc"
-    assert spec["volumes"][0]["persistentVolumeClaim"]["claimName"] == "data"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc, as the container does")

@@ -53,9 +53,11 @@ CONFIG_MAPS = Resource("configmaps")
 DEPLOYMENTS = Resource("deployments", "apps")
 EVENTS = Resource("events")
 LIMIT_RANGES = Resource("limitranges")
+NAMESPACES = Resource("namespaces")
 NODES = Resource("nodes")
 PODS = Resource("pods")
 QUOTAS = Resource("resourcequotas")
+STORAGE_CLASSES = Resource("storageclasses", "storage.k8s.io")
 WORKFLOWS = Resource("workflows", "argoproj.io", "v1alpha1")
 
 

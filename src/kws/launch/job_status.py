@@ -149,6 +149,6 @@ def _remedy(error: KubeError, kind: JobKind, namespace: str) -> str:
     if status == 403 and ("cannot " in said or said == "Forbidden"):
         return (
             f"the step's service account must be allowed to create, get, patch and delete {jobs.plural}, to list "
-            f"pods and events and to get pods/log in namespace {namespace}: apply manifests/base"
+            f"pods and events and to get pods/log: python -m pipeline install --namespace {namespace}"
         )
     return ""

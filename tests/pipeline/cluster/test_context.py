@@ -24,6 +24,7 @@ COMMANDS = {
     "schedule": ["--cron", "0 3 * * *"],
     "schedules": [],
     "unschedule": [],
+    "install": [],
     "pull": IMAGE,
     "deploy": IMAGE,
     "models": IMAGE,
@@ -31,7 +32,7 @@ COMMANDS = {
     "ui": [],
     "tensorboard": [],
 }
-IN_PODS = ("pull", "deploy", "models", "rollback", "ui", "tensorboard")
+IN_PODS = ("pull", "models", "rollback", "ui", "tensorboard")
 """Commands that call kubectl, where the volume is not a folder of this machine."""
 
 
