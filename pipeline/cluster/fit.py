@@ -215,7 +215,8 @@ def _require_within(quota: Object, asks: Sequence[Ask]) -> None:
             have = f"{_plain(resource, needed[resource])} of {resource}"
             limit = _plain(resource, hard[resource]) + (f" of which {taken} are taken" if counted else "")
             remedy = (
-                "finished jobs count too: kubectl delete those that are no longer needed"
+                f"finished jobs count too: kubectl -n {quota['metadata']['namespace']} get "
+                f"{resource.removeprefix('count/')} lists them, delete what is not needed"
                 if counted
                 else "make pipeline CPU= MEMORY= NUM_NODES= requests less, or have the quota raised"
             )

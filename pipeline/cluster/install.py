@@ -1,19 +1,17 @@
 """Applies manifests/ to a cluster that there is: volume, rights, policies, TensorBoard, and what else is asked for."""
 
 import contextlib
-import time
 from collections.abc import Mapping
 from typing import Any
 
-from kws.kube.client import CLAIMS, NAMESPACES, PODS, STORAGE_CLASSES, Api
+from kws.kube.client import CLAIMS, NAMESPACES, STORAGE_CLASSES, Api
 from kws.kube.errors import Refused
-from kws.kube.pods import waiting_reason
 from pipeline import manifests
 from pipeline.cluster.connect import Cluster
+from pipeline.cluster.readiness import READY_SECONDS, wait_for_deployment
 from pipeline.cluster.results import out
-from pipeline.cluster.run_pods import LASTING
 from pipeline.kind import local_cluster as kind
-from pipeline.shell import ClusterError, run
+from pipeline.shell import ClusterError
 
 FOLDERS = {
     "storage-class": "overlays/storage-class",
@@ -24,10 +22,6 @@ FOLDERS = {
 """What can be applied, and the folders of manifests/ with it."""
 
 TENSORBOARD = "kws-tensorboard"
-READY_SECONDS = 300
-"""How long pods may take to become ready."""
-
-_SLICE_SECONDS = 5
 _IS_DEFAULT = "storageclass.kubernetes.io/is-default-class"
 
 
@@ -62,7 +56,7 @@ def install(
     out.print(f"applied {'kind' if of_kind else overlay} in {cluster.namespace}")
     if of_kind or FOLDERS[overlay].startswith("overlays/"):
         out.print(f"waiting for {TENSORBOARD}, {images['runtime']}: up to {READY_SECONDS} s", soft_wrap=True)
-        wait_until_ready(cluster, TENSORBOARD)
+        wait_for_deployment(cluster.kubectl, TENSORBOARD)
 
 
 def _require_namespace(api: Api, namespace: str) -> None:
@@ -102,29 +96,3 @@ def _is_new(api: Api, thing: dict[str, Any], storage_class: str) -> bool:
     if wanted:
         thing["spec"]["storageClassName"] = wanted
     return True
-
-
-def wait_until_ready(cluster: Cluster, deployment: str, hint: str = "") -> None:
-    """Waits until the pods of a deployment are ready.
-
-    Raises:
-        ClusterError: they are not ready in time, or wait for what will not come by itself; it has Kubernetes' words.
-    """
-    until = time.monotonic() + READY_SECONDS
-    rollout = ("rollout", "status", f"deployment/{deployment}", f"--timeout={_SLICE_SECONDS}s")
-    while True:
-        try:
-            run(*cluster.kubectl, *rollout, timeout=_SLICE_SECONDS + 30)
-            return
-        except ClusterError as error:
-            selector = f"app.kubernetes.io/name={deployment}"
-            pods = cluster.kubernetes().list(PODS, cluster.namespace, labelSelector=selector)
-            reasons = [reason for pod in pods if (reason := waiting_reason(pod))]
-            remedies = [LASTING[cause] for reason in reasons if (cause := reason.partition(":")[0]) in LASTING]
-            if not remedies and time.monotonic() < until:
-                continue
-            why = "; ".join(dict.fromkeys(reasons)) or str(error)
-            look = f"kubectl -n {cluster.namespace} describe pods -l {selector} tells more"
-            raise ClusterError(
-                f"{deployment} must become ready, got: {why}; {'; '.join(filter(None, (*remedies[:1], look, hint)))}"
-            ) from None

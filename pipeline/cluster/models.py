@@ -11,7 +11,7 @@ from kws.launch.cluster_config import CLAIM_VARIABLE
 from kws.model import versions
 from pipeline import manifests
 from pipeline.cluster.connect import Cluster
-from pipeline.cluster.install import READY_SECONDS, wait_until_ready
+from pipeline.cluster.readiness import READY_SECONDS, wait_for_deployment
 from pipeline.cluster.results import console, out
 from pipeline.cluster.volumes import Volume, reader_pod
 from pipeline.shell import ClusterError, run
@@ -107,7 +107,7 @@ def deploy(cluster: Cluster, *, image: str, claim: str) -> None:
         cluster.kubectl, manifests.rendered("serving", {"serving": image}, namespace=cluster.namespace, claim=claim)
     )
     out.print(f"waiting for {DEPLOYMENT} in {cluster.namespace}, {image}: up to {READY_SECONDS} s", soft_wrap=True)
-    wait_until_ready(cluster, DEPLOYMENT, "a server without a champion is not ready until there is one")
+    wait_for_deployment(cluster.kubectl, DEPLOYMENT, "a server without a champion is not ready until there is one")
     out.print(
         f"next: kubectl -n {cluster.namespace} port-forward service/{DEPLOYMENT} 8080:80, then http://localhost:8080",
         soft_wrap=True,

@@ -11,6 +11,7 @@ from typing import IO, Any, Protocol
 
 import yaml
 
+from pipeline.cluster.readiness import wait_for_pod
 from pipeline.shell import ROOT, ClusterError, run
 
 READER = "kws-reader"
@@ -109,8 +110,7 @@ def reader_pod(kubectl: list[str], *, claim: str, image: str, read_only: bool = 
     pod = reader_manifest(name, claim=claim, image=image, read_only=read_only)
     run(*kubectl, "apply", "-f", "-", stdin=json.dumps(pod))
     try:
-        ready, remedy = "--for=condition=Ready", f"kubectl describe pod {name} tells why; --image names another image"
-        run(*kubectl, "wait", ready, f"pod/{name}", "--timeout=300s", remedy=remedy)
+        wait_for_pod(kubectl, name, f"--image names another image than {image}")
         yield PodVolume(kubectl, name, MOUNTED)
     finally:
         run(*kubectl, "delete", "pod", name, "--wait=false", "--ignore-not-found")

@@ -6,7 +6,9 @@ busybox:1.35, of which sh, cat and sleep are used), in namespaces that the tests
 
 import json
 import os
+import re
 import shlex
+import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,14 +17,15 @@ from typing import Any
 
 import pytest
 import yaml
+from remedies import commands
 
 from kws import files
-from kws.launch.cluster_config import ClusterConfig
+from kws.launch.cluster_config import CLAIM, ClusterConfig
 from kws.launch.job import LaunchError, Training
 from kws.launch.kinds.pytorchjob import PYTORCH_JOB, build_job
 from kws.launch.submit import ClusterLauncher
 from pipeline import cli, manifests, shell
-from pipeline.cluster import install
+from pipeline.cluster import readiness
 from pipeline.cluster.argo_steps import Step
 from pipeline.cluster.connect import Cluster
 from pipeline.cluster.fit import require_fit
@@ -140,7 +143,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Types the command that applies manifests, with an image in which there is no TensorBoard to wait for."""
     for role, image in IMAGES.items():
         monkeypatch.setenv(f"KWS_{role.upper()}_IMAGE", image)
-    monkeypatch.setattr(install, "READY_SECONDS", 0)
+    monkeypatch.setattr(readiness, "READY_SECONDS", 0)
 
     def call(namespace: str, *flags: str) -> None:
         command = shlex.split(Cluster(namespace=namespace).installing())
@@ -181,7 +184,7 @@ def test_claim_is_replaced_by_that_of_another_volume_and_back(
         installed(name, "--storage-class", "none-such")
         assert "the storage class must be one that the cluster has (" in capsys.readouterr().err
         installed(name, "--storage-class", name)
-        assert "kws-tensorboard must become ready, got: " in capsys.readouterr().err
+        assert "kws-tensorboard must become ready, got " in capsys.readouterr().err
 
     def replace(apply: Callable[[], object]) -> None:
         kubectl("-n", name, "scale", "deployment/kws-tensorboard", "--replicas=0")
@@ -197,7 +200,7 @@ def test_claim_is_replaced_by_that_of_another_volume_and_back(
         installed(name, "--storage-class", name)
         assert f"the claim kws-data must be of storage class {name}, got one of none" in capsys.readouterr().err
         installed(name)
-        assert "kws-tensorboard must become ready, got: " in capsys.readouterr().err
+        assert "kws-tensorboard must become ready, got " in capsys.readouterr().err
         replace(apply_other)
         with pytest.raises(ClusterError, match=f"got one of storage class {name}, and a claim cannot be changed"):
             kind.apply_overlay(of_kind)
@@ -210,6 +213,88 @@ def test_claim_is_replaced_by_that_of_another_volume_and_back(
         kubectl("delete", "namespace", name, "--wait=false")
         kubectl("delete", "persistentvolume", name, f"{name}-other", "--ignore-not-found", "--wait=false")
         kubectl("delete", "storageclass", name, "--ignore-not-found")
+
+
+DEFINITIONS = [("clustertrainingruntimes", "ClusterTrainingRuntime", "trainer.kubeflow.org", "v1alpha1", "Cluster")]
+DEFINITIONS += [("inferenceservices", "InferenceService", "serving.kserve.io", "v1beta1", "Namespaced")]
+
+
+@pytest.fixture
+def trainer_and_kserve() -> Iterator[None]:
+    """The kinds of Kubeflow Trainer v2 and KServe, where the cluster has none."""
+    made = []
+    try:
+        for plural, kind_, group, version, scope in DEFINITIONS:
+            if f"{plural}.{group}" in kubectl("get", "customresourcedefinitions", "-o", "name"):
+                continue
+            schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+            served = {"name": version, "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+            spec = {"group": group, "scope": scope, "names": {"plural": plural, "kind": kind_}, "versions": [served]}
+            thing: dict[str, Any] = {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition"}
+            thing |= {"metadata": {"name": f"{plural}.{group}"}, "spec": spec}
+            made.append(f"customresourcedefinition/{plural}.{group}")
+            kubectl("apply", "-f", "-", stdin=json.dumps(thing))
+            kubectl("wait", "--for=condition=Established", made[-1], "--timeout=30s")
+        yield
+    finally:
+        for each in made:
+            kubectl("delete", each, "--wait=false")
+
+
+def test_every_command_that_a_message_or_a_page_names_does_what_it_says(
+    trainer_and_kserve: None, installed: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for those of Kubeflow Pipelines and kind; every command of `python -m pipeline` is parsed by a quick test."""
+    name = f"kws-typed-{uuid.uuid4().hex[:8]}"
+    kubectl("create", "namespace", name)
+    monkeypatch.chdir(tmp_path)
+    try:
+        manifests.apply(["kubectl"], [each for each in overlay_in(name) if each["kind"] != "ResourceQuota"])
+        kubectl("-n", name, "create", "serviceaccount", "default-editor")
+        metadata = {"name": "typed", "namespace": name, "labels": {"app": "typed"}}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod_spec(IMAGE)}
+        port = {"selector": {"app": "typed"}, "ports": [{"port": 80}]}
+        service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "kws-serving", "namespace": name}}
+        config = ClusterConfig(image=IMAGE, namespace=name, cpu="10m", memory="64Mi")
+        job = build_job(
+            Training(name="typed", folder=tmp_path, arguments=(), num_nodes=1, processes_per_node=1), config
+        )
+        manifests.apply(["kubectl"], [pod, service | {"spec": port}, job])
+        kubectl("-n", name, "wait", "--for=condition=Ready", "pod/typed", "--timeout=60s")
+        # What installs comes first, as another command deletes the claim.
+        for command in commands("python -m pipeline"):
+            if command.startswith("python -m pipeline install ") and not command.endswith("--overlay"):
+                flags = command.replace("--storage-class nfs", "").split()[4:]
+                given = [*flags, "--namespace", name]  # the last one counts
+                if "trainer-v2" in given or "kserve" in given:
+                    cli.main(["install", *given])
+                else:
+                    installed(name, *given)
+        assert f"pvc://{CLAIM}" in kubectl("-n", name, "get", "inferenceservice", "kws", "-o", "json")
+        assert IMAGE in kubectl("get", "clustertrainingruntime", "kws-torch", "-o", "json")
+        typed = [_typed(command, name) for command in commands("kubectl")]
+        for command in sorted(typed, key=lambda text: " delete " in text):
+            done = subprocess.run(["timeout", "90", "bash", "-c", command], capture_output=True, text=True)
+            if "port-forward" in command:
+                assert done.stdout.startswith("Forwarding from 127.0.0.1"), done.stderr
+            else:
+                assert done.returncode == 0, (command, done.stderr)
+        assert len((tmp_path / "token").read_text().split(".")) == 3
+    finally:
+        kubectl("delete", "namespace", name, "--wait=false")
+        kubectl("delete", "persistentvolume", name, "--ignore-not-found", "--wait=false")
+
+
+def _typed(command: str, namespace: str) -> str:
+    """Returns a command with the names of the things in a namespace."""
+    values = {"namespace": namespace, "NAMESPACE": namespace, "claim_name": CLAIM, "DEPLOYMENT": "kws-serving"}
+    values |= {"pod": "typed", "name": "typed", "lower": "pytorchjob", "token": "token", "count": "pytorchjobs"}
+    values |= {"selector": "app=typed"}
+    command = re.sub(r"\{(\w+)\}", lambda found: values[found[1]], command)
+    command = re.sub(r"-n (kubeflow|me)\b", f"-n {namespace}", command)
+    command = re.sub(r"(kws-…-worker-1|speech-commands-\S+)", "typed", command)
+    command = re.sub(r"get pods$|describe pod$", rf"\g<0> -n {namespace}", command)
+    return re.sub(r"port-forward (\S+) \d+:80", r"port-forward \1 :80 & sleep 3; kill $!", command)
 
 
 def pod_spec(image: str, **container: Any) -> dict[str, Any]:

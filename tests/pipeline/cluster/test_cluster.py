@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from remedies import commands
 from rich.console import Console
 
 from kws import files
@@ -37,6 +38,17 @@ ROOT = Path(__file__).resolve().parents[3]
 STEPS = ["download", "preprocess", "train", "evaluate", "promote"]
 MOVE_DATA = STEPS
 """Recordings, tensors, runs and models lie on the volume, and every step reads or writes some of them."""
+
+
+@pytest.mark.parametrize("command", commands("python -m pipeline"))
+def test_a_command_that_a_message_or_a_page_names_is_there_with_its_flags(command: str) -> None:
+    parser = argparse.ArgumentParser()
+    subparsers = parser.add_subparsers(dest="command")
+    add_cluster_commands(subparsers)
+    name, *flags = command.split()[3:]
+    if name in ("run", "demo", "--help", "COMMAND"):
+        return
+    assert {flag for flag in flags if flag.startswith("--")} <= set(subparsers.choices[name]._option_string_actions)
 
 
 # The compiled pipeline

@@ -134,7 +134,7 @@ def test_a_taint_that_training_pods_tolerate_lets_them_in_and_the_steps_elsewher
         (quota(pods="2"), r"got 3 of pods where it allows 2"),
         (
             quota({"count/pytorchjobs.kubeflow.org": "8"}, count__pytorchjobs_kubeflow_org="8"),
-            r"allows 8 of which 8 are taken; finished jobs count too",
+            r"allows 8 of which 8 are taken; finished jobs count too: kubectl -n kubeflow get pytorchjobs.kubeflow.org",
         ),
         (quota(requests_cpu="8", limits_memory="64Gi", requests_storage="1Gi"), ""),
     ],
