@@ -19,7 +19,8 @@ class StandIn(ThreadingHTTPServer):
         self.training: list[dict[str, Any]] = []
         self.nodes_of_cluster: list[dict[str, Any]] = []
         self.quotas: list[dict[str, Any]] = []
-        self.limit_ranges: list[dict[str, Any]] = []
+        self.refusal = ""
+        """Why no pod is let in, in the words of the API."""
         self.events: list[dict[str, Any]] = []
         self.nodes: dict[str, str] = {}
         self.logs: dict[str, list[str]] = {}
@@ -51,6 +52,13 @@ class _Answers(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def do_POST(self) -> None:
+        self.server.calls.append(f"POST {urlsplit(self.path).path}")
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(403 if self.server.refusal else 201)
+        self.end_headers()
+        self.wfile.write(json.dumps({"message": self.server.refusal}).encode())
+
     def answer(self, path: str, query: dict[str, list[str]]) -> Any:
         server = self.server
         if path in ("", "/"):
@@ -74,8 +82,6 @@ class _Answers(BaseHTTPRequestHandler):
             return {"items": server.pods + server.training}
         if path.endswith("/resourcequotas"):
             return {"items": server.quotas}
-        if path.endswith("/limitranges"):
-            return {"items": server.limit_ranges}
         if path.endswith("/events"):
             return {"items": server.events}
         if path.endswith("/pods"):

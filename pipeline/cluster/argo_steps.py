@@ -53,6 +53,11 @@ def step_of_node(name: str, steps: Iterable[str]) -> str:
     return next((step for step in steps if step in parts or f"{step}-driver" in parts), "")
 
 
+def is_driver(node: str) -> bool:
+    """Tells whether a node is a driver: Kubeflow's own pod that prepares a step, or the run (root-driver)."""
+    return re.sub(r"\(\d+\)$", "", node.rpartition(".")[2]).endswith("-driver")
+
+
 def outcome(run: "V2beta1Run") -> str:
     """Returns the state of a run; CANCELED if it was cancelled, where the API says FAILED."""
     state = run.state or "PENDING"

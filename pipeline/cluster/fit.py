@@ -10,20 +10,28 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+import yaml
+
 from kws.files import human_bytes
-from kws.kube.client import LIMIT_RANGES, NODES, PODS, QUOTAS, Api, Resource
-from kws.kube.errors import KubeError
+from kws.kube.client import CONFIG_MAPS, NODES, PODS, QUOTAS, Api, Resource
+from kws.kube.errors import KubeError, Refused
 from kws.kube.pods import has_ended
 from kws.kube.quantities import amounts
 from kws.launch.kinds.pod import LABELS, resources_of
 from pipeline.cluster.connect import Cluster
 from pipeline.cluster.results import console
+from pipeline.kind.local_cluster import NAMESPACE
 from pipeline.placement import RESOURCES, Placement
 from pipeline.shell import ClusterError
 
 Object = Mapping[str, Any]
 Amounts = dict[str, Decimal]
 NONE = Decimal(0)
+
+_DRIVER = {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"cpu": "500m", "memory": "512Mi"}}
+"""The resources of a driver, as Kubeflow Pipelines 2.17 compiles them; Argo adds two containers without any."""
+
+_RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +95,10 @@ def require_fit(cluster: Cluster, placement: Placement, num_nodes: int) -> None:
                 raise ClusterError(_does_not_fit(ask, asks, nodes, lasting))
         if any(_left_over(asks, nodes, pods) for asks in asked):
             console.print("[yellow]other runs hold the resources that this one needs: it waits until they end[/]")
-    quotas = _list(cluster.api, QUOTAS, cluster.namespace) or ()
-    for quota in quotas:
+    for quota in _list(cluster.api, QUOTAS, cluster.namespace) or ():
         for asks in asked:
             _require_within(quota, asks)
-    if quotas and (ranges := _list(cluster.api, LIMIT_RANGES, cluster.namespace)) is not None:
-        for quota in quotas:
-            _require_default_limits(quota, ranges, cluster.namespace)
+    _require_admitted(cluster.api, cluster.namespace, placement.launcher)
 
 
 def _list(api: Api, resource: Resource, namespace: str = "") -> list[dict[str, Any]] | None:
@@ -184,18 +189,38 @@ def _does_not_fit(ask: Ask, asks: Sequence[Ask], nodes: Iterable[Object], pods: 
     )
 
 
-def _require_default_limits(quota: Object, ranges: Iterable[Object], namespace: str) -> None:
-    """Raises ClusterError if a quota asks for limits that the pods of Kubeflow Pipelines' own drivers do not state."""
-    hard = quota.get("status", {}).get("hard", {})
-    limits = [limit for each in ranges for limit in each["spec"]["limits"]]
-    stated = {name for limit in limits for name in limit.get("default", limit.get("max", {}))}
-    for resource in ("cpu", "memory"):
-        if f"limits.{resource}" in hard and resource not in stated:
+def _require_admitted(api: Api, namespace: str, image: str) -> None:
+    """Raises ClusterError if quotas and limit ranges never let in the pods of Kubeflow Pipelines' own drivers.
+
+    Kubernetes is asked, with such a pod that it does not create, as far as this user may create pods.
+    """
+    metadata = {"name": "kws-driver", "namespace": namespace}
+    executor = {"name": "wait", "image": image, "securityContext": _RESTRICTED} | _executor_resources(api)
+    main = {"name": "main", "image": image, "securityContext": _RESTRICTED, "resources": _DRIVER}
+    init = executor | {"name": "init"}
+    spec: dict[str, Any] = {"restartPolicy": "Never", "containers": [executor, main], "initContainers": [init]}
+    spec["securityContext"] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    try:
+        api.create(PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}, dryRun="All")
+    except Refused as error:
+        # A quota that is used up becomes free again, and whether policies let in a pod of that name says nothing.
+        if any(words in error.message for words in ("must specify", "usage per ", "usage ratio per ")):
             raise ClusterError(
-                f"a LimitRange must state the default limit of {resource} in namespace {namespace}, got none: quota "
-                f"{quota['metadata']['name']} lets no pod in without one, and Kubeflow's own pods have none; have one "
-                "made, or --unchecked submits anyway"
-            )
+                f"the pods of Kubeflow's own drivers must be let into namespace {namespace}, got: {error.message}; a "
+                "LimitRange with defaults (as manifests/overlays/profile/limits.yaml has) adds what they lack, or "
+                "--unchecked submits anyway"
+            ) from error
+    except KubeError:
+        pass
+
+
+def _executor_resources(api: Api) -> dict[str, Any]:
+    """Returns what the settings of Argo request for its containers init and wait, as far as they may be read."""
+    with contextlib.suppress(KubeError):
+        settings = api.get(CONFIG_MAPS, NAMESPACE, "workflow-controller-configmap").get("data") or {}
+        executor = yaml.safe_load(settings.get("executor", "")) or {}
+        return {"resources": executor["resources"]} if executor.get("resources") else {}
+    return {}
 
 
 def _require_within(quota: Object, asks: Sequence[Ask]) -> None:

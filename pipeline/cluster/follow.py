@@ -88,7 +88,7 @@ class Following:
             with Live(console=console, auto_refresh=False, transient=True) as live:
                 for details in watch(self.cluster, self.run_id):
                     steps = self._look(details)
-                    waits = self.pods.waits(steps)
+                    waits = [] if details.state in FINISHED else self.pods.waits(steps)
                     if console.is_terminal:
                         said = [Text(f"{wait.step} {wait}", style="yellow") for wait in waits]
                         live.update(Group(step_table(steps, self.last_line), *said), refresh=True)
@@ -121,8 +121,10 @@ class Following:
 
     def _look(self, details: "V2beta1Run") -> list[Step]:
         """Returns the current steps, and reads the new lines of their logs."""
-        steps = steps_of(details, self.names)
         self.pods.look()
+        steps = steps_of(details, self.names)
+        if details.state not in FINISHED:
+            steps = self.pods.updated(steps)
         if self.pods.problem:
             self._once(f"[yellow]logs and waits of pods are not shown: {escape(self.pods.problem)}[/]")
         for step in steps:

@@ -12,7 +12,8 @@ from pipeline.shell import ClusterError, run
 READY_SECONDS = 300
 """How long pods may take to become ready."""
 
-_SLICE_SECONDS = 5
+SLICE_SECONDS = 5
+"""How long kubectl waits before it is looked whether waiting helps."""
 
 
 def wait_for_deployment(kubectl: Sequence[str], name: str, hint: str = "") -> None:
@@ -42,7 +43,7 @@ def _wait(kubectl: Sequence[str], command: Sequence[str], pods: Sequence[str], n
     until = time.monotonic() + READY_SECONDS
     while True:
         try:
-            run(*kubectl, *command, f"--timeout={_SLICE_SECONDS}s", timeout=_SLICE_SECONDS + 30)
+            run(*kubectl, *command, f"--timeout={SLICE_SECONDS}s", timeout=SLICE_SECONDS + 30)
             return
         except ClusterError:
             listed = json.loads(run(*kubectl, "get", "pods", *pods, "-o", "json"))["items"]

@@ -3,17 +3,19 @@
 Any of it may be refused or missing: then less is shown, and the reason is kept in `Pods.problem`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from kws.kube.client import EVENTS, PODS, WORKFLOWS, Api, Resource
 from kws.kube.errors import KubeError, NotFound, Unreachable
 from kws.kube.log_lines import LineSorter
 from kws.kube.pod_logs import PodLog
-from kws.kube.pods import age, by_time, has_ended, pod_ending, waiting_reason, words
+from kws.kube.pods import age, by_time, ended_at, has_ended, made_at, pod_ending, waiting_reason, words
 from kws.launch.kinds.pod import LABELS
-from pipeline.cluster.argo_steps import Step, node_id, pod_node, step_of_node
+from pipeline.cluster.argo_steps import Step, is_driver, node_id, pod_node, step_of_node
 from pipeline.cluster.connect import Cluster
 
 TRAINING_PODS = ",".join(f"{name}={value}" for name, value in LABELS.items())
@@ -30,6 +32,17 @@ LASTING = {
 
 QUIET_SECONDS = 10.0
 """How long a pod may take to start before its events are looked at."""
+
+HANGING_SECONDS = 30.0
+"""How long the driver of a step, or Argo, may take until it is told; they take seconds."""
+
+ROOT_DRIVER = ("root-driver", "root-driver(0)", "root-driver(1)", "root-driver(2)")
+
+_DRIVER = "Kubeflow's driver of the step has not ended, which calls the API of Kubeflow Pipelines and its object store"
+_NO_POD = "there is no pod yet; Argo's workflow controller creates them"
+_NOT_REPORTED = "all steps have ended, which the persistence agent of Kubeflow Pipelines has not reported yet"
+_STAMP = re.compile(r"[IWEF]\d{4} \S+ +\d+ \S+\] ?")
+_ARGO = re.compile(r"time=\S+ level=\w+ msg=")
 
 Result = TypeVar("Result")
 
@@ -62,6 +75,8 @@ class Pods:
         self.cluster, self.run_id = cluster, run_id
         self.of_steps: list[dict[str, Any]] = []
         self.of_training: list[dict[str, Any]] = []
+        self.without_pods_since: float | None = None
+        """Since when no pod of the run has been there that has not ended."""
         self.problem = ""
         """Why nothing could be read, in the API's words."""
 
@@ -74,15 +89,46 @@ class Pods:
     def _ours(self, metadata: Mapping[str, Any]) -> bool:
         return self.run_id[:13] in str(metadata.get("name"))
 
+    def updated(self, steps: Iterable[Step]) -> list[Step]:
+        """Returns the steps as their pods show them, where these are ahead of Kubeflow's API.
+
+        The API has what its persistence agent reported last, which may be minutes ago.
+        """
+        return [self._updated(step) if step.state in ("PENDING", "RUNNING") else step for step in steps]
+
+    def _updated(self, step: Step) -> Step:
+        pods = sorted(self._of_step(step.name), key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+        pods = [pod for pod in pods if not is_driver(pod_node(pod)[1])]
+        if not pods:
+            return step
+        attempts = step.attempts + tuple(dict.fromkeys(pod_node(pod)[0] for pod in pods))
+        ended = pods[-1]["status"].get("phase") == "Succeeded"
+        return replace(
+            step,
+            state="SUCCEEDED" if ended else "RUNNING",  # one that failed may be tried again: the API has the last word
+            start=step.start or made_at(pods[0]),
+            end=step.end or (ended_at(pods[-1]) if ended else None),
+            attempts=tuple(dict.fromkeys(attempts)),
+        )
+
+    def _of_step(self, step: str) -> list[dict[str, Any]]:
+        """Returns the pods of a step, with those of its drivers."""
+        return [pod for pod in self.of_steps if step_of_node(pod_node(pod)[1], [step])]
+
     def waits(self, steps: Iterable[Step]) -> list[Wait]:
-        """Returns what the pods of running steps wait for, and why a step or job has no pod."""
+        """Returns what the pods of running steps wait for, and why a step, job or run has no pod."""
         found = []
+        steps = list(steps)
         running = [step.name for step in steps if step.state == "RUNNING"]
         messages: dict[str, str] | None = None
+        if steps and all(step.state == "SUCCEEDED" for step in steps):
+            found += self._hangs((), steps[-1].name, _NOT_REPORTED)
         for step in running or [step.name for step in steps if step.state == "PENDING"][:1]:
-            pods = [pod for pod in self.of_steps if step_of_node(pod_node(pod)[1], [step]) and not has_ended(pod)]
-            found += self._waits_of(pods, step)
-            if not pods and step in running:
+            pods = [pod for pod in self._of_step(step) if not has_ended(pod)]
+            if step not in running:  # what must end before any step begins
+                pods += [pod for pod in self.of_steps if pod_node(pod)[1].endswith(ROOT_DRIVER) and not has_ended(pod)]
+            found += self._waits_of(pods, step) or self._hangs(pods, step)
+            if not pods:
                 messages = self.messages() if messages is None else messages
                 said = [text for name, text in messages.items() if step_of_node(name, [step]) and "forbidden" in text]
                 found += [Wait(step=step, pod=step, reason=message) for message in said[-1:]]
@@ -94,6 +140,25 @@ class Pods:
                         Wait(step=step, pod=event["involvedObject"]["name"], reason=words(event), training=True)
                         for event in events[-1:]
                     ]
+        return found
+
+    def _hangs(self, pods: Sequence[Mapping[str, Any]], step: str, reason: str = _NO_POD) -> list[Wait]:
+        """Returns what there is to say about a driver that runs for long, or no pod at all: both end in seconds."""
+        # Without --host the pods are surely looked for in the cluster of the run.
+        seen = self.cluster.api is not None and not self.problem and (self.of_steps or not self.cluster.host)
+        if pods or not seen:
+            self.without_pods_since = None
+        elif self.without_pods_since is None:
+            self.without_pods_since = time.monotonic()
+        elif time.monotonic() - self.without_pods_since >= HANGING_SECONDS:
+            return [Wait(step=step, pod=step, reason=reason)]
+        found = []
+        for pod in pods:
+            if is_driver(pod_node(pod)[1]) and age(pod) >= HANGING_SECONDS:
+                name = pod["metadata"]["name"]
+                lines = [line for line in self.log(name) if line.strip() and not _ARGO.match(line)]
+                last = _STAMP.sub("", lines[-1]).strip() if lines else ""
+                found.append(Wait(step=step, pod=name, reason=f"{_DRIVER}{': ' if last else ''}{last}"))
         return found
 
     def _waits_of(self, pods: Iterable[Mapping[str, Any]], step: str, training: bool = False) -> list[Wait]:

@@ -13,11 +13,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 import yaml
+from cluster_stand_in import StandIn
 from remedies import commands
+from rich.console import Console
 
 from kws import files
 from kws.launch.cluster_config import CLAIM, ClusterConfig
@@ -25,7 +28,7 @@ from kws.launch.job import LaunchError, Training
 from kws.launch.kinds.pytorchjob import PYTORCH_JOB, build_job
 from kws.launch.submit import ClusterLauncher
 from pipeline import cli, manifests, shell
-from pipeline.cluster import readiness
+from pipeline.cluster import follow, readiness, results, run_pods
 from pipeline.cluster.argo_steps import Step
 from pipeline.cluster.connect import Cluster
 from pipeline.cluster.fit import require_fit
@@ -36,7 +39,6 @@ from pipeline.kind import local_cluster as kind
 from pipeline.placement import Placement
 from pipeline.shell import ClusterError
 
-ROOT = Path(__file__).resolve().parents[2]
 IMAGE = os.environ.get("KWS_E2E_IMAGE", "busybox:1.35")
 IMAGES = {"runtime": IMAGE, "launcher": IMAGE, "serving": IMAGE}
 SECONDS = 120
@@ -144,6 +146,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     for role, image in IMAGES.items():
         monkeypatch.setenv(f"KWS_{role.upper()}_IMAGE", image)
     monkeypatch.setattr(readiness, "READY_SECONDS", 0)
+    monkeypatch.setattr(readiness, "SLICE_SECONDS", 1)
 
     def call(namespace: str, *flags: str) -> None:
         command = shlex.split(Cluster(namespace=namespace).installing())
@@ -484,3 +487,141 @@ def test_the_account_of_the_steps_may_do_what_the_launcher_does_and_no_more(name
         assert may(verb, resource), (verb, resource)
     for verb, resource in (("create", "pods"), ("get", "secrets"), ("delete", "persistentvolumeclaims")):
         assert not may(verb, resource), (verb, resource)
+
+
+# Runs, on a real Argo; what Kubeflow's API says of them is put on
+
+
+def workflow(name: str, run_id: str, namespace: str) -> dict[str, Any]:
+    """A workflow with nodes and names as Kubeflow Pipelines compiles them, with two steps of one second."""
+
+    def container(name: str, script: str) -> dict[str, Any]:
+        return {"name": name, "container": {"image": IMAGE, "command": ["sh", "-c", script]}}
+
+    def dag(name: str, *tasks: tuple[str, str, str]) -> dict[str, Any]:
+        return {
+            "name": name,
+            "dag": {"tasks": [{"name": task, "template": of, "depends": after} for task, of, after in tasks]},
+        }
+
+    labels = {"pipeline/runid": run_id}
+    return {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "metadata": {"name": name, "namespace": namespace, "labels": labels},
+        "spec": {
+            "entrypoint": "entrypoint",
+            "serviceAccountName": "argo",
+            "podMetadata": {"labels": labels},
+            "templates": [
+                dag("entrypoint", ("root-driver", "driver", ""), ("root", "root", "root-driver")),
+                dag(
+                    "root",
+                    ("download-driver", "driver", ""),
+                    ("download", "step", "download-driver"),
+                    ("preprocess-driver", "driver", "download"),
+                    ("preprocess", "step", "preprocess-driver"),
+                ),
+                dag("step", ("executor", "main", "")),
+                container("driver", "echo asking the object store; sleep 3"),
+                container("main", "echo at work; sleep 1"),
+            ],
+        },
+    }
+
+
+@pytest.fixture
+def argo(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], tuple[int, str]]]:
+    """Follows a workflow of two steps in a namespace of its own, and gives status and what was printed.
+
+    Kubeflow's API, a stand-in, knows that the run runs and no step of it, until Argo is done.
+    """
+    name, run_id = f"kws-argo-{uuid.uuid4().hex[:8]}", str(uuid.uuid4())
+    printed = Console(width=100, record=True, file=open(os.devnull, "w"), highlight=False)  # noqa: SIM115
+    for module in (follow, results):
+        monkeypatch.setattr(module, "console", printed)
+        monkeypatch.setattr(module, "out", printed)
+    for setting, seconds in (("POLL_SECONDS", 0.5), ("TRAIL_SECONDS", 1)):
+        monkeypatch.setattr(follow, setting, seconds)
+    monkeypatch.setattr(run_pods, "HANGING_SECONDS", 2)
+
+    class Runs(list[Any]):
+        def __getitem__(self, index: Any) -> Any:
+            phase = kubectl("-n", name, "get", "workflow", "w", "-o", "jsonpath={.status.phase}")
+            meanwhile[-1](name)
+            state = {"Succeeded": "SUCCEEDED", "Failed": "FAILED", "Error": "FAILED"}.get(phase, "RUNNING")
+            said = {"error": {"message": "No more retries left"}} if state == "FAILED" else {}
+            return {"run_id": run_id, "state": state, "run_details": None} | said
+
+    meanwhile: list[Callable[[str], object]] = [len]
+
+    def call(then: Callable[[str], object] = len) -> tuple[int, str]:
+        meanwhile.append(then)
+        kubectl("apply", "-f", "-", stdin=json.dumps(workflow("w", run_id, name)))
+        cluster = Cluster(host=pipelines.address, namespace=name)
+        status = follow.Following(cluster, run_id, ["download", "preprocess"]).run()
+        return status, " ".join(printed.export_text().split())
+
+    kubectl("create", "namespace", name)
+    try:
+        kubectl("-n", name, "create", "serviceaccount", "argo")
+        kubectl(
+            *("-n", name, "create", "role", "argo", "--verb=create,patch"), "--resource=workflowtaskresults.argoproj.io"
+        )
+        kubectl("-n", name, "create", "rolebinding", "argo", "--role=argo", f"--serviceaccount={name}:argo")
+        with StandIn() as pipelines:
+            pipelines.runs = Runs([{}])
+            Thread(target=pipelines.serve_forever, daemon=True).start()
+            yield call
+            pipelines.shutdown()
+    finally:
+        kubectl("delete", "namespace", name, "--wait=false")
+
+
+def test_a_run_of_which_kubeflow_reports_nothing_is_followed_by_its_pods(argo: Any) -> None:
+    status, text = argo()
+    assert status == 0
+    told = (
+        "download waits: Kubeflow's driver of the step has not ended, which calls the API of Kubeflow Pipelines and its"
+    )
+    assert f"{told} object store: asking the object store" in text
+    assert "argo=true" not in text
+    for line in ("download running", "download │ at work", "preprocess running", "preprocess │ at work"):
+        assert text.count(line) == 1, line
+    assert text.index("preprocess running") > text.index("download │ at work")
+
+
+def limits(namespace: str) -> None:
+    hard = {"limits.cpu": "100", "limits.memory": "100Gi", "requests.cpu": "100"}
+    quota: dict[str, Any] = {"apiVersion": "v1", "kind": "ResourceQuota", "spec": {"hard": hard}}
+    kubectl("apply", "-f", "-", stdin=json.dumps(quota | {"metadata": {"name": "late", "namespace": namespace}}))
+
+
+def test_a_quota_that_comes_between_two_steps_is_told_as_what_ended_the_run(argo: Any) -> None:
+    made: list[str] = []
+
+    def after_the_first_step(namespace: str) -> None:
+        if not made and "download(0).executor" in kubectl("-n", namespace, "get", "pods", "-o", "json"):
+            made.append(namespace)
+            limits(namespace)
+
+    status, text = argo(after_the_first_step)
+    assert status == 1
+    assert "download succeeded" in text
+    assert "preprocess not run" in text
+    assert "download waits: pods" not in text
+    assert re.search(r"the run failed: .*failed quota: late: must specify limits.cpu for: ", text)
+
+
+def test_a_quota_that_kubeflows_own_pods_cannot_meet_is_refused_before_submitting(namespace: str) -> None:
+    cluster, little = Cluster(namespace=namespace), Placement(training={"cpu": "50m", "memory": "64Mi"})
+    ranged: dict[str, Any] = {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "few"}}
+    default = {"type": "Container", "default": {"cpu": "1", "memory": "1Gi"}, "defaultRequest": {"cpu": "10m"}}
+    limits(namespace)
+    try:
+        with pytest.raises(ClusterError, match=r"got: .*failed quota: late: must specify limits\.cpu for: init,wait"):
+            wait_for("the quota", lambda: require_fit(cluster, little, 1))
+        kubectl("-n", namespace, "apply", "-f", "-", stdin=json.dumps(ranged | {"spec": {"limits": [default]}}))
+        require_fit(cluster, little, 1)
+    finally:
+        kubectl("-n", namespace, "delete", "resourcequota/late", "limitrange/few", "--ignore-not-found")

@@ -52,7 +52,6 @@ CLAIMS = Resource("persistentvolumeclaims")
 CONFIG_MAPS = Resource("configmaps")
 DEPLOYMENTS = Resource("deployments", "apps")
 EVENTS = Resource("events")
-LIMIT_RANGES = Resource("limitranges")
 NAMESPACES = Resource("namespaces")
 NODES = Resource("nodes")
 PODS = Resource("pods")
@@ -160,9 +159,9 @@ class Api:
         """
         return list(self._call("GET", resource.path(namespace), **selectors)["items"])
 
-    def create(self, resource: Resource, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Creates an object, and returns it as it is now."""
-        return self._call("POST", resource.path(manifest["metadata"]["namespace"]), manifest)
+    def create(self, resource: Resource, manifest: Mapping[str, Any], **query: Any) -> dict[str, Any]:
+        """Creates an object, and returns it as it is now; with dryRun="All" the API only says whether it would."""
+        return self._call("POST", resource.path(manifest["metadata"]["namespace"]), manifest, **query)
 
     def patch(self, resource: Resource, namespace: str, name: str, changes: Mapping[str, Any]) -> None:
         """Merges changes into an object."""

@@ -29,10 +29,21 @@ def has_ended(pod: Pod) -> bool:
     return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
 
+def made_at(pod: Pod) -> datetime:
+    """Returns when a pod was created, by the clock of the cluster."""
+    return datetime.fromisoformat(pod["metadata"]["creationTimestamp"].replace("Z", "+00:00"))
+
+
 def age(pod: Pod) -> float:
     """Returns the seconds since a pod was created; negative if the clock of the cluster is ahead."""
-    made = datetime.fromisoformat(pod["metadata"]["creationTimestamp"].replace("Z", "+00:00"))
-    return (datetime.now(UTC) - made).total_seconds()
+    return (datetime.now(UTC) - made_at(pod)).total_seconds()
+
+
+def ended_at(pod: Pod) -> datetime | None:
+    """Returns when the last container of a pod ended; None where it does not tell."""
+    statuses = pod.get("status", {}).get("containerStatuses") or ()
+    ends = [str(each.get("state", {}).get("terminated", {}).get("finishedAt") or "") for each in statuses]
+    return datetime.fromisoformat(max(ends).replace("Z", "+00:00")) if any(ends) else None
 
 
 def failures(pod: Pod, container: str) -> Iterator[Mapping[str, Any]]:

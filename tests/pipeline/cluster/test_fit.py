@@ -38,7 +38,7 @@ def pod(cpu: str, labels: dict[str, str] | None = None, phase: str = "Running", 
 
 def quota(used: dict[str, str] | None = None, **hard: str) -> dict[str, Any]:
     limits = {name.replace("__", "/").replace("_", "."): amount for name, amount in hard.items()}
-    return {"metadata": {"name": "kws"}, "status": {"hard": limits, "used": used or {}}}
+    return {"metadata": {"name": "kws", "namespace": "kubeflow"}, "status": {"hard": limits, "used": used or {}}}
 
 
 def test_pods_that_fit_are_submitted_without_a_message(stand_in: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +140,7 @@ def test_a_taint_that_training_pods_tolerate_lets_them_in_and_the_steps_elsewher
     ],
 )
 def test_a_quota_that_forbids_a_pod_is_named(stand_in: StandIn, quota: dict[str, Any], message: str) -> None:
-    stand_in.quotas, stand_in.limit_ranges = [quota], [limit_range("memory")]
+    stand_in.quotas = [quota]
     if message:
         with pytest.raises(ClusterError, match=message):
             require_fit(Cluster(), SMALL, 2)
@@ -148,19 +148,17 @@ def test_a_quota_that_forbids_a_pod_is_named(stand_in: StandIn, quota: dict[str,
         require_fit(Cluster(), SMALL, 2)
 
 
-def limit_range(*resources: str) -> dict[str, Any]:
-    return {"spec": {"limits": [{"type": "Container", "default": dict.fromkeys(resources, "1")}]}}
-
-
-def test_a_quota_of_limits_needs_default_ones_for_the_pods_of_kubeflow(stand_in: StandIn) -> None:
-    stand_in.quotas = [quota(limits_cpu="64", limits_memory="64Gi")]
-    stand_in.limit_ranges = [limit_range("cpu")]
-    with pytest.raises(
-        ClusterError, match=r"a LimitRange must state the default limit of memory in namespace kubeflow"
-    ):
+def test_the_pods_of_kubeflows_drivers_must_be_let_in_and_a_quota_that_is_used_up_is_waited_for(
+    stand_in: StandIn,
+) -> None:
+    stand_in.refusal = 'pods "kws-driver" is forbidden: failed quota: kws: must specify limits.cpu for: init,wait'
+    with pytest.raises(ClusterError, match=r"must specify limits\.cpu for: init,wait; a LimitRange with defaults"):
         require_fit(Cluster(), SMALL, 1)
-    stand_in.limit_ranges = [limit_range("cpu", "memory")]
+    stand_in.refusal = 'pods "kws-driver" is forbidden: exceeded quota: kws, requested: pods=1'
     require_fit(Cluster(), SMALL, 1)
+    stand_in.refusal = 'pods is forbidden: User "jo" cannot create resource "pods"'
+    require_fit(Cluster(), SMALL, 1)
+    assert "POST /api/v1/namespaces/kubeflow/pods" in stand_in.calls
 
 
 def test_where_nothing_may_be_read_nothing_is_said(stand_in: StandIn, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from kws.kube.errors import Refused
 from kws.kube.log_lines import LineSorter
 from pipeline.cluster import argo_steps as steps
-from pipeline.cluster import follow, results, runs
+from pipeline.cluster import follow, results, run_pods, runs
 from pipeline.cluster.commands import add_cluster_commands
 from pipeline.cluster.connect import Cluster
 from pipeline.cluster.results import artifacts_of
@@ -471,6 +471,74 @@ def test_a_run_whose_driver_no_quota_lets_in_says_so_and_which_steps_succeeded(s
     assert re.search(r"download +succeeded", text)
     assert re.search(r"preprocess +not run", text)
     assert "must specify limits.cpu for: init,wait" in text
+
+
+def step_pod(step: str, phase: str) -> dict[str, Any]:
+    name = f"w(0).root(0).{step}(0).executor(0)"
+    return pod(steps.node_id(name), name, phase=phase)
+
+
+@pytest.fixture
+def nothing_reported(stand_in: StandIn) -> None:
+    """A run of which Kubeflow's API knows nothing yet but that it runs."""
+    unknown = recorded("succeeded") | {"state": "RUNNING", "run_details": None}
+    stand_in.runs = [*[unknown] * 4, recorded("succeeded")]
+
+
+@pytest.mark.usefixtures("nothing_reported")
+def test_steps_are_shown_by_their_pods_while_kubeflow_reports_none(stand_in: StandIn, said: Any) -> None:
+    training = step_pod("train", "Running")
+    stand_in.pods = [step_pod("download", "Succeeded"), step_pod("preprocess", "Succeeded"), training]
+    stand_in.logs[training["metadata"]["name"]] = ["submitted the job"]
+    text = said()[1]
+    before, _, after = text.partition("train      │ submitted the job")
+    assert "download   running\npreprocess running\ntrain      running\n" in before
+    assert re.search(r"^download +succeeded.*^preprocess +succeeded", after, flags=re.S | re.M)
+
+
+@pytest.mark.usefixtures("nothing_reported")
+def test_a_pod_that_failed_is_not_yet_a_step_that_failed(stand_in: StandIn, said: Any) -> None:
+    stand_in.pods = [step_pod("download", "Failed")]
+    text = said()[1]
+    assert "download   running" in text
+    assert "failed" not in text
+
+
+@pytest.mark.usefixtures("nothing_reported")
+@pytest.mark.parametrize("driver", ["w(0).root-driver(0)", "w(0).root(0).download-driver(0)", "w.root-driver"])
+def test_a_driver_that_hangs_is_told_with_its_last_line(stand_in: StandIn, said: Any, driver: str) -> None:
+    stand_in.pods = [pod("d", driver, phase="Running")]
+    stand_in.logs["pod-of-d"] = ["first", "I1130 10:00:00.123456      24 main.go:97] dial tcp: connection refused"]
+    line = "download waits: Kubeflow's driver of the step has not ended, which calls the API of Kubeflow Pipelines"
+    text = " ".join(said()[1].split())
+    assert text.count(f"{line} and its object store: dial tcp: connection refused") == 1
+
+
+@pytest.mark.usefixtures("nothing_reported")
+def test_a_driver_that_has_just_begun_is_not_told(stand_in: StandIn, said: Any) -> None:
+    begun = pod("d", "w(0).root-driver(0)", phase="Running")
+    begun["metadata"]["creationTimestamp"] = datetime.now(UTC).isoformat()
+    stand_in.pods = [begun]
+    assert "waits" not in said()[1]
+
+
+@pytest.mark.usefixtures("nothing_reported")
+@pytest.mark.parametrize(
+    ("phases", "line"),
+    [
+        ([], ""),  # perhaps kubeconfig names another cluster than --host
+        (["Succeeded"], "preprocess waits: there is no pod yet; Argo's workflow controller creates them"),
+        (["Succeeded"] * 5, "promote waits: all steps have ended, which the persistence agent"),
+    ],
+)
+def test_a_run_without_any_pod_at_work_says_whom_it_waits_for(
+    stand_in: StandIn, said: Any, monkeypatch: pytest.MonkeyPatch, phases: list[str], line: str
+) -> None:
+    monkeypatch.setattr(run_pods, "HANGING_SECONDS", 0)
+    stand_in.pods = [step_pod(step, phase) for step, phase in zip(STEPS, phases, strict=False)]
+    text = " ".join(said()[1].split())
+    assert line in text
+    assert bool(line) == ("waits" in text)
 
 
 def test_a_right_that_is_away_for_a_while_is_waited_for_as_an_api_is(stand_in: StandIn, said: Any) -> None:
