@@ -267,6 +267,7 @@ def explained(error: KubeError, cluster: Cluster) -> ClusterError:
         )
     if isinstance(error, Unreachable) and not error.status:
         return ClusterError(
-            f"Kubeflow Pipelines must answer, got {error}; python -m pipeline kind-status shows what is healthy"
+            f"{who} must answer, got {error}; see python -m pipeline kind-status, and check the context with kubectl "
+            "config get-contexts"
         )
     return ClusterError(f"Kubeflow Pipelines must accept the call, got {error}")

@@ -70,13 +70,21 @@ def kubeconfig() -> str | None:
     return os.environ.get("KUBECONFIG") or None
 
 
+def _unusable() -> tuple[type[Exception], ...]:
+    """Returns the errors with which the library ends if there is no kubeconfig, or one that it cannot read."""
+    from kubernetes import config
+    from yaml import YAMLError
+
+    return (config.ConfigException, OSError, YAMLError, AttributeError, TypeError, ValueError)
+
+
 def current_context() -> str:
     """Returns the name of the current context of kubeconfig; empty if there is none."""
     from kubernetes import config
 
     try:
         return str(config.list_kube_config_contexts(kubeconfig())[1]["name"])
-    except (config.ConfigException, OSError):
+    except _unusable():
         return ""
 
 
@@ -103,8 +111,9 @@ class Api:
 
         try:
             return cls(config.new_client_from_config(kubeconfig(), context or None))
-        except (config.ConfigException, OSError) as error:
-            raise ValueError(f"KUBECONFIG must name the configuration of a cluster, got: {error}") from error
+        except _unusable() as error:
+            said = " ".join(str(error).split())
+            raise ValueError(f"KUBECONFIG must name the configuration of a cluster, got: {said}") from error
 
     @classmethod
     def of_pod(cls) -> "Api":

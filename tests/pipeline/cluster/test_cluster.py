@@ -236,6 +236,14 @@ def test_without_kubeconfig_and_host_the_remedy_is_to_make_a_cluster(
         call("runs")
 
 
+@pytest.mark.parametrize("text", ["", "[]", "a: {b", "clusters: 3", "\x00"])
+def test_a_damaged_kubeconfig_is_told_as_none(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "damaged").write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "damaged"))
+    with pytest.raises(ClusterError, match="a cluster must be named by kubeconfig or --host, got neither"):
+        call("runs")
+
+
 def test_a_cluster_of_kubeconfig_that_is_gone_is_named_in_a_sentence(use_kubeconfig: Callable[..., None]) -> None:
     use_kubeconfig(gone="http://127.0.0.1:9")
     with pytest.raises(ClusterError, match=r"the cluster of kubeconfig must answer, got .*check the context"):
