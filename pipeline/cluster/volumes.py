@@ -102,6 +102,9 @@ def reader_pod(kubectl: list[str], *, claim: str, image: str, read_only: bool = 
         image: any image with sh, cat and sleep that the nodes have.
         read_only: whether to mount it read-only.
     """
+    namespace = kubectl[kubectl.index("--namespace") + 1]
+    remedy = f"python -m pipeline install --namespace {namespace} makes the volume of the pipeline"
+    run(*kubectl, "get", "persistentvolumeclaim", claim, remedy=remedy)  # without it the pod would wait in vain
     # Pods that killed commands left, which have ended by themselves.
     left = f"--selector=app.kubernetes.io/name in ({READER},{WRITER})"
     ended = "--field-selector=status.phase!=Pending,status.phase!=Running"

@@ -283,6 +283,12 @@ def test_every_command_that_a_message_or_a_page_names_does_what_it_says(
             else:
                 assert done.returncode == 0, (command, done.stderr)
         assert len((tmp_path / "token").read_text().split(".")) == 3
+        # The last of them deleted the claim.
+        with (
+            pytest.raises(ClusterError, match=f'"kws-data" not found; python -m pipeline install --namespace {name}'),
+            reader_pod(Cluster(namespace=name).kubectl, claim=CLAIM, image=IMAGE),
+        ):
+            pass
     finally:
         kubectl("delete", "namespace", name, "--wait=false")
         kubectl("delete", "persistentvolume", name, "--ignore-not-found", "--wait=false")
