@@ -303,7 +303,7 @@ def _typed(command: str, namespace: str) -> str:
     command = re.sub(r"-n (kubeflow|me)\b", f"-n {namespace}", command)
     command = re.sub(r"(kws-…-worker-1|speech-commands-\S+)", "typed", command)
     command = re.sub(r"get pods$|describe pod$", rf"\g<0> -n {namespace}", command)
-    return re.sub(r"^(.* port-forward \S+) \d+:80", r"head -n 1 < <(exec \1 :80); kill $!", command)
+    return re.sub(r"^(.* port-forward \S+) \d+:80", r"head -n 1 < <(exec timeout 60 \1 :80)", command)
 
 
 def pod_spec(image: str, **container: Any) -> dict[str, Any]:
