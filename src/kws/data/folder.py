@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kws.config import BACKGROUND_NOISE
 from kws.data.clip import Clip
+from kws.data.kinds import is_audio_file
 from kws.data.listing import Listing
 from kws.data.names import is_recording, is_utf8
 from kws.text import printable
@@ -81,7 +82,7 @@ def _list_word(folder: "os.DirEntry[str]") -> tuple[list[str], dict[str, str]]:
     others: dict[str, str] = {}
     for entry in _scan(folder):
         name = f"{folder.name}/{entry.name}"
-        if not is_recording(entry.name):
+        if not is_recording(entry.name) and not (_is_file(entry) and is_audio_file(entry.path)):
             kind = "a folder in the folder of a word" if _is_folder(entry) else "no recording by its name"
             others[printable(name)] = f"it is {kind}"
         elif not is_utf8(entry.name):

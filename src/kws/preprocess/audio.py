@@ -1,5 +1,11 @@
-"""Reads recordings: converts WAV, FLAC, OGG, Opus and MP3 to mono waveforms of a given length and sample rate."""
+"""Reads recordings: converts files of any common format to mono waveforms of a given length and sample rate.
 
+libsndfile decodes what it can (WAV, FLAC, Ogg, Opus, MP3, AIFF, AU, CAF, W64, …); FFmpeg, which the package `av`
+carries, what is left: M4A, AAC, 3GP, AMR, WebM, WMA, MP4, and the Ogg Opus files that libsndfile 1.2.2 refuses as
+malformed. What a file is follows from its bytes, not from its name.
+"""
+
+import contextlib
 import functools
 import importlib.util
 import math
@@ -13,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kws.data.clip import Clip
+from kws.data.kinds import START, Kind, kind_of
 from kws.recipe import FeatureConfig
 from kws.settings import require
 
@@ -27,10 +34,15 @@ MOST_SAMPLES = 1 << 27
 """Longest recording: 2 h 20 min at 16 kHz, or half a gigabyte. A tiny file of compressed silence could fill the
 memory."""
 
+CODINGS_IN_WAV = ("mp3", "mp3float", "aac")
+"""What FFmpeg may decode in a WAV file: one of another coding, if libsndfile refuses it, has a damaged header."""
+
 BLOCK = 1 << 18
 """Number of samples that libsndfile decodes at a time."""
 
-_READABLE = "a WAV, FLAC, OGG, Opus or MP3 file"
+DEMUXERS = "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,caf,flac,matroska,mov,mp3,ogg,wav,w64,webm,wv"
+"""What FFmpeg may take a file for. Others, such as playlists, would have it open further files and addresses."""
+
 _HEADER = struct.Struct("<4sI8sIHHIIHH4sI")
 """The 44-byte header of a canonical WAV file."""
 
@@ -57,7 +69,7 @@ def read_clip(path: Path, config: FeatureConfig) -> Waveform:
     """Reads a recording as one clip.
 
     Args:
-        path: a WAV, FLAC, OGG, Opus or MP3 file of any sample rate, sample width and number of channels.
+        path: an audio file of any sample rate, sample width and number of channels.
         config: determines sample rate and length of the clip.
 
     Returns:
@@ -77,10 +89,11 @@ def read_waveform(path: Path, sample_rate: int) -> Waveform:
         ValueError: the file cannot be read, is empty, is too long, or has samples that `require_sound` refuses.
         FileNotFoundError: there is no such file.
     """
-    pcm = _plain_pcm(_read_bytes(path), sample_rate)
+    data = _read_bytes(path)
+    pcm = _plain_pcm(data, sample_rate)
     if pcm is not None:
         return np.multiply(pcm, np.float32(1 / 32768))
-    waveform, rate = _read_with_soundfile(path)
+    waveform, rate = _decode(path, data[:START])
     require_sound(waveform)
     return waveform if rate == sample_rate else resample(waveform, rate, sample_rate)
 
@@ -131,8 +144,12 @@ def _plain_pcm(data: bytes, sample_rate: int) -> npt.NDArray[np.int16] | None:
     return np.frombuffer(data, dtype="<i2", offset=_HEADER.size)
 
 
-def _read_with_soundfile(path: Path) -> tuple[Waveform, int]:
-    """Reads a recording with libsndfile, ignoring the length in its header, and averages its channels.
+def _decode(path: Path, start: bytes) -> tuple[Waveform, int]:
+    """Reads a recording with libsndfile, or else with FFmpeg, and averages its channels.
+
+    Args:
+        path: the file.
+        start: its first bytes.
 
     Returns:
         float32 [samples], and their sample rate in Hz.
@@ -142,26 +159,101 @@ def _read_with_soundfile(path: Path) -> tuple[Waveform, int]:
     """
     import soundfile
 
-    blocks: list[Waveform] = []
-    num_samples = 0
     try:
-        with _stream_class()(os.fsencode(path)) as file:
-            num_frames = max(1, BLOCK // file.channels)
-            while (block := file.read(num_frames, dtype="float32", always_2d=True)).size:
-                blocks.append(block.mean(axis=1))
-                num_samples += len(block)
-                if num_samples > MOST_SAMPLES:
-                    raise ValueError(f"the recording must have at most {MOST_SAMPLES:,} samples, got more")
-            rate = int(file.samplerate)
+        return _read_with_soundfile(path)
     except soundfile.LibsndfileError as error:
-        raise ValueError(
-            f"the recording must be a WAV, FLAC, OGG, Opus or MP3 file, got {error.error_string}"
-        ) from error
-    except TypeError as error:  # soundfile raises it for a name that ends in .raw
-        raise ValueError(
-            "the recording must be a WAV, FLAC, OGG, Opus or MP3 file, got one without a header"
-        ) from error
-    return blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks]), rate
+        kind, said = kind_of(start), error.error_string
+        if not kind.is_audio:
+            raise _not_readable(kind, "") from error
+        if importlib.util.find_spec("av") is None:
+            raise _not_readable(kind, "which needs PyAV: pip install av") from error
+        try:
+            return _read_with_ffmpeg(path)
+        except EOFError as second:
+            raise _not_readable(kind, f"which has no sound: {said}") from second
+        except OSError as second:
+            raise _not_readable(kind, f"which is damaged: {said}") from second
+
+
+def _not_readable(kind: Kind, reason: str) -> ValueError:
+    return ValueError(
+        f"the recording must be an audio file, got {kind.name}"
+        + (f", {reason}" if reason else "")
+        + (f" ({kind.remedy})" if kind.remedy else "")
+    )
+
+
+def _read_with_soundfile(path: Path) -> tuple[Waveform, int]:
+    """Reads a recording with libsndfile, ignoring the length in its header.
+
+    Raises:
+        soundfile.LibsndfileError: libsndfile cannot read it.
+        ValueError: it is too long.
+    """
+    blocks = _Blocks()
+    with contextlib.ExitStack() as stack:
+        name: bytes | int = os.fsencode(path)
+        if path.suffix.lower() == ".raw":  # soundfile would ask for the format
+            name = stack.enter_context(path.open("rb")).fileno()
+        file = stack.enter_context(_stream_class()(name, closefd=False))
+        num_frames = max(1, BLOCK // file.channels)
+        while (block := file.read(num_frames, dtype="float32", always_2d=True)).size:
+            blocks.add(block.mean(axis=1))
+        rate = int(file.samplerate)
+    return blocks.joined(), rate
+
+
+def _read_with_ffmpeg(path: Path) -> tuple[Waveform, int]:
+    """Reads a recording with FFmpeg.
+
+    Raises:
+        EOFError: there is no sound in it.
+        OSError: FFmpeg cannot read it.
+        ValueError: it is too long.
+    """
+    import av
+
+    blocks = _Blocks()
+    options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file", "enable_drefs": "0"}
+    try:
+        # An open file, not its name, which FFmpeg might take for an address.
+        with path.open("rb") as opened, av.open(opened, options=options, metadata_errors="ignore") as container:
+            stream = next(iter(container.streams.audio), None)
+            if stream is None:
+                raise EOFError
+            if stream.codec_context is None:
+                raise OSError("its coding is unknown")
+            if container.format.name == "wav" and stream.codec_context.name not in CODINGS_IN_WAV:
+                raise OSError("its header is wrong")
+            converter = None
+            for frame in container.decode(stream):
+                converter = converter or av.AudioResampler(format="fltp", layout=frame.layout, rate=frame.sample_rate)
+                for converted in converter.resample(frame):
+                    blocks.add(converted.to_ndarray().mean(axis=0))
+            for converted in converter.resample(None) if converter else ():
+                blocks.add(converted.to_ndarray().mean(axis=0))
+    except av.FFmpegError as error:
+        raise OSError(str(error)) from error
+    if converter is None:
+        raise EOFError
+    return blocks.joined(), int(converter.rate)
+
+
+class _Blocks:
+    """Decoded pieces of a recording, up to MOST_SAMPLES."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Waveform] = []
+        self.num_samples = 0
+
+    def add(self, block: Waveform) -> None:
+        self.blocks.append(block)
+        self.num_samples += len(block)
+        if self.num_samples > MOST_SAMPLES:
+            raise ValueError(f"the recording must have at most {MOST_SAMPLES:,} samples, got more")
+
+    def joined(self) -> Waveform:
+        return self.blocks[0] if len(self.blocks) == 1 else np.concatenate([np.empty(0, np.float32), *self.blocks])
 
 
 @functools.cache

@@ -171,7 +171,10 @@ def _find_words(listing: Listing, words: str) -> tuple[str, ...]:
     found = tuple(listing.words)
     wanted = parse_words(words)
     if wanted is None:
-        require(len(found) >= 2, "recordings", "hold at least two folders <word>/*.wav", str(listing.folder))
+        if len(found) < 2:
+            raise ValueError(
+                f"recordings must hold at least two folders <word>/*.wav, got {listing.folder} with {_found(listing)}"
+            )
         return found
     missing = [word for word in wanted if word not in found]
     if missing:
@@ -180,6 +183,15 @@ def _find_words(listing: Listing, words: str) -> tuple[str, ...]:
             f"{', '.join(found) or 'none'} (--words auto takes all of them)"
         )
     return wanted
+
+
+def _found(listing: Listing) -> str:
+    """Says what a folder with fewer than two words holds."""
+    texts = [f"the word {printable(word)} ({len(clips)} clips)" for word, clips in listing.clips.items()]
+    texts += [f"{name} ({reason})" for name, reason in list(listing.not_read.items())[:3]]
+    if len(listing.not_read) > 3:
+        texts.append(f"{len(listing.not_read) - 3} more files that are not read")
+    return ", ".join(texts) or "nothing"
 
 
 def _find_unknown_words(listing: Listing, unknown_words: str, words: Sequence[str]) -> tuple[str, ...]:
@@ -273,8 +285,8 @@ def _compute(
                 bar.update(len(task.clips))
 
         reasons = {divided[split][row].id: bad[split][row] for split in divided for row in sorted(bad[split])}
-        for clip, reason in reasons.items():
-            log.warning("%s is left out: %s", printable(clip), reason)
+        for line in grouped(reasons):
+            log.warning("%s", line)
         _check_left_out(reasons, num_clips, max_bad_fraction)
         good: Divided = {}
         for split, clips in divided.items():
@@ -299,11 +311,24 @@ def _compute(
 
 def _check_left_out(reasons: Mapping[str, str], num_clips: int, max_bad_fraction: float) -> None:
     if len(reasons) > max_bad_fraction * num_clips:
-        first_ten = "\n".join(f"  {clip}: {reason}" for clip, reason in list(reasons.items())[:10])
         raise ValueError(
             f"at most {max_bad_fraction:.2%} of the clips may be unreadable, got {len(reasons)} of {num_clips} "
-            f"(repair them, or allow more with --max-bad-fraction):\n{first_ten}"
+            f"(repair them, or allow more with --max-bad-fraction):\n  " + "\n  ".join(grouped(reasons))
         )
+
+
+def grouped(reasons: Mapping[str, str], most: int = 10) -> list[str]:
+    """Returns a line for every reason why clips are left out, the most frequent first, and at most `most` lines."""
+    clips: dict[str, list[str]] = {}
+    for clip, reason in reasons.items():
+        clips.setdefault(reason, []).append(printable(clip))
+    lines: list[str] = []
+    for reason, names in sorted(clips.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        number = "1 clip is" if len(names) == 1 else f"{len(names)} clips are"
+        lines.append(f"{number} left out: {reason}: {', '.join(names[:3])}{more}")
+    rest = len(lines) - most
+    return lines if rest <= 0 else [*lines[:most], f"and clips for {rest} other reasons"]
 
 
 def _array_path(folder: Path, split: str) -> Path:
