@@ -6,6 +6,7 @@ says".
 
 import dataclasses
 import os
+import re
 import types
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -40,11 +41,14 @@ SPLITS = ("train", "validation", "test")
 class PipelineConfig(Settings):
     """The parameters of the pipeline, which are also the flags of `python -m pipeline` and `kws`."""
 
-    source: str = SPEECH_COMMANDS_URL
-    """Recordings: URL or path of an archive (tar, zip) laid out like Speech Commands, or a folder of <word>/*.wav."""
+    source: str = field(default=SPEECH_COMMANDS_URL, metadata={"repeats": "\n"})
+    """Recordings: URL or path of an archive (tar, zip, 7z) laid out like Speech Commands; a folder of <word>/*.wav; such
+    a folder or archive in a store (s3://, gs://, az://) or on the Hub (hf://datasets/NAME); env:NAME, an address in an
+    environment variable. Several become one data set."""
 
     sha256: str = ""
-    """Expected SHA-256 of the archive; empty: the known digest of the published archive, no check of others."""
+    """Expected SHA-256 of the archive, of several sources one for each; empty: the known digest of the published archive,
+    no check of others."""
 
     data_root: str = "/data"
     """The folder or mounted volume that holds data sets, tensors, runs and models."""
@@ -60,7 +64,7 @@ class PipelineConfig(Settings):
     """Preset: default (the best measured on clips), streams (fewer false alarms in running speech, for models with
     unknown words) or baseline (what the project started from)."""
 
-    set: str = field(default="", metadata={"repeats": True})
+    set: str = field(default="", metadata={"repeats": " "})
     """Other settings of the recipe to change, separated by spaces: train.weight_decay=0.1 augment.gain_db=6"""
 
     split: str | None = None
@@ -101,8 +105,8 @@ class PipelineConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.source != "", "source", "be a URL, an archive or a folder", self.source)
-        digits = self.sha256 == "" or (len(self.sha256) == 64 and {*self.sha256} <= {*"0123456789abcdef"})
+        require(split_sources(self.source) != [], "source", "be a URL, an archive or a folder", self.source)
+        digits = all(re.fullmatch("[0-9a-f]{64}", one) for one in self.sha256.replace(",", " ").split())
         require(digits, "sha256", "be 64 lower-case hexadecimal digits", self.sha256)
         self.recipe()
 
@@ -206,6 +210,16 @@ class ServeConfig(Settings):
         super().__post_init__()
         plain = self.model_name.replace("-", "").replace("_", "").isalnum()
         require(plain, "model_name", "consist of letters, digits, - and _", self.model_name)
+
+
+def split_sources(sources: str) -> list[str]:
+    """Splits a text into the sources that it names.
+
+    They are separated by line ends; by commas or spaces where what follows begins like an address or a path (scheme://,
+    env:, /, ./, ../ or ~/), so that a single path may have spaces and commas in it.
+    """
+    pieces = re.split(r"\n|[\s,]+(?=[A-Za-z][A-Za-z0-9+.-]*://|env:|~?/|\.{1,2}/)", sources)
+    return [piece.strip().rstrip(",") for piece in pieces if piece.strip(" \t\r\n,")]
 
 
 def parse_words(words: str, at_least: int = 2) -> tuple[str, ...] | None:

@@ -144,9 +144,7 @@ def kind_of(start: bytes, size: int | None = None) -> Kind:
     if text.startswith((b"{", b"[")):
         return Kind("a JSON file", remedy=_TABLE)
     lines = text.splitlines()
-    if lines and any(
-        lines[0].count(mark) and lines[0].count(mark) == lines[-2:][0].count(mark) for mark in (b"\t", b",")
-    ):
+    if len(lines) > 1 and any(0 < lines[0].count(mark) == lines[1].count(mark) for mark in (b"\t", b",")):
         return Kind("a table in text (CSV or TSV)", remedy=_TABLE)
     first = lines[0][:60].decode("utf-8", "replace") if lines else ""
     return Kind(f"a text file that begins with {first!r}" if first else "a text file")
@@ -182,10 +180,10 @@ def _page(start: bytes) -> Kind:
 
 
 def _is_text(start: bytes) -> bool:
-    if b"\0" in start:
+    if any(byte < 9 for byte in start[:START]):
         return False
     try:
         start.decode()
     except UnicodeDecodeError as error:
-        return len(start) - error.start < 4 and error.start > 0  # a letter that is cut at the end
+        return len(start) >= START > 4 > len(start) - error.start  # a letter that is cut at the end
     return True

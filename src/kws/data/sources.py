@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kws.data.folder import word_folders
 from kws.data.listing import Listing
+from kws.data.parts import is_of_parts, list_parts
 
 Layout = Callable[[Path], Listing | None]
 """Lists the clips of a folder, or returns None if the folder is laid out otherwise."""
@@ -21,4 +22,6 @@ def list_recordings(folder: Path) -> Listing:
     """
     if not folder.is_dir():
         raise ValueError(f"recordings must be a folder of <word>/*.wav, got {str(folder)!r}")
+    if is_of_parts(folder):
+        return list_parts(folder, list_recordings)
     return next(listing for layout in LAYOUTS if (listing := layout(folder)) is not None)

@@ -132,6 +132,8 @@ def by_speaker(clips: Sequence[Clip], lists: Lists) -> Divided:
         clips: the clips.
         lists: the splits that the lists assign to them.
     """
+    if clips and all(clip.split for clip in clips):
+        return divide(clips, lambda clip: clip.split)
     if not lists.figures:
         return divide(clips, lambda clip: split_of_speaker(clip.group))
     return divide(clips, lambda clip: lists.split_of.get(clip.file, "train"))

@@ -217,7 +217,7 @@ def _read_with_ffmpeg(path: Path) -> tuple[Waveform, int]:
     options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file", "enable_drefs": "0"}
     try:
         # An open file, not its name, which FFmpeg might take for an address.
-        with path.open("rb") as opened, av.open(opened, options=options, metadata_errors="ignore") as container:
+        with path.open("rb") as opened, av.open(opened, "r", options=options, metadata_errors="ignore") as container:
             stream = next(iter(container.streams.audio), None)
             if stream is None:
                 raise EOFError

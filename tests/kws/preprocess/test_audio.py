@@ -285,8 +285,8 @@ def encode(path: Path, samples: "np.ndarray[tuple[int], np.dtype]", suffix: str,
         for piece in [*resampler.resample(frame), *resampler.resample(None)]:
             piece.pts = None
             fifo.write(piece)
-        while piece := fifo.read(stream.frame_size or 1024, partial=True):
-            for packet in stream.encode(piece):
+        while (some := fifo.read(stream.frame_size or 1024, partial=True)) is not None:
+            for packet in stream.encode(some):
                 output.mux(packet)
         for packet in stream.encode(None):
             output.mux(packet)
