@@ -42,13 +42,13 @@ class PipelineConfig(Settings):
     """The parameters of the pipeline, which are also the flags of `python -m pipeline` and `kws`."""
 
     source: str = field(default=SPEECH_COMMANDS_URL, metadata={"repeats": "\n"})
-    """Recordings: URL or path of an archive (tar, zip, 7z) laid out like Speech Commands; a folder of <word>/*.wav; such
-    a folder or archive in a store (s3://, gs://, az://) or on the Hub (hf://datasets/NAME); env:NAME, an address in an
-    environment variable. Several become one data set."""
+    """Recordings: URL or path of an archive (tar, zip, 7z) laid out like Speech Commands; a folder of <word>/*.wav;
+    either in a store (s3://, gs://, az://) or on the Hub (hf://datasets/NAME); env:NAME, an address in an environment
+    variable. Several become one data set."""
 
     sha256: str = ""
-    """Expected SHA-256 of the archive, of several sources one for each; empty: the known digest of the published archive,
-    no check of others."""
+    """Expected SHA-256 of the archive, of several sources one for each; empty: the known digest of the published
+    archive, no check of others."""
 
     data_root: str = "/data"
     """The folder or mounted volume that holds data sets, tensors, runs and models."""

@@ -1,7 +1,7 @@
 """Several sources as one data set: a folder that names the data sets of which it consists, and copies nothing."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kws import files
@@ -33,7 +33,8 @@ def is_of_parts(folder: Path) -> bool:
 def list_parts(folder: Path, list_part: Callable[[Path], Listing]) -> Listing:
     """Lists the clips of all parts, each divided as it would be alone.
 
-    A speaker whom two parts name is in one split: that of the first part which has clips of theirs.
+    A speaker whom several parts name is in one split: as the first part states it that states splits, or else as by
+    its name.
 
     Args:
         folder: a folder of parts.
@@ -42,30 +43,35 @@ def list_parts(folder: Path, list_part: Callable[[Path], Listing]) -> Listing:
     Raises:
         ValueError: a part is missing or has changed.
     """
-    clips: dict[str, list[Clip]] = {}
+    found: list[list[Clip]] = []
     noise: list[str] = []
     not_read: dict[str, str] = {}
-    split_of: dict[str, str] = {}
-    for part in files.read_object(folder / PARTS, parts=list)["parts"]:
+    stated: dict[str, tuple[int, str]] = {}  # of a speaker, the part that states a split, and the split
+    for number, part in enumerate(files.read_object(folder / PARTS, parts=list)["parts"]):
         path = folder.parent / part["folder"]
         if not files.is_complete(path) or files.sha256_of(path / files.MANIFEST) != part["manifest"]:
             raise ValueError(
                 f"{path} must be as it was downloaded, as {folder} consists of it: download its source again"
             )
         listing, prefix = list_part(path), f"../{part['folder']}/"
-        some = listing.clips_of(listing.words)
-        divided = splits.by_speaker(some, splits.read_lists(listing.lists, some))
-        speakers = {clip.speaker: split for split in SPLITS for clip in divided[split] if clip.speaker}
-        split_of = speakers | split_of
-        for split in SPLITS:
-            for clip in divided[split]:
-                found = split_of.get(clip.speaker, split)
-                clips.setdefault(clip.word, []).append(dataclasses.replace(clip, file=prefix + clip.file, split=found))
+        clips = listing.clips_of(listing.words)
+        lists = splits.read_lists(listing.lists, clips)
+        divided = splits.by_speaker(clips, lists)
+        found.append([replace(clip, file=prefix + clip.file) for split in SPLITS for clip in divided[split]])
+        if lists.figures or any(clip.split for clip in clips):
+            for clip in found[-1]:
+                if clip.speaker and stated.get(clip.speaker, (number,))[0] == number:
+                    stated[clip.speaker] = (number, clip.split)
         noise += [prefix + file for file in listing.noise]
         not_read |= {prefix + name: reason for name, reason in listing.not_read.items()}
+    by_word: dict[str, list[Clip]] = {}
+    for number, clips in enumerate(found):
+        for clip in clips:
+            owner, split = stated.get(clip.speaker, (number, clip.split))
+            by_word.setdefault(clip.word, []).append(clip if owner == number else replace(clip, split=split))
     return Listing(
         folder=folder,
-        clips={word: sorted(clips[word], key=lambda clip: clip.id) for word in sorted(clips)},
+        clips={word: sorted(by_word[word], key=lambda clip: clip.id) for word in sorted(by_word)},
         noise=noise,
         lists={"parts": folder / PARTS},
         not_read=not_read,

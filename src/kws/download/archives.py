@@ -137,7 +137,8 @@ def _refusal(archive: Path, source: str, error: Exception) -> str:
     if kind.is_audio:
         return f"source must be an archive or a folder, got {source}, {what}: give the folder above its word's folder"
     said = str(error) or type(error).__name__
-    return f"source must be a whole archive ({', '.join(SUFFIXES)}), got {source}, {what}: {said}; download or pack it again"
+    rule = f"be a whole archive ({', '.join(SUFFIXES)})"
+    return f"source must {rule}, got {source}, {what}: {said}; download or pack it again"
 
 
 def _require_package(module: str, what: str, package: str) -> None:
@@ -150,7 +151,7 @@ def _require_package(module: str, what: str, package: str) -> None:
 
 
 def decompress(file: IO[bytes]) -> IO[bytes]:
-    """Returns a reader of the content under gzip, bzip2, xz or Zstandard, or the file itself if it is not compressed."""
+    """Returns a reader of the content under gzip, bzip2, xz or Zstandard, or the file itself if not compressed."""
     file.seek(0)
     start = file.read(6)
     file.seek(0)
@@ -376,9 +377,9 @@ def _zip_name(info: zipfile.ZipInfo, source: str) -> str:
         known = _unicode_path(info.extra, raw) or _utf8(raw)
         if known is None and not name.replace("\\", "/").rpartition("/")[0].isascii():
             raise ArchiveError(
-                f"source must be a zip with names in UTF-8, got {source} with {printable(name)[:80]!r} in the code page "
-                "of another language: pack it again (7-Zip: zip with the parameter cu=on, or as .7z), or unpack it where "
-                "it was packed and give the folder"
+                f"source must be a zip with names in UTF-8, got {source} with {printable(name)[:80]!r} in the code "
+                "page of another language: pack it again (7-Zip: zip with the parameter cu=on, or as .7z), or unpack "
+                "it where it was packed and give the folder"
             )
         name = known or name
     return name.replace("\\", "/")
@@ -413,7 +414,7 @@ def _unpack_7z(file: IO[bytes], writer: _Writer, bar: Any) -> None:
 
     file.seek(0)
 
-    class Member(Py7zIO):  # type: ignore[misc]
+    class Member(Py7zIO):
         """Receives the bytes of a member."""
 
         def __init__(self, target: IO[bytes] | None) -> None:
@@ -444,7 +445,7 @@ def _unpack_7z(file: IO[bytes], writer: _Writer, bar: Any) -> None:
             if self.target is not None:
                 self.target.close()
 
-    class Factory(WriterFactory):  # type: ignore[misc]
+    class Factory(WriterFactory):
         """Opens the members by their names."""
 
         def create(self, filename: str) -> Member:

@@ -1,8 +1,8 @@
 """Credentials, certificates and proxies of the download step: from the usual variables and files, or a secret.
 
-On a cluster the secret kws-download, if there is one, is mounted as a folder (`pipeline.placement`): every entry that is
-named like an environment variable becomes one, ca.crt is the certificate authority to trust, google.json the key of a
-Google service account. None of it is ever a parameter, which Kubeflow would keep in its database and show.
+On a cluster the secret kws-download, if there is one, is mounted as a folder (`pipeline.placement`): every entry that
+is named like an environment variable becomes one, ca.crt is the certificate authority to trust, google.json the key of
+a Google service account. None of it is ever a parameter, which Kubeflow would keep in its database and show.
 """
 
 import logging

@@ -109,8 +109,8 @@ def _from(source: str, sha256: str, data_root: Path) -> Path:
     require(
         path.is_file(),
         "source",
-        f"be an address ({', '.join(f'{one}://' for one in ('http', 'https', 's3', 'gs', 'az', 'hf'))}), an archive or a "
-        "folder that exists (check the spelling; a relative path starts at the working directory)",
+        "be an address (http://, https://, s3://, gs://, az://, hf://), an archive or a folder that exists (check the "
+        "spelling; a relative path starts at the working directory)",
         unsigned(source) if scheme else source,
     )
     return _from_archive(path, sha256, data_root)

@@ -40,7 +40,7 @@ THREADS = 16
 MODULES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "hf": "huggingface_hub"}
 
 CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and AWS_ENDPOINT_URL for a store that is not Amazon's",
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and AWS_ENDPOINT_URL if it is not Amazon's",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS (or `gcloud auth application-default login`)",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY (or AZURE_STORAGE_CONNECTION_STRING)",
     "hf": "HF_TOKEN (or `hf auth login`), and accept the conditions of a gated data set on its page",
@@ -76,7 +76,7 @@ class Store:
             self.files.invalidate_cache()
             if not self.url.endswith("/"):
                 with contextlib.suppress(FileNotFoundError):
-                    return self.files.info(self.root)["type"] == "directory"
+                    return str(self.files.info(self.root)["type"]) == "directory"
             if not self.files.ls(self.root, detail=False):
                 raise FileNotFoundError(self.root)
         return True
@@ -212,9 +212,8 @@ class Store:
             cause = cause.__cause__ or cause.__context__
         if any("CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text for text in causes):
             return ValueError(
-                f"source must be on a server with a valid certificate, got {self.url}: {_short(error)}; if it is your "
-                "company's own authority that signs, set SSL_CERT_FILE to a file with its certificate (on a cluster: the entry "
-                "ca.crt of the secret kws-download)"
+                f"source must be on a server with a valid certificate, got {self.url}: {_short(error)}"
+                f"{transfer.OWN_AUTHORITY}"
             )
         if any("407" in text and "roxy" in text for text in causes):
             return ValueError(
@@ -237,8 +236,8 @@ def open_store(url: str) -> Store:
     scheme = scheme_of(url)
     if importlib.util.find_spec(MODULES[scheme]) is None:
         raise ValueError(
-            f"the package {MODULES[scheme].replace('_', '-')} must be installed to download from {scheme}://, got none: "
-            "pip install 'kws[stores]'"
+            f"the package {MODULES[scheme].replace('_', '-')} must be installed to download from {scheme}://, got "
+            "none: pip install 'kws[stores]'"
         )
     if scheme == "hf":
         return _open_hub(url)
@@ -262,9 +261,11 @@ def _open(url: str, **options: Any) -> Store:
     if scheme_of(url) == "gs":
         options |= {"session_kwargs": {"trust_env": True}}  # heeds proxies
     if scheme_of(url) == "s3":
-        options |= {"config_kwargs": {"connect_timeout": 30, "read_timeout": 60}}
+        options |= {"config_kwargs": {"connect_timeout": 30, "read_timeout": 60, "retries": {"total_max_attempts": 1}}}
     protocol = {"az": "abfs"}.get(scheme_of(url), scheme_of(url))
     made = fsspec.filesystem(protocol, skip_instance_cache=True, **options)
+    if scheme_of(url) == "s3":
+        made.retries = 1  # `Transfer` tries again, and says so; together they would for minutes in silence
     return Store(url=url, files=made, root=made._strip_protocol(url.replace("az://", "abfs://", 1)).rstrip("/"))
 
 
@@ -272,10 +273,15 @@ def _open_hub(url: str) -> Store:
     """Opens a data set of the Hub at the commit that its branch has now."""
     from huggingface_hub import HfFileSystem
 
-    hub = HfFileSystem(skip_instance_cache=True)
+    # The library reads these variables when it is imported, which may be before a secret sets them.
+    hub: Any = HfFileSystem(
+        endpoint=os.environ.get("HF_ENDPOINT") or None,
+        token=os.environ.get("HF_TOKEN") or None,
+        skip_instance_cache=True,
+    )
     store = Store(url=url, files=hub, root=hub._strip_protocol(url).rstrip("/"))
     with store._translated():
-        place = hub.resolve_path(store.root)
+        place: Any = hub.resolve_path(store.root)
         commit = hub._api.repo_info(place.repo_id, revision=place.revision, repo_type=place.repo_type).sha
     inside = f"/{place.path_in_repo}" if place.path_in_repo else ""
     root = f"{place.repo_type}s/{place.repo_id}@{commit}"
@@ -390,7 +396,7 @@ def _status(error: BaseException) -> int | None:
     """Returns the status of the HTTP answer behind an error."""
     response = getattr(error, "response", None)
     if isinstance(response, Mapping):  # botocore
-        return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     for each in (error, response):
         for name in ("status", "status_code", "code"):
             if isinstance(value := getattr(each, name, None), int):

@@ -206,9 +206,16 @@ class Transfer:
         """Largest size of the partial download so far; a larger one is progress."""
 
     def size(self) -> int:
+        """Returns how many bytes are there."""
         return self.part.stat().st_size if self.part.exists() else 0
 
     def run(self) -> Remote:
+        """Transfers the file until it is complete.
+
+        Raises:
+            ValueError: another try is of no use.
+            ConnectionError: too many tries in succession have brought nothing.
+        """
         tries = 0
         while True:
             try:
@@ -364,8 +371,8 @@ class Transfer:
 
 
 _REMEDIES = {
-    401: "the server asks who you are: use a signed address (env:NAME keeps it out of the parameters), or download it first",
-    403: "the server lets nobody in without a right to it, or its signature has expired: check whether a browser opens it",
+    401: "the server asks who you are: use a signed address (as env:NAME), or download it first",
+    403: "you have no right to it, or the signature has expired: check whether a browser opens it",
     407: "set HTTPS_PROXY and HTTP_PROXY to http://USER:PASSWORD@HOST:PORT, on a cluster in the secret kws-download",
 }
 
@@ -478,6 +485,11 @@ def _open(url: str, *, method: str = "GET", headers: Mapping[str, str] | None = 
         yield response
 
 
+OWN_AUTHORITY = (
+    "; if it is your company's own authority that signs, as its proxies do, set SSL_CERT_FILE to a file with its "
+    "certificate (on a cluster: the entry ca.crt of the secret kws-download)"
+)
+
 _UNTRUSTED = (18, 19, 20, 21)
 """What OpenSSL says of a certificate that no known authority has signed: self-signed, or without its issuer."""
 
@@ -485,15 +497,10 @@ _UNTRUSTED = (18, 19, 20, 21)
 def _never_works(reason: object, url: str) -> str | None:
     """Returns the sentence for an error of the connection that another try cannot mend, or None."""
     if isinstance(reason, ssl.SSLCertVerificationError):
-        remedy = ""
-        if reason.verify_code in _UNTRUSTED:
-            remedy = (
-                "; if it is your company's own authority that signs, as its proxies do, set SSL_CERT_FILE to a file with its "
-                "certificate (on a cluster: the entry ca.crt of the secret kws-download)"
-            )
+        remedy = OWN_AUTHORITY if reason.verify_code in _UNTRUSTED else ""
         return f"source must be on a server with a valid certificate, got {url}: {reason.verify_message}{remedy}"
     if isinstance(reason, ssl.SSLError) and reason.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
-        return f"source must be on a server that speaks TLS, got {url} on one that does not: try http:// (also for proxies)"
+        return f"source must be on a server that speaks TLS, got {url}, whose does not: try http://"
     said = str(reason)
     if said.startswith("Tunnel connection failed: 4"):
         status = int(said.split(": ")[1][:3])

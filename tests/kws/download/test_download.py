@@ -1,19 +1,18 @@
 import io
 import logging
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
-import wave
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from file_server import FileServer, serve
+from noise_recordings import make_recordings, pack
 
 from kws import files
 from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL
@@ -29,24 +28,6 @@ NAME = "small.tar.gz"
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BACKOFF", 0.01)
-
-
-def make_recordings(folder: Path, seed: int = 0, clips: int = 6) -> Path:
-    """Writes two words of noise, which compresses badly, so that half an archive is half its recordings."""
-    drawn = random.Random(seed)
-    for word in ("yes", "no"):
-        (folder / word).mkdir(parents=True)
-        for i in range(clips):
-            with wave.open(str(folder / word / f"{i:08x}_nohash_0.wav"), "wb") as file:
-                file.setparams((1, 2, 16_000, 0, "NONE", ""))
-                file.writeframes(drawn.randbytes(32_000))
-    return folder
-
-
-def pack(recordings: Path, archive: Path, wrapping: str = ".") -> Path:
-    with tarfile.open(archive, "w:gz", compresslevel=1) as file:
-        file.add(recordings, wrapping)
-    return archive
 
 
 @pytest.fixture
