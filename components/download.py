@@ -10,8 +10,8 @@ def download(source: str, sha256: str, data_root: str, recordings: Output[Datase
     """Copies or downloads recordings to datasets/<name>-<sha256>/ on the volume; does nothing if they are there.
 
     Args:
-        source: URL or path of an archive laid out like Speech Commands, or a folder of <word>/*.wav.
-        sha256: expected SHA-256 of the archive, or empty.
+        source: URLs or paths of archives or folders, one to a line; see `kws.config.PipelineConfig`.
+        sha256: expected SHA-256 of each archive, or empty.
         data_root: path of the mounted volume.
         recordings: manifest of the recordings folder.
     """
@@ -24,4 +24,5 @@ def download(source: str, sha256: str, data_root: str, recordings: Output[Datase
     folder = download(source, sha256, Path(data_root))
     manifest = files.read_json(folder / files.MANIFEST)
     figures = {"num_clips": manifest["num_clips"], "num_words": len(manifest["words"]), "source": manifest["source"]}
+    figures["sources"] = manifest.get("sources", [])
     recordings.metadata.update(steps.hand_over(folder, recordings.path, figures))

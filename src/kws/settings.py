@@ -266,14 +266,13 @@ class _Joined(argparse.Action):
     def __init__(self, *arguments: Any, separator: str, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self.separator = separator
-        self.given = False
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
-        before = f"{getattr(namespace, self.dest)}{self.separator}" if self.given else ""
-        self.given = True
-        setattr(namespace, self.dest, f"{before}{values}".strip())
+        before = getattr(namespace, self.dest)
+        joined = values if before is self.default else f"{before}{self.separator}{values}"
+        setattr(namespace, self.dest, joined.strip())
 
 
 def add_registry(parser: argparse._ActionsContainer, purpose: str) -> None:

@@ -8,7 +8,7 @@ a Google service account. None of it is ever a parameter, which Kubeflow would k
 import logging
 import os
 import re
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -21,13 +21,25 @@ CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA
 """The variables by which libraries are told which certificate authorities to trust; each heeds only some of them."""
 
 
-def load(folder: Path = SECRET_FOLDER, environ: MutableMapping[str, str] = os.environ) -> None:
+_OF_DOWNLOADS = re.compile("(AWS|AZURE|GOOGLE|HF)_.*|(HTTPS?|NO|ALL)_PROXY|" + "|".join(CERTIFICATES), re.IGNORECASE)
+
+
+def variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns those environment variables that give access to stores, or say how to reach them."""
+    return {name: value for name, value in environ.items() if _OF_DOWNLOADS.fullmatch(name)}
+
+
+def load(folder: Path = SECRET_FOLDER, environ: MutableMapping[str, str] | None = None) -> None:
     """Sets environment variables from the entries of a mounted secret, unless they are set already.
 
     Args:
         folder: where the secret is mounted; nothing happens if it is not there.
-        environ: where to set them.
+        environ: where to set them; None: the environment of this process.
+
+    Raises:
+        ValueError: a variable names a file of certificates that does not exist.
     """
+    environ = os.environ if environ is None else environ
     taken: list[str] = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name.startswith(".") or not path.is_file():

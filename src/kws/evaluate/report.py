@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from kws import files, plots
 from kws.data.clip import Clip
+from kws.data.digest import read_manifest
 from kws.evaluate.accuracy import Evaluation
 from kws.evaluate.streams import StreamReport
 from kws.model.detector import THRESHOLDS, Thresholds
@@ -49,10 +50,17 @@ def write_report(
         pictures=_pictures(evaluation, training),
         num_mistakes=evaluation.num_clips - int(evaluation.matrix.trace()),
         num_parameters=recognizer.num_parameters,
+        sources=_sources(recordings),
         recognizer=recognizer,
     )
     with files.atomic_write(path, "w") as file:
         file.write(page)
+
+
+def _sources(recordings: Path) -> list[Mapping[str, Any]]:
+    """Returns the sources of recordings that are of several, each with its share of the clips."""
+    manifest = read_manifest(recordings) if recordings.is_dir() else None
+    return list((manifest or {}).get("sources", []))
 
 
 def _pictures(evaluation: Evaluation, training: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

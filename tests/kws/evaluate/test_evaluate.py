@@ -312,6 +312,22 @@ def test_report_of_a_model_without_mistakes_says_so(expert: Recognizer, tone_ten
     assert len(page.references) == 1
 
 
+def test_report_of_recordings_of_several_sources_shows_the_share_of_each(
+    expert: Recognizer, tone_tensors: Path, tmp_path: Path
+) -> None:
+    sources = [
+        {"source": "s3://bucket/words", "words": 3, "num_clips": 75, "share": 0.75},
+        {"source": "/data/mine", "words": 2, "num_clips": 25, "share": 0.25},
+    ]
+    manifest = {"name": "2-sources", "source": "", "sha256": "", "words": {}, "sources": sources}
+    files.write_json(tmp_path / files.MANIFEST, manifest)
+    evaluation = evaluate_tensors(expert, Tensors(tone_tensors))
+    write_report(tmp_path / "report.html", expert, evaluation, "test split", tmp_path)
+    text = " ".join(parse(tmp_path / "report.html").text.split())
+    assert "s3://bucket/words375 75.0 %" in text
+    assert "/data/mine225 25.0 %" in text
+
+
 def test_report_does_without_clips_that_are_gone_and_escapes_their_names(
     make_recognizer: MakeRecognizer, tmp_path: Path
 ) -> None:
