@@ -212,7 +212,7 @@ def _parameters(options: Options) -> PipelineConfig:
     for source in split_sources(config.source):
         if is_signed(source):
             raise ValueError(
-                "source must have no signature, key or password, which Kubeflow would keep in its database and show, got "
+                "source must have no signature, key or password, which Kubeflow would keep and show, got "
                 f"one on {urlsplit(source).hostname}: put the address into the secret {SECRET} (kubectl create secret "
                 f"generic {SECRET} --from-literal=WORDS='ADDRESS') and give SOURCE=env:WORDS"
             )
