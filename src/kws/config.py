@@ -7,6 +7,7 @@ says".
 import dataclasses
 import os
 import types
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -218,7 +219,8 @@ def parse_words(words: str, at_least: int = 2) -> tuple[str, ...] | None:
         return None
     if words == "all":
         return SPEECH_COMMANDS_WORDS
-    names = tuple(word.strip() for word in words.split(","))
+    # In Unicode normal form C, as the words of a data set are: what is typed on a Mac may be in form D.
+    names = tuple(unicodedata.normalize("NFC", word).strip() for word in words.split(","))
     number = {1: "a word", 2: "two words"}[at_least]
     require(
         len(names) >= at_least and len(set(names)) == len(names), "words", f"name at least {number}, each once", words

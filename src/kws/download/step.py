@@ -165,7 +165,7 @@ def _from_folder(path: Path, sha256: str, data_root: Path) -> Path:
         with progress(num_bytes, "B", f"copy {path.name}", scale=True) as bar:
             for recording in recordings:
                 target = staging / recording
-                target.parent.mkdir(exist_ok=True)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 bar.update(shutil.copyfile(path / recording, target).stat().st_size)
 
     return _build(str(path.absolute()), name, digest, data_root, {"not_read": listing.figures()}, copy)
