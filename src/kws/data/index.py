@@ -55,7 +55,7 @@ class Numbers:
         begin = stored["begin"]
         none = np.full(len(begin), np.nan)
         row = stored["row"] if "row" in stored else np.full(len(begin), WHOLE)
-        start, end = (stored[name] if name in stored else none for name in ("start", "end"))
+        start, end = (stored.get(name, none) for name in ("start", "end"))
         return Numbers(begin=begin, gain=stored["gain"], row=row, start=start, end=end)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -73,7 +73,12 @@ class Numbers:
 
     def fields_of(self, row: int) -> dict[str, Any]:
         """Returns the fields of the clip in a row."""
-        begin, number, start, end = int(self.begin[row]), int(self.row[row]), float(self.start[row]), float(self.end[row])
+        begin, number, start, end = (
+            int(self.begin[row]),
+            int(self.row[row]),
+            float(self.start[row]),
+            float(self.end[row]),
+        )
         return {
             "begin": None if begin == WHOLE else begin,
             "gain": int(self.gain[row]),
@@ -148,7 +153,7 @@ class Index(Sequence[Clip]):
         """Writes the index as one .npz file, uncompressed."""
         arrays = {f"{name}.{part}": getattr(self._texts[name], part) for name in TEXTS for part in _PARTS}
         with path.open("wb") as file:
-            np.savez(file, **self._numbers.arrays(), **arrays)
+            np.savez(file, allow_pickle=False, **self._numbers.arrays(), **arrays)
 
     @staticmethod
     def load(path: Path) -> "Index":
@@ -177,7 +182,8 @@ class Index(Sequence[Clip]):
     def __getitem__(self, row: int | slice) -> "Clip | Index":
         if isinstance(row, slice):
             return self.take(row)
-        return Clip(**{name: self._texts[name][row] for name in TEXTS}, **self._numbers.fields_of(row))
+        texts: dict[str, Any] = {name: self._texts[name][row] for name in TEXTS}
+        return Clip(**texts, **self._numbers.fields_of(row))
 
     def __iter__(self) -> Iterator[Clip]:
         return (self[row] for row in range(len(self)))

@@ -50,7 +50,7 @@ class Listing:
         return sorted((clip for word in words for clip in self.clips.get(word, [])), key=attrgetter("id"))
 
     def files_of(self, clips: Iterable[Clip]) -> list[str]:
-        """Returns all files on which a data set of some clips depends, each once: theirs, the noise, lists and tables."""
+        """Returns all files on which a data set of some clips depends, each once: theirs, noise, lists and tables."""
         lists = (path.name for path in self.lists.values())
         return list(dict.fromkeys([*(clip.file for clip in clips), *self.noise, *lists, *self.tables]))
 
@@ -85,10 +85,9 @@ class Listing:
         splits = ", ".join(f"{split} {count:,}" for split, count in stated.items() if count)
         if self.lists:
             splits = " and ".join(path.name for path in self.lists.values())
-        return (
-            f"layout {self.layout}, {len(self.clips):,} words, {f'{speakers:,} speakers' if speakers else 'no speaker named'}, "
-            f"{f'splits as stated ({splits})' if splits else 'no splits stated'}, {len(clips):,} clips"
-        )
+        of_whom = f"{speakers:,} speakers" if speakers else "no speaker named"
+        divided = f"splits as stated ({splits})" if splits else "no splits stated"
+        return f"layout {self.layout}, {len(self.clips):,} words, {of_whom}, {divided}, {len(clips):,} clips"
 
     def report(self) -> None:
         """Logs which files and entries are not read, in one line for every reason."""

@@ -69,7 +69,9 @@ class Shard:
         """Returns the names of the classes that columns number, as Hugging Face's metadata states them, by column."""
         try:
             features = json.loads((self.schema.metadata or {})[b"huggingface"])["info"]["features"]
-            return {name: list(one["names"]) for name, one in features.items() if isinstance(one, dict) and "names" in one}
+            return {
+                name: list(one["names"]) for name, one in features.items() if isinstance(one, dict) and "names" in one
+            }
         except (KeyError, ValueError, TypeError):
             return {}
 

@@ -113,7 +113,7 @@ def read_list(path: Path) -> list[tuple[int, str]]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Reads the lines of a text in UTF-8 or UTF-16, with or without a byte order mark, with the line ends of any system.
+    """Reads the lines of a text in UTF-8 or UTF-16, with or without a byte order mark, with the line ends of any OS.
 
     A line that is not UTF-8 is decoded as Windows-1252.
     """
@@ -158,7 +158,10 @@ def as_stated(clips: Sequence[Clip]) -> Divided:
             train = {clip.group for clip in clips if split_of[clip.id] == "train"}
             taken = _tenth_of(train, split)
             log.info(
-                "the data set states no %s split: %d of its %d training speakers are taken", split, len(taken), len(train)
+                "the data set states no %s split: %d of its %d training speakers are taken",
+                split,
+                len(taken),
+                len(train),
             )
             split_of |= {clip.id: split for clip in clips if clip.group in taken and split_of[clip.id] == "train"}
     return divide(clips, lambda clip: split_of[clip.id])
@@ -167,7 +170,9 @@ def as_stated(clips: Sequence[Clip]) -> Divided:
 def _tenth_of(speakers: Iterable[str], split: str) -> set[str]:
     """Returns the speakers that are of a split by their hash; if none is, the first by hash, but never all."""
     ranked = sorted(speakers, key=lambda speaker: hashlib.sha1(speaker.encode()).hexdigest())
-    return {speaker for speaker in ranked if split_of_speaker(speaker) == split} or set(ranked[:1] if ranked[1:] else ())
+    return {speaker for speaker in ranked if split_of_speaker(speaker) == split} or set(
+        ranked[:1] if ranked[1:] else ()
+    )
 
 
 def speakers_in_two_splits(divided: Mapping[str, Sequence[Clip]]) -> dict[str, int]:

@@ -18,7 +18,7 @@ LONGEST_WITHOUT_SPACES = 5
 
 
 def plain(text: str) -> str:
-    """Returns a word as it is kept: in Unicode normal form C (Macs write file names in form D), without outer blanks."""
+    """Returns a word as it is kept: in Unicode normal form C (Macs write names in form D), without blanks around."""
     return unicodedata.normalize("NFC", text).strip()
 
 
@@ -28,7 +28,7 @@ def alike(word: str) -> str:
 
 
 def only_word(sentence: str) -> str:
-    """Returns the word of a sentence of one word without its punctuation, or an empty text if there are more or none."""
+    """Returns the word of a sentence of one word, without punctuation; an empty text if there are more or none."""
     text = " ".join(sentence.split())
     while text and unicodedata.category(text[-1])[0] in "PZC":
         text = text[:-1]
@@ -60,7 +60,9 @@ def by_word(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
     for counts in spellings.values():
         kept = min(counts, key=lambda word: (-counts[word], word))
         if len(counts) > 1:
-            log.warning("%s are taken for one word, %s, as they differ only in case", " and ".join(sorted(counts)), kept)
+            log.warning(
+                "%s are taken for one word, %s, as they differ only in case", " and ".join(sorted(counts)), kept
+            )
         merged[kept] = [clip for word in counts for clip in respelled(found[word], kept)]
     return {word: sorted(merged[word], key=lambda clip: clip.id) for word in sorted(merged)}
 

@@ -338,4 +338,4 @@ def loudness(waveform: Waveform, hop: int) -> npt.NDArray[np.float64]:
     power = np.einsum("ij,ij->i", pieces, pieces, dtype=np.float64) / hop
     levels = 10 * np.log10(np.maximum(power, 1e-12))
     background = max(float(np.quantile(levels, 0.2)), SILENT_DB) if levels.size else SILENT_DB
-    return np.clip(levels - background - FLOOR_DB, 0, RANGE_DB)
+    return np.asarray(np.clip(levels - background - FLOOR_DB, 0, RANGE_DB))

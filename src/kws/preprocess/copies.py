@@ -1,4 +1,4 @@
-"""Clips that sound exactly alike under different names: in two words one of them is wrong, in two splits the test is."""
+"""Clips that sound exactly alike under different names: in two words one is wrong, in two splits the test is."""
 
 import hashlib
 import logging
@@ -27,7 +27,7 @@ Rows = dict[str, dict[int, str]]
 
 def digest_of(waveform: Waveform) -> np.uint64:
     """Returns the digest of a waveform, the same for the same sound in any lossless format; never 0."""
-    digest = hashlib.blake2b(np.ascontiguousarray(waveform), digest_size=8).digest()
+    digest = hashlib.blake2b(np.ascontiguousarray(waveform).data, digest_size=8).digest()
     return np.uint64(int.from_bytes(digest, "little") or 1)
 
 
@@ -42,7 +42,9 @@ class Copies:
 
     def figures(self, divided: Divided) -> dict[str, Any]:
         """Returns, for a manifest, how many clips are left out as copies, and the first NAMED of them."""
-        pairs = [(divided[split][row].id, of) for split, rows in self.in_other_split.items() for row, of in rows.items()]
+        pairs = [
+            (divided[split][row].id, of) for split, rows in self.in_other_split.items() for row, of in rows.items()
+        ]
         return {"num_clips": len(pairs), "first": dict(pairs[:NAMED])}
 
     def report(self, divided: Divided) -> None:
@@ -89,9 +91,7 @@ def find(divided: Divided, sounds: Mapping[str, npt.NDArray[np.uint64]]) -> Copi
                     f"a sound must be of one word, got a copy of {printable(of.id)}, which is of {of.word}"
                 )
             continue
-        found_in = {
-            (split, row): clips[0].id for split, row in group if split != group[0][0]
-        }
+        found_in = {(split, row): clips[0].id for split, row in group if split != group[0][0]}
         for (split, row), of in found_in.items():
             found.in_other_split[split][row] = of
     return found

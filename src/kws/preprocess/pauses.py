@@ -75,10 +75,11 @@ def describe_length(listing: Listing) -> str:
         if clip.stretch is not None:
             seconds.append(clip.stretch[1] - clip.stretch[0])
             continue
-        with contextlib.suppress(ValueError, OSError, TypeError, soundfile.LibsndfileError):
-            with recording(listing.folder, clip) as path:
-                seconds.append(float(soundfile.info(str(path)).duration))
+        unknown = contextlib.suppress(ValueError, OSError, TypeError, soundfile.LibsndfileError)
+        with unknown, recording(listing.folder, clip) as path:
+            seconds.append(float(soundfile.info(str(path)).duration))
     if not seconds:
         return ""
-    hours = len(clips) * float(np.mean(seconds)) / 3600
-    return f", {'about ' if len(some) < len(clips) else ''}{hours:.2g} hours"
+    minutes = len(clips) * float(np.mean(seconds)) / 60
+    length = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{minutes:.1f} minutes"
+    return f", {'about ' if len(some) < len(clips) else ''}{length}"

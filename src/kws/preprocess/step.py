@@ -196,10 +196,15 @@ def _find_words(listing: Listing, words: str) -> tuple[str, ...]:
         return found
     missing = sorted(set(wanted) - set(spelled_as(wanted, found)))
     if missing:
-        silent = [f"{word}, of which no file can be read (such as {listing.unreadable[word]})" for word in missing if word in listing.unreadable]
+        silent = [
+            f"{word}, of which no file can be read (such as {listing.unreadable[word]})"
+            for word in missing
+            if word in listing.unreadable
+        ]
         raise ValueError(
             f"words must be folders with recordings in {listing.folder}, got none for {', '.join(missing)}; there are "
-            f"{', '.join(found) or 'none'} (--words auto takes all of them)" + (f"; and {'; '.join(silent)}" if silent else "")
+            f"{', '.join(found) or 'none'} (--words auto takes all of them)"
+            + (f"; and {'; '.join(silent)}" if silent else "")
         )
     return wanted
 

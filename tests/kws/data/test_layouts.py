@@ -120,7 +120,10 @@ def test_paths_of_another_machine_other_suffixes_and_case_are_found(tmp_path: Pa
     table(
         tmp_path / "list.csv",
         [
-            {"path": spelled[i % 5].format(row["file"].split("/")[1].replace(".wav", ".mp3" if i % 2 else "")), "word": row["word"]}
+            {
+                "path": spelled[i % 5].format(row["file"].split("/")[1].replace(".wav", ".mp3" if i % 2 else "")),
+                "word": row["word"],
+            }
             for i, row in enumerate(rows)
         ],
     )
@@ -146,7 +149,9 @@ def test_list_cannot_name_files_outside_of_its_folder(tmp_path: Path) -> None:
 def test_words_are_cut_out_of_long_recordings_as_offset_and_duration_say(tmp_path: Path) -> None:
     """NeMo's manifest, with offsets."""
     clips = [read_waveform(path, 16_000) for path in real("yes")]
-    soundfile.write(tmp_path / "long.flac", np.concatenate([np.pad(clip, (0, 16_000 - clip.size)) for clip in clips]), 16_000)
+    soundfile.write(
+        tmp_path / "long.flac", np.concatenate([np.pad(clip, (0, 16_000 - clip.size)) for clip in clips]), 16_000
+    )
     lines(
         tmp_path / "train_manifest.json",
         [
@@ -159,7 +164,7 @@ def test_words_are_cut_out_of_long_recordings_as_offset_and_duration_say(tmp_pat
     assert {clip.split for clip in listing.clips["yes"]} == {"train"}
     assert {clip.group for clip in listing.clips["yes"]} == {"long.wav"}  # all of them in one split
     for clip, expected in zip(listing.clips_of(["left", "yes"]), clips, strict=True):
-        assert clip.id == f"long.flac@{clip.stretch[0]}-{clip.stretch[1]}s"
+        assert clip.id == "long.flac@{}-{}s".format(*clip.stretch or ())
         np.testing.assert_allclose(read(tmp_path, clip, FEATURES)[: expected.size], expected, atol=1e-4)
 
 
@@ -279,7 +284,13 @@ def test_parquet_holds_the_recordings_and_numbers_of_classes_have_their_names(tm
     clips = listing.clips_of(["left", "yes"])
     assert Counter(clip.split for clip in clips) == {"train": 14, "test": 6}
     for clip in clips:
-        source = next(path for path in real(clip.word) if np.array_equal(read(path.parent, Clip(file=path.name, word=""), FEATURES), read(tmp_path, clip, FEATURES)))
+        source = next(
+            path
+            for path in real(clip.word)
+            if np.array_equal(
+                read(path.parent, Clip(file=path.name, word=""), FEATURES), read(tmp_path, clip, FEATURES)
+            )
+        )
         assert source.name.startswith(f"{clip.speaker}_")
     assert [clip.id for clip in clips[:1]] == ["data/test-00000-of-00001.parquet#0000000"]
     assert listing.files_of(clips) == [f"data/{split}-00000-of-00001.parquet" for split in ("test", "train")]
@@ -321,11 +332,18 @@ def test_multilingual_spoken_words_has_its_splits_and_speakers_in_one_list(tmp_p
             (tmp_path / "clips" / word).mkdir(parents=True, exist_ok=True)
             soundfile.write(tmp_path / "clips" / link, *soundfile.read(source), format="OGG", subtype="OPUS")
             rows.append(
-                {"SET": {"validation": "DEV"}.get(split, split.upper()), "LINK": link.replace(".ogg", ".opus"), "WORD": word}
+                {
+                    "SET": {"validation": "DEV"}.get(split, split.upper()),
+                    "LINK": link.replace(".ogg", ".opus"),
+                    "WORD": word,
+                }
                 | {"VALID": "False" if number == 0 else "True", "SPEAKER": f"{split}{number}", "GENDER": "NAN"}
             )
     table(tmp_path / "en_splits.csv", rows)
-    table(tmp_path / "en_dev.csv", [{name: row[name] for name in row if name != "SET"} for row in rows if row["SET"] == "DEV"])
+    table(
+        tmp_path / "en_dev.csv",
+        [{name: row[name] for name in row if name != "SET"} for row in rows if row["SET"] == "DEV"],
+    )
     listing = list_recordings(tmp_path)
     assert counts(listing) == {"left": 9, "yes": 9}
     assert Counter(clip.split for clip in listing.clips["yes"]) == {"train": 5, "validation": 2, "test": 2}
@@ -455,14 +473,18 @@ def test_recording_with_two_words_is_refused(tmp_path: Path) -> None:
     rows = flat(tmp_path)
     table(tmp_path / "a.csv", [{"path": row["file"], "word": row["word"]} for row in rows])
     table(tmp_path / "b.csv", [{"path": rows[0]["file"], "word": "left"}])
-    with pytest.raises(ValueError, match=r"must be of one word, got clips/y0.wav, which a.csv, b.csv call yes and left"):
+    with pytest.raises(
+        ValueError, match=r"must be of one word, got clips/y0.wav, which a.csv, b.csv call yes and left"
+    ):
         list_recordings(tmp_path)
 
 
 def test_list_without_a_recording_is_refused_with_the_reason_and_the_flag(tmp_path: Path) -> None:
     flat(tmp_path)
     table(tmp_path / "list.csv", [{"path": "gone.wav", "word": "yes"}])
-    with pytest.raises(UnclearLayout, match=r"got list.csv: 1 rows are not read, as there are no such .* --layout word"):
+    with pytest.raises(
+        UnclearLayout, match=r"got list.csv: 1 rows are not read, as there are no such .* --layout word"
+    ):
         list_recordings(tmp_path)
 
 
@@ -485,8 +507,8 @@ def test_data_set_of_a_list_is_downloaded_and_preprocessed_with_its_splits_and_s
         assert {clip.file for clip in tensors.split(split).clips} == expected
     assert tensors.manifest["speakers"] == {"speakers": 7, "clips_without": 0}
     assert (
-        "found layout list, 2 words, 7 speakers, splits as stated (train 12, validation 4, test 4), 20 clips, 0.0055 hours"
-        in caplog.text
+        "found layout list, 2 words, 7 speakers, splits as stated (train 12, validation 4, test 4), 20 clips, 0.3 "
+        "minutes" in caplog.text
     )
 
 
@@ -525,7 +547,9 @@ def test_word_of_which_no_file_can_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "go" / "1.mid").write_bytes(b"sound")
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "README.md").write_text("no sound")
-    with pytest.raises(ValueError, match=r"got go with only files like go/1.mid: convert them to WAV or FLAC, or remove"):
+    with pytest.raises(
+        ValueError, match=r"got go with only files like go/1.mid: convert them to WAV or FLAC, or remove"
+    ):
         preprocess(tmp_path, tmp_path / "data", Recipe(split="random"), words="auto")
     with pytest.raises(ValueError, match=r"got none for go; there are left, yes .* go, of which no file can be read"):
         preprocess(tmp_path, tmp_path / "data", Recipe(split="random"), words="yes,go")

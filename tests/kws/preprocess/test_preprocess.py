@@ -79,7 +79,9 @@ def test_real_recordings_become_arrays_of_every_split(real_tensors: tuple[str, P
     assert manifest["split"] == RECIPES[preset].split
     assert manifest["features"] == json.loads(json.dumps(dataclasses.asdict(RECIPES[preset].features)))
     assert manifest["left_out"] == {}
-    assert sum(manifest["counts"][name] for name in SPLITS) == 42
+    # Two of these real clips are the same sound: divided at random, they come into two splits, and one is left out.
+    assert manifest["copies"]["num_clips"] == (0 if preset == "default" else 1)
+    assert sum(manifest["counts"][name] for name in SPLITS) == 42 - manifest["copies"]["num_clips"]
     assert manifest["counts"]["noise"] > 10
     for name in SPLITS:
         count = manifest["counts"][name]
@@ -111,14 +113,14 @@ def test_real_speakers_are_in_one_split_only_and_the_lists_are_kept(
 ) -> None:
     preset, folder = real_tensors
     clips = {name: clips_of(folder, name) for name in SPLITS}
-    assert len({clip.id for some in clips.values() for clip in some}) == 42
+    assert len({clip.id for some in clips.values() for clip in some}) == (42 if preset == "default" else 41)
     if preset == "default":
         speakers = [{clip.speaker for clip in clips[name]} for name in SPLITS]
         assert sum(map(len, speakers)) == len(set.union(*speakers))
         listed = (real_corpus / "testing_list.txt").read_text().split()
         assert [clip.id for clip in clips["test"]] == sorted(file for file in listed if file.split("/")[0] in WORDS)
     else:
-        assert [len(clips[name]) for name in SPLITS] == [36, 3, 3]
+        assert [len(clips[name]) for name in SPLITS] == [35, 3, 3]
 
 
 def test_normalization_is_that_of_the_training_split_alone(real_tensors: tuple[str, Path]) -> None:
@@ -170,10 +172,8 @@ def test_second_call_does_nothing_and_says_so(
     times = {path.name: path.stat().st_mtime_ns for path in first.iterdir()}
     assert preprocess(tone_corpus, tmp_path, words="auto", num_threads=1) == first
     assert {path.name: path.stat().st_mtime_ns for path in first.iterdir()} == times
-    assert [record.getMessage() for record in caplog.records] == [
-        f"preprocessed 120 clips of 3 words to {first}",
-        f"{first} is complete: nothing to do",
-    ]
+    said = [record.getMessage() for record in caplog.records if not record.getMessage().startswith("found layout")]
+    assert said == [f"preprocessed 120 clips of 3 words to {first}", f"{first} is complete: nothing to do"]
     assert first.name == tone_tensors.name  # the same recordings and settings on another volume
 
 

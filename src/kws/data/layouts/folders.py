@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 from kws.config import SPEECH_COMMANDS_WORDS
 from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_named
@@ -55,7 +54,9 @@ def nested_folders(tree: Tree) -> Listing | None:
     outermost = sorted({folders[0] for folders in depths})
     if len(outermost) < 2:
         return None  # a folder around everything
-    has_splits = all(split_named(name) for name in outermost) and any(split_named(name) == "train" for name in outermost)
+    has_splits = all(split_named(name) for name in outermost) and any(
+        split_named(name) == "train" for name in outermost
+    )
     inner = [folders[1:] for folders in depths] if has_splits else depths
     depth = max(set(map(len, inner)), key=[len(folders) for folders in inner].count)
     if has_splits and depth == 0:
@@ -83,14 +84,18 @@ def nested_folders(tree: Tree) -> Listing | None:
 
 def _which_are_words(outer: Sequence[str], within: Sequence[str]) -> str:
     """Returns word/speaker or speaker/word for two levels of folders, or an empty text if it is not clear."""
-    tests = (
-        lambda names: all(map(_SPEAKER.fullmatch, names)),  # these are speakers
-        lambda names: not any(alike(name) in SPEECH_COMMANDS_WORDS for name in names),  # these seem to be
-    )
-    for are_speakers in tests:
+    for are_speakers in (_named_like_speakers, _without_known_words):
         if are_speakers(outer) != are_speakers(within):
             return "speaker/word" if are_speakers(outer) else "word/speaker"
     return ""
+
+
+def _named_like_speakers(names: Sequence[str]) -> bool:
+    return all(map(_SPEAKER.fullmatch, names))
+
+
+def _without_known_words(names: Sequence[str]) -> bool:
+    return not any(alike(name) in SPEECH_COMMANDS_WORDS for name in names)
 
 
 def _folders(file: str) -> list[str]:

@@ -115,10 +115,7 @@ def listing_of(tree: Tree, layout: str, rows: Iterable[Row], tables: Sequence[st
         clips=by_word(clips.values()),
         noise=sorted(noise),
         lists={
-            split: tree.folder / path
-            for path in tree.others
-            for split, name in LISTS.items()
-            if path.lower() == name
+            split: tree.folder / path for path in tree.others for split, name in LISTS.items() if path.lower() == name
         },
         tables=sorted(tables),
         not_read={one_line(file): "no list names it" for file in tree.recordings if file not in named},

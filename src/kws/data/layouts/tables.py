@@ -1,4 +1,4 @@
-"""Lists of recordings in CSV, TSV, JSON, JSON lines and Parquet: audiofolder, Common Voice, Spoken Words, NeMo, and others."""
+"""Lists of recordings in CSV, TSV, JSON and Parquet: audiofolder, Common Voice, Spoken Words, NeMo, and others."""
 
 import csv
 import io
@@ -99,8 +99,8 @@ def require_most(tree: Tree, listing: Listing) -> None:
     if len(others) > len(named) and len(folders) > 1:
         raise UnclearLayout(
             f"a list must name the recordings of its folder, got {', '.join(listing.tables[:3])} with "
-            f"{len(named):,} of {len(tree.recordings):,}, which lie in {len(folders):,} folders: use --layout list to read "
-            "only these, or --layout word to read the folders"
+            f"{len(named):,} of {len(tree.recordings):,}, which lie in {len(folders):,} folders: use --layout list to "
+            "read only these, or --layout word to read the folders"
         )
 
 
@@ -218,8 +218,8 @@ def _cells(tree: Tree, path: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _text_rows(tree: Tree, path: str) -> Iterator[dict[str, str]]:
-    """Yields the rows of a CSV or TSV file with any mark between the cells; without a header: file, word, speaker, split."""
-    lines = (line for line in read_lines(tree.folder / path) if line.strip())
+    """Yields the rows of a CSV or TSV file with any mark between cells; without a header: file, word, …"""
+    lines: Iterator[str] = (line for line in read_lines(tree.folder / path) if line.strip())
     first = next(lines, "")
     mark = max("\t,;|", key=first.count)
     if mark not in first:
@@ -232,8 +232,10 @@ def _text_rows(tree: Tree, path: str) -> Iterator[dict[str, str]]:
         header = ["file", "word", "speaker", "split"][: len(header)]
         lines = itertools.chain([first], lines)
     # In Common Voice and other TSV files, a quotation mark is part of the sentence.
-    quoting = csv.QUOTE_NONE if mark == "\t" else csv.QUOTE_MINIMAL
-    for cells in csv.reader(lines, delimiter=mark, quoting=quoting):
+    quotes = (
+        csv.reader(lines, delimiter=mark, quoting=csv.QUOTE_NONE) if mark == "\t" else csv.reader(lines, delimiter=mark)
+    )
+    for cells in quotes:
         yield dict(itertools.zip_longest(header, cells[: len(header)], fillvalue=""))
 
 
@@ -257,6 +259,8 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
             except ValueError as error:
                 if number == 1:
                     return  # not JSON lines
-                raise ValueError(f"{printable(path)} must have an object on every line, got {one_line(line[:80])}") from error
+                raise ValueError(
+                    f"{printable(path)} must have an object on every line, got {one_line(line[:80])}"
+                ) from error
             if isinstance(value, dict):
                 yield value

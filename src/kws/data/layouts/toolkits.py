@@ -1,4 +1,4 @@
-"""What other tools write: Kaldi's data folders, exports of Edge Impulse and Teachable Machine, and Audacity's labels."""
+"""What other tools write: Kaldi's data folders, exports of Edge Impulse and Teachable Machine, Audacity's labels."""
 
 import re
 from collections.abc import Iterator
@@ -32,9 +32,13 @@ def kaldi(tree: Tree) -> Listing | None:
     rows: list[Row] = []
     tables: list[str] = []
     for folder in folders:
-        there = {name: folder + name for name in (WAV_SCP, "text", "utt2spk", "segments") if folder + name in tree.others}
+        there = {
+            name: folder + name for name in (WAV_SCP, "text", "utt2spk", "segments") if folder + name in tree.others
+        }
         if "text" not in there:
-            raise ValueError(f"a data folder of Kaldi must have a file text with the words, got none in {folder or '.'}")
+            raise ValueError(
+                f"a data folder of Kaldi must have a file text with the words, got none in {folder or '.'}"
+            )
         tables += there.values()
         rows += _kaldi_rows(folder, {name: _keyed(tree, path) for name, path in there.items()})
     return listing_of(tree, "kaldi", rows, tables)
@@ -44,8 +48,8 @@ def _kaldi_rows(folder: str, there: dict[str, dict[str, str]]) -> Iterator[Row]:
     for name, value in there[WAV_SCP].items():
         if value.endswith("|"):
             raise ValueError(
-                f"{folder}{WAV_SCP} must name files, got the command {one_line(value)[:80]!r} for {one_line(name)}: run "
-                "wav-copy scp:wav.scp ark,scp:/dev/null,- or the command itself to write WAV files, and name these"
+                f"{folder}{WAV_SCP} must name files, got the command {one_line(value)[:80]!r} for {one_line(name)}: "
+                "run the commands to write WAV files, and name these"
             )
     split = split_within(folder.rstrip("/").rpartition("/")[2])
     segments = there.get("segments")
@@ -135,8 +139,8 @@ def audacity(tree: Tree) -> Listing | None:
         recordings = of_name if len(of_name) == 1 else beside
         if len(recordings) != 1:
             raise UnclearLayout(
-                f"a label track must be named like its recording, got {one_line(path)} beside {len(beside)} recordings: "
-                "rename it (interview.txt for interview.wav)"
+                f"a label track must be named like its recording, got {one_line(path)} beside {len(beside)} recordings"
+                ": rename it (interview.txt for interview.wav)"
             )
         rows += [Row(file=recordings[0], word=word, start=start, end=end) for start, end, word in labels]
     return listing_of(tree, "audacity", rows, list(tracks)) if tracks else None

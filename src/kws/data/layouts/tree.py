@@ -71,7 +71,9 @@ class Tree:
         for path in self._by_name.get(_key(_stem(parts[-1])), ()):
             there = [_key(part) for part in path.split("/")]
             there[-1] = wanted[-1] if _key(_stem(path.split("/")[-1])) == _key(_stem(parts[-1])) else there[-1]
-            shared = next((i for i, (a, b) in enumerate(zip(reversed(wanted), reversed(there), strict=False)) if a != b), 0)
+            shared = next(
+                (i for i, (a, b) in enumerate(zip(reversed(wanted), reversed(there), strict=False)) if a != b), 0
+            )
             shared = shared or min(len(wanted), len(there))
             if shared in (len(wanted), len(there)) or _is_absolute(name):
                 best.setdefault(shared, []).append(path)
