@@ -479,3 +479,64 @@ def test_speakers_of_the_lists_who_train_too_are_reported(
     assert manifest["speakers_in_two_splits"] == {"speakers": 5, "clips": 5}
     assert [manifest["lists"][name]["matched"] for name in layout.LISTS.values()] == [3, 2]
     assert "5 speakers of training clips are also in validation or test, with 5 clips" in caplog.text
+
+
+def test_copies_of_test_clips_under_other_names_and_in_other_formats_do_not_train(
+    corpus: Path, tone_tensors: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    test = list(clips_of(tone_tensors, "test"))
+    for number, clip in enumerate(test):
+        path = corpus / clip.word / f"copy{number}.flac"
+        soundfile.write(path, *soundfile.read(corpus / clip.file, dtype="int16"))
+    folder = preprocess(corpus, tmp_path, words="auto", num_threads=2)
+    assert set(test) <= set(clips_of(folder, "test"))
+    kept = {name: {clip.file: clip for clip in clips_of(folder, name)} for name in SPLITS}
+    copies = {f"{clip.word}/copy{number}.flac" for number, clip in enumerate(test)}
+    assert not copies & (kept["train"].keys() | kept["validation"].keys())
+    manifest = files.read_json(folder / files.MANIFEST)
+    assert manifest["left_out"] == {}
+    assert manifest["copies"]["num_clips"] == len(copies - kept["test"].keys()) > 0
+    assert "clips of train are left out, as they are copies of clips of another split: " in caplog.text
+    expected = files.read_json(tone_tensors / files.MANIFEST)["normalization"]
+    normalization = files.read_json(folder / files.MANIFEST)["normalization"]
+    np.testing.assert_allclose(normalization["mean"], expected["mean"], atol=1e-3)
+    np.testing.assert_allclose(normalization["std"], expected["std"], atol=1e-3)
+
+
+def test_the_same_sound_in_two_words_is_left_out_of_both_and_counts_as_unreadable(corpus: Path, tmp_path: Path) -> None:
+    clip = min((corpus / "yes").iterdir())
+    shutil.copy(clip, corpus / "no" / "copy.wav")
+    with pytest.raises(ValueError, match=r"got 2 of 121 .*\n.*must be of one word, got a copy of .*, which is of yes"):
+        preprocess(corpus, tmp_path, words="auto", num_threads=1)
+    folder = preprocess(corpus, tmp_path, words="auto", max_bad_fraction=0.05, num_threads=1)
+    assert set(files.read_json(folder / files.MANIFEST)["left_out"]) == {"no/copy.wav", f"yes/{clip.name}"}
+
+
+def test_clips_without_any_sound_are_left_out(corpus: Path, tmp_path: Path) -> None:
+    for number, path in enumerate(sorted((corpus / "yes").iterdir())[:4]):
+        soundfile.write(path, np.full(16_000, 0.1 * (number % 2)), 16_000)
+    with pytest.raises(ValueError, match=r"got 4 of 120 .*\n.*must have sound, got silence: all samples are the same"):
+        preprocess(corpus, tmp_path, words="auto", num_threads=1)
+
+
+def test_word_of_which_no_clip_can_be_read_is_refused_whatever_may_be_left_out(corpus: Path, tmp_path: Path) -> None:
+    for path in (corpus / "yes").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"every word must have a clip that can be read, got none of yes \(the first: yes/"
+    ):
+        preprocess(corpus, tmp_path, words="auto", max_bad_fraction=1, num_threads=1)
+
+
+def test_word_without_a_clip_to_train_on_is_warned_of(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in sorted((corpus / "yes").iterdir()):
+        path.rename(path.with_name("anna_nohash_" + path.name[:8] + ".wav"))
+    for split, some in (
+        ("test", list((corpus / "yes").iterdir())),
+        ("validation", list((corpus / "no").iterdir())[:4]),
+    ):
+        (corpus / layout.LISTS[split]).write_text("".join(f"{path.parent.name}/{path.name}\n" for path in some))
+    preprocess(corpus, tmp_path, Recipe(split="speaker"), words="auto", num_threads=1)
+    assert "no clip is left to train yes on: its speakers are all in validation or test" in caplog.text
