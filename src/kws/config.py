@@ -44,6 +44,10 @@ class PipelineConfig(Settings):
     source: str = SPEECH_COMMANDS_URL
     """Recordings: URL or path of an archive (tar, zip) laid out like Speech Commands, or a folder of <word>/*.wav."""
 
+    layout: str = "auto"
+    """How the recordings are laid out: auto, or what settles it where that is unclear: word, split/word, speaker/word,
+    word/speaker, list, pauses (long recordings of one word, cut at their pauses) or another of docs/data.md."""
+
     sha256: str = ""
     """Expected SHA-256 of the archive; empty: the known digest of the published archive, no check of others."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import soundfile
 from matplotlib.figure import Figure
 
@@ -44,7 +45,7 @@ def write_report(
     page = environment.from_string(template).render(
         title=title,
         evaluation=evaluation,
-        confusion=plots.data_uri(plots.png(plots.confusion(evaluation.matrix, evaluation.words)), "image/png"),
+        matrix=_matrix(evaluation),
         mistakes=mistakes,
         pictures=_pictures(evaluation, training),
         num_mistakes=evaluation.num_clips - int(evaluation.matrix.trace()),
@@ -53,6 +54,25 @@ def write_report(
     )
     with files.atomic_write(path, "w") as file:
         file.write(page)
+
+
+def _matrix(evaluation: Evaluation) -> dict[str, Any]:
+    """Returns the confusion matrix of all words, or of the hardest ones: their names, and counts and shares by row.
+
+    It is a table and not a picture, as a browser has fonts for every script.
+    """
+    shown = plots.hardest(evaluation.matrix)
+    spoken = np.maximum(evaluation.matrix.sum(axis=1), 1)
+    return {
+        "words": [evaluation.words[index] for index in shown],
+        "rows": [
+            [
+                (int(evaluation.matrix[row, column]), float(evaluation.matrix[row, column] / spoken[row]))
+                for column in shown
+            ]
+            for row in shown
+        ],
+    }
 
 
 def _pictures(evaluation: Evaluation, training: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
