@@ -90,7 +90,9 @@ def _synthesize(options: argparse.Namespace) -> int:
     config = SynthesizeConfig(**{name: getattr(options, name) for name in field_docs(SynthesizeConfig)})
     words = parse_words(config.words)
     assert words is not None
-    synthesize(options.folder, words=words, clips_per_word=config.clips_per_word, seed=config.seed)
+    synthesize(
+        options.folder, words=words, language=config.language, clips_per_word=config.clips_per_word, seed=config.seed
+    )
     print(options.folder)
     return 0
 

@@ -147,6 +147,9 @@ class SynthesizeConfig(Settings):
     """Words to speak, separated by commas, such as lights,music,lights_on; or all, the 35 words of Speech Commands. An
     underscore is spoken as a pause between two words."""
 
+    language: str = "en"
+    """Language in which the voices speak: a code of espeak-ng such as en, de, fr, hi, ar, ja (kana only) or cmn."""
+
     clips_per_word: int = number(60, at_least=3)
     """Recordings per word, each with a different voice as long as there are enough; a voice is in one split only."""
 

@@ -115,8 +115,8 @@ def _describe_speakers(tensors: Mapping[str, Any]) -> str:
     """Says for which speakers the figures hold, as far as the data set names its speakers."""
     if tensors.get("split", "speaker") == "random":
         return (
-            "The split is random: speakers of the test split also occur in training, so the figures are too good for new "
-            "speakers."
+            "The split is random: speakers of the test split also occur in training, so the figures are too good for "
+            "new speakers."
         )
     shared = tensors.get("speakers_in_two_splits", {})
     if shared.get("clips"):
@@ -129,6 +129,6 @@ def _describe_speakers(tensors: Mapping[str, Any]) -> str:
         return "Each speaker is in one split only, so the figures apply to speakers unseen in training."
     unnamed = f"{known['clips_without']} clips name" if known["speakers"] else "The recordings name"
     return (
-        f"{unnamed} no speaker: speakers of the test split may also occur in training, and then the figures are too good "
-        "for new speakers."
+        f"{unnamed} no speaker: speakers of the test split may also occur in training, and then the figures are too "
+        "good for new speakers."
     )
