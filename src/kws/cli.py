@@ -101,7 +101,7 @@ def _add_download(add: Add) -> None:
     command = add(
         "download", _download, "copy or download recordings to datasets/ under the data root, and print their folder"
     )
-    for name in ("source", "sha256"):
+    for name in ("source", "layout", "sha256"):
         add_flag(command, PipelineConfig, name)
     command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="where to make datasets/NAME")
 
@@ -109,7 +109,7 @@ def _add_download(add: Add) -> None:
 def _download(options: argparse.Namespace) -> int:
     from kws.download.step import download
 
-    print(download(options.source, options.sha256, options.data_root))
+    print(download(options.source, options.sha256, options.data_root, options.layout))
     return 0
 
 

@@ -19,7 +19,7 @@ from kws import files
 from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL
 from kws.data.digest import content_digest, listing_digest, read_manifest
 from kws.data.listing import Listing
-from kws.data.sources import list_recordings
+from kws.data.sources import AUTO, list_recordings
 from kws.download.archives import EXTRACTED, SUFFIXES, ArchiveError, require_space, unpack
 from kws.download.transfer import Remote, decoded, discard, fetch, look
 from kws.progress import progress
@@ -30,7 +30,7 @@ from kws.volume import require_volume
 log = logging.getLogger(__name__)
 
 
-def download(source: str, sha256: str, data_root: Path) -> Path:
+def download(source: str, sha256: str, data_root: Path, layout: str = AUTO) -> Path:
     """Downloads or copies recordings to a data root; does nothing if they are there already.
 
     An interrupted transfer resumes where it stopped. If two processes download the same recordings at the same time,
@@ -42,9 +42,11 @@ def download(source: str, sha256: str, data_root: Path) -> Path:
         sha256: the expected digest of the archive (of a folder: see `content_digest`) as 64 hexadecimal digits; empty:
             the known digest of the published archive, no check of others.
         data_root: the folder that holds datasets/.
+        layout: how the recordings are laid out, as `kws.data.sources.list_recordings` takes it; other steps read it in
+            manifest.json.
 
     Returns:
-        The folder datasets/<name>-<first 8 digits>/ with the word folders and manifest.json.
+        The folder datasets/<name>-<first 8 digits>/ with the recordings and manifest.json.
 
     Raises:
         ValueError: the source does not exist or is not as described above, the digest is wrong, or the disk is full.
@@ -53,7 +55,7 @@ def download(source: str, sha256: str, data_root: Path) -> Path:
     """
     require_volume(data_root)
     try:
-        return _download(source, sha256, data_root)
+        return _download(source, sha256, data_root, layout)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -63,7 +65,7 @@ def download(source: str, sha256: str, data_root: Path) -> Path:
         ) from error
 
 
-def _download(source: str, sha256: str, data_root: Path) -> Path:
+def _download(source: str, sha256: str, data_root: Path, layout: str) -> Path:
     require(
         sha256 == "" or re.fullmatch("[0-9a-f]{64}", sha256) is not None,
         "sha256",
@@ -78,10 +80,10 @@ def _download(source: str, sha256: str, data_root: Path) -> Path:
             )
         if source == SPEECH_COMMANDS_URL and not sha256:
             sha256 = SPEECH_COMMANDS_SHA256
-        return _from_url(source, sha256, data_root)
+        return _from_url(source, sha256, data_root, layout)
     path = Path(source)
     if path.is_dir():
-        return _from_folder(path, sha256, data_root)
+        return _from_folder(path, sha256, data_root, layout)
     require(
         path.is_file(),
         "source",
@@ -89,7 +91,7 @@ def _download(source: str, sha256: str, data_root: Path) -> Path:
         "a relative path starts at the working directory)",
         source,
     )
-    return _from_archive(path, sha256, data_root)
+    return _from_archive(path, sha256, data_root, layout)
 
 
 _SIGNING = re.compile(
@@ -107,13 +109,13 @@ def unsigned(url: str) -> str:
     return urllib.parse.urlunsplit(parts._replace(query="&".join(kept), fragment=""))
 
 
-def _from_url(url: str, sha256: str, data_root: Path) -> Path:
+def _from_url(url: str, sha256: str, data_root: Path, layout: str) -> Path:
     file_name = _safe_name(Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name) or "archive"
     name = _strip_suffix(file_name)
     # The hash tells apart addresses that end in the same name.
     part = data_root / "downloads" / f"{file_name}-{hashlib.sha256(unsigned(url).encode()).hexdigest()[:8]}.part"
     with files.lock(part):
-        complete = _present(name, sha256, data_root) if sha256 else _fetched_before(url, data_root)
+        complete = _present(name, sha256, data_root, layout) if sha256 else _fetched_before(url, data_root, layout)
         if complete is not None:
             return complete
         was_there = part.exists()
@@ -130,7 +132,8 @@ def _from_url(url: str, sha256: str, data_root: Path) -> Path:
                 f"replaced; else start again to download it anew. It is kept as {part}"
             )
         try:
-            folder = _extract(archive, unsigned(url), name, digest, data_root, {"remote": dataclasses.asdict(remote)})
+            extra = {"remote": dataclasses.asdict(remote)}
+            folder = _extract(archive, unsigned(url), name, digest, data_root, layout, extra)
         except ArchiveError:
             if not sha256:  # it may be an error page or a broken transfer: the next start downloads again
                 discard(part)
@@ -142,16 +145,16 @@ def _from_url(url: str, sha256: str, data_root: Path) -> Path:
     return folder
 
 
-def _from_archive(path: Path, sha256: str, data_root: Path) -> Path:
+def _from_archive(path: Path, sha256: str, data_root: Path, layout: str) -> Path:
     digest = files.sha256_of(path)
     require(
         sha256 in ("", digest), f"sha256 of {path}", f"be {sha256} (correct it or download the archive again)", digest
     )
-    return _extract(path, str(path.absolute()), _strip_suffix(_safe_name(path.name)), digest, data_root, {})
+    return _extract(path, str(path.absolute()), _strip_suffix(_safe_name(path.name)), digest, data_root, layout, {})
 
 
-def _from_folder(path: Path, sha256: str, data_root: Path) -> Path:
-    listing = list_recordings(path)
+def _from_folder(path: Path, sha256: str, data_root: Path, layout: str) -> Path:
+    listing = list_recordings(path, layout)
     _require_words(listing, str(path))
     name = _safe_name(path.resolve().name) or "recordings"
     digest = content_digest(listing)
@@ -168,10 +171,12 @@ def _from_folder(path: Path, sha256: str, data_root: Path) -> Path:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 bar.update(shutil.copyfile(path / recording, target).stat().st_size)
 
-    return _build(str(path.absolute()), name, digest, data_root, {"not_read": listing.figures()}, copy)
+    return _build(str(path.absolute()), name, digest, data_root, layout, {"not_read": listing.figures()}, copy)
 
 
-def _extract(archive: Path, source: str, name: str, digest: str, data_root: Path, extra: dict[str, Any]) -> Path:
+def _extract(
+    archive: Path, source: str, name: str, digest: str, data_root: Path, layout: str, extra: dict[str, Any]
+) -> Path:
     def extract(staging: Path) -> None:
         require_space(archive.stat().st_size * EXTRACTED, data_root)
         skipped = unpack(archive, staging, source, name)
@@ -180,23 +185,29 @@ def _extract(archive: Path, source: str, name: str, digest: str, data_root: Path
         if skipped.num_members > len(skipped.first):
             log.warning("%s: %d members are left out in all", source, skipped.num_members)
         extra["skipped"] = dataclasses.asdict(skipped)
-        _strip_wrapping_folders(staging)
-        listing = list_recordings(staging)
+        _strip_wrapping_folders(staging, layout)
+        listing = list_recordings(staging, layout)
         _require_words(listing, source)
         listing.report()
 
-    return _build(source, name, digest, data_root, extra, extract)
+    return _build(source, name, digest, data_root, layout, extra, extract)
 
 
 def _build(
-    source: str, name: str, digest: str, data_root: Path, extra: dict[str, Any], fill: Callable[[Path], None]
+    source: str,
+    name: str,
+    digest: str,
+    data_root: Path,
+    layout: str,
+    extra: dict[str, Any],
+    fill: Callable[[Path], None],
 ) -> Path:
     """Fills the folder of a data set by calling `fill` and writes its manifest, unless it is complete."""
-    folder = data_root / "datasets" / f"{name}-{digest[:8]}"
+    folder = _folder_of(name, digest, data_root, layout)
 
     def build(staging: Path) -> None:
         fill(staging)
-        listing = list_recordings(staging)
+        listing = list_recordings(staging, layout)
         clips = listing.clips_of(listing.words)
         files.write_json(
             staging / files.MANIFEST,
@@ -206,8 +217,10 @@ def _build(
                 "source": source,
                 "sha256": digest,
                 "num_clips": len(clips),
-                "num_bytes": sum((staging / clip.file).stat().st_size for clip in clips),
+                "num_bytes": sum((staging / file).stat().st_size for file in {clip.file for clip in clips}),
                 "words": {word: len(some) for word, some in listing.clips.items()},
+                "layout": listing.layout,
+                "layout_asked_for": layout,
                 "not_read": listing.figures(),
                 # If the quick `listing` digest still matches, a later step trusts `content` without reading the files.
                 "content": content_digest(listing),
@@ -224,21 +237,28 @@ def _build(
     return folder
 
 
-def _present(name: str, sha256: str, data_root: Path) -> Path | None:
-    folder = data_root / "datasets" / f"{name}-{sha256[:8]}"
+def _folder_of(name: str, digest: str, data_root: Path, layout: str) -> Path:
+    """Returns the folder of a data set; one that is read in a layout of the user's choice has a folder of its own."""
+    chosen = "" if layout == AUTO else f"-{_safe_name(layout)}"
+    return data_root / "datasets" / f"{name}-{digest[:8]}{chosen}"
+
+
+def _present(name: str, sha256: str, data_root: Path, layout: str) -> Path | None:
+    folder = _folder_of(name, sha256, data_root, layout)
     if not files.is_complete(folder):
         return None
     log.info("%s is complete already", folder)
     return folder
 
 
-def _fetched_before(url: str, data_root: Path) -> Path | None:
+def _fetched_before(url: str, data_root: Path, layout: str) -> Path | None:
     """Returns the data set downloaded before from a URL without a known digest, if the server's file is unchanged."""
     for manifest_file in sorted((data_root / "datasets").glob(f"*/{files.MANIFEST}")):
         folder = manifest_file.parent
         manifest = read_manifest(folder)
         if (
             manifest is None
+            or manifest.get("layout_asked_for", AUTO) != layout
             or unsigned(manifest["source"]) != unsigned(url)
             or (before := Remote.of_json(manifest.get("remote"))) is None
         ):
@@ -255,6 +275,7 @@ def _fetched_before(url: str, data_root: Path) -> Path | None:
 
 
 def _require_words(listing: Listing, source: str) -> None:
+    listing.require_readable_words()
     if not listing.words:
         names = sorted(printable(path.name) for path in listing.folder.iterdir())[:5]
         names += [f"{name} ({reason})" for name, reason in list(listing.not_read.items())[:2]]
@@ -264,9 +285,9 @@ def _require_words(listing: Listing, source: str) -> None:
         )
 
 
-def _strip_wrapping_folders(staging: Path) -> None:
+def _strip_wrapping_folders(staging: Path, layout: str) -> None:
     """Moves everything up out of the folders, one in another, that many archives wrap around the word folders."""
-    while not list_recordings(staging).words:
+    while not list_recordings(staging, layout).words:
         folders = [entry for entry in staging.iterdir() if entry.is_dir()]
         if len(folders) != 1:
             return

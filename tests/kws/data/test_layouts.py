@@ -16,7 +16,9 @@ import pytest
 import soundfile
 
 from kws import files
+from kws.data import splits
 from kws.data.clip import Clip
+from kws.data.index import Index
 from kws.data.layouts.rows import UnclearLayout
 from kws.data.listing import Listing
 from kws.data.sources import list_recordings
@@ -553,3 +555,58 @@ def test_word_of_which_no_file_can_be_read_is_refused(tmp_path: Path) -> None:
         preprocess(tmp_path, tmp_path / "data", Recipe(split="random"), words="auto")
     with pytest.raises(ValueError, match=r"got none for go; there are left, yes .* go, of which no file can be read"):
         preprocess(tmp_path, tmp_path / "data", Recipe(split="random"), words="yes,go")
+
+
+def test_layout_that_a_download_was_told_is_that_of_the_later_steps(tmp_path: Path) -> None:
+    for speaker in ("anna", "bob"):
+        for word in ("ja", "nein"):
+            place(tmp_path / "source" / speaker / word / "1.wav", real(("yes", "left")[word == "ja"])[speaker == "bob"])
+    source = str(tmp_path / "source")
+    with pytest.raises(UnclearLayout, match="use --layout word/speaker or --layout speaker/word"):
+        download(source, "", tmp_path)
+    by_word, by_speaker = (download(source, "", tmp_path, layout) for layout in ("speaker/word", "word/speaker"))
+    assert counts(list_recordings(by_word)) == {"ja": 2, "nein": 2}
+    assert counts(list_recordings(by_speaker)) == {"anna": 2, "bob": 2}
+    assert files.read_json(by_word / files.MANIFEST)["layout"] == "speaker/word"
+
+
+def test_archive_of_a_list_in_a_folder_of_its_own_is_read(tmp_path: Path) -> None:
+    rows = flat(tmp_path / "made" / "corpus" / "en")
+    table(tmp_path / "made" / "corpus" / "en" / "metadata.csv", rows)
+    archive = shutil.make_archive(str(tmp_path / "corpus"), "zip", tmp_path / "made")
+    listing = list_recordings(download(archive, "", tmp_path))
+    assert counts(listing) == {"left": 10, "yes": 10}
+    assert {clip.split for clip in listing.clips["yes"]} == {"train", "validation", "test"}
+
+
+def test_index_keeps_rows_and_stretches_and_that_of_earlier_versions_is_read(tmp_path: Path) -> None:
+    clips = [
+        Clip(file="a.parquet", word="yes", split="train", row=3),
+        Clip(file="long.wav", word="yes", split="train", stretch=(0.25, 1.5)),
+        Clip(file="noise.wav", word="_silence_", split="test", begin=5, gain=-3),
+        Clip(file="yes/a.wav", word="yes", speaker="ann", split="test"),
+    ]
+    assert len({clip.id for clip in clips}) == 4
+    Index.of(clips).save(tmp_path / "index.npz")
+    assert list(Index.load(tmp_path / "index.npz")) == clips
+    Index.of(clips[2:]).save(tmp_path / "plain.npz")
+    with np.load(tmp_path / "plain.npz") as stored:
+        assert not {"row", "start", "end"} & set(stored)  # as in earlier versions
+    assert list(Index.load(tmp_path / "plain.npz")) == clips[2:]
+
+
+def test_stated_splits_are_kept_and_what_is_missing_is_taken_from_train_by_speaker() -> None:
+    clips = [
+        Clip(file=f"{speaker}/{number}.wav", word="yes", speaker=f"s{speaker}", split="train")
+        for speaker in range(50)
+        for number in range(2)
+    ]
+    clips += [Clip(file="t.wav", word="yes", speaker="t", split="test")]
+    clips += [Clip(file="u.wav", word="yes", speaker="t"), Clip(file="v.wav", word="yes", speaker="new")]
+    divided = splits.by_speaker(clips, splits.read_lists({}, clips))
+    assert [clip.file for clip in divided["test"]] == ["t.wav", "u.wav"]
+    assert "v.wav" in {clip.file for clip in divided["train"]}
+    assert 2 <= len(divided["validation"]) <= 20
+    assert splits.speakers_in_two_splits(divided) == {"speakers": 0, "clips": 0}
+    few = splits.by_speaker(clips[:4], splits.read_lists({}, clips))
+    assert {split: len(some) for split, some in few.items()}["train"] >= 2  # never all speakers
