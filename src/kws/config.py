@@ -42,7 +42,7 @@ class PipelineConfig(Settings):
     """The parameters of the pipeline, which are also the flags of `python -m pipeline` and `kws`."""
 
     source: str = SPEECH_COMMANDS_URL
-    """Recordings: URL or path of an archive (tar, zip), or a folder, in any layout of docs/data.md, such as <word>/*.wav."""
+    """Recordings: URL or path of an archive (tar, zip), or a folder, in any layout of docs/data.md such as <word>/*."""
 
     layout: str = "auto"
     """How the recordings are laid out: auto, or what settles it where that is unclear: word, split/word, speaker/word,
