@@ -8,6 +8,7 @@ import dataclasses
 import os
 import re
 import types
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -42,9 +43,13 @@ class PipelineConfig(Settings):
     """The parameters of the pipeline, which are also the flags of `python -m pipeline` and `kws`."""
 
     source: str = field(default=SPEECH_COMMANDS_URL, metadata={"repeats": "\n"})
-    """Recordings: URL or path of an archive (tar, zip, 7z) laid out like Speech Commands; a folder of <word>/*.wav;
+    """Recordings, in any layout of docs/data.md such as <word>/*: a folder, URL or path of an archive (tar, zip, 7z);
     either in a store (s3://, gs://, az://) or on the Hub (hf://datasets/NAME); env:NAME, an address in an environment
     variable. Several become one data set."""
+
+    layout: str = "auto"
+    """How the recordings are laid out: auto, or what settles it where that is unclear: word, split/word, speaker/word,
+    word/speaker, list, pauses (long recordings of one word, cut at their pauses) or another of docs/data.md."""
 
     sha256: str = ""
     """Expected SHA-256 of the archive, of several sources one for each; empty: the known digest of the published
@@ -146,6 +151,9 @@ class SynthesizeConfig(Settings):
     """Words to speak, separated by commas, such as lights,music,lights_on; or all, the 35 words of Speech Commands. An
     underscore is spoken as a pause between two words."""
 
+    language: str = "en"
+    """Language in which the voices speak: a code of espeak-ng such as en, de, fr, hi, ar, ja (kana only) or cmn."""
+
     clips_per_word: int = number(60, at_least=3)
     """Recordings per word, each with a different voice as long as there are enough; a voice is in one split only."""
 
@@ -232,7 +240,8 @@ def parse_words(words: str, at_least: int = 2) -> tuple[str, ...] | None:
         return None
     if words == "all":
         return SPEECH_COMMANDS_WORDS
-    names = tuple(word.strip() for word in words.split(","))
+    # In Unicode normal form C, as the words of a data set are: what is typed on a Mac may be in form D.
+    names = tuple(unicodedata.normalize("NFC", word).strip() for word in words.split(","))
     number = {1: "a word", 2: "two words"}[at_least]
     require(
         len(names) >= at_least and len(set(names)) == len(names), "words", f"name at least {number}, each once", words

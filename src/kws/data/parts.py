@@ -71,8 +71,10 @@ def list_parts(folder: Path, list_part: Callable[[Path], Listing]) -> Listing:
             by_word.setdefault(clip.word, []).append(clip if owner == number else replace(clip, split=split))
     return Listing(
         folder=folder,
+        layout="parts",
         clips={word: sorted(by_word[word], key=lambda clip: clip.id) for word in sorted(by_word)},
         noise=noise,
-        lists={"parts": folder / PARTS},
+        lists={},
+        tables=(PARTS,),
         not_read=not_read,
     )

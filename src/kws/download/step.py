@@ -24,7 +24,7 @@ from kws.data.digest import content_digest, listing_digest, read_manifest
 from kws.data.kinds import kind_of_file
 from kws.data.listing import Listing
 from kws.data.parts import write_parts
-from kws.data.sources import list_recordings
+from kws.data.sources import AUTO, list_recordings
 from kws.download import credentials
 from kws.download.addresses import STORES, resolve, scheme_of, unsigned
 from kws.download.archives import EXTRACTED, SUFFIXES, ArchiveError, Skipped, require_space, unpack
@@ -38,7 +38,7 @@ from kws.volume import require_volume
 log = logging.getLogger(__name__)
 
 
-def download(source: str, sha256: str, data_root: Path) -> Path:
+def download(source: str, sha256: str, data_root: Path, layout: str = AUTO) -> Path:
     """Downloads or copies recordings to a data root; does nothing if they are there already.
 
     An interrupted transfer resumes where it stopped. If two processes download the same recordings at the same time,
@@ -53,6 +53,8 @@ def download(source: str, sha256: str, data_root: Path) -> Path:
             several sources one for each, separated by commas or spaces; empty: the known digest of the published
             archive, no check of others.
         data_root: the folder that holds datasets/.
+        layout: how the recordings are laid out, as `kws.data.sources.list_recordings` takes it; other steps read it in
+            manifest.json.
 
     Returns:
         The folder datasets/<name>-<first 8 digits>/ with the recordings and manifest.json.
@@ -65,7 +67,7 @@ def download(source: str, sha256: str, data_root: Path) -> Path:
     require_volume(data_root)
     credentials.load()
     try:
-        return _download(source, sha256, data_root)
+        return _download(source, sha256, data_root, layout)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -75,7 +77,7 @@ def download(source: str, sha256: str, data_root: Path) -> Path:
         ) from error
 
 
-def _download(source: str, sha256: str, data_root: Path) -> Path:
+def _download(source: str, sha256: str, data_root: Path, layout: str) -> Path:
     sources, digests = split_sources(source), sha256.replace(",", " ").split()
     for digest in digests:
         require(
@@ -83,12 +85,12 @@ def _download(source: str, sha256: str, data_root: Path) -> Path:
         )
     if digests and len(digests) != len(sources):
         raise ValueError(f"sha256 must be empty or one for each source, got {len(digests)} for {len(sources)} sources")
-    folders = [_from(*pair, data_root) for pair in zip(sources, digests or [""] * len(sources), strict=True)]
+    folders = [_from(*pair, data_root, layout) for pair in zip(sources, digests or [""] * len(sources), strict=True)]
     unique = list(dict.fromkeys(folders))
     return unique[0] if len(unique) == 1 else _combine(unique, data_root)
 
 
-def _from(source: str, sha256: str, data_root: Path) -> Path:
+def _from(source: str, sha256: str, data_root: Path, layout: str) -> Path:
     source = resolve(source, os.environ)
     scheme = scheme_of(source)
     if scheme and "@" in (address := urllib.parse.urlsplit(source)).netloc:  # the error must not repeat the password
@@ -99,13 +101,13 @@ def _from(source: str, sha256: str, data_root: Path) -> Path:
     if scheme in ("http", "https"):
         if source == SPEECH_COMMANDS_URL and not sha256:
             sha256 = SPEECH_COMMANDS_SHA256
-        return _from_url(source, sha256, data_root)
+        return _from_url(source, sha256, data_root, layout)
     if scheme in STORES:
         store = open_store(source)
-        return (_from_prefix if store.is_folder else _from_object)(store, source, sha256, data_root)
+        return (_from_prefix if store.is_folder else _from_object)(store, source, sha256, data_root, layout)
     path = Path(source).expanduser()
     if path.is_dir():
-        return _from_folder(path, sha256, data_root)
+        return _from_folder(path, sha256, data_root, layout)
     require(
         path.is_file(),
         "source",
@@ -113,21 +115,27 @@ def _from(source: str, sha256: str, data_root: Path) -> Path:
         "spelling; a relative path starts at the working directory)",
         unsigned(source) if scheme else source,
     )
-    return _from_archive(path, sha256, data_root)
+    return _from_archive(path, sha256, data_root, layout)
 
 
-def _from_url(url: str, sha256: str, data_root: Path) -> Path:
+def _from_url(url: str, sha256: str, data_root: Path, layout: str) -> Path:
     name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
-    return _from_remote(url, name, lambda part: fetch(url, part), lambda: look(url), sha256, data_root)
+    return _from_remote(url, name, lambda part: fetch(url, part), lambda: look(url), sha256, data_root, layout)
 
 
-def _from_object(store: Store, source: str, sha256: str, data_root: Path) -> Path:
+def _from_object(store: Store, source: str, sha256: str, data_root: Path, layout: str) -> Path:
     name = Path(store.root).name
-    return _from_remote(source, name, store.fetch, store.look, sha256, data_root)
+    return _from_remote(source, name, store.fetch, store.look, sha256, data_root, layout)
 
 
 def _from_remote(
-    url: str, name: str, transfer: Callable[[Path], Remote], check: Callable[[], Remote], sha256: str, data_root: Path
+    url: str,
+    name: str,
+    transfer: Callable[[Path], Remote],
+    check: Callable[[], Remote],
+    sha256: str,
+    data_root: Path,
+    layout: str,
 ) -> Path:
     """Downloads an archive and unpacks it.
 
@@ -138,6 +146,7 @@ def _from_remote(
         check: asks for what there is at the address.
         sha256: its expected digest, or empty.
         data_root: the folder that holds datasets/.
+        layout: how it is laid out.
     """
     file_name = _safe_name(name) or "archive"
     name = _strip_suffix(file_name)
@@ -145,7 +154,9 @@ def _from_remote(
     # The hash tells apart addresses that end in the same name.
     part = data_root / "downloads" / f"{file_name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}.part"
     with files.lock(part):
-        complete = _present(name, sha256, data_root) if sha256 else _fetched_before(source, check, data_root)
+        complete = (
+            _present(name, sha256, data_root, layout) if sha256 else _fetched_before(source, check, data_root, layout)
+        )
         if complete is not None:
             return complete
         was_there = part.exists()
@@ -162,7 +173,8 @@ def _from_remote(
                 f"replaced; else start again to download it anew. It is kept as {part}"
             )
         try:
-            folder = _extract(archive, source, name, digest, data_root, {"remote": dataclasses.asdict(remote)})
+            extra = {"remote": dataclasses.asdict(remote)}
+            folder = _extract(archive, source, name, digest, data_root, layout, extra)
         except ArchiveError:
             if not sha256:  # it may be an error page or a broken transfer: the next start downloads again
                 discard(part)
@@ -174,22 +186,22 @@ def _from_remote(
     return folder
 
 
-def _from_prefix(store: Store, source: str, sha256: str, data_root: Path) -> Path:
+def _from_prefix(store: Store, source: str, sha256: str, data_root: Path, layout: str) -> Path:
     """Downloads all objects under a prefix, and makes a data set of them as of a folder."""
     name = _safe_name(_prefix_name(source)) or "recordings"
     partial = data_root / "downloads" / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
     with files.lock(partial):
         objects = store.objects()
         listed = objects_digest(objects)
-        for folder, manifest in _manifests(data_root):
+        for folder, manifest in _manifests(data_root, layout):
             if manifest["source"] == source and manifest.get("objects", {}).get("listing") == listed and not sha256:
                 log.info("%s is complete already, and %s has not changed", folder, source)
                 return folder
         store.fetch_all(objects, partial)
-        inner = _unpack_inner(partial, source, name)
+        inner = _unpack_inner(partial, source, layout)
         about = {"objects": {"num_objects": len(objects), "listing": listed, "address": store.url}} | inner
-        _strip_wrapping_folders(partial)
-        folder = _snapshot(partial, source, name, sha256, data_root, about, move=True)
+        _strip_wrapping_folders(partial, layout)
+        folder = _snapshot(partial, source, name, sha256, data_root, layout, about, move=True)
         shutil.rmtree(partial)
         partial.with_name(f"{partial.name}.json").unlink()
     return folder
@@ -203,21 +215,21 @@ def _prefix_name(source: str) -> str:
     return names[-1] if names else ""
 
 
-def _from_archive(path: Path, sha256: str, data_root: Path) -> Path:
+def _from_archive(path: Path, sha256: str, data_root: Path, layout: str) -> Path:
     digest = files.sha256_of(path)
     require(
         sha256 in ("", digest), f"sha256 of {path}", f"be {sha256} (correct it or download the archive again)", digest
     )
-    return _extract(path, str(path.absolute()), _strip_suffix(_safe_name(path.name)), digest, data_root, {})
+    return _extract(path, str(path.absolute()), _strip_suffix(_safe_name(path.name)), digest, data_root, layout, {})
 
 
-def _from_folder(path: Path, sha256: str, data_root: Path) -> Path:
+def _from_folder(path: Path, sha256: str, data_root: Path, layout: str) -> Path:
     name = _safe_name(path.resolve().name) or "recordings"
-    return _snapshot(path, str(path.absolute()), name, sha256, data_root, {}, move=False)
+    return _snapshot(path, str(path.absolute()), name, sha256, data_root, layout, {}, move=False)
 
 
 def _snapshot(
-    path: Path, source: str, name: str, sha256: str, data_root: Path, extra: dict[str, Any], move: bool
+    path: Path, source: str, name: str, sha256: str, data_root: Path, layout: str, extra: dict[str, Any], move: bool
 ) -> Path:
     """Makes a data set of the recordings in a folder.
 
@@ -227,10 +239,11 @@ def _snapshot(
         name: of the data set.
         sha256: the expected content digest, or empty.
         data_root: the folder that holds datasets/.
+        layout: how it is laid out.
         extra: further entries of the manifest.
         move: whether the recordings are moved rather than copied.
     """
-    listing = list_recordings(path)
+    listing = list_recordings(path, layout)
     _require_words(listing, source)
     digest = content_digest(listing)
     require(sha256 in ("", digest), f"sha256 of {source}", f"be {sha256} (correct it or leave it out)", digest)
@@ -251,10 +264,12 @@ def _snapshot(
                     shutil.copyfile(path / recording, target)
                 bar.update(target.stat().st_size)
 
-    return _build(source, name, digest, data_root, {"not_read": listing.figures()} | extra, fill)
+    return _build(source, name, digest, data_root, layout, {"not_read": listing.figures()} | extra, fill)
 
 
-def _extract(archive: Path, source: str, name: str, digest: str, data_root: Path, extra: dict[str, Any]) -> Path:
+def _extract(
+    archive: Path, source: str, name: str, digest: str, data_root: Path, layout: str, extra: dict[str, Any]
+) -> Path:
     def extract(staging: Path) -> None:
         require_space(archive.stat().st_size * EXTRACTED, data_root)
         skipped = unpack(archive, staging, source, name)
@@ -263,13 +278,13 @@ def _extract(archive: Path, source: str, name: str, digest: str, data_root: Path
         if skipped.num_members > len(skipped.first):
             log.warning("%s: %d members are left out in all", source, skipped.num_members)
         extra["skipped"] = dataclasses.asdict(skipped)
-        extra.update(_unpack_inner(staging, source, name))
-        _strip_wrapping_folders(staging)
-        listing = list_recordings(staging)
+        extra.update(_unpack_inner(staging, source, layout))
+        _strip_wrapping_folders(staging, layout)
+        listing = list_recordings(staging, layout)
         _require_words(listing, source)
         listing.report()
 
-    return _build(source, name, digest, data_root, extra, extract)
+    return _build(source, name, digest, data_root, layout, extra, extract)
 
 
 def _combine(parts: Sequence[Path], data_root: Path) -> Path:
@@ -295,18 +310,24 @@ def _combine(parts: Sequence[Path], data_root: Path) -> Path:
     def fill(staging: Path) -> None:
         write_parts(staging, parts)
 
-    return _build(source, f"{len(parts)}-sources", digest, data_root, {"sources": sources}, fill)
+    return _build(source, f"{len(parts)}-sources", digest, data_root, AUTO, {"sources": sources}, fill)
 
 
 def _build(
-    source: str, name: str, digest: str, data_root: Path, extra: dict[str, Any], fill: Callable[[Path], None]
+    source: str,
+    name: str,
+    digest: str,
+    data_root: Path,
+    layout: str,
+    extra: dict[str, Any],
+    fill: Callable[[Path], None],
 ) -> Path:
     """Fills the folder of a data set by calling `fill` and writes its manifest, unless it is complete."""
-    folder = data_root / "datasets" / f"{name}-{digest[:8]}"
+    folder = _folder_of(name, digest, data_root, layout)
 
     def build(staging: Path) -> None:
         fill(staging)
-        listing = list_recordings(staging)
+        listing = list_recordings(staging, layout)
         clips = listing.clips_of(listing.words)
         files.write_json(
             staging / files.MANIFEST,
@@ -316,8 +337,10 @@ def _build(
                 "source": source,
                 "sha256": digest,
                 "num_clips": len(clips),
-                "num_bytes": sum((staging / clip.file).stat().st_size for clip in clips),
+                "num_bytes": sum((staging / file).stat().st_size for file in {clip.file for clip in clips}),
                 "words": {word: len(some) for word, some in listing.clips.items()},
+                "layout": listing.layout,
+                "layout_asked_for": layout,
                 "not_read": listing.figures(),
                 # If the quick `listing` digest still matches, a later step trusts `content` without reading the files.
                 "content": content_digest(listing),
@@ -334,24 +357,31 @@ def _build(
     return folder
 
 
-def _present(name: str, sha256: str, data_root: Path) -> Path | None:
-    folder = data_root / "datasets" / f"{name}-{sha256[:8]}"
+def _folder_of(name: str, digest: str, data_root: Path, layout: str) -> Path:
+    """Returns the folder of a data set; one that is read in a layout of the user's choice has a folder of its own."""
+    chosen = "" if layout == AUTO else f"-{_safe_name(layout)}"
+    return data_root / "datasets" / f"{name}-{digest[:8]}{chosen}"
+
+
+def _present(name: str, sha256: str, data_root: Path, layout: str) -> Path | None:
+    folder = _folder_of(name, sha256, data_root, layout)
     if not files.is_complete(folder):
         return None
     log.info("%s is complete already", folder)
     return folder
 
 
-def _manifests(data_root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yields all complete data sets with their manifests."""
+def _manifests(data_root: Path, layout: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yields all complete data sets that are read in a layout, with their manifests."""
     for manifest_file in sorted((data_root / "datasets").glob(f"*/{files.MANIFEST}")):
-        if (manifest := read_manifest(manifest_file.parent)) is not None:
+        manifest = read_manifest(manifest_file.parent)
+        if manifest is not None and manifest.get("layout_asked_for", AUTO) == layout:
             yield manifest_file.parent, manifest
 
 
-def _fetched_before(url: str, check: Callable[[], Remote], data_root: Path) -> Path | None:
+def _fetched_before(url: str, check: Callable[[], Remote], data_root: Path, layout: str) -> Path | None:
     """Returns the data set downloaded before from a URL without a known digest, if the server's file is unchanged."""
-    for folder, manifest in _manifests(data_root):
+    for folder, manifest in _manifests(data_root, layout):
         before = Remote.of_json(manifest.get("remote"))
         if unsigned(manifest["source"]) != url or before is None:
             continue
@@ -367,6 +397,7 @@ def _fetched_before(url: str, check: Callable[[], Remote], data_root: Path) -> P
 
 
 def _require_words(listing: Listing, source: str) -> None:
+    listing.require_readable_words()
     if listing.words:
         return
     folder = listing.folder
@@ -384,7 +415,7 @@ def _require_words(listing: Listing, source: str) -> None:
     )
 
 
-def _unpack_inner(folder: Path, source: str, name: str) -> dict[str, Any]:
+def _unpack_inner(folder: Path, source: str, layout: str) -> dict[str, Any]:
     """Unpacks the archives in a folder that has no words without them, each beside itself, and deletes them.
 
     Only one level: what is in an archive in an archive is not unpacked. Of several archives each gets a folder of its
@@ -393,7 +424,7 @@ def _unpack_inner(folder: Path, source: str, name: str) -> dict[str, Any]:
     Returns:
         An entry for the manifest with the members that were left out, if there were archives.
     """
-    if list_recordings(folder).words:
+    if list_recordings(folder, layout).words:
         return {}
     archives = sorted(path for path in folder.rglob("*") if path.is_file() and path.name.lower().endswith(SUFFIXES))
     skipped = Skipped()
@@ -414,9 +445,9 @@ def _unpack_inner(folder: Path, source: str, name: str) -> dict[str, Any]:
     return {"inner": dataclasses.asdict(skipped)} if archives else {}
 
 
-def _strip_wrapping_folders(staging: Path) -> None:
+def _strip_wrapping_folders(staging: Path, layout: str) -> None:
     """Moves everything up out of the folders, one in another, that many archives wrap around the word folders."""
-    while not list_recordings(staging).words:
+    while not list_recordings(staging, layout).words:
         folders = [entry for entry in staging.iterdir() if entry.is_dir()]
         if len(folders) != 1:
             return
