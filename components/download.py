@@ -6,12 +6,13 @@ from components import images
 
 
 @component(base_image=images.RUNTIME, install_kfp_package=False)
-def download(source: str, sha256: str, data_root: str, recordings: Output[Dataset]) -> None:
+def download(source: str, layout: str, sha256: str, data_root: str, recordings: Output[Dataset]) -> None:
     """Copies or downloads recordings to datasets/<name>-<sha256>/ on the volume; does nothing if they are there.
 
     Args:
-        source: URL or path of an archive laid out like Speech Commands, or a folder of <word>/*.wav.
-        sha256: expected SHA-256 of the archive, or empty.
+        source: URLs or paths of archives or folders, one to a line; see `kws.config.PipelineConfig`.
+        layout: how they are laid out: auto, or what settles it where that is unclear.
+        sha256: expected SHA-256 of each archive, or empty.
         data_root: path of the mounted volume.
         recordings: manifest of the recordings folder.
     """
@@ -21,7 +22,9 @@ def download(source: str, sha256: str, data_root: str, recordings: Output[Datase
     from kws.download.step import download
 
     steps.start()
-    folder = download(source, sha256, Path(data_root))
+    folder = download(source, sha256, Path(data_root), layout)
     manifest = files.read_json(folder / files.MANIFEST)
-    figures = {"num_clips": manifest["num_clips"], "num_words": len(manifest["words"]), "source": manifest["source"]}
+    figures = {"num_clips": manifest["num_clips"], "num_words": len(manifest["words"])}
+    figures |= {"source": manifest["source"], "layout": manifest["layout"]}
+    figures["sources"] = manifest.get("sources", [])
     recordings.metadata.update(steps.hand_over(folder, recordings.path, figures))

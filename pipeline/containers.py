@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from kws.config import PipelineConfig
+from kws.config import PipelineConfig, split_sources
+from kws.download.credentials import variables
 from pipeline.kind.docker_images import inspect
 
 if TYPE_CHECKING:
@@ -43,20 +44,23 @@ def local_runner(config: PipelineConfig, outputs: Path, image: str) -> "tuple[Do
                 f"{folder.stat().st_uid}; choose another folder, or sudo chown -R {user} it"
             )
     mounts = [Mount(config.data_root, config.data_root, type="bind")]
-    if "://" not in config.source:
-        found = Path(config.source).stat()
+    sources = split_sources(config.source)
+    for source in [source for source in sources if "://" not in source and not source.startswith("env:")]:
+        found = Path(source).stat()
         if found.st_uid != user and not found.st_mode & 0o004:
             raise ValueError(
                 f"source must be readable for user {user}, who runs the containers, got one that only "
-                f"user {found.st_uid} can read; chmod -R o+rX {config.source}"
+                f"user {found.st_uid} can read; chmod -R o+rX {source}"
             )
-        mounts.append(Mount(config.source, config.source, type="bind", read_only=True))
-    here = urlsplit(config.source).hostname in ("127.0.0.1", "localhost")
+        mounts.append(Mount(source, source, type="bind", read_only=True))
+    here = any(urlsplit(source).hostname in ("127.0.0.1", "localhost") for source in sources)
     runner = DockerRunner(
         user=f"{user}:{group}",
         read_only=True,
         tmpfs={"/tmp": "mode=1777"},
         mounts=mounts,
+        environment=variables(os.environ)
+        | {name: os.environ.get(name, "") for source in sources if (name := source.removeprefix("env:")) != source},
         shm_size="1g",
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],

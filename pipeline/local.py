@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from kws import files, processes
 from kws.command import STOPPED, CommandFailed
-from kws.config import PipelineConfig
+from kws.config import PipelineConfig, split_sources
 from kws.kube.log_lines import LineSorter
 from kws.model.versions import find_model
 from kws.settings import require
@@ -140,7 +140,10 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
     data_root = Path(config.data_root).resolve()
     outputs = data_root / OUTPUTS
     mine = outputs / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"  # other runs may use this data root
-    source = config.source if "://" in config.source else str(Path(config.source).resolve())
+    source = "\n".join(
+        one if "://" in one or one.startswith("env:") else str(Path(one).expanduser().resolve())
+        for one in split_sources(config.source)
+    )
     config = dataclasses.replace(config, source=source, data_root=str(data_root))
     if config.init:  # the train step checks it too, but only after download and preprocessing
         _, model = find_model(config.init, data_root)

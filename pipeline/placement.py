@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from components import images
 from kws.config import PipelineConfig
+from kws.download.credentials import SECRET, SECRET_FOLDER
 from kws.launch.cluster_config import CLAIM, CLAIM_VARIABLE, SETTINGS, ClusterConfig, claim_name, read_settings
 from kws.settings import MODEL_REGISTRY, from_dict, require
 
@@ -91,6 +92,10 @@ class Placement:
             # KFP's cache key has the name of the claim but not its contents: a scheduled retraining would not train.
             task.set_caching_options(False)
             kubernetes.mount_pvc(task, pvc_name=self.pvc, mount_path=PipelineConfig().data_root)
+        # Credentials, certificates and proxies, if there is such a secret.
+        kubernetes.use_secret_as_volume(
+            tasks["download"], secret_name=SECRET, mount_path=str(SECRET_FOLDER), optional=True
+        )
         for variable, value in self.training_pods.to_environment().items():
             tasks["train"].set_env_variable(variable, value)
         if self.launches != JOBS[0]:  # the default of the step on a cluster

@@ -28,6 +28,7 @@ def speech_commands(placement: Placement) -> BaseComponent:
     )
     def pipeline(
         source: str = DEFAULT.source,
+        layout: str = DEFAULT.layout,
         sha256: str = DEFAULT.sha256,
         data_root: str = DEFAULT.data_root,
         words: str = DEFAULT.words,
@@ -51,7 +52,7 @@ def speech_commands(placement: Placement) -> BaseComponent:
         What the recipe decides unless it is given is a text, empty if not given: a parameter without a value cannot be
         handed on by Kubeflow Pipelines' local runner.
         """
-        downloaded = download(source=source, sha256=sha256, data_root=data_root)
+        downloaded = download(source=source, layout=layout, sha256=sha256, data_root=data_root)
         preprocessed = preprocess(
             recordings=downloaded.outputs["recordings"],
             words=words,

@@ -2,7 +2,7 @@
 # Installs what uv.lock pins into $UV_PROJECT_ENVIRONMENT, and PyTorch from where $TORCH says: see the Dockerfile.
 set -euo pipefail
 
-extras=(--extra train --extra registry)
+extras=(--extra train --extra stores --extra registry)
 locked=$(uv export --frozen --no-dev "${extras[@]}" --no-emit-project --no-hashes --no-annotate --no-header)
 kfp=$(uv export --frozen --no-dev --extra kubeflow --no-emit-project --no-hashes --no-annotate --no-header | grep -oE '^kfp==[^ ;]+')
 pytorch=$(grep -oE '^torch==[^ ;]+' <<<"$locked")

@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from rich.table import Table
 
-from kws.config import PipelineConfig
+from kws.config import PipelineConfig, split_sources
+from kws.download.addresses import is_signed
+from kws.download.credentials import SECRET
 from kws.kube.errors import KubeError
 from kws.launch.cluster_config import SETTINGS, ClusterConfig, claim_name
 from kws.promote import registry
@@ -209,9 +212,16 @@ def _parameters(options: Options) -> PipelineConfig:
     """Reads the parameters of the pipeline for a run on a cluster.
 
     Raises:
-        ValueError: data_root is not on the volume.
+        ValueError: data_root is not on the volume, or a source carries a signature or a password.
     """
     config, mounted = read_parameters(options), PipelineConfig().data_root
+    for source in split_sources(config.source):
+        if is_signed(source):
+            raise ValueError(
+                "source must have no signature, key or password, which Kubeflow would keep and show, got "
+                f"one on {urlsplit(source).hostname}: put the address into the secret {SECRET} (kubectl create secret "
+                f"generic {SECRET} --from-literal=WORDS='ADDRESS') and give SOURCE=env:WORDS"
+            )
     on_volume = Path(config.data_root).is_relative_to(mounted)
     require(on_volume, "data_root", f"be {mounted} or below, where the volume is", config.data_root)
     return config

@@ -90,7 +90,9 @@ def _synthesize(options: argparse.Namespace) -> int:
     config = SynthesizeConfig(**{name: getattr(options, name) for name in field_docs(SynthesizeConfig)})
     words = parse_words(config.words)
     assert words is not None
-    synthesize(options.folder, words=words, clips_per_word=config.clips_per_word, seed=config.seed)
+    synthesize(
+        options.folder, words=words, language=config.language, clips_per_word=config.clips_per_word, seed=config.seed
+    )
     print(options.folder)
     return 0
 
@@ -99,7 +101,7 @@ def _add_download(add: Add) -> None:
     command = add(
         "download", _download, "copy or download recordings to datasets/ under the data root, and print their folder"
     )
-    for name in ("source", "sha256"):
+    for name in ("source", "layout", "sha256"):
         add_flag(command, PipelineConfig, name)
     command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="where to make datasets/NAME")
 
@@ -107,17 +109,17 @@ def _add_download(add: Add) -> None:
 def _download(options: argparse.Namespace) -> int:
     from kws.download.step import download
 
-    print(download(options.source, options.sha256, options.data_root))
+    print(download(options.source, options.sha256, options.data_root, options.layout))
     return 0
 
 
 def _add_preprocess(add: Add) -> None:
     command = add("preprocess", _preprocess, "compute the mel spectrograms of all recordings, and print their folder")
-    command.add_argument("--recordings", type=Path, required=True, metavar="DIR", help="a folder of <word>/*.wav")
+    command.add_argument("--recordings", type=Path, required=True, metavar="DIR", help="a folder of recordings")
     command.add_argument(
         "--data-root", type=Path, required=True, metavar="DIR", help="where to make tensors/FINGERPRINT"
     )
-    for name in ("words", "unknown_words", "preset", "set", "split", "max_bad_fraction"):
+    for name in ("layout", "words", "unknown_words", "preset", "set", "split", "max_bad_fraction"):
         add_flag(command, PipelineConfig, name)
     command.add_argument(
         "--num-threads", type=int, default=0, metavar="N", help="worker threads (default: one for every core)"
@@ -136,6 +138,7 @@ def _preprocess(options: argparse.Namespace) -> int:
         unknown_words=options.unknown_words,
         max_bad_fraction=options.max_bad_fraction,
         num_threads=options.num_threads,
+        layout=options.layout,
     )
     print(folder)
     return 0
@@ -197,7 +200,8 @@ def _train(options: argparse.Namespace) -> int:
 def _add_evaluate(add: Add) -> None:
     command = add("evaluate", _evaluate, "evaluate a model on a folder of <word>/*.wav, on the words that it knows")
     command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth or .onnx file")
-    command.add_argument("--recordings", type=Path, required=True, metavar="DIR", help="a folder of <word>/*.wav")
+    command.add_argument("--recordings", type=Path, required=True, metavar="DIR", help="a folder of recordings")
+    add_flag(command, PipelineConfig, "layout")
     command.add_argument(
         "--output",
         type=Path,
@@ -296,7 +300,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from kws.text import printable
 
     recognizer = load(options.model)
-    evaluation, unreadable = evaluate_recordings(recognizer, options.recordings)
+    evaluation, unreadable = evaluate_recordings(recognizer, options.recordings, options.layout)
     for clip, reason in unreadable.items():
         print(f"left out {printable(clip)}: {reason}", file=sys.stderr)
     summary = evaluation.summary() | {"unreadable": unreadable}

@@ -6,7 +6,9 @@ says".
 
 import dataclasses
 import os
+import re
 import types
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -40,11 +42,18 @@ SPLITS = ("train", "validation", "test")
 class PipelineConfig(Settings):
     """The parameters of the pipeline, which are also the flags of `python -m pipeline` and `kws`."""
 
-    source: str = SPEECH_COMMANDS_URL
-    """Recordings: URL or path of an archive (tar, zip) laid out like Speech Commands, or a folder of <word>/*.wav."""
+    source: str = field(default=SPEECH_COMMANDS_URL, metadata={"repeats": "\n"})
+    """Recordings, in any layout of docs/data.md such as <word>/*: a folder, URL or path of an archive (tar, zip, 7z);
+    either in a store (s3://, gs://, az://) or on the Hub (hf://datasets/NAME); env:NAME, an address in an environment
+    variable. Several become one data set."""
+
+    layout: str = "auto"
+    """How the recordings are laid out: auto, or what settles it where that is unclear: word, split/word, speaker/word,
+    word/speaker, list, pauses (long recordings of one word, cut at their pauses) or another of docs/data.md."""
 
     sha256: str = ""
-    """Expected SHA-256 of the archive; empty: the known digest of the published archive, no check of others."""
+    """Expected SHA-256 of the archive, of several sources one for each; empty: the known digest of the published
+    archive, no check of others."""
 
     data_root: str = "/data"
     """The folder or mounted volume that holds data sets, tensors, runs and models."""
@@ -60,7 +69,7 @@ class PipelineConfig(Settings):
     """Preset: default (the best measured on clips), streams (fewer false alarms in running speech, for models with
     unknown words) or baseline (what the project started from)."""
 
-    set: str = field(default="", metadata={"repeats": True})
+    set: str = field(default="", metadata={"repeats": " "})
     """Other settings of the recipe to change, separated by spaces: train.weight_decay=0.1 augment.gain_db=6"""
 
     split: str | None = None
@@ -101,8 +110,8 @@ class PipelineConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.source != "", "source", "be a URL, an archive or a folder", self.source)
-        digits = self.sha256 == "" or (len(self.sha256) == 64 and {*self.sha256} <= {*"0123456789abcdef"})
+        require(split_sources(self.source) != [], "source", "be a URL, an archive or a folder", self.source)
+        digits = all(re.fullmatch("[0-9a-f]{64}", one) for one in self.sha256.replace(",", " ").split())
         require(digits, "sha256", "be 64 lower-case hexadecimal digits", self.sha256)
         self.recipe()
 
@@ -141,6 +150,9 @@ class SynthesizeConfig(Settings):
     words: str = "all"
     """Words to speak, separated by commas, such as lights,music,lights_on; or all, the 35 words of Speech Commands. An
     underscore is spoken as a pause between two words."""
+
+    language: str = "en"
+    """Language in which the voices speak: a code of espeak-ng such as en, de, fr, hi, ar, ja (kana only) or cmn."""
 
     clips_per_word: int = number(60, at_least=3)
     """Recordings per word, each with a different voice as long as there are enough; a voice is in one split only."""
@@ -208,6 +220,16 @@ class ServeConfig(Settings):
         require(plain, "model_name", "consist of letters, digits, - and _", self.model_name)
 
 
+def split_sources(sources: str) -> list[str]:
+    """Splits a text into the sources that it names.
+
+    They are separated by line ends; by commas or spaces where what follows begins like an address or a path (scheme://,
+    env:, /, ./, ../ or ~/), so that a single path may have spaces and commas in it.
+    """
+    pieces = re.split(r"\n|[\s,]+(?=[A-Za-z][A-Za-z0-9+.-]*://|env:|~?/|\.{1,2}/)", sources)
+    return [piece.strip().rstrip(",") for piece in pieces if piece.strip(" \t\r\n,")]
+
+
 def parse_words(words: str, at_least: int = 2) -> tuple[str, ...] | None:
     """Parses `all` or a list of words separated by commas; returns None for `auto`.
 
@@ -218,7 +240,8 @@ def parse_words(words: str, at_least: int = 2) -> tuple[str, ...] | None:
         return None
     if words == "all":
         return SPEECH_COMMANDS_WORDS
-    names = tuple(word.strip() for word in words.split(","))
+    # In Unicode normal form C, as the words of a data set are: what is typed on a Mac may be in form D.
+    names = tuple(unicodedata.normalize("NFC", word).strip() for word in words.split(","))
     number = {1: "a word", 2: "two words"}[at_least]
     require(
         len(names) >= at_least and len(set(names)) == len(names), "words", f"name at least {number}, each once", words

@@ -1,46 +1,125 @@
 """Plots for reports and TensorBoard."""
 
 import base64
+import functools
 import io
+import logging
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 
 def confusion(matrix: npt.NDArray[np.float64], words: Sequence[str]) -> Figure:
     """Draws a confusion matrix, coloured by the fraction of each row's clips and labelled with counts.
 
+    Of more than LARGEST words, only the hardest are drawn, so that a thousand words take no more memory than these.
+
     Args:
         matrix: counts [true words, predicted words].
         words: names of rows and columns.
     """
-    words = [word.replace("$", r"\$") for word in words]  # two of them would enclose a formula
-    size = max(4.5, 0.32 * len(words) + 1.5)
+    drawn = hardest(matrix)
+    shares = (matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1))[np.ix_(drawn, drawn)]
+    counts = matrix[np.ix_(drawn, drawn)]
+    names = [words[index] for index in drawn]
+    fonts = _fonts_for("".join(names))
+    labels = [
+        name if _missing(name, fonts) == set() else f"#{index + 1}" for index, name in zip(drawn, names, strict=True)
+    ]
+    labels = [label.replace("$", r"\$") for label in labels]  # two of them would enclose a formula
+    size = max(4.5, 0.32 * len(drawn) + 1.5)
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.add_subplot()
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in zip(*np.nonzero(matrix), strict=True):
+    for row, column in zip(*np.nonzero(counts), strict=True):
         colour = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, f"{int(matrix[row, column])}", ha="center", va="center", color=colour, fontsize=7)
-    axes.set_xticks(range(len(words)), words, rotation=90)
-    axes.set_yticks(range(len(words)), words)
+        axes.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", color=colour, fontsize=7)
+    axes.set_xticks(range(len(drawn)), labels, rotation=90, fontfamily=fonts)
+    axes.set_yticks(range(len(drawn)), labels, fontfamily=fonts)
     axes.set_xlabel("predicted word")
     axes.set_ylabel("true word")
+    if len(drawn) < len(words):
+        axes.set_title(f"the {len(drawn)} hardest of {len(words):,} words")
     return figure
+
+
+LARGEST = 60
+"""Number of words up to which all of a confusion matrix is shown."""
+
+
+def hardest(matrix: npt.NDArray[np.float64], most: int = LARGEST) -> list[int]:
+    """Returns the words that take part in most mistakes, in the order of the classes; all if there are not more.
+
+    Args:
+        matrix: counts [true words, predicted words].
+        most: how many words to return.
+    """
+    mistakes = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
+    chosen = np.argsort(-mistakes, kind="stable")[:most]
+    return sorted(chosen.tolist())
+
+
+def _fonts_for(text: str) -> list[str]:
+    """Returns the installed fonts with which a text can be drawn, beginning with the default one."""
+    missing = frozenset(_missing(text, [DEFAULT_FONT]))
+    return [DEFAULT_FONT, *_fonts_with(missing)] if missing else [DEFAULT_FONT]
+
+
+DEFAULT_FONT = "DejaVu Sans"
+
+
+@functools.cache
+def _fonts_with(characters: frozenset[int]) -> list[str]:
+    """Returns further fonts that have some characters; says which characters none has."""
+    found: list[str] = []
+    left = set(characters)
+    fonts = sorted(font_manager.fontManager.ttflist, key=lambda font: (font.style != "normal", font.weight != 400))
+    for font in fonts:
+        if not left or "Last Resort" in font.name or font.name in found:
+            continue
+        if has := left & _characters_of(font.name):
+            found.append(font.name)
+            left -= has
+    if left:
+        scripts = sorted({unicodedata.name(chr(code), "UNKNOWN").split()[0].lower() for code in left})
+        log.warning(
+            "no installed font has the characters of some words (%s): pictures show their numbers instead, reports and "
+            "tables the words (to draw them, too, install for example the package fonts-noto-cjk or fonts-noto-core)",
+            ", ".join(scripts[:5]),
+        )
+    return found
+
+
+def _missing(text: str, fonts: Sequence[str]) -> set[int]:
+    """Returns the code points of a text that no font has, without those that are not seen."""
+    seen = {ord(char) for char in text if unicodedata.category(char) not in ("Cf", "Zs")}
+    return seen.difference(*(_characters_of(font) for font in fonts))
+
+
+@functools.cache
+def _characters_of(font: str) -> frozenset[int]:
+    try:
+        return frozenset(font_manager.get_font(font_manager.findfont(font, fallback_to_default=False)).get_charmap())
+    except (ValueError, RuntimeError):  # not an outline font
+        return frozenset()
 
 
 def spectrograms(features: Tensor, titles: Sequence[str]) -> Figure:
     """Draws features [clips, num_mels, num_frames] side by side, with low frequencies at the bottom."""
     figure = Figure(figsize=(3 * len(titles), 3), layout="constrained")
     panels = figure.subplots(1, len(titles), squeeze=False)[0]
+    fonts = _fonts_for("".join(titles))
     for axes, values, title in zip(panels, features, titles, strict=True):
         axes.imshow(values.float(), origin="lower", aspect="auto", cmap="magma")
-        axes.set_title(title.replace("$", r"\$"))
+        axes.set_title(title.replace("$", r"\$"), fontfamily=fonts)
         axes.set_xlabel("frame")
     panels[0].set_ylabel("mel bin")
     return figure

@@ -24,7 +24,7 @@ class FeatureConfig(Settings):
 
     fit: str = choice("center", "start")
     """Where a shorter recording is placed in the padding, and which part of a longer one is kept: center keeps the
-    loudest second, start the first."""
+    second in which most is said, start the first."""
 
     n_fft: int = number(512, above=0, at_most=1 << 16)
     """Length of the FFT in samples, an even number."""

@@ -254,17 +254,25 @@ def add_flag(
         text += "; the flag may be repeated"
     note = "required" if required else f"default: {shown}"
     given: dict[str, Any] = {"required": True} if required else {"default": default}
-    action = _Joined if one.metadata.get("repeats") else "store"
+    action: Any = "store"
+    if separator := one.metadata.get("repeats"):
+        action = functools.partial(_Joined, separator=separator)
     parser.add_argument(flag, type=kind, metavar=name.upper(), help=f"{text} ({note})", action=action, **given)
 
 
 class _Joined(argparse.Action):
-    """Joins the values of a repeated flag by spaces."""
+    """Joins the values of a repeated flag."""
+
+    def __init__(self, *arguments: Any, separator: str, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.separator = separator
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
-        setattr(namespace, self.dest, f"{getattr(namespace, self.dest)} {values}".strip())
+        before = getattr(namespace, self.dest)
+        joined = values if before is self.default else f"{before}{self.separator}{values}"
+        setattr(namespace, self.dest, joined.strip())
 
 
 def add_registry(parser: argparse._ActionsContainer, purpose: str) -> None:

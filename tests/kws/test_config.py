@@ -1,5 +1,6 @@
 """Settings: what is refused and in which words, presets, words, round trips."""
 
+import argparse
 import dataclasses
 import json
 import subprocess
@@ -9,9 +10,16 @@ from typing import Any
 import pytest
 
 from kws import config
-from kws.config import SPEECH_COMMANDS_WORDS, PipelineConfig, SynthesizeConfig, parse_words
+from kws.config import (
+    SPEECH_COMMANDS_URL,
+    SPEECH_COMMANDS_WORDS,
+    PipelineConfig,
+    SynthesizeConfig,
+    parse_words,
+    split_sources,
+)
 from kws.recipe import RECIPES, AugmentConfig, FeatureConfig, ModelConfig, Recipe, TrainConfig, make_recipe
-from kws.settings import field_docs, from_dict
+from kws.settings import add_flag, field_docs, from_dict
 
 CONFIGS = (FeatureConfig, ModelConfig, AugmentConfig, TrainConfig, Recipe, PipelineConfig, SynthesizeConfig)
 
@@ -159,6 +167,18 @@ def test_texts_of_a_pipeline_mean_what_values_mean() -> None:
         PipelineConfig(epochs=7, preset="streams", set="augment.gain_db=3").arguments().items()
         >= {"epochs": "7", "batch_size": "", "set": "augment.gain_db=3", "num_nodes": 1}.items()
     )
+
+
+def test_sources_that_are_given_replace_the_default_and_are_joined_by_lines() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("source", "set"):
+        add_flag(parser, PipelineConfig, name)
+    assert parser.parse_args([]).source == SPEECH_COMMANDS_URL
+    given = ["--source", "my words", "--source", "s3://b/k", "--set", "a=1 b=2", "--set", "c=3"]
+    for _ in range(2):  # a parser keeps nothing
+        parsed = parser.parse_args(given)
+        assert (parsed.source, parsed.set) == ("my words\ns3://b/k", "a=1 b=2 c=3")
+    assert split_sources(parsed.source) == ["my words", "s3://b/k"]
 
 
 def test_any_setting_of_the_recipe_can_be_set() -> None:

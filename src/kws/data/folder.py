@@ -1,13 +1,16 @@
 """The layout of Speech Commands: a folder of recordings for every word."""
 
 import logging
+import mimetypes
 import os
 from pathlib import Path
 
 from kws.config import BACKGROUND_NOISE
 from kws.data.clip import Clip
+from kws.data.kinds import is_audio_file
 from kws.data.listing import Listing
 from kws.data.names import is_recording, is_utf8
+from kws.data.words import by_word, plain
 from kws.text import printable
 
 log = logging.getLogger(__name__)
@@ -25,6 +28,7 @@ def word_folders(folder: Path) -> Listing:
     found: dict[str, list[str]] = {}  # files by word
     lists: dict[str, Path] = {}
     not_read: dict[str, str] = {}
+    unreadable: dict[str, str] = {}
     for entry in _scan(folder):
         split = next((split for split, name in LISTS.items() if name == entry.name.lower()), None)
         if _is_folder(entry):
@@ -35,23 +39,36 @@ def word_folders(folder: Path) -> Listing:
                 others = {f"{entry.name}/": "the name of a word must not begin with _"}
             elif recordings:
                 found[entry.name] = recordings
+            elif sounds := [name for name in others if _may_be_sound(name)]:
+                unreadable[entry.name] = sounds[0]
             not_read |= others
         elif split and _is_file(entry):
             lists[split] = Path(entry.path)
         elif is_recording(entry.name):
             not_read[printable(entry.name)] = "recordings must lie in the folder of their word"
     noise = found.pop(BACKGROUND_NOISE, [])
-    clips = {word: [clip_of(file) for file in some] for word, some in found.items()}
-    return Listing(folder=folder, clips=clips, noise=noise, lists=lists, not_read=not_read)
+    return Listing(
+        folder=folder,
+        clips=by_word(clip_of(file) for some in found.values() for file in some),
+        noise=noise,
+        lists=lists,
+        not_read=not_read,
+        unreadable=unreadable,
+    )
 
 
 def clip_of(file: str) -> Clip:
     """Returns the clip of a recording `<word>/<speaker>_nohash_<n>.wav`: no other code knows what the names mean."""
     word, _, name = file.rpartition("/")
+    return Clip(file=file, word=plain(word), speaker=speaker_of(name))
+
+
+def speaker_of(name: str) -> str:
+    """Returns the speaker that the name of a file names, or an empty text."""
     if "_nohash_" not in name and "_nohash_" in name.lower():
         name = name.lower()  # old file systems make it 0A7C2A8D_NOHASH_0.WAV
     speaker, named, _ = name.partition("_nohash_")
-    return Clip(file=file, word=word, speaker=speaker if named else "")
+    return speaker if named else ""
 
 
 def list_tree(folder: Path) -> list[Path]:
@@ -81,7 +98,7 @@ def _list_word(folder: "os.DirEntry[str]") -> tuple[list[str], dict[str, str]]:
     others: dict[str, str] = {}
     for entry in _scan(folder):
         name = f"{folder.name}/{entry.name}"
-        if not is_recording(entry.name):
+        if not is_recording(entry.name) and not (_is_file(entry) and is_audio_file(entry.path)):
             kind = "a folder in the folder of a word" if _is_folder(entry) else "no recording by its name"
             others[printable(name)] = f"it is {kind}"
         elif not is_utf8(entry.name):
@@ -91,6 +108,10 @@ def _list_word(folder: "os.DirEntry[str]") -> tuple[list[str], dict[str, str]]:
         else:
             found.append(name)
     return found, others
+
+
+def _may_be_sound(name: str) -> bool:
+    return (mimetypes.guess_type(name)[0] or "").startswith(("audio/", "video/"))
 
 
 def _scan(folder: "Path | os.DirEntry[str]") -> list["os.DirEntry[str]"]:

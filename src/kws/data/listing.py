@@ -1,13 +1,15 @@
 """What there is in a folder of recordings, whatever its layout."""
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from kws.config import SPLITS
 from kws.data.clip import Clip
+from kws.data.words import respelled, spelled_as
 from kws.text import printable
 
 log = logging.getLogger(__name__)
@@ -21,14 +23,22 @@ class Listing:
     """The contents of a recordings folder, sorted."""
 
     folder: Path
+    layout: str = "word"
+    """The name of the layout by which the folder was read; see `kws.data.sources`."""
     clips: Mapping[str, list[Clip]]
     """The clips of every word."""
     noise: list[str]
     """Files with background noise."""
     lists: Mapping[str, Path]
     """The paths of the split lists that exist, by split."""
+    tables: Sequence[str] = ()
+    """Other files that say what the recordings are, from the folder."""
     not_read: Mapping[str, str]
     """All other files except hidden ones, with the reason why each is not read."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Folders that seem to be of a word, but hold no recording that can be read, with the first of their files."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """How many entries of the tables are not read, by reason."""
 
     @property
     def words(self) -> list[str]:
@@ -40,15 +50,47 @@ class Listing:
         return sorted((clip for word in words for clip in self.clips.get(word, [])), key=attrgetter("id"))
 
     def files_of(self, clips: Iterable[Clip]) -> list[str]:
-        """Returns all files on which a data set of some clips depends: theirs, the noise, and the lists of splits."""
-        return [*(clip.file for clip in clips), *self.noise, *(path.name for path in self.lists.values())]
+        """Returns all files on which a data set of some clips depends, each once: theirs, noise, lists and tables."""
+        lists = (path.name for path in self.lists.values())
+        return list(dict.fromkeys([*(clip.file for clip in clips), *self.noise, *lists, *self.tables]))
+
+    def spelled(self, words: Iterable[str]) -> "Listing":
+        """Returns the listing with these words spelled as given: they may differ in case from what is in the folder."""
+        clips = dict(self.clips)
+        for wanted, there in spelled_as(words, self.clips).items():
+            clips[wanted] = respelled(clips.pop(there), wanted)
+        return replace(self, clips={word: clips[word] for word in sorted(clips)})
 
     def figures(self) -> dict[str, Any]:
         """Returns, for a manifest, how many files are not read, and the first NAMED of them with the reasons."""
         return {"num_files": len(self.not_read), "first": dict(list(self.not_read.items())[:NAMED])}
 
+    def require_readable_words(self) -> None:
+        """Refuses a folder in which a whole word would go unread.
+
+        Raises:
+            ValueError: a folder holds sounds, but none in a format that is read.
+        """
+        for word, file in self.unreadable.items():
+            raise ValueError(
+                f"every folder of a word must hold recordings that can be read, got {printable(word)} with only files "
+                f"like {file}: convert them to WAV or FLAC, or remove the folder"
+            )
+
+    def describe(self) -> str:
+        """Returns in a few words what was found: the layout, words, speakers, splits and clips."""
+        clips = [clip for some in self.clips.values() for clip in some]
+        speakers = len({clip.speaker for clip in clips if clip.speaker})
+        stated = {split: sum(clip.split == split for clip in clips) for split in SPLITS}
+        splits = ", ".join(f"{split} {count:,}" for split, count in stated.items() if count)
+        if self.lists:
+            splits = " and ".join(path.name for path in self.lists.values())
+        of_whom = f"{speakers:,} speakers" if speakers else "no speaker named"
+        divided = f"splits as stated ({splits})" if splits else "no splits stated"
+        return f"layout {self.layout}, {len(self.clips):,} words, {of_whom}, {divided}, {len(clips):,} clips"
+
     def report(self) -> None:
-        """Logs which files are not read, in one line for every reason."""
+        """Logs which files and entries are not read, in one line for every reason."""
         reasons: dict[str, list[str]] = {}
         for name, reason in self.not_read.items():
             reasons.setdefault(reason, []).append(name)
@@ -57,3 +99,5 @@ class Listing:
             log.warning(
                 "%s: %d not read, as %s: %s%s", printable(self.folder), len(names), reason, ", ".join(names[:3]), more
             )
+        for reason, count in self.left_out.items():
+            log.warning("%s: %d entries of the lists not read, as %s", printable(self.folder), count, reason)

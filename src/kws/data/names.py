@@ -1,7 +1,12 @@
 """Names of files: which are recordings."""
 
-SUFFIXES = (".wav", ".wave", ".flac", ".ogg", ".opus", ".mp3")
-"""File name suffixes of recordings, in upper or lower case; libsndfile reads these formats."""
+SUFFIXES = (
+    ".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3",
+    ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".sph",
+    ".m4a", ".m4b", ".mp4", ".mov", ".aac", ".3gp", ".3gpp", ".3g2", ".amr", ".awb", ".webm", ".weba", ".mka", ".mkv",
+    ".wma", ".asf", ".spx", ".wv", ".ape", ".mp2", ".ac3",
+)  # fmt: skip
+"""File name suffixes of recordings, in upper or lower case. What a file really is, its first bytes say: see `kinds`."""
 
 
 def is_recording(name: str) -> bool:

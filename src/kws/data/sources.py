@@ -1,24 +1,71 @@
 """Where clips come from. Another layout of recordings is another function in LAYOUTS."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from kws.data.digest import read_manifest
 from kws.data.folder import word_folders
+from kws.data.layouts import folders, tables, toolkits
+from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
+from kws.data.parts import is_of_parts, list_parts
 
-Layout = Callable[[Path], Listing | None]
+Layout = Callable[[Tree], Listing | None]
 """Lists the clips of a folder, or returns None if the folder is laid out otherwise."""
 
-LAYOUTS: tuple[Layout, ...] = (word_folders,)
-"""In the order in which they are tried; the last one takes every folder."""
+AUTO = "auto"
+
+WORD = "word"
+"""The name of the layout of Speech Commands: a folder for every word."""
+
+PAUSES = "pauses"
+"""Folders of words with recordings in which the word is repeated; preprocessing cuts them at their pauses."""
+
+LAYOUTS: dict[str, Layout] = {
+    "kaldi": toolkits.kaldi,
+    "edge-impulse": toolkits.edge_impulse,
+    "teachable-machine": toolkits.teachable_machine,
+    "audacity": toolkits.audacity,
+    "list": tables.lists,
+    "folders": folders.nested_folders,
+}
+"""In the order in which they are tried before the folder is taken for one of words."""
 
 
-def list_recordings(folder: Path) -> Listing:
+def list_recordings(folder: Path, layout: str = AUTO) -> Listing:
     """Lists the clips of a recordings folder.
 
+    Args:
+        folder: the folder.
+        layout: a name of LAYOUTS; WORD, PAUSES, or other levels of folders, such as speaker/word; or AUTO, by which a
+            download has the layout by which it was read then, and any other folder the first one that fits.
+
     Raises:
-        ValueError: there is no such folder.
+        ValueError: there is no such folder or layout, the folder is not laid out like this, or its lists contradict
+            themselves.
+        UnclearLayout: the folder can be read in more than one way.
     """
     if not folder.is_dir():
         raise ValueError(f"recordings must be a folder of <word>/*.wav, got {str(folder)!r}")
-    return next(listing for layout in LAYOUTS if (listing := layout(folder)) is not None)
+    if is_of_parts(folder):
+        return list_parts(folder, list_recordings)
+    if layout == AUTO:
+        layout = str((read_manifest(folder) or {}).get("layout", AUTO))
+    if layout in (WORD, PAUSES):
+        return dataclasses.replace(word_folders(folder), layout=layout)
+    tree = Tree.of(folder)
+    if layout == AUTO:
+        found = next((listing for one in LAYOUTS.values() if (listing := one(tree)) is not None), None)
+        if found is not None and found.layout == "list":
+            tables.require_most(tree, found)
+        return found or word_folders(folder)
+    if folders.is_pattern(layout):
+        return folders.by_pattern(tree, layout)
+    if layout not in LAYOUTS:
+        names = ", ".join([AUTO, WORD, PAUSES, *LAYOUTS])
+        raise ValueError(f"layout must be {names}, or levels of folders such as speaker/word, got {layout!r}")
+    listing = LAYOUTS[layout](tree)
+    if listing is None:
+        raise ValueError(f"recordings must be laid out as {layout}, got {str(folder)!r}, which is not")
+    return listing

@@ -108,33 +108,71 @@ def read_lists(lists: Mapping[str, Path], clips: Sequence[Clip]) -> Lists:
 
 
 def read_list(path: Path) -> list[tuple[int, str]]:
-    """Reads a split list in UTF-8 or UTF-16, with or without a byte order mark, with the line ends of any system.
+    """Returns numbers and texts of the lines of a split list that are not empty; see `read_lines`."""
+    return [(number, line.strip()) for number, line in enumerate(read_lines(path), 1) if line.strip()]
 
-    Returns:
-        Numbers and texts of the lines that are not empty. A line that is not UTF-8 is decoded as Windows-1252.
+
+def read_lines(path: Path) -> list[str]:
+    """Reads the lines of a text in UTF-8 or UTF-16, with or without a byte order mark, with the line ends of any OS.
+
+    A line that is not UTF-8 is decoded as Windows-1252.
     """
     data = path.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        lines = data.decode("utf-16", "replace").splitlines()
-    elif b"\0" in data[:200]:  # UTF-16 without a byte order mark
-        lines = data.decode("utf-16-le" if data[1:2] == b"\0" else "utf-16-be", "replace").splitlines()
-    else:
-        lines = [_decode(line) for line in data.removeprefix(codecs.BOM_UTF8).splitlines()]
-    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+        return data.decode("utf-16", "replace").splitlines()
+    if b"\0" in data[:200]:  # UTF-16 without a byte order mark
+        return data.decode("utf-16-le" if data[1:2] == b"\0" else "utf-16-be", "replace").splitlines()
+    return [_decode(line) for line in data.removeprefix(codecs.BOM_UTF8).splitlines()]
 
 
 def by_speaker(clips: Sequence[Clip], lists: Lists) -> Divided:
     """Splits clips so that each speaker is in one split only.
 
-    The archive's own lists decide if they exist; otherwise the hash of the speaker does.
+    The archive's own lists decide if they exist, or else the splits that the data set states for its clips (see
+    `as_stated`); otherwise the hash of the speaker does.
 
     Args:
         clips: the clips.
         lists: the splits that the lists assign to them.
     """
-    if not lists.figures:
-        return divide(clips, lambda clip: split_of_speaker(clip.group))
-    return divide(clips, lambda clip: lists.split_of.get(clip.file, "train"))
+    if lists.figures:
+        return divide(clips, lambda clip: lists.split_of.get(clip.file, "train"))
+    if any(clip.split for clip in clips):
+        return as_stated(clips)
+    return divide(clips, lambda clip: split_of_speaker(clip.group))
+
+
+def as_stated(clips: Sequence[Clip]) -> Divided:
+    """Splits clips as the data set states it.
+
+    A clip without a split goes where its speaker is, or else to train. If no clip is stated to be of validation or of
+    test, a tenth of the speakers of train is taken for it, by the hash of the speaker.
+    """
+    of_group: dict[str, str] = {}
+    for split in SPLITS:  # test last: of a speaker in two splits, clips without one go to test
+        of_group.update((clip.group, split) for clip in clips if clip.split == split)
+    stated = {clip.split for clip in clips} - {""}
+    split_of = {clip.id: clip.split or of_group.get(clip.group, "train") for clip in clips}
+    for split in ("validation", "test"):
+        if split not in stated:
+            train = {clip.group for clip in clips if split_of[clip.id] == "train"}
+            taken = _tenth_of(train, split)
+            log.info(
+                "the data set states no %s split: %d of its %d training speakers are taken",
+                split,
+                len(taken),
+                len(train),
+            )
+            split_of |= {clip.id: split for clip in clips if clip.group in taken and split_of[clip.id] == "train"}
+    return divide(clips, lambda clip: split_of[clip.id])
+
+
+def _tenth_of(speakers: Iterable[str], split: str) -> set[str]:
+    """Returns the speakers that are of a split by their hash; if none is, the first by hash, but never all."""
+    ranked = sorted(speakers, key=lambda speaker: hashlib.sha1(speaker.encode()).hexdigest())
+    return {speaker for speaker in ranked if split_of_speaker(speaker) == split} or set(
+        ranked[:1] if ranked[1:] else ()
+    )
 
 
 def speakers_in_two_splits(divided: Mapping[str, Sequence[Clip]]) -> dict[str, int]:
@@ -145,6 +183,15 @@ def speakers_in_two_splits(divided: Mapping[str, Sequence[Clip]]) -> dict[str, i
     train = {clip.speaker for clip in divided["train"] if clip.speaker}
     leaks = [clip.speaker for split in SPLITS if split != "train" for clip in divided[split] if clip.speaker in train]
     return {"speakers": len(set(leaks)), "clips": len(leaks)}
+
+
+def known_speakers(divided: Mapping[str, Sequence[Clip]]) -> dict[str, int]:
+    """Counts the speakers that are named, and the clips of which nothing names the speaker."""
+    clips = [clip for some in divided.values() for clip in some]
+    return {
+        "speakers": len({clip.speaker for clip in clips if clip.speaker}),
+        "clips_without": sum(not clip.speaker for clip in clips),
+    }
 
 
 FEW_CLIPS = 1000

@@ -9,28 +9,50 @@ import bz2
 import contextlib
 import errno
 import gzip
+import importlib.util
 import lzma
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
 from kws import files
+from kws.data.kinds import kind_of_file
 from kws.data.listing import NAMED
 from kws.data.names import is_utf8
 from kws.progress import progress
 from kws.text import printable
 
-SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+SUFFIXES = (
+    ".tar.gz", ".tgz", ".tar", ".zip", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".7z",
+)  # fmt: skip
 
-COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ\0": lzma.LZMAFile}
+
+def _zstd(file: IO[bytes]) -> Any:
+    _require_package("backports.zstd", "a Zstandard file", "backports-zstd")
+    from backports import zstd
+
+    # As much memory as `zstd --long=27` needs; a hostile file could ask for gigabytes.
+    return zstd.ZstdFile(file, options={zstd.DecompressionParameter.window_log_max: 27})
+
+
+COMPRESSIONS: dict[bytes, Any] = {
+    b"\x1f\x8b": gzip.GzipFile,
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
+    b"\x28\xb5\x2f\xfd": _zstd,
+}
 """The reader of a compressed file, by its magic bytes."""
 
 ZIP = (b"PK\3\4", b"PK\5\6")
+
+SEVEN_ZIP = b"7z\xbc\xaf\x27\x1c"
 
 EXTRACTED = 2
 """Bytes of disk needed per byte of archive: 16-bit speech compresses to 0.6 to 0.7 of its size."""
@@ -45,6 +67,8 @@ HEADER = 1 << 22
 """Largest size in bytes of the headers of one tar member, which include long names and the map of a sparse file."""
 
 CHUNK = 1 << 18
+
+_NO_FILE = "it is no regular file"
 
 
 class ArchiveError(ValueError):
@@ -67,7 +91,7 @@ class Skipped:
 
 
 def unpack(archive: Path, folder: Path, source: str, name: str) -> Skipped:
-    """Writes the regular files of an archive, tar (compressed or not) or zip, into a folder.
+    """Writes the regular files of an archive, tar (compressed or not), zip or 7z, into a folder.
 
     Hidden files are skipped silently, as macOS packs a ._name beside every file.
 
@@ -88,8 +112,11 @@ def unpack(archive: Path, folder: Path, source: str, name: str) -> Skipped:
     writer = _Writer(folder, source, max(ALWAYS, RATIO * size))
     with archive.open("rb") as file, progress(size, "B", f"extract {name}", scale=True) as bar:
         try:
-            if file.read(4) in ZIP:
+            start = file.read(6)
+            if start[:4] in ZIP:
                 _unpack_zip(file, writer, bar)
+            elif start == SEVEN_ZIP:
+                _unpack_7z(file, writer, bar)
             else:
                 _unpack_tar(file, writer, bar)
         except ArchiveError:
@@ -97,15 +124,34 @@ def unpack(archive: Path, folder: Path, source: str, name: str) -> Skipped:
         except Exception as error:  # the readers raise nearly every kind for some damage
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise  # an error of the disk; a damaged archive causes at most EINVAL, by a seek to a negative offset
-            raise ArchiveError(
-                f"source must be a whole archive ({', '.join(SUFFIXES)}), got {source}: "
-                f"{error or type(error).__name__}; download or pack it again"
-            ) from error
+            raise ArchiveError(_refusal(archive, source, error)) from error
     return writer.skipped
 
 
+def _refusal(archive: Path, source: str, error: Exception) -> str:
+    """Says what a file is that cannot be unpacked."""
+    kind = kind_of_file(archive)
+    what = f"which is {kind.name} of {files.human_bytes(archive.stat().st_size)}"
+    if not kind.is_archive and kind.remedy:
+        return f"source must be an archive or a folder, got {source}, {what}: {kind.remedy}"
+    if kind.is_audio:
+        return f"source must be an archive or a folder, got {source}, {what}: give the folder above its word's folder"
+    said = str(error) or type(error).__name__
+    rule = f"be a whole archive ({', '.join(SUFFIXES)})"
+    return f"source must {rule}, got {source}, {what}: {said}; download or pack it again"
+
+
+def _require_package(module: str, what: str, package: str) -> None:
+    try:
+        found = importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        found = False
+    if not found:
+        raise ArchiveError(f"the package {package} must be installed to read {what}, got none: pip install {package}")
+
+
 def decompress(file: IO[bytes]) -> IO[bytes]:
-    """Returns a reader of the content under gzip, bzip2 or xz, or the file itself if it is not compressed."""
+    """Returns a reader of the content under gzip, bzip2, xz or Zstandard, or the file itself if not compressed."""
     file.seek(0)
     start = file.read(6)
     file.seek(0)
@@ -186,6 +232,15 @@ class _Writer:
                     left -= len(chunk)
             if left:
                 raise EOFError(f"{printable(name)} ends {left} bytes before its end")
+
+    def create(self, name: str) -> IO[bytes] | None:
+        """Opens a regular file for writing, or returns None if its name is skipped; the caller claims its bytes."""
+        path = self.place(name)
+        if path is not None:
+            with self._may_fail(name):
+                self._make_room(path)
+                return path.open("xb")
+        return None
 
     def link(self, name: str, target_name: str) -> None:
         """Writes a hard link to another file of the archive as a copy of it."""
@@ -290,24 +345,121 @@ def _unpack_zip(file: IO[bytes], writer: _Writer, bar: Any) -> None:
         # Members may overlap, and add up to petabytes in a zip bomb. No more than the stated size is read of each.
         writer.check(sum(info.file_size for info in infos))
         for info in infos:
-            name = _zip_name(info)
+            name = _zip_name(info, writer.source)
             kind = stat.S_IFMT(info.external_attr >> 16)
             if info.is_dir() or name.endswith("/"):
                 continue
             if info.flag_bits & 1:
                 raise ArchiveError(f"source must be an archive without a password, got {writer.source}: pack it again")
             if kind not in (0, stat.S_IFREG):
-                writer.skipped.add(name, "it is a symbolic link" if kind == stat.S_IFLNK else "it is no regular file")
+                writer.skipped.add(name, "it is a symbolic link" if kind == stat.S_IFLNK else _NO_FILE)
                 continue
             with members.open(info) as source:
                 writer.write(name, source, info.file_size)
             bar.update(info.compress_size)
 
 
-def _zip_name(info: zipfile.ZipInfo) -> str:
-    """Returns the name of a member; Windows writes backslashes, and macOS writes UTF-8 without setting the flag."""
+UNICODE_PATH = 0x7075
+"""The extra field of a zip member with its name in UTF-8, beside one in the code page of the system that packed it."""
+
+
+def _zip_name(info: zipfile.ZipInfo, source: str) -> str:
+    """Returns the name of a member.
+
+    Windows writes backslashes, and names in the code page of its language; macOS writes UTF-8 without setting the flag.
+
+    Raises:
+        ArchiveError: the name of a folder is in an unknown code page: it would be a wrong word.
+    """
     name = info.filename
-    if not info.flag_bits & 0x800:
-        with contextlib.suppress(UnicodeError):
-            name = name.encode("cp437").decode()
+    if not info.flag_bits & 0x800 and not name.isascii():
+        raw = info.orig_filename.encode("cp437")
+        known = _unicode_path(info.extra, raw) or _utf8(raw)
+        if known is None and not name.replace("\\", "/").rpartition("/")[0].isascii():
+            raise ArchiveError(
+                f"source must be a zip with names in UTF-8, got {source} with {printable(name)[:80]!r} in the code "
+                "page of another language: pack it again (7-Zip: zip with the parameter cu=on, or as .7z), or unpack "
+                "it where it was packed and give the folder"
+            )
+        name = known or name
     return name.replace("\\", "/")
+
+
+def _utf8(raw: bytes) -> str | None:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _unicode_path(extra: bytes, raw: bytes) -> str | None:
+    """Returns the name in the Unicode Path field, if there is one that belongs to the raw name.
+
+    Source: APPNOTE.TXT of PKWARE, 4.6.9: version 1, the CRC-32 of the raw name, the name in UTF-8.
+    """
+    while len(extra) >= 4:
+        kind, size = struct.unpack_from("<HH", extra)
+        content, extra = extra[4 : 4 + size], extra[4 + size :]
+        if kind == UNICODE_PATH and len(content) > 5 and content[0] == 1:
+            (checksum,) = struct.unpack_from("<I", content, 1)
+            if checksum == zlib.crc32(raw):
+                return _utf8(content[5:])
+    return None
+
+
+def _unpack_7z(file: IO[bytes], writer: _Writer, bar: Any) -> None:
+    _require_package("py7zr", "a 7z archive", "py7zr")
+    import py7zr
+    from py7zr.io import Py7zIO, WriterFactory
+
+    file.seek(0)
+
+    class Member(Py7zIO):
+        """Receives the bytes of a member."""
+
+        def __init__(self, target: IO[bytes] | None) -> None:
+            self.target = target
+            self.num_bytes = 0
+
+        def write(self, data: bytes | bytearray) -> int:
+            writer.claim(len(data))
+            self.num_bytes += len(data)
+            if self.target is not None:
+                self.target.write(data)
+            bar.update(file.tell() - bar.n)
+            return len(data)
+
+        def read(self, size: int | None = None) -> bytes:
+            return b""
+
+        def seek(self, offset: int, whence: int = 0) -> int:
+            return 0
+
+        def flush(self) -> None:
+            pass
+
+        def size(self) -> int:
+            return self.num_bytes
+
+        def close(self) -> None:
+            if self.target is not None:
+                self.target.close()
+
+    class Factory(WriterFactory):
+        """Opens the members by their names."""
+
+        def create(self, filename: str) -> Member:
+            name = Path(filename).relative_to(root).as_posix()
+            return Member(None if name in left_out else writer.create(name))
+
+    root, left_out = Path("/archive"), set()
+    with py7zr.SevenZipFile(file) as archive:
+        if archive.needs_password():
+            raise ArchiveError(f"source must be an archive without a password, got {writer.source}: pack it again")
+        writer.check(sum(member.uncompressed or 0 for member in archive.files))
+        for member in archive.files:
+            writer.place(member.filename)  # refuses a name outside of the folder, before anything is written
+            if not member.is_directory and (member.is_symlink or member.is_junction or member.is_socket):
+                writer.skipped.add(member.filename, "it is a symbolic link" if member.is_symlink else _NO_FILE)
+                left_out.add(member.filename)
+        archive.extract(root, factory=Factory())

@@ -1,4 +1,4 @@
-"""The download step: recordings from a URL, an archive or a folder to datasets/<name>-<digest>/ under a data root.
+"""The download step: recordings from wherever they lie to datasets/<name>-<digest>/ under a data root.
 
 The resulting folder has a subfolder for each word. `torchaudio.datasets.SPEECHCOMMANDS` opens it with
 `url="<folder name>.tar.gz", folder_in_archive="datasets"`.
@@ -7,20 +7,28 @@ The resulting folder has a subfolder for each word. `torchaudio.datasets.SPEECHC
 import dataclasses
 import errno
 import hashlib
+import itertools
 import logging
+import os
 import re
 import shutil
 import urllib.parse
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from kws import files
-from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL
+from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL, split_sources
 from kws.data.digest import content_digest, listing_digest, read_manifest
+from kws.data.kinds import kind_of_file
 from kws.data.listing import Listing
-from kws.data.sources import list_recordings
-from kws.download.archives import EXTRACTED, SUFFIXES, ArchiveError, require_space, unpack
+from kws.data.parts import write_parts
+from kws.data.sources import AUTO, list_recordings
+from kws.download import credentials
+from kws.download.addresses import STORES, resolve, scheme_of, unsigned
+from kws.download.archives import EXTRACTED, SUFFIXES, ArchiveError, Skipped, require_space, unpack
+from kws.download.stores import Store, objects_digest, open_store
 from kws.download.transfer import Remote, decoded, discard, fetch, look
 from kws.progress import progress
 from kws.settings import require
@@ -30,21 +38,26 @@ from kws.volume import require_volume
 log = logging.getLogger(__name__)
 
 
-def download(source: str, sha256: str, data_root: Path) -> Path:
+def download(source: str, sha256: str, data_root: Path, layout: str = AUTO) -> Path:
     """Downloads or copies recordings to a data root; does nothing if they are there already.
 
     An interrupted transfer resumes where it stopped. If two processes download the same recordings at the same time,
     the recordings are transferred once.
 
     Args:
-        source: an http or https URL or the path of an archive (.tar, compressed or not, or .zip), or a folder of
-            <word>/*.wav (.flac, .ogg, .opus, .mp3).
-        sha256: the expected digest of the archive (of a folder: see `content_digest`) as 64 hexadecimal digits; empty:
-            the known digest of the published archive, no check of others.
+        source: where the recordings are: the path of a folder or an archive (.tar, compressed or not, .zip, .7z); an
+            http(s) address of an archive; an archive or a prefix in an object store (s3://, gs://, az://); a data set
+            on the Hugging Face Hub (hf://datasets/…, or its page); file:///…; env:NAME, the content of an environment
+            variable. Several of these, separated by line ends, commas or spaces, become one data set of parts.
+        sha256: the expected digest of the archive (of a folder: see `content_digest`) as 64 hexadecimal digits; of
+            several sources one for each, separated by commas or spaces; empty: the known digest of the published
+            archive, no check of others.
         data_root: the folder that holds datasets/.
+        layout: how the recordings are laid out, as `kws.data.sources.list_recordings` takes it; other steps read it in
+            manifest.json.
 
     Returns:
-        The folder datasets/<name>-<first 8 digits>/ with the word folders and manifest.json.
+        The folder datasets/<name>-<first 8 digits>/ with the recordings and manifest.json.
 
     Raises:
         ValueError: the source does not exist or is not as described above, the digest is wrong, or the disk is full.
@@ -52,8 +65,9 @@ def download(source: str, sha256: str, data_root: Path) -> Path:
             start.
     """
     require_volume(data_root)
+    credentials.load()
     try:
-        return _download(source, sha256, data_root)
+        return _download(source, sha256, data_root, layout)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -63,74 +77,104 @@ def download(source: str, sha256: str, data_root: Path) -> Path:
         ) from error
 
 
-def _download(source: str, sha256: str, data_root: Path) -> Path:
-    require(
-        sha256 == "" or re.fullmatch("[0-9a-f]{64}", sha256) is not None,
-        "sha256",
-        "be 64 lower-case hexadecimal digits",
-        sha256,
-    )
-    if re.match("https?://", source, re.IGNORECASE):
-        if "@" in (address := urllib.parse.urlsplit(source)).netloc:  # the error must not repeat the password
-            raise ValueError(
-                "source must be an address without user name and password, got one on "
-                f"{address.hostname}: use a signed address, or download the archive first"
-            )
+def _download(source: str, sha256: str, data_root: Path, layout: str) -> Path:
+    sources, digests = split_sources(source), sha256.replace(",", " ").split()
+    for digest in digests:
+        require(
+            re.fullmatch("[0-9a-f]{64}", digest) is not None, "sha256", "be 64 lower-case hexadecimal digits", digest
+        )
+    if digests and len(digests) != len(sources):
+        raise ValueError(f"sha256 must be empty or one for each source, got {len(digests)} for {len(sources)} sources")
+    folders = [_from(*pair, data_root, layout) for pair in zip(sources, digests or [""] * len(sources), strict=True)]
+    unique = list(dict.fromkeys(folders))
+    return unique[0] if len(unique) == 1 else _combine(unique, data_root)
+
+
+def _from(source: str, sha256: str, data_root: Path, layout: str) -> Path:
+    source = resolve(source, os.environ)
+    scheme = scheme_of(source)
+    if scheme and "@" in (address := urllib.parse.urlsplit(source)).netloc:  # the error must not repeat the password
+        raise ValueError(
+            "source must be an address without user name and password, got one on "
+            f"{address.hostname}: use a signed address, or download the archive first"
+        )
+    if scheme in ("http", "https"):
         if source == SPEECH_COMMANDS_URL and not sha256:
             sha256 = SPEECH_COMMANDS_SHA256
-        return _from_url(source, sha256, data_root)
-    path = Path(source)
+        return _from_url(source, sha256, data_root, layout)
+    if scheme in STORES:
+        store = open_store(source)
+        return (_from_prefix if store.is_folder else _from_object)(store, source, sha256, data_root, layout)
+    path = Path(source).expanduser()
     if path.is_dir():
-        return _from_folder(path, sha256, data_root)
+        return _from_folder(path, sha256, data_root, layout)
     require(
         path.is_file(),
         "source",
-        "be an http(s) address, an archive or a folder that exists (check the spelling; "
-        "a relative path starts at the working directory)",
-        source,
+        "be an address (http://, https://, s3://, gs://, az://, hf://), an archive or a folder that exists (check the "
+        "spelling; a relative path starts at the working directory)",
+        unsigned(source) if scheme else source,
     )
-    return _from_archive(path, sha256, data_root)
+    return _from_archive(path, sha256, data_root, layout)
 
 
-_SIGNING = re.compile(
-    r"x-(amz|goog|oss)-\w+(-\w+)*|.*(signature|token|secret|password|accesskeyid|accessid|api_?key)|sig|s[epvrt]|"
-    r"key-pair-id|policy|expires",
-    re.IGNORECASE,
-)
-"""Names of the parameters by which addresses are signed at Amazon, Google, Azure and others, or carry a key."""
+def _from_url(url: str, sha256: str, data_root: Path, layout: str) -> Path:
+    name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
+    return _from_remote(url, name, lambda part: fetch(url, part), lambda: look(url), sha256, data_root, layout)
 
 
-def unsigned(url: str) -> str:
-    """Returns an address without its signature, to be kept: a signature lets everyone in who reads it, and expires."""
-    parts = urllib.parse.urlsplit(url)
-    kept = [each for each in parts.query.split("&") if not _SIGNING.fullmatch(each.partition("=")[0])]
-    return urllib.parse.urlunsplit(parts._replace(query="&".join(kept), fragment=""))
+def _from_object(store: Store, source: str, sha256: str, data_root: Path, layout: str) -> Path:
+    name = Path(store.root).name
+    return _from_remote(source, name, store.fetch, store.look, sha256, data_root, layout)
 
 
-def _from_url(url: str, sha256: str, data_root: Path) -> Path:
-    file_name = _safe_name(Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name) or "archive"
+def _from_remote(
+    url: str,
+    name: str,
+    transfer: Callable[[Path], Remote],
+    check: Callable[[], Remote],
+    sha256: str,
+    data_root: Path,
+    layout: str,
+) -> Path:
+    """Downloads an archive and unpacks it.
+
+    Args:
+        url: its address.
+        name: its name at the end of the address.
+        transfer: downloads it to a path, resuming what is there.
+        check: asks for what there is at the address.
+        sha256: its expected digest, or empty.
+        data_root: the folder that holds datasets/.
+        layout: how it is laid out.
+    """
+    file_name = _safe_name(name) or "archive"
     name = _strip_suffix(file_name)
+    source = unsigned(url)
     # The hash tells apart addresses that end in the same name.
-    part = data_root / "downloads" / f"{file_name}-{hashlib.sha256(unsigned(url).encode()).hexdigest()[:8]}.part"
+    part = data_root / "downloads" / f"{file_name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}.part"
     with files.lock(part):
-        complete = _present(name, sha256, data_root) if sha256 else _fetched_before(url, data_root)
+        complete = (
+            _present(name, sha256, data_root, layout) if sha256 else _fetched_before(source, check, data_root, layout)
+        )
         if complete is not None:
             return complete
         was_there = part.exists()
-        remote = fetch(url, part)
+        remote = transfer(part)
         archive, digest = decoded(part, remote, sha256)
         if sha256 and digest != sha256 and was_there:  # the earlier transfer may be at fault
-            log.info("sha256 of the earlier download of %s is %s: downloading it again", url, digest)
+            log.info("sha256 of the earlier download of %s is %s: downloading it again", source, digest)
             discard(part)
-            remote = fetch(url, part)
+            remote = transfer(part)
             archive, digest = decoded(part, remote, sha256)
         if sha256 and digest != sha256:
             raise ValueError(
-                f"sha256 of {url} must be {sha256}, got {digest}: correct sha256 if the archive has been "
+                f"sha256 of {source} must be {sha256}, got {digest}: correct sha256 if the archive has been "
                 f"replaced; else start again to download it anew. It is kept as {part}"
             )
         try:
-            folder = _extract(archive, unsigned(url), name, digest, data_root, {"remote": dataclasses.asdict(remote)})
+            extra = {"remote": dataclasses.asdict(remote)}
+            folder = _extract(archive, source, name, digest, data_root, layout, extra)
         except ArchiveError:
             if not sha256:  # it may be an error page or a broken transfer: the next start downloads again
                 discard(part)
@@ -142,36 +186,90 @@ def _from_url(url: str, sha256: str, data_root: Path) -> Path:
     return folder
 
 
-def _from_archive(path: Path, sha256: str, data_root: Path) -> Path:
+def _from_prefix(store: Store, source: str, sha256: str, data_root: Path, layout: str) -> Path:
+    """Downloads all objects under a prefix, and makes a data set of them as of a folder."""
+    name = _safe_name(_prefix_name(source)) or "recordings"
+    partial = data_root / "downloads" / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+    with files.lock(partial):
+        objects = store.objects()
+        listed = objects_digest(objects)
+        for folder, manifest in _manifests(data_root, layout):
+            if manifest["source"] == source and manifest.get("objects", {}).get("listing") == listed and not sha256:
+                log.info("%s is complete already, and %s has not changed", folder, source)
+                return folder
+        store.fetch_all(objects, partial)
+        inner = _unpack_inner(partial, source, layout)
+        about = {"objects": {"num_objects": len(objects), "listing": listed, "address": store.url}} | inner
+        _strip_wrapping_folders(partial, layout)
+        folder = _snapshot(partial, source, name, sha256, data_root, layout, about, move=True)
+        shutil.rmtree(partial)
+        partial.with_name(f"{partial.name}.json").unlink()
+    return folder
+
+
+def _prefix_name(source: str) -> str:
+    """Returns a name for the recordings at an address: its last part, or of the Hub the name of the data set."""
+    names = [name for name in source.partition("://")[2].split("/") if name]
+    if scheme_of(source) == "hf":
+        names = [name.partition("@")[0] for name in names[1:3]]
+    return names[-1] if names else ""
+
+
+def _from_archive(path: Path, sha256: str, data_root: Path, layout: str) -> Path:
     digest = files.sha256_of(path)
     require(
         sha256 in ("", digest), f"sha256 of {path}", f"be {sha256} (correct it or download the archive again)", digest
     )
-    return _extract(path, str(path.absolute()), _strip_suffix(_safe_name(path.name)), digest, data_root, {})
+    return _extract(path, str(path.absolute()), _strip_suffix(_safe_name(path.name)), digest, data_root, layout, {})
 
 
-def _from_folder(path: Path, sha256: str, data_root: Path) -> Path:
-    listing = list_recordings(path)
-    _require_words(listing, str(path))
+def _from_folder(path: Path, sha256: str, data_root: Path, layout: str) -> Path:
     name = _safe_name(path.resolve().name) or "recordings"
+    return _snapshot(path, str(path.absolute()), name, sha256, data_root, layout, {}, move=False)
+
+
+def _snapshot(
+    path: Path, source: str, name: str, sha256: str, data_root: Path, layout: str, extra: dict[str, Any], move: bool
+) -> Path:
+    """Makes a data set of the recordings in a folder.
+
+    Args:
+        path: the folder.
+        source: where it is from, for the manifest.
+        name: of the data set.
+        sha256: the expected content digest, or empty.
+        data_root: the folder that holds datasets/.
+        layout: how it is laid out.
+        extra: further entries of the manifest.
+        move: whether the recordings are moved rather than copied.
+    """
+    listing = list_recordings(path, layout)
+    _require_words(listing, source)
     digest = content_digest(listing)
-    require(sha256 in ("", digest), f"sha256 of {path}", f"be {sha256} (correct it or leave it out)", digest)
+    require(sha256 in ("", digest), f"sha256 of {source}", f"be {sha256} (correct it or leave it out)", digest)
     recordings = listing.files_of(listing.clips_of(listing.words))
     num_bytes = sum((path / recording).stat().st_size for recording in recordings)
 
-    def copy(staging: Path) -> None:
-        require_space(num_bytes, data_root)
+    def fill(staging: Path) -> None:
+        if not move:
+            require_space(num_bytes, data_root)
         listing.report()
         with progress(num_bytes, "B", f"copy {path.name}", scale=True) as bar:
             for recording in recordings:
                 target = staging / recording
-                target.parent.mkdir(exist_ok=True)
-                bar.update(shutil.copyfile(path / recording, target).stat().st_size)
+                target.parent.mkdir(exist_ok=True, parents=True)
+                if move:
+                    (path / recording).rename(target)
+                else:
+                    shutil.copyfile(path / recording, target)
+                bar.update(target.stat().st_size)
 
-    return _build(str(path.absolute()), name, digest, data_root, {"not_read": listing.figures()}, copy)
+    return _build(source, name, digest, data_root, layout, {"not_read": listing.figures()} | extra, fill)
 
 
-def _extract(archive: Path, source: str, name: str, digest: str, data_root: Path, extra: dict[str, Any]) -> Path:
+def _extract(
+    archive: Path, source: str, name: str, digest: str, data_root: Path, layout: str, extra: dict[str, Any]
+) -> Path:
     def extract(staging: Path) -> None:
         require_space(archive.stat().st_size * EXTRACTED, data_root)
         skipped = unpack(archive, staging, source, name)
@@ -180,23 +278,56 @@ def _extract(archive: Path, source: str, name: str, digest: str, data_root: Path
         if skipped.num_members > len(skipped.first):
             log.warning("%s: %d members are left out in all", source, skipped.num_members)
         extra["skipped"] = dataclasses.asdict(skipped)
-        _strip_wrapping_folders(staging)
-        listing = list_recordings(staging)
+        extra.update(_unpack_inner(staging, source, layout))
+        _strip_wrapping_folders(staging, layout)
+        listing = list_recordings(staging, layout)
         _require_words(listing, source)
         listing.report()
 
-    return _build(source, name, digest, data_root, extra, extract)
+    return _build(source, name, digest, data_root, layout, extra, extract)
+
+
+def _combine(parts: Sequence[Path], data_root: Path) -> Path:
+    """Makes one data set of several, which stay where they are."""
+    manifests = [files.read_json(part / files.MANIFEST) for part in parts]
+    total = sum(manifest["num_clips"] for manifest in manifests)
+    sources = [
+        {
+            "source": manifest["source"],
+            "folder": part.name,
+            "sha256": manifest["sha256"],
+            "num_clips": manifest["num_clips"],
+            "share": round(manifest["num_clips"] / max(total, 1), 4),
+            "words": len(manifest["words"]),
+        }
+        for part, manifest in zip(parts, manifests, strict=True)
+    ]
+    for one in sources:
+        log.info("%s: %d clips, %.1f %% of all", one["source"], one["num_clips"], 100 * one["share"])
+    digest = hashlib.sha256("".join(sorted(one["folder"] + one["sha256"] for one in sources)).encode()).hexdigest()
+    source = "\n".join(one["source"] for one in sources)
+
+    def fill(staging: Path) -> None:
+        write_parts(staging, parts)
+
+    return _build(source, f"{len(parts)}-sources", digest, data_root, AUTO, {"sources": sources}, fill)
 
 
 def _build(
-    source: str, name: str, digest: str, data_root: Path, extra: dict[str, Any], fill: Callable[[Path], None]
+    source: str,
+    name: str,
+    digest: str,
+    data_root: Path,
+    layout: str,
+    extra: dict[str, Any],
+    fill: Callable[[Path], None],
 ) -> Path:
     """Fills the folder of a data set by calling `fill` and writes its manifest, unless it is complete."""
-    folder = data_root / "datasets" / f"{name}-{digest[:8]}"
+    folder = _folder_of(name, digest, data_root, layout)
 
     def build(staging: Path) -> None:
         fill(staging)
-        listing = list_recordings(staging)
+        listing = list_recordings(staging, layout)
         clips = listing.clips_of(listing.words)
         files.write_json(
             staging / files.MANIFEST,
@@ -206,8 +337,10 @@ def _build(
                 "source": source,
                 "sha256": digest,
                 "num_clips": len(clips),
-                "num_bytes": sum((staging / clip.file).stat().st_size for clip in clips),
+                "num_bytes": sum((staging / file).stat().st_size for file in {clip.file for clip in clips}),
                 "words": {word: len(some) for word, some in listing.clips.items()},
+                "layout": listing.layout,
+                "layout_asked_for": layout,
                 "not_read": listing.figures(),
                 # If the quick `listing` digest still matches, a later step trusts `content` without reading the files.
                 "content": content_digest(listing),
@@ -224,27 +357,36 @@ def _build(
     return folder
 
 
-def _present(name: str, sha256: str, data_root: Path) -> Path | None:
-    folder = data_root / "datasets" / f"{name}-{sha256[:8]}"
+def _folder_of(name: str, digest: str, data_root: Path, layout: str) -> Path:
+    """Returns the folder of a data set; one that is read in a layout of the user's choice has a folder of its own."""
+    chosen = "" if layout == AUTO else f"-{_safe_name(layout)}"
+    return data_root / "datasets" / f"{name}-{digest[:8]}{chosen}"
+
+
+def _present(name: str, sha256: str, data_root: Path, layout: str) -> Path | None:
+    folder = _folder_of(name, sha256, data_root, layout)
     if not files.is_complete(folder):
         return None
     log.info("%s is complete already", folder)
     return folder
 
 
-def _fetched_before(url: str, data_root: Path) -> Path | None:
-    """Returns the data set downloaded before from a URL without a known digest, if the server's file is unchanged."""
+def _manifests(data_root: Path, layout: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yields all complete data sets that are read in a layout, with their manifests."""
     for manifest_file in sorted((data_root / "datasets").glob(f"*/{files.MANIFEST}")):
-        folder = manifest_file.parent
-        manifest = read_manifest(folder)
-        if (
-            manifest is None
-            or unsigned(manifest["source"]) != unsigned(url)
-            or (before := Remote.of_json(manifest.get("remote"))) is None
-        ):
+        manifest = read_manifest(manifest_file.parent)
+        if manifest is not None and manifest.get("layout_asked_for", AUTO) == layout:
+            yield manifest_file.parent, manifest
+
+
+def _fetched_before(url: str, check: Callable[[], Remote], data_root: Path, layout: str) -> Path | None:
+    """Returns the data set downloaded before from a URL without a known digest, if the server's file is unchanged."""
+    for folder, manifest in _manifests(data_root, layout):
+        before = Remote.of_json(manifest.get("remote"))
+        if unsigned(manifest["source"]) != url or before is None:
             continue
         try:
-            now = look(url)
+            now = check()
         except (ConnectionError, ValueError) as error:
             log.warning("cannot check %s for changes (%s): using %s as it is", url, printable(str(error)), folder)
             return folder
@@ -255,18 +397,57 @@ def _fetched_before(url: str, data_root: Path) -> Path | None:
 
 
 def _require_words(listing: Listing, source: str) -> None:
-    if not listing.words:
-        names = sorted(printable(path.name) for path in listing.folder.iterdir())[:5]
-        names += [f"{name} ({reason})" for name, reason in list(listing.not_read.items())[:2]]
-        raise ValueError(
-            f"source must hold a folder of WAV files for each word (<word>/*.wav), got {source} with "
-            f"{', '.join(names) or 'nothing'}: arrange the recordings like this"
-        )
+    listing.require_readable_words()
+    if listing.words:
+        return
+    folder = listing.folder
+    names = sorted(printable(path.name) for path in folder.iterdir() if not path.name.startswith("."))[:5]
+    names += [f"{name} ({reason})" for name, reason in list(listing.not_read.items())[:2]]
+    # What most of the files are tells more than their names.
+    some = [path for path in itertools.islice(folder.rglob("*"), 1000) if path.is_file()][:50]
+    kinds = Counter(kind for path in some if not (kind := kind_of_file(path)).is_audio)
+    (kind, number), *_ = [*kinds.most_common(1), (None, 0)]
+    found = f"; {number} of {len(some)} files are each {kind.name}" if kind and number > 1 else ""
+    remedy = kind.remedy if kind and kind.remedy and number > len(some) / 2 else "arrange the recordings like this"
+    raise ValueError(
+        f"source must hold a folder of recordings for each word (<word>/*.wav), got {source} with "
+        f"{', '.join(names) or 'nothing'}{found}: {remedy}"
+    )
 
 
-def _strip_wrapping_folders(staging: Path) -> None:
+def _unpack_inner(folder: Path, source: str, layout: str) -> dict[str, Any]:
+    """Unpacks the archives in a folder that has no words without them, each beside itself, and deletes them.
+
+    Only one level: what is in an archive in an archive is not unpacked. Of several archives each gets a folder of its
+    own name.
+
+    Returns:
+        An entry for the manifest with the members that were left out, if there were archives.
+    """
+    if list_recordings(folder, layout).words:
+        return {}
+    archives = sorted(path for path in folder.rglob("*") if path.is_file() and path.name.lower().endswith(SUFFIXES))
+    skipped = Skipped()
+    for archive in archives:
+        require_space(archive.stat().st_size * EXTRACTED, folder)
+        staging = archive.with_name(f".{_strip_suffix(archive.name)}.unpacked")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        for member, reason in unpack(archive, staging, f"{source} ({archive.name})", archive.name).first.items():
+            log.warning("%s: %s is left out: %s", archive.name, member, reason)
+            skipped.add(member, reason)
+        archive.unlink()
+        target = archive.parent if len(archives) == 1 else archive.parent / _strip_suffix(archive.name)
+        target.mkdir(exist_ok=True)
+        for path in staging.iterdir():
+            path.rename(target / path.name)
+        staging.rmdir()
+    return {"inner": dataclasses.asdict(skipped)} if archives else {}
+
+
+def _strip_wrapping_folders(staging: Path, layout: str) -> None:
     """Moves everything up out of the folders, one in another, that many archives wrap around the word folders."""
-    while not list_recordings(staging).words:
+    while not list_recordings(staging, layout).words:
         folders = [entry for entry in staging.iterdir() if entry.is_dir()]
         if len(folders) != 1:
             return

@@ -13,6 +13,7 @@ import itertools
 import logging
 import multiprocessing
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from kws.settings import require
 
 log = logging.getLogger(__name__)
 
+ENGLISH = "en"
 ACCENTS = ("en", "en-us", "en-us-nyc", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
 _PEOPLE = (
     "Alex Andrea Andy Annie Denis Gene Lee Mario Michael Mike adam belinda benjamin boris david ed edward f1 f2 "
@@ -53,6 +55,7 @@ seed gives the same corpus only if each process speaks the same words in the sam
 VERSION = 1
 """Version of the corpus that this module writes; a corpus of another version is replaced."""
 
+_IPA = 2  # the phonemes of espeak_TextToPhonemes in the International Phonetic Alphabet
 _SYNCHRONOUS, _RATE, _VOLUME, _PITCH, _RANGE, _UTF8 = 2, 1, 2, 3, 4, 1  # constants of espeak-ng's speak_lib.h
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
@@ -92,6 +95,25 @@ class Engine:
 
         self.callback = _CALLBACK(receive)  # kept alive, as the library goes on calling it
         self.library.espeak_SetSynthCallback(self.callback)
+        self.library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+
+    def phonemes(self, word: str, language: str) -> str:
+        """Returns how a word is pronounced, in the International Phonetic Alphabet, without stress.
+
+        Where espeak-ng changes to the voice of another language, the code of that stands in brackets.
+
+        Raises:
+            ValueError: there is no voice of the language.
+        """
+        status = self.library.espeak_SetVoiceByName(language.encode())
+        require(
+            status == 0, "language", "be one that espeak-ng speaks, such as en, de, fr, hi, ar, ja or cmn", language
+        )
+        rest = ctypes.c_char_p(word.replace("_", " ").encode())
+        clauses: list[bytes] = []
+        while rest.value is not None:
+            clauses.append(self.library.espeak_TextToPhonemes(ctypes.byref(rest), _UTF8, _IPA) or b"")
+        return " ".join(clause.decode() for clause in clauses).translate(dict.fromkeys(map(ord, "ˈˌ"))).strip()
 
     def say(self, word: str, speaker: Speaker, *, rate: int, pitch: int, range_: int) -> NDArray[np.float64]:
         """Speaks a word.
@@ -120,7 +142,7 @@ class Engine:
         assert status == 0, f"espeak-ng could not say {word}"
         sound = np.concatenate([np.zeros(1, np.int16), *self.pieces]) / 32768
         loud = np.flatnonzero(np.abs(sound) > 0.01 * np.abs(sound).max())
-        require(loud.size > 0, "a word", "be pronounceable in English", word)
+        require(loud.size > 0, "a word", f"be pronounceable by the voice {speaker.accent}", word)
         return sound[loud[0] : loud[-1] + 1]
 
 
@@ -131,6 +153,7 @@ def synthesize(
     folder: Path,
     *,
     words: Sequence[str] = SPEECH_COMMANDS_WORDS,
+    language: str = ENGLISH,
     clips_per_word: int = SynthesizeConfig.clips_per_word,
     seed: int = SynthesizeConfig.seed,
 ) -> None:
@@ -142,14 +165,23 @@ def synthesize(
     Args:
         folder: where to write. A synthetic corpus with other settings is replaced.
         words: the words to speak.
+        language: the language in which to speak them; see `SynthesizeConfig`.
         clips_per_word: recordings per word, each by a different speaker as long as there are enough.
         seed: random seed of speakers, splits, speeds, levels and noise.
 
     Raises:
-        ValueError: a setting is out of range, a word cannot be spoken within a second, or the folder holds other files.
+        ValueError: a setting is out of range, a word cannot be spoken in the language or within a second, two words
+            sound the same, or the folder holds other files.
     """
-    SynthesizeConfig(words=",".join(words), clips_per_word=clips_per_word, seed=seed)
-    settings = {"version": VERSION, "words": list(words), "clips_per_word": clips_per_word, "seed": seed}
+    SynthesizeConfig(words=",".join(words), language=language, clips_per_word=clips_per_word, seed=seed)
+    settings: dict[str, Any] = {
+        "version": VERSION,
+        "words": list(words),
+        "clips_per_word": clips_per_word,
+        "seed": seed,
+    }
+    if language != ENGLISH:
+        settings["language"] = language
     folder = folder.absolute()
     present = files.read_json(folder / files.MANIFEST).get("synthesized") if files.is_complete(folder) else None
     if present == settings:
@@ -161,16 +193,39 @@ def synthesize(
         "be new, empty or a synthetic corpus (delete it or name another)",
         str(folder),
     )
+    require_speakable(words, language)
     if present is not None:
         folder.rename(folder.with_name(f".{folder.name}.partial-{os.getpid()}"))  # build_folder deletes it
     files.build_folder(folder, lambda staging: _build(staging, folder.name, settings))
     log.info("synthesized %d clips of %d words into %s", clips_per_word * len(words), len(words), folder)
 
 
+def require_speakable(words: Sequence[str], language: str) -> None:
+    """Checks that the voices of a language can say some words, and that no two of them sound the same.
+
+    Raises:
+        ValueError: they cannot, or there is no such language.
+    """
+    said: dict[str, str] = {}
+    for word in words:
+        phonemes = engine().phonemes(word, language)
+        # The English voice spells other scripts out ("Chinese letter"), other voices change to English for them.
+        foreign = [char for char in word if char.isalpha() and not unicodedata.name(char, "").startswith("LATIN")]
+        if "(" in phonemes or (language.split("-")[0] == ENGLISH and foreign) or not phonemes:
+            raise ValueError(
+                f"a word must be one that the voice {language} can say, got {word!r}: name its language with "
+                "--language (de, fr, hi, ar, cmn, …; ja reads kana only)"
+            )
+        other = said.setdefault(phonemes, word)
+        require(other == word, "words", f"sound different, got two that are pronounced {phonemes}", f"{other},{word}")
+
+
 def _build(staging: Path, name: str, settings: dict[str, Any]) -> None:
     words, clips_per_word, seed = settings["words"], settings["clips_per_word"], settings["seed"]
     random = np.random.default_rng(seed)
-    voices = [Speaker(*voice) for voice in itertools.product(ACCENTS, VARIANTS, PITCHES)]
+    language = settings.get("language", ENGLISH)
+    accents = ACCENTS if language == ENGLISH else (language,)
+    voices = [Speaker(*voice) for voice in itertools.product(accents, VARIANTS, PITCHES)]
     speakers = [voices[i] for i in random.permutation(len(voices))[:clips_per_word]]
     takes = [len(range(i, clips_per_word, len(speakers))) for i in range(len(speakers))]
     for word in words:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from kws import files
+from kws.download.addresses import unsigned
 from kws.download.archives import ALWAYS, CHUNK, COMPRESSIONS, EXTRACTED, RATIO, ZIP, decompress, require_space
 from kws.progress import progress
 from kws.text import one_line
@@ -132,7 +133,7 @@ def fetch(url: str, part: Path) -> Remote:
         ValueError: the URL is not valid or not that of a file, or the disk is full.
         ConnectionError: the server cannot be reached or keeps breaking off; what was received is kept.
     """
-    return _Transfer(url, part).run()
+    return Transfer(url, part).run()
 
 
 def look(url: str) -> Remote:
@@ -189,9 +190,13 @@ def decoded(part: Path, remote: Remote, sha256: str) -> tuple[Path, str]:
     return part, digest
 
 
-class _Transfer:
+class Transfer:
+    """A file that is transferred in several tries, each of which goes on where the one before ended."""
+
     def __init__(self, url: str, part: Path) -> None:
         self.url = url
+        self.shown = unsigned(url)
+        """The address in messages."""
         self.part = part
         self.notes = part.with_suffix(".json")
         """The file that records the `Remote` of the partial download."""
@@ -201,9 +206,16 @@ class _Transfer:
         """Largest size of the partial download so far; a larger one is progress."""
 
     def size(self) -> int:
+        """Returns how many bytes are there."""
         return self.part.stat().st_size if self.part.exists() else 0
 
     def run(self) -> Remote:
+        """Transfers the file until it is complete.
+
+        Raises:
+            ValueError: another try is of no use.
+            ConnectionError: too many tries in succession have brought nothing.
+        """
         tries = 0
         while True:
             try:
@@ -213,8 +225,8 @@ class _Transfer:
             asked_for = failure.wait if isinstance(failure, Refused) else 0.0
             if isinstance(failure, Refused) and failure.is_final:
                 raise ValueError(
-                    f"source must be the address of an archive, got {_said(failure)} from {self.url}: check whether a "
-                    "browser opens it"
+                    f"source must be the address of an archive, got {_said(failure)} from {self.shown}: "
+                    f"{_REMEDIES.get(failure.status, 'check whether a browser opens it')}"
                 ) from failure
             size = self.size()
             useful = size > self.most and not isinstance(failure, Stalled)
@@ -222,14 +234,14 @@ class _Transfer:
             tries = 1 if useful else tries + 1
             if tries >= TRIES:
                 raise ConnectionError(
-                    f"{self.url} must be reachable and send the whole file, got {_said(failure)} in "
+                    f"{self.shown} must be reachable and send the whole file, got {_said(failure)} in "
                     f"{TRIES} tries: check the network and start again; the {files.human_bytes(size)} received so far "
                     "are kept"
                 ) from failure
             wait = max(BACKOFF * 2 ** (tries - 1), asked_for)
             log.warning(
                 "%s: %s; resuming at %s in %g s%s",
-                self.url,
+                self.shown,
                 _said(failure),
                 files.human_bytes(size),
                 wait,
@@ -257,7 +269,7 @@ class _Transfer:
                     )
                 if headers:
                     log.info(
-                        "%s has changed or its server cannot resume: comparing it with what was received", self.url
+                        "%s has changed or its server cannot resume: comparing it with what was received", self.shown
                     )
                 remote = Remote.of(response, _length(response))
                 return self._receive(response, remote, 0, remote.length)
@@ -358,6 +370,13 @@ class _Transfer:
         files.write_json(self.notes, dataclasses.asdict(remote))
 
 
+_REMEDIES = {
+    401: "the server asks who you are: use a signed address (as env:NAME), or download it first",
+    403: "you have no right to it, or the signature has expired: check whether a browser opens it",
+    407: "set HTTPS_PROXY and HTTP_PROXY to http://USER:PASSWORD@HOST:PORT, on a cluster in the secret kws-download",
+}
+
+
 class _Reader(io.RawIOBase):
     """Reads from a socket until a time that `touch` puts off."""
 
@@ -456,16 +475,38 @@ def _open(url: str, *, method: str = "GET", headers: Mapping[str, str] | None = 
         with error:
             raise Refused(error, _quote(url)) from error
     except (http.client.InvalidURL, ValueError) as error:
-        raise ValueError(f"source must be an http(s) address, got {url!r}: {error}") from error
+        raise ValueError(f"source must be an http(s) address, got {unsigned(url)!r}: {error}") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            raise ValueError(
-                f"source must be on a server with a valid certificate, got {url}: {reason.verify_message}"
-            ) from error
+        if sentence := _never_works(reason, unsigned(url)):
+            raise ValueError(sentence) from error
         raise ConnectionError(str(reason) or type(reason).__name__) from error
     with response:
         yield response
+
+
+OWN_AUTHORITY = (
+    "; if it is your company's own authority that signs, as its proxies do, set SSL_CERT_FILE to a file with its "
+    "certificate (on a cluster: the entry ca.crt of the secret kws-download)"
+)
+
+_UNTRUSTED = (18, 19, 20, 21)
+"""What OpenSSL says of a certificate that no known authority has signed: self-signed, or without its issuer."""
+
+
+def _never_works(reason: object, url: str) -> str | None:
+    """Returns the sentence for an error of the connection that another try cannot mend, or None."""
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        remedy = OWN_AUTHORITY if reason.verify_code in _UNTRUSTED else ""
+        return f"source must be on a server with a valid certificate, got {url}: {reason.verify_message}{remedy}"
+    if isinstance(reason, ssl.SSLError) and reason.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
+        return f"source must be on a server that speaks TLS, got {url}, whose does not: try http://"
+    said = str(reason)
+    if said.startswith("Tunnel connection failed: 4"):
+        status = int(said.split(": ")[1][:3])
+        remedy = _REMEDIES[407] if status == 407 else "ask who runs the proxy, or name the host in NO_PROXY"
+        return f"the proxy must connect to {urllib.parse.urlsplit(url).hostname}, got {_said(said)} from it: {remedy}"
+    return None
 
 
 def _quote(url: str) -> str:

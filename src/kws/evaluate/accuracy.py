@@ -18,7 +18,7 @@ from torch import Tensor
 from kws import files
 from kws.cores import computing
 from kws.data.clip import Clip, class_of
-from kws.data.sources import list_recordings
+from kws.data.sources import AUTO, list_recordings
 from kws.model.bundle import Recognizer
 from kws.model.calibration import expected_calibration_error
 from kws.model.predict import AnyRecognizer
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 BATCH = 64
 NUM_MISTAKES = 20
+NUM_PAIRS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,17 @@ class WordScore:
     precision: float
     recall: float
     f1: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """How often a word was recognized as another one."""
+
+    word: str
+    predicted: str
+    num_clips: int
+    share: float
+    """Of the clips of the word, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +120,25 @@ class Evaluation:
         scores = self.word_scores
         return sum(score.f1 for score in scores) / len(scores)
 
+    @property
+    def worst_pairs(self) -> list[Confusion]:
+        """The NUM_PAIRS pairs of words that are confused most often, the most frequent first."""
+        mistakes = self.matrix - np.diag(self.matrix.diagonal())
+        flat = mistakes.ravel()
+        most = np.argpartition(-flat, min(NUM_PAIRS, flat.size - 1))[:NUM_PAIRS]
+        spoken = self.matrix.sum(axis=1)
+        pairs = [divmod(int(index), len(self.words)) for index in most[np.argsort(-flat[most], kind="stable")]]
+        return [
+            Confusion(
+                word=self.words[row],
+                predicted=self.words[column],
+                num_clips=int(mistakes[row, column]),
+                share=float(mistakes[row, column] / spoken[row]),
+            )
+            for row, column in pairs
+            if mistakes[row, column]
+        ]
+
     def summary(self) -> dict[str, Any]:
         """Returns the metrics as JSON."""
         return {
@@ -116,6 +147,7 @@ class Evaluation:
             "calibration_error": self.calibration_error,
             "num_clips": self.num_clips,
             "words": [dataclasses.asdict(score) for score in self.word_scores],
+            "confusions": [dataclasses.asdict(pair) for pair in self.worst_pairs],
             "mistakes": [mistake.as_json() for mistake in self.mistakes],
             **self.more,
         }
@@ -153,7 +185,8 @@ def compare(known: Sequence[str], probabilities: Tensor, truth: Sequence[str], c
         clips: the clips.
     """
     words = [*known, *sorted(set(truth) - set(known))]
-    labels = torch.tensor([words.index(word) for word in truth])
+    number = {word: index for index, word in enumerate(words)}
+    labels = torch.tensor([number[word] for word in truth])
     confidence, predicted = probabilities.max(-1)
     matrix = torch.bincount(labels * len(words) + predicted, minlength=len(words) ** 2).double()
     wrong = torch.nonzero(predicted != labels)[:, 0]
@@ -194,10 +227,17 @@ def evaluate_tensors(recognizer: Recognizer, tensors: Tensors, split: str = "tes
 
 
 @computing()
-def evaluate_recordings(recognizer: AnyRecognizer, recordings: Path) -> tuple[Evaluation, dict[str, str]]:
-    """Evaluates a model on a folder of `<word>/*.wav` (.flac, …), on the words that it knows.
+def evaluate_recordings(
+    recognizer: AnyRecognizer, recordings: Path, layout: str = AUTO
+) -> tuple[Evaluation, dict[str, str]]:
+    """Evaluates a model on a folder of recordings in any layout, on the words that it knows, in whatever case.
 
     If the model has a class of unknown words, all other words belong to it; otherwise they are left out.
+
+    Args:
+        recognizer: the model.
+        recordings: the folder.
+        layout: how the recordings are laid out; see `kws.data.sources.list_recordings`.
 
     Returns:
         The evaluation, and the clips that cannot be read, with the reasons.
@@ -205,7 +245,7 @@ def evaluate_recordings(recognizer: AnyRecognizer, recordings: Path) -> tuple[Ev
     Raises:
         ValueError: the folder holds no word that the model knows, or no readable file.
     """
-    listing = list_recordings(recordings)
+    listing = list_recordings(recordings, layout).spelled(recognizer.words)
     listing.report()
     folders = listing.words
     known = [name for name in folders if class_of(name, recognizer.words) in recognizer.words]

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import soundfile
 from matplotlib.figure import Figure
 
 from kws import files, plots
 from kws.data.clip import Clip
+from kws.data.digest import read_manifest
 from kws.evaluate.accuracy import Evaluation
 from kws.evaluate.streams import StreamReport
 from kws.model.detector import THRESHOLDS, Thresholds
@@ -44,15 +46,41 @@ def write_report(
     page = environment.from_string(template).render(
         title=title,
         evaluation=evaluation,
-        confusion=plots.data_uri(plots.png(plots.confusion(evaluation.matrix, evaluation.words)), "image/png"),
+        matrix=_matrix(evaluation),
         mistakes=mistakes,
         pictures=_pictures(evaluation, training),
         num_mistakes=evaluation.num_clips - int(evaluation.matrix.trace()),
         num_parameters=recognizer.num_parameters,
+        sources=_sources(recordings),
         recognizer=recognizer,
     )
     with files.atomic_write(path, "w") as file:
         file.write(page)
+
+
+def _sources(recordings: Path) -> list[Mapping[str, Any]]:
+    """Returns the sources of recordings that are of several, each with its share of the clips."""
+    manifest = read_manifest(recordings) if recordings.is_dir() else None
+    return list((manifest or {}).get("sources", []))
+
+
+def _matrix(evaluation: Evaluation) -> dict[str, Any]:
+    """Returns the confusion matrix of all words, or of the hardest ones: their names, and counts and shares by row.
+
+    It is a table and not a picture, as a browser has fonts for every script.
+    """
+    shown = plots.hardest(evaluation.matrix)
+    spoken = np.maximum(evaluation.matrix.sum(axis=1), 1)
+    return {
+        "words": [evaluation.words[index] for index in shown],
+        "rows": [
+            [
+                (int(evaluation.matrix[row, column]), float(evaluation.matrix[row, column] / spoken[row]))
+                for column in shown
+            ]
+            for row in shown
+        ],
+    }
 
 
 def _pictures(evaluation: Evaluation, training: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

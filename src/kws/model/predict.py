@@ -48,7 +48,8 @@ def predict(recognizer: AnyRecognizer, path: Path, top: int = 1) -> list[Predict
 
     Args:
         recognizer: a model from `load`.
-        path: a recording with any sample rate, sample width and number of channels; its loudest second counts.
+        path: a recording with any sample rate, sample width and number of channels; of a long one the second in which
+            most is said counts.
         top: the number of words to return.
 
     Raises:

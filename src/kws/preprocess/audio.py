@@ -1,5 +1,11 @@
-"""Reads recordings: converts WAV, FLAC, OGG, Opus and MP3 to mono waveforms of a given length and sample rate."""
+"""Reads recordings: converts files of any common format to mono waveforms of a given length and sample rate.
 
+libsndfile decodes what it can (WAV, FLAC, Ogg, Opus, MP3, AIFF, AU, CAF, W64, …); FFmpeg, which the package `av`
+carries, what is left: M4A, AAC, 3GP, AMR, WebM, WMA, MP4, and the Ogg Opus files that libsndfile 1.2.2 refuses as
+malformed. What a file is follows from its bytes, not from its name.
+"""
+
+import contextlib
 import functools
 import importlib.util
 import math
@@ -13,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kws.data.clip import Clip
+from kws.data.kinds import START, Kind, kind_of
+from kws.data.shards import recording
 from kws.recipe import FeatureConfig
 from kws.settings import require
 
@@ -27,10 +35,28 @@ MOST_SAMPLES = 1 << 27
 """Longest recording: 2 h 20 min at 16 kHz, or half a gigabyte. A tiny file of compressed silence could fill the
 memory."""
 
+CODINGS_IN_WAV = ("mp3", "mp3float", "aac")
+"""What FFmpeg may decode in a WAV file: one of another coding, if libsndfile refuses it, has a damaged header."""
+
 BLOCK = 1 << 18
 """Number of samples that libsndfile decodes at a time."""
 
-_READABLE = "a WAV, FLAC, OGG, Opus or MP3 file"
+DEMUXERS = "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,caf,flac,matroska,mov,mp3,ogg,wav,w64,webm,wv"
+"""What FFmpeg may take a file for. Others, such as playlists, would have it open further files and addresses."""
+
+FLOOR_DB = 8.0
+"""How far a sound must exceed the background to count as said."""
+
+RANGE_DB = 25.0
+"""How much of what exceeds that counts; otherwise a click would outweigh a word."""
+
+SILENT_DB = -70.0
+"""The lowest level of a background, in dB of full scale: below it there is no sound."""
+
+CANCELLED = 1e-4
+"""Channels cancel each other, as where one is wired in reverse, if their average has less than this part of the power
+of the loudest one (-40 dB)."""
+
 _HEADER = struct.Struct("<4sI8sIHHIIHH4sI")
 """The 44-byte header of a canonical WAV file."""
 
@@ -47,17 +73,20 @@ def read(recordings: Path, clip: Clip, config: FeatureConfig) -> Waveform:
         ValueError: the file cannot be read, is empty, is too long, or has samples that `require_sound` refuses.
         FileNotFoundError: there is no such file.
     """
-    if clip.begin is None:
-        return read_clip(recordings / clip.file, config)
-    part = read_waveform(recordings / clip.file, config.sample_rate)[clip.begin :][: config.num_samples]
-    return part * np.float32(10 ** (clip.gain / 20))
+    with recording(recordings, clip) as path:
+        if clip.stretch is not None:
+            return fit_length(read_stretch(path, *clip.stretch, config.sample_rate), config)
+        if clip.begin is None:
+            return read_clip(path, config)
+        part = read_waveform(path, config.sample_rate)[clip.begin :][: config.num_samples]
+        return part * np.float32(10 ** (clip.gain / 20))
 
 
 def read_clip(path: Path, config: FeatureConfig) -> Waveform:
     """Reads a recording as one clip.
 
     Args:
-        path: a WAV, FLAC, OGG, Opus or MP3 file of any sample rate, sample width and number of channels.
+        path: an audio file of any sample rate, sample width and number of channels.
         config: determines sample rate and length of the clip.
 
     Returns:
@@ -77,12 +106,55 @@ def read_waveform(path: Path, sample_rate: int) -> Waveform:
         ValueError: the file cannot be read, is empty, is too long, or has samples that `require_sound` refuses.
         FileNotFoundError: there is no such file.
     """
-    pcm = _plain_pcm(_read_bytes(path), sample_rate)
+    data = _read_bytes(path)
+    pcm = _plain_pcm(data, sample_rate)
     if pcm is not None:
         return np.multiply(pcm, np.float32(1 / 32768))
-    waveform, rate = _read_with_soundfile(path)
+    waveform, rate = _decode(path, data[:START])
     require_sound(waveform)
     return waveform if rate == sample_rate else resample(waveform, rate, sample_rate)
+
+
+def read_stretch(path: Path, start: float, end: float, sample_rate: int) -> Waveform:
+    """Reads a stretch of a long recording as float32 [samples] at `sample_rate` Hz, without decoding what is before it.
+
+    Args:
+        path: the recording.
+        start: where the stretch begins, in seconds.
+        end: where it ends; it may be a little beyond the end of the recording.
+        sample_rate: the rate of the result.
+
+    Raises:
+        ValueError: the file cannot be read, or the stretch lies beyond its end or has samples that `require_sound`
+            refuses.
+        FileNotFoundError: there is no such file.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
+            rate, length = int(file.samplerate), int(file.frames)
+            first, last = round(start * rate), round(end * rate)
+            within = 0 <= first < length and last - first <= MOST_SAMPLES
+            waveform = mono(_read_at(file, first, last - first)) if within else np.empty(0, np.float32)
+    except (soundfile.LibsndfileError, TypeError):  # another decoder may read it, though only from its beginning
+        waveform, rate = _whole(path, path.stat().st_mtime_ns, sample_rate), sample_rate
+        waveform = waveform[round(start * rate) : round(end * rate)]
+    if waveform.size == 0:
+        raise ValueError(f"the recording must reach to {end:g} s, got one that ends before {start:g} s")
+    require_sound(waveform)
+    return waveform if rate == sample_rate else resample(waveform, rate, sample_rate)
+
+
+def _read_at(file: Any, first: int, num_frames: int) -> Waveform:
+    file.seek(first)
+    return np.asarray(file.read(num_frames, dtype="float32", always_2d=True))
+
+
+@functools.lru_cache(maxsize=2)
+def _whole(path: Path, changed: int, sample_rate: int) -> Waveform:
+    """Returns a whole recording, and keeps the last two: the words of a long recording are read one after the other."""
+    return read_waveform(path, sample_rate)
 
 
 def require_sound(waveform: Waveform) -> None:
@@ -101,6 +173,16 @@ def require_sound(waveform: Waveform) -> None:
             f"the recording must have samples of at most {LOUDEST:g} times full scale, got "
             f"{max(highest, -lowest):.6g} (if they are integers that were saved as floats, divide them by 32768)"
         )
+
+
+def require_varied(waveform: Waveform) -> None:
+    """Checks that something is to be heard in float32 [samples].
+
+    Raises:
+        ValueError: all samples are the same.
+    """
+    if waveform.size and waveform.min() == waveform.max():
+        raise ValueError("the recording must have sound, got silence: all samples are the same")
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -131,8 +213,12 @@ def _plain_pcm(data: bytes, sample_rate: int) -> npt.NDArray[np.int16] | None:
     return np.frombuffer(data, dtype="<i2", offset=_HEADER.size)
 
 
-def _read_with_soundfile(path: Path) -> tuple[Waveform, int]:
-    """Reads a recording with libsndfile, ignoring the length in its header, and averages its channels.
+def _decode(path: Path, start: bytes) -> tuple[Waveform, int]:
+    """Reads a recording with libsndfile, or else with FFmpeg, and averages its channels.
+
+    Args:
+        path: the file.
+        start: its first bytes.
 
     Returns:
         float32 [samples], and their sample rate in Hz.
@@ -142,26 +228,111 @@ def _read_with_soundfile(path: Path) -> tuple[Waveform, int]:
     """
     import soundfile
 
-    blocks: list[Waveform] = []
-    num_samples = 0
     try:
-        with _stream_class()(os.fsencode(path)) as file:
-            num_frames = max(1, BLOCK // file.channels)
-            while (block := file.read(num_frames, dtype="float32", always_2d=True)).size:
-                blocks.append(block.mean(axis=1))
-                num_samples += len(block)
-                if num_samples > MOST_SAMPLES:
-                    raise ValueError(f"the recording must have at most {MOST_SAMPLES:,} samples, got more")
-            rate = int(file.samplerate)
+        return _read_with_soundfile(path)
     except soundfile.LibsndfileError as error:
-        raise ValueError(
-            f"the recording must be a WAV, FLAC, OGG, Opus or MP3 file, got {error.error_string}"
-        ) from error
-    except TypeError as error:  # soundfile raises it for a name that ends in .raw
-        raise ValueError(
-            "the recording must be a WAV, FLAC, OGG, Opus or MP3 file, got one without a header"
-        ) from error
-    return blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks]), rate
+        kind, said = kind_of(start), error.error_string
+        if not kind.is_audio:
+            raise _not_readable(kind, "") from error
+        if importlib.util.find_spec("av") is None:
+            raise _not_readable(kind, "which needs PyAV: pip install av") from error
+        try:
+            return _read_with_ffmpeg(path)
+        except EOFError as second:
+            raise _not_readable(kind, f"which has no sound: {said}") from second
+        except OSError as second:
+            raise _not_readable(kind, f"which is damaged: {said}") from second
+
+
+def _not_readable(kind: Kind, reason: str) -> ValueError:
+    return ValueError(
+        f"the recording must be an audio file, got {kind.name}"
+        + (f", {reason}" if reason else "")
+        + (f" ({kind.remedy})" if kind.remedy else "")
+    )
+
+
+def _read_with_soundfile(path: Path) -> tuple[Waveform, int]:
+    """Reads a recording with libsndfile, ignoring the length in its header.
+
+    Raises:
+        soundfile.LibsndfileError: libsndfile cannot read it.
+        ValueError: it is too long.
+    """
+    blocks = _Blocks()
+    with contextlib.ExitStack() as stack:
+        name: bytes | int = os.fsencode(path)
+        if path.suffix.lower() == ".raw":  # soundfile would ask for the format
+            name = stack.enter_context(path.open("rb")).fileno()
+        file = stack.enter_context(_stream_class()(name, closefd=False))
+        num_frames = max(1, BLOCK // file.channels)
+        while (block := file.read(num_frames, dtype="float32", always_2d=True)).size:
+            blocks.add(mono(block))
+        rate = int(file.samplerate)
+    return blocks.joined(), rate
+
+
+def _read_with_ffmpeg(path: Path) -> tuple[Waveform, int]:
+    """Reads a recording with FFmpeg.
+
+    Raises:
+        EOFError: there is no sound in it.
+        OSError: FFmpeg cannot read it.
+        ValueError: it is too long.
+    """
+    import av
+
+    blocks = _Blocks()
+    options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file", "enable_drefs": "0"}
+    try:
+        # An open file, not its name, which FFmpeg might take for an address.
+        with path.open("rb") as opened, av.open(opened, "r", options=options, metadata_errors="ignore") as container:
+            stream = next(iter(container.streams.audio), None)
+            if stream is None:
+                raise EOFError
+            if stream.codec_context is None:
+                raise OSError("its coding is unknown")
+            if container.format.name == "wav" and stream.codec_context.name not in CODINGS_IN_WAV:
+                raise OSError("its header is wrong")
+            converter = None
+            for frame in container.decode(stream):
+                converter = converter or av.AudioResampler(format="fltp", layout=frame.layout, rate=frame.sample_rate)
+                for converted in converter.resample(frame):
+                    blocks.add(mono(converted.to_ndarray().T))
+            for converted in converter.resample(None) if converter else ():
+                blocks.add(mono(converted.to_ndarray().T))
+    except av.FFmpegError as error:
+        raise OSError(str(error)) from error
+    if converter is None:
+        raise EOFError
+    return blocks.joined(), int(converter.rate)
+
+
+class _Blocks:
+    """Decoded pieces of a recording, up to MOST_SAMPLES."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Waveform] = []
+        self.num_samples = 0
+
+    def add(self, block: Waveform) -> None:
+        self.blocks.append(block)
+        self.num_samples += len(block)
+        if self.num_samples > MOST_SAMPLES:
+            raise ValueError(f"the recording must have at most {MOST_SAMPLES:,} samples, got more")
+
+    def joined(self) -> Waveform:
+        return self.blocks[0] if len(self.blocks) == 1 else np.concatenate([np.empty(0, np.float32), *self.blocks])
+
+
+def mono(block: Waveform) -> Waveform:
+    """Averages the channels of float32 [frames, channels]; if they cancel each other, takes the loudest one."""
+    average: Waveform = block.mean(axis=1)
+    if block.shape[1] > 1:
+        powers = np.square(block).mean(axis=0)
+        if np.square(average).mean() < CANCELLED * powers.max():
+            return np.ascontiguousarray(block[:, powers.argmax()])
+    return average
 
 
 @functools.cache
@@ -215,8 +386,9 @@ def _require_rate(rate: int) -> None:
 def fit_length(waveform: Waveform, config: FeatureConfig) -> Waveform:
     """Pads or crops float32 [samples] to [num_samples].
 
-    With `fit` center, a short recording is padded on both sides and the loudest part of a long one is kept, as users'
-    recordings may have the word anywhere. With start, padding goes to the end and the first part is kept.
+    With `fit` center, a short recording is padded on both sides, and of a long one the part is kept in which most is
+    said (see `most_said`), as users' recordings may have the word anywhere. With start, padding goes to the end and the
+    first part is kept.
     """
     missing = config.num_samples - waveform.size
     if missing > 0:
@@ -226,6 +398,36 @@ def fit_length(waveform: Waveform, config: FeatureConfig) -> Waveform:
         return padded
     if missing == 0 or config.fit == "start":
         return waveform[: config.num_samples]
-    energy = np.concatenate(([0.0], np.cumsum(np.square(waveform, dtype=np.float64))))
-    start = int(np.argmax(energy[config.num_samples :] - energy[: -config.num_samples]))
+    start = most_said(waveform, config)
     return waveform[start : start + config.num_samples]
+
+
+def most_said(waveform: Waveform, config: FeatureConfig) -> int:
+    """Returns where in float32 [samples] the clip begins in which sound stands out of the background for longest.
+
+    The level of every hundredth of a second counts as far as it exceeds the background by FLOOR_DB, up to RANGE_DB: a
+    click is louder than a word, but shorter. Of the clips that hold the same sound, the middle one is taken.
+    """
+    hop = config.sample_rate // 100
+    above = loudness(waveform, hop)
+    length = max(1, config.num_samples // hop)
+    if len(above) <= length:
+        return 0
+    total = np.concatenate(([0.0], np.cumsum(above)))
+    said = total[length:] - total[:-length]
+    best = np.flatnonzero(said >= said.max() - 1e-6 * max(1.0, float(said.max())))
+    first_run = best[: np.append(np.flatnonzero(np.diff(best) > 1), len(best) - 1)[0] + 1]
+    start = int(first_run[len(first_run) // 2]) * hop
+    return min(start, waveform.size - config.num_samples)
+
+
+def loudness(waveform: Waveform, hop: int) -> npt.NDArray[np.float64]:
+    """Returns by how much each piece of `hop` samples stands out of the background, in dB from 0 to RANGE_DB, [pieces].
+
+    The background is the level that a fifth of the pieces does not exceed, or SILENT_DB.
+    """
+    pieces = np.pad(waveform, (0, -waveform.size % hop)).reshape(-1, hop)
+    power = np.einsum("ij,ij->i", pieces, pieces, dtype=np.float64) / hop
+    levels = 10 * np.log10(np.maximum(power, 1e-12))
+    background = max(float(np.quantile(levels, 0.2)), SILENT_DB) if levels.size else SILENT_DB
+    return np.asarray(np.clip(levels - background - FLOOR_DB, 0, RANGE_DB))

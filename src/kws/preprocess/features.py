@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kws.recipe import FeatureConfig
 
-VERSION = 4
+VERSION = 5
 """Part of the fingerprint of tensors: increase it when the same recording gives different features, or becomes
 unreadable."""
 

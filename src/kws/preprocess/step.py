@@ -23,9 +23,11 @@ from kws.data import classes, digest, splits
 from kws.data.clip import Clip
 from kws.data.index import Index
 from kws.data.listing import Listing
-from kws.data.sources import list_recordings
+from kws.data.sources import AUTO, PAUSES, WORD, list_recordings
 from kws.data.splits import Divided
-from kws.preprocess.audio import read, read_waveform
+from kws.data.words import alike, spelled_as
+from kws.preprocess import copies, pauses
+from kws.preprocess.audio import read, read_waveform, require_varied
 from kws.preprocess.features import BATCH, VERSION, mel_spectrogram
 from kws.preprocess.tensors import INDEX, SCHEMA
 from kws.progress import progress
@@ -57,6 +59,8 @@ class _Task:
 class _Done:
     bad: Mapping[int, str]
     """Rows that could not be filled, and why."""
+    sounds: npt.NDArray[np.uint64]
+    """A digest of the waveform of every clip, [clips], by which copies are found; 0 for those that need not be."""
     total: npt.NDArray[np.float64]
     total_squares: npt.NDArray[np.float64]
 
@@ -70,18 +74,19 @@ def preprocess(
     unknown_words: str = "",
     max_bad_fraction: float = 0.01,
     num_threads: int = 0,
+    layout: str = AUTO,
 ) -> Path:
     """Computes the features of all recordings of some words; does nothing if that has been done before.
 
     The tensors folder holds `<split>.features.npy` of each split ([clips, num_mels, num_frames], float16 for log-mel);
     index.npz with the clips, in the order of the rows (see `kws.data.index`); `noise.features.npy` with one-second
     pieces of the background noise, if there is any; and manifest.json with settings, words, counts, the normalization
-    over the training split, clips and noise left out with the reason, files that are no recordings, matches of the
-    split lists, speakers in two splits, and the fingerprint.
+    over the training split, clips and noise left out with the reason, copies, files that are no recordings, matches of
+    the split lists, how many speakers are known, speakers in two splits, and the fingerprint.
 
     Args:
-        recordings: a folder of `<word>/*.wav` (.flac, .ogg, .opus, .mp3), with the manifest.json of `kws.download.step`
-            or without.
+        recordings: a folder in any layout of `kws.data.sources`, with the manifest.json of `kws.download.step` or
+            without.
         data_root: where to make `tensors/<fingerprint>/`.
         recipe: determines the features, the split, and the number of clips of unknown words that train.
         words: all, auto or a list; see `kws.config.PipelineConfig`.
@@ -90,21 +95,29 @@ def preprocess(
             noise from which to cut it. A recipe may train on more clips of unknown words.
         max_bad_fraction: largest fraction of unreadable clips, 0 to 1.
         num_threads: number of worker threads; 0: one for every core.
+        layout: how the recordings are laid out; see `kws.data.sources.list_recordings`.
 
     Returns:
         The tensors folder, complete.
 
     Raises:
         ValueError: words are missing, a split is empty, or too many clips cannot be read.
+        UnclearLayout: the recordings can be read in more than one way.
     """
     features, split = recipe.features, recipe.split
     require(0 <= max_bad_fraction <= 1, "max_bad_fraction", "be between 0 and 1", max_bad_fraction)
     require_volume(data_root)
-    listing = list_recordings(recordings)
+    listing = list_recordings(recordings, layout)
+    log.info("found %s%s", listing.describe(), pauses.describe_length(listing))
     listing.report()
+    if listing.layout == PAUSES:
+        listing = pauses.cut(listing, features.sample_rate)
     chosen = _find_words(listing, words)
     unknown = _find_unknown_words(listing, unknown_words, chosen)
+    listing = listing.spelled((*chosen, *unknown))
     clips = listing.clips_of((*chosen, *unknown))
+    if split == "random" and any(clip.split for clip in clips):
+        log.warning("the splits that the data set states are not used, as --split is random")
     lists = splits.read_lists(listing.lists if split == "speaker" else {}, clips)
     divided = splits.by_speaker(clips, lists) if split == "speaker" else splits.at_random(clips)
     leaks = splits.speakers_in_two_splits(divided)
@@ -128,7 +141,7 @@ def preprocess(
 
     source = digest.fingerprint(listing, clips)
     few = split == "random" and splits.are_few(clips)
-    fingerprint = _fingerprint(source, recipe, "random, by word" if few else split, chosen, unknown)
+    fingerprint = _fingerprint(source, recipe, "random, by word" if few else split, chosen, unknown, listing.layout)
     folder = data_root / "tensors" / fingerprint
 
     def build(staging: Path) -> None:
@@ -136,12 +149,13 @@ def preprocess(
         manifest: dict[str, Any] = {
             "schema": SCHEMA,
             "fingerprint": fingerprint,
-            "recordings": {"path": str(recordings), "fingerprint": source},
+            "recordings": {"path": str(recordings), "fingerprint": source, "layout": listing.layout},
             "words": list(chosen),
             "unknown_words": list(unknown),
             "split": split,
             "unknown_clips": recipe.unknown_clips,
             "lists": lists.figures,
+            "speakers": splits.known_speakers(divided),
             "speakers_in_two_splits": leaks,
             "not_read": listing.figures(),
             "features": dataclasses.asdict(features),
@@ -168,16 +182,29 @@ def _remedy(split: str, lists: splits.Lists) -> str:
 
 
 def _find_words(listing: Listing, words: str) -> tuple[str, ...]:
+    """Returns the words to tell apart, as the user or else the data set spells them."""
     found = tuple(listing.words)
     wanted = parse_words(words)
     if wanted is None:
-        require(len(found) >= 2, "recordings", "hold at least two folders <word>/*.wav", str(listing.folder))
+        listing.require_readable_words()
+        if len(found) < 2:
+            there = sorted(printable(path.name) for path in listing.folder.iterdir() if not path.name.startswith("."))
+            raise ValueError(
+                f"recordings must hold at least two folders <word>/*.wav or be in another layout of docs/data.md, got "
+                f"{str(listing.folder)!r} with {', '.join(there[:5]) or 'nothing'}, read as {listing.describe()}"
+            )
         return found
-    missing = [word for word in wanted if word not in found]
+    missing = sorted(set(wanted) - set(spelled_as(wanted, found)))
     if missing:
+        silent = [
+            f"{word}, of which no file can be read (such as {listing.unreadable[word]})"
+            for word in missing
+            if word in listing.unreadable
+        ]
         raise ValueError(
             f"words must be folders with recordings in {listing.folder}, got none for {', '.join(missing)}; there are "
             f"{', '.join(found) or 'none'} (--words auto takes all of them)"
+            + (f"; and {'; '.join(silent)}" if silent else "")
         )
     return wanted
 
@@ -187,13 +214,14 @@ def _find_unknown_words(listing: Listing, unknown_words: str, words: Sequence[st
     if not unknown_words:
         return ()
     found = listing.words
+    known = {alike(word) for word in words}
     wanted = parse_words(unknown_words, at_least=1)
     if wanted is None:
-        wanted = tuple(word for word in found if word not in words)
+        wanted = tuple(word for word in found if alike(word) not in known)
         require(len(wanted) > 0, "words", "leave folders for unknown_words auto (name the words)", ",".join(words))
-    both = [word for word in wanted if word in words]
+    both = [word for word in wanted if alike(word) in known]
     require(not both, "unknown_words", "be none of the words", ",".join(both))
-    missing = [word for word in wanted if word not in found]
+    missing = sorted(set(wanted) - set(spelled_as(wanted, found)))
     require(not missing, "unknown_words", f"be folders with recordings in {listing.folder}", ",".join(missing))
     return wanted
 
@@ -223,7 +251,9 @@ def _add_classes(
     return found, (*words, UNKNOWN, SILENCE)
 
 
-def _fingerprint(source: str, recipe: Recipe, split: str, words: Sequence[str], unknown: Sequence[str]) -> str:
+def _fingerprint(
+    source: str, recipe: Recipe, split: str, words: Sequence[str], unknown: Sequence[str], layout: str
+) -> str:
     settings: dict[str, Any] = {
         "recordings": source,
         "features": dataclasses.asdict(recipe.features),
@@ -231,6 +261,8 @@ def _fingerprint(source: str, recipe: Recipe, split: str, words: Sequence[str], 
         "words": list(words),
         "version": [VERSION, SCHEMA],
     }
+    if layout != WORD:
+        settings["layout"] = layout
     if unknown:
         settings["unknown_words"] = list(unknown)
         settings["unknown_clips"] = recipe.unknown_clips
@@ -261,27 +293,43 @@ def _compute(
 
     with workers(min(num_threads or num_cores(), len(tasks))) as run:
         bad: dict[str, dict[int, str]] = {split: {} for split in divided}
+        sounds = {split: np.zeros(len(clips), np.uint64) for split, clips in divided.items()}
         total = np.zeros(features.num_mels)
         total_squares = np.zeros(features.num_mels)
         num_clips = sum(len(clips) for clips in divided.values())
         with progress(num_clips, "clips", "preprocess") as bar:
             # In the order of the tasks, so that the sums are reproducible to the last bit.
             for task, done in zip(tasks, run(_fill, tasks), strict=True):
-                bad[task.array.name.split(".")[0]] |= done.bad
+                split = task.array.name.split(".")[0]
+                bad[split] |= done.bad
+                sounds[split][task.first_row : task.first_row + len(task.clips)] = done.sounds
                 total += done.total
                 total_squares += done.total_squares
                 bar.update(len(task.clips))
 
+        found = copies.find(divided, sounds)
+        bad_when_read = {split: set(rows) for split, rows in bad.items()}
+        for split, rows in found.contradicting.items():
+            bad[split] |= rows
         reasons = {divided[split][row].id: bad[split][row] for split in divided for row in sorted(bad[split])}
-        for clip, reason in reasons.items():
-            log.warning("%s is left out: %s", printable(clip), reason)
+        for line in grouped(reasons):
+            log.warning("%s", line)
         _check_left_out(reasons, num_clips, max_bad_fraction)
+        found.report(divided)
         good: Divided = {}
         for split, clips in divided.items():
-            good[split] = [clip for row, clip in enumerate(clips) if row not in bad[split]]
-            require(len(good[split]) > 0, "split", f"leave readable clips in {split}", 0)
-            if bad[split]:
-                _drop_rows(_array_path(folder, split), sorted(bad[split]))
+            left_out = bad[split].keys() | found.in_other_split[split].keys()
+            good[split] = [clip for row, clip in enumerate(clips) if row not in left_out]
+            rule = f"leave readable clips in {split} that are no copies of clips of another split"
+            require(len(good[split]) > 0, "split", rule, 0)
+            unheard = sorted(left_out - bad_when_read[split]) if split == "train" else []
+            for row in unheard:  # the sums hold only what stays
+                values = np.load(_array_path(folder, split), mmap_mode="r")[row].astype(np.float64)
+                total -= values.sum(axis=1)
+                total_squares -= np.square(values).sum(axis=1)
+            if left_out:
+                _drop_rows(_array_path(folder, split), sorted(left_out))
+        _check_words(divided, good, reasons)
         Index.of([clip for split in SPLITS for clip in good[split]]).save(folder / INDEX)
         counts = {split: len(clips) for split, clips in good.items()}
         ((counts["noise"], noise_reasons),) = run(_save_noise, [listing], [folder], [features])
@@ -293,17 +341,48 @@ def _compute(
         "counts": counts,
         "normalization": {"mean": mean.tolist(), "std": deviation.tolist()},
         "left_out": reasons,
+        "copies": found.figures(divided),
         "noise_left_out": noise_reasons,
     }
 
 
+def _check_words(divided: Divided, good: Divided, reasons: Mapping[str, str]) -> None:
+    """Refuses clips of which a whole word cannot be read, and warns of words that have no clip to train on."""
+    kept = {clip.word for clips in good.values() for clip in clips}
+    for clip in (clip for clips in divided.values() for clip in clips if clip.word not in kept):
+        reason = reasons.get(clip.id, "it is a copy")
+        raise ValueError(
+            f"every word must have a clip that can be read, got none of {clip.word} (the first: {printable(clip.id)}: "
+            f"{reason}): repair its recordings, or leave it out of --words"
+        )
+    untrained = sorted(kept - {clip.word for clip in good["train"]})
+    if untrained:
+        log.warning(
+            "no clip is left to train %s on: its speakers are all in validation or test (use --split random)",
+            ", ".join(untrained),
+        )
+
+
 def _check_left_out(reasons: Mapping[str, str], num_clips: int, max_bad_fraction: float) -> None:
     if len(reasons) > max_bad_fraction * num_clips:
-        first_ten = "\n".join(f"  {clip}: {reason}" for clip, reason in list(reasons.items())[:10])
         raise ValueError(
             f"at most {max_bad_fraction:.2%} of the clips may be unreadable, got {len(reasons)} of {num_clips} "
-            f"(repair them, or allow more with --max-bad-fraction):\n{first_ten}"
+            f"(repair them, or allow more with --max-bad-fraction):\n  " + "\n  ".join(grouped(reasons))
         )
+
+
+def grouped(reasons: Mapping[str, str], most: int = 10) -> list[str]:
+    """Returns a line for every reason why clips are left out, the most frequent first, and at most `most` lines."""
+    clips: dict[str, list[str]] = {}
+    for clip, reason in reasons.items():
+        clips.setdefault(reason, []).append(printable(clip))
+    lines: list[str] = []
+    for reason, names in sorted(clips.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        number = "1 clip is" if len(names) == 1 else f"{len(names)} clips are"
+        lines.append(f"{number} left out: {reason}: {', '.join(names[:3])}{more}")
+    rest = len(lines) - most
+    return lines if rest <= 0 else [*lines[:most], f"and clips for {rest} other reasons"]
 
 
 def _array_path(folder: Path, split: str) -> Path:
@@ -337,6 +416,7 @@ def _fill(task: _Task) -> _Done:
     spectrogram = mel_spectrogram(task.features)
     array = np.load(task.array, mmap_mode="r")
     bad: dict[int, str] = {}
+    sounds = np.zeros(len(task.clips), np.uint64)
     sums = torch.zeros(2, task.features.num_mels, dtype=torch.float64)
     # Rows are written, not memory-mapped: a full disk is then an exception, not a signal that kills the process.
     with task.array.open("r+b") as file, torch.inference_mode():
@@ -347,6 +427,9 @@ def _fill(task: _Task) -> _Done:
             for index, clip in enumerate(clips):
                 try:
                     waveforms[index] = read(task.recordings, clip, task.features)
+                    if clip.word != SILENCE:
+                        require_varied(waveforms[index])
+                        sounds[first + index] = copies.digest_of(waveforms[index])
                 except (ValueError, OSError) as error:
                     bad[task.first_row + first + index] = str(error)
             values = spectrogram(torch.from_numpy(waveforms))
@@ -356,7 +439,7 @@ def _fill(task: _Task) -> _Done:
                 values = values if len(good) == len(clips) else values[good]
                 sums[0] += values.sum((0, 2), dtype=torch.float64)
                 sums[1] += values.square().sum((0, 2), dtype=torch.float64)
-    return _Done(bad=bad, total=sums[0].numpy(), total_squares=sums[1].numpy())
+    return _Done(bad=bad, sounds=sounds, total=sums[0].numpy(), total_squares=sums[1].numpy())
 
 
 def _stored(values: Tensor, features: FeatureConfig) -> npt.NDArray[Any]:

@@ -96,11 +96,7 @@ def _describe(tensors: Mapping[str, Any]) -> dict[str, str]:
     except (OSError, ValueError):
         manifest = {}
     source, digest = manifest.get("source", ""), manifest.get("sha256", "")
-    speakers = {
-        "speaker": "Each speaker is in one split only, so the figures apply to speakers unseen in training.",
-        "random": "The split is random: speakers of the test split also occur in training, so the figures are too "
-        "good for new speakers.",
-    }[tensors.get("split", "speaker")]
+    speakers = _describe_speakers(tensors)
     if source == SPEECH_COMMANDS_URL or digest == SPEECH_COMMANDS_SHA256:
         return SPEECH_COMMANDS | {"speakers": speakers}
     return {
@@ -113,3 +109,26 @@ def _describe(tensors: Mapping[str, Any]) -> dict[str, str]:
         "whoever recorded them: state both here before redistributing the model.",
         "speakers": speakers,
     }
+
+
+def _describe_speakers(tensors: Mapping[str, Any]) -> str:
+    """Says for which speakers the figures hold, as far as the data set names its speakers."""
+    if tensors.get("split", "speaker") == "random":
+        return (
+            "The split is random: speakers of the test split also occur in training, so the figures are too good for "
+            "new speakers."
+        )
+    shared = tensors.get("speakers_in_two_splits", {})
+    if shared.get("clips"):
+        return (
+            f"{shared['speakers']} speakers of the training split also speak {shared['clips']} clips of validation and "
+            "test, so the figures are too good for new speakers."
+        )
+    known = tensors.get("speakers", {"speakers": 0, "clips_without": sum(tensors["counts"].values())})
+    if known["clips_without"] == 0:
+        return "Each speaker is in one split only, so the figures apply to speakers unseen in training."
+    unnamed = f"{known['clips_without']} clips name" if known["speakers"] else "The recordings name"
+    return (
+        f"{unnamed} no speaker: speakers of the test split may also occur in training, and then the figures are too "
+        "good for new speakers."
+    )

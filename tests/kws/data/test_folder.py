@@ -55,7 +55,7 @@ def test_what_is_there_and_not_read_is_counted_and_named(tmp_path: Path, caplog:
     make(
         tmp_path,
         "yes/a.wav",
-        "yes/b.m4a",
+        "yes/b.md",
         "yes/notes.txt",
         "yes/more/c.wav",
         "d.wav",
@@ -76,7 +76,7 @@ def test_what_is_there_and_not_read_is_counted_and_named(tmp_path: Path, caplog:
         "_own_/": "the name of a word must not begin with _",
         "d.wav": "recordings must lie in the folder of their word",
         "j\\udce4/": "the name of a folder must be of printable UTF-8",
-        "yes/b.m4a": "it is no recording by its name",
+        "yes/b.md": "it is no recording by its name",
         "yes/folder.wav": "it is no regular file",
         "yes/gone.wav": "it is no regular file",
         "yes/loop.wav": "it is no regular file",
@@ -87,12 +87,12 @@ def test_what_is_there_and_not_read_is_counted_and_named(tmp_path: Path, caplog:
     }
     assert listing.figures()["num_files"] == 11
     listing.report()
-    assert "2 not read, as it is no recording by its name: yes/b.m4a, yes/notes.txt" in caplog.text
+    assert "2 not read, as it is no recording by its name: yes/b.md, yes/notes.txt" in caplog.text
     assert "4 not read, as it is no regular file: yes/folder.wav, yes/gone.wav, yes/loop.wav and 1 more" in caplog.text
 
 
 def test_a_thousand_files_without_use_are_counted_and_the_first_named(tmp_path: Path) -> None:
-    make(tmp_path, *(f"yes/{number}.m4a" for number in range(1000)))
+    make(tmp_path, *(f"yes/{number}.md" for number in range(1000)))
     figures = list_recordings(tmp_path).figures()
     assert figures["num_files"] == 1000
     assert len(figures["first"]) == 20

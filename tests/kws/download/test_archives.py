@@ -16,10 +16,13 @@ import sys
 import tarfile
 import textwrap
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import py7zr
 import pytest
+from backports import zstd
 
 from kws import files
 from kws.download import archives
@@ -62,9 +65,147 @@ def refused(archive: Path, folder: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def code_page_zip(path: Path, names: dict[str, str], unicode_path: bool) -> Path:
+    """A zip as Windows packs it: names in a code page, and in UTF-8 only in the Unicode Path field, or nowhere."""
+    replaced = {}
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, (name, encoding) in enumerate(names.items()):
+            raw = name.encode(encoding)
+            info = zipfile.ZipInfo(f"{number}" * len(raw))
+            replaced[info.filename.encode()] = raw
+            if unicode_path:
+                content = b"\1" + struct.pack("<I", zlib.crc32(raw)) + name.encode()
+                info.extra = struct.pack("<HH", 0x9999, 2) + b"xx" + struct.pack("<HH", 0x7075, len(content)) + content
+            archive.writestr(info, SOUND)
+    content = path.read_bytes()
+    for stand_in, raw in replaced.items():
+        content = content.replace(stand_in, raw)
+    path.write_bytes(content)
+    return path
+
+
+LANGUAGES = {"да/голос.wav": "cp866", "你好/一一.wav": "gbk", "はい/一.wav": "cp932", "été/a.wav": "cp850"}
+
+
+def test_zip_of_windows_in_another_language_has_its_names_by_the_unicode_path_field(tmp_path: Path) -> None:
+    found, _ = opened(code_page_zip(tmp_path / "a.zip", LANGUAGES, unicode_path=True), tmp_path / "out")
+    assert found == dict.fromkeys(LANGUAGES, SOUND)
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_zip_without_that_field_is_refused_before_it_makes_wrong_words(tmp_path: Path, name: str) -> None:
+    archive = code_page_zip(tmp_path / "a.zip", {name: LANGUAGES[name]}, unicode_path=False)
+    assert "in the code page of another language: pack it again (7-Zip:" in refused(archive, tmp_path / "out")
+
+
+def test_seven_zip_is_read_with_its_folders_and_without_hidden_files(tmp_path: Path) -> None:
+    with py7zr.SevenZipFile(tmp_path / "a.7z", "w") as archive:
+        archive.writestr(SOUND, "words/yes/a.wav")
+        archive.writestr(SOUND * 1000, "words/да/b.wav")
+        archive.writestr(SOUND, "words/yes/._a.wav")
+        archive.writestr(b"{}", "words/manifest.json")
+    found, skipped = opened(tmp_path / "a.7z", tmp_path / "out")
+    assert found == {"words/yes/a.wav": SOUND, "words/да/b.wav": SOUND * 1000}
+    assert skipped.first == {"words/manifest.json": "the manifest is written by kws"}
+
+
+def test_seven_zip_that_is_hostile_damaged_or_locked_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.7z"
+    with py7zr.SevenZipFile(path, "w") as archive:
+        archive.writestr(SOUND * 100, "xx/secret")
+    whole = path.read_bytes()
+    with py7zr.SevenZipFile(path, "w", password="secret") as archive:
+        archive.writestr(SOUND, "yes/a.wav")
+    assert "without a password" in refused(path, tmp_path / "out")
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "must be a whole archive" in refused(path, tmp_path / "out")
+    with py7zr.SevenZipFile(path, "w", header_encryption=False) as archive:
+        archive.header._initialized = False
+        archive.writestr(SOUND, "yes/a.wav")
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    with py7zr.SevenZipFile(path, "w") as archive:
+        archive.write(tmp_path / "link", "yes/link.wav")
+        archive.writestr(SOUND, "yes/a.wav")
+    found, skipped = opened(path, tmp_path / "linked")
+    assert found == {"yes/a.wav": SOUND}
+    assert skipped.first == {"yes/link.wav": "it is a symbolic link"}
+
+
+def test_seven_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "ALWAYS", 1 << 20)
+    with py7zr.SevenZipFile(tmp_path / "a.7z", "w") as archive:
+        archive.writestr(bytes(1 << 24), "yes/a.wav")
+    assert "must expand to at most" in refused(tmp_path / "a.7z", tmp_path / "out")
+
+
+@pytest.mark.parametrize("wrapped", ["zip in tar", "tar in zip", "two in tar"])
+def test_archive_in_an_archive_is_unpacked_once(tmp_path: Path, wrapped: str) -> None:
+    inner = tar(tmp_path / "inner.tar.gz", member("yes/a.wav"), member("no/b.wav"), mode="w:gz")
+    outer = tmp_path / "outer"
+    if wrapped == "tar in zip":
+        with zipfile.ZipFile(outer, "w") as archive:
+            archive.write(inner, "data/inner.tar.gz")
+            archive.writestr("data/README.txt", "hello")
+    else:
+        with tarfile.open(outer, "w") as opened_:
+            if wrapped == "two in tar":
+                for word in ("yes", "no"):
+                    opened_.add(tar(tmp_path / f"{word}.tar", member("a.wav")), f"sets/{word}.tar")
+            else:
+                opened_.add(inner, "inner.tar.gz")
+    folder = download(str(outer), "", tmp_path / "data")
+    assert files.read_json(folder / files.MANIFEST)["words"] == {"no": 1, "yes": 1}
+    assert not list(folder.rglob("*.tar*"))
+
+
+def test_archive_in_an_archive_in_an_archive_is_refused_with_its_name(tmp_path: Path) -> None:
+    first = tar(tmp_path / "first.tar", member("yes/a.wav"))
+    for name, content in (("second.tar", first), ("third.tar", tmp_path / "second.tar")):
+        with tarfile.open(tmp_path / name, "w") as archive:
+            archive.add(content, content.name)
+    with pytest.raises(ValueError, match=r"first\.tar"):
+        download(str(tmp_path / "third.tar"), "", tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (
+            b"<!DOCTYPE html><html><title>Sign in - Google Accounts</title>accounts.google.com",
+            "page of Google that asks",
+        ),
+        (b"<html><title>Google Drive - Virus scan warning</title>", "a page of Google Drive .*gdown"),
+        (b"<html><title>words.zip</title><script src='https://www.dropbox.com/x'>", "Dropbox.*dl=1"),
+        (
+            b"\n\n<!DOCTYPE html><html><title>me/words at main - GitHub</title>github",
+            "GitHub .*/raw/ instead of /blob/",
+        ),
+        (b'<html><form><input type="password"></form></html>', "asks to sign in"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", "a pointer of Git LFS.*git lfs pull"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "the error AccessDenied.*check the address"),
+        (b"PAR1" + bytes(100), "a Parquet file of 104 B: put it in a folder"),
+        (b'{"audio_filepath": "a.wav", "text": "yes"}\n', "a JSON file .*give the folder"),
+        (b"path\tsentence\na.mp3\tyes\nb.mp3\tno\n", r"a table in text \(CSV or TSV\) .*give the folder"),
+        (b"\x08\x08\x12\x07pytorch\x1a\x062.11.0", "an ONNX model .*--init"),
+        (b"Rar!\x1a\x07\x01\x00" + bytes(50), "a RAR archive.*unpack it"),
+        (b"RIFF\x24\0\0\0WAVEfmt ", "a WAV file.*give the folder above"),
+        (b"hello there\n", "a text file that begins with 'hello there'"),
+        (bytes([3, 1, 4, 1, 5, 9, 2, 6, 0xFF, 0xFE]), "a file of an unknown kind of 10 bytes"),
+        (b"", "an empty file"),
+    ],
+)
+def test_what_is_no_archive_is_named_with_the_remedy(tmp_path: Path, content: bytes, found: str) -> None:
+    (tmp_path / "words.zip").write_bytes(content)
+    with pytest.raises(ValueError, match=f"^source must be .*got .*words.zip, which is .*{found}"):
+        download(str(tmp_path / "words.zip"), "", tmp_path / "data")
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz", "zst"])
 def test_tar_is_read_whatever_it_is_called_and_however_compressed(tmp_path: Path, mode: str) -> None:
-    archive = tar(tmp_path / "words.bin", member("yes/a.wav"), member("./no/b.wav"), member("/no/c.wav"), mode=mode)
+    members = [member("yes/a.wav"), member("./no/b.wav"), member("/no/c.wav")]
+    archive = tar(tmp_path / "words.bin", *members, mode=mode.replace("zst", "w"))
+    if mode == "zst":
+        archive.write_bytes(zstd.compress(archive.read_bytes()))
     found, skipped = opened(archive, tmp_path / "out")
     assert found == {"yes/a.wav": SOUND, "no/b.wav": SOUND, "no/c.wav": SOUND}
     assert skipped == Skipped()

@@ -12,8 +12,10 @@ import pytest
 from kws import files
 from kws.cli import main
 from kws.config import SPEECH_COMMANDS_WORDS
+from kws.data.sources import list_recordings
 from kws.download.step import download
 from kws.download.synthesize import synthesize
+from kws.preprocess.audio import read_waveform
 
 CLIPS_PER_WORD = 10
 SMALL = {"words": ("yes", "no", "stop"), "clips_per_word": 6}
@@ -194,3 +196,41 @@ def test_any_words_are_said_and_an_underscore_stands_between_two(tmp_path: Path)
         "music",
     ]
     assert len(list((tmp_path / "corpus" / "lights_on").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("language", "words"),
+    [
+        ("de", ["ja", "nein", "Straße"]),
+        ("hi", ["हाँ", "नहीं"]),
+        ("ar", ["نعم", "لا"]),
+        ("ja", ["はい", "いいえ"]),
+        ("cmn", ["停止", "开始"]),
+    ],
+)
+def test_words_of_other_languages_are_spoken_by_their_voices(tmp_path: Path, language: str, words: list[str]) -> None:
+    synthesize(tmp_path / "corpus", words=words, language=language, clips_per_word=3)
+    listing = list_recordings(tmp_path / "corpus")
+    assert set(listing.words) == set(words)
+    sounds = {word: read_waveform(tmp_path / "corpus" / listing.clips[word][0].file, 16_000) for word in words}
+    assert all(np.ptp(sound) > 0.05 for sound in sounds.values())
+    synthesize(tmp_path / "corpus", words=words, language=language, clips_per_word=3)  # it has it already
+
+
+@pytest.mark.parametrize(
+    ("language", "words", "message"),
+    [
+        ("en", ["停止", "开始"], "that the voice en can say, got '停止': name its language with --language"),
+        ("en", ["yes", "привет"], "that the voice en can say, got 'привет'"),
+        ("de", ["ja", "привет"], "that the voice de can say, got 'привет'"),
+        ("ja", ["停止", "はい"], "that the voice ja can say, got '停止'.* ja reads kana only"),
+        ("en", ["two", "too", "one"], "words must sound different, got two that are pronounced tuː, got 'two,too'"),
+        ("xx", ["ja", "nein"], "language must be one that espeak-ng speaks, such as en, de, .*, got 'xx'"),
+    ],
+)
+def test_words_that_the_voice_cannot_say_or_tell_apart_are_refused(
+    tmp_path: Path, language: str, words: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        synthesize(tmp_path / "corpus", words=words, language=language, clips_per_word=3)
+    assert not (tmp_path / "corpus").exists()

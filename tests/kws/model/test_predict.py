@@ -119,7 +119,7 @@ def test_files_that_cannot_be_read_end_with_status_1_and_the_others_are_named(
     assert len(found) == 2
     errors = shown.err.splitlines()
     assert [line.split(": ")[:2] for line in errors] == [["error", str(path)] for path in bad]
-    assert "must be a WAV, FLAC, OGG, Opus or MP3 file" in errors[0]
+    assert "must be an audio file, got a web page" in errors[0]
 
 
 def test_sample_far_beyond_full_scale_is_an_error_and_no_probability(

@@ -18,7 +18,9 @@ from kws import files
 from kws.evaluate.accuracy import evaluate_tensors
 from kws.model import bundle
 from kws.model.bundle import Recognizer
+from kws.model.detector import Thresholds
 from kws.preprocess.tensors import Tensors
+from kws.promote.card import write_card
 from kws.promote.step import Decision, promote
 from kws.recipe import FeatureConfig
 
@@ -331,3 +333,42 @@ def test_figures_without_accuracy_are_refused(
         with pytest.raises(ValueError, match=r"evaluation.json must have accuracy \(float\), got "):
             promote(tmp_path / "model.pth", tone_tensors, tmp_path / "evaluation.json", tmp_path, data_root, 0.5)
     assert not (data_root / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({"speakers": {"speakers": 9, "clips_without": 0}}, "the figures apply to speakers unseen in training"),
+        (
+            {"speakers": {"speakers": 0, "clips_without": 12}},
+            "The recordings name no speaker: speakers of the test split may",
+        ),
+        (
+            {"speakers": {"speakers": 9, "clips_without": 3}},
+            "3 clips name no speaker: speakers of the test split may also",
+        ),
+        (
+            {"speakers_in_two_splits": {"speakers": 2, "clips": 5}},
+            "2 speakers of the training split also speak 5 clips",
+        ),
+        ({"split": "random", "speakers": {"speakers": 9, "clips_without": 0}}, "The split is random"),
+        ({}, "The recordings name no speaker"),  # tensors of an earlier version
+    ],
+)
+def test_card_claims_unseen_speakers_only_where_all_are_named_and_none_is_in_two_splits(
+    expert: Recognizer, tmp_path: Path, tensors: dict[str, Any], said: str
+) -> None:
+    counts = {"train": 10, "validation": 1, "test": 1}
+    manifest = {"recordings": {"path": str(tmp_path), "fingerprint": "ab" * 8}, "counts": counts, "split": "speaker"}
+    write_card(
+        tmp_path / "MODEL_CARD.md",
+        expert,
+        version="v",
+        evaluation=dict.fromkeys(("accuracy", "macro_f1", "calibration_error"), 0.9) | {"num_clips": 1, "words": []},
+        tensors=manifest | tensors,
+        thresholds=Thresholds.unmeasured(expert.words),
+        int8="",
+    )
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert said in card
+    assert ("unseen in training." in card) == ("unseen" in said)

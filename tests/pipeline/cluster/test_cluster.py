@@ -24,6 +24,7 @@ from rich.console import Console
 
 from kws import files
 from kws.config import PipelineConfig
+from kws.download.credentials import SECRET, SECRET_FOLDER
 from pipeline.cluster import schedules
 from pipeline.cluster.commands import add_cluster_commands
 from pipeline.cluster.connect import Cluster
@@ -74,6 +75,15 @@ def test_the_volume_is_mounted_where_data_moves_and_nowhere_else(package: Path) 
     for (mount,) in mounts.values():
         assert mount["mountPath"] == "/data"
         assert mount["pvcNameParameter"]["runtimeValue"]["constant"] == "kws-data"
+
+
+def test_the_secret_of_downloads_is_mounted_in_that_step_alone_and_need_not_exist(package: Path) -> None:
+    _, platform = yaml.safe_load_all(package.read_text())
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    secrets = {name: each["secretAsVolume"] for name, each in executors.items() if "secretAsVolume" in each}
+    ((name, (mount,)),) = secrets.items()
+    assert (name, mount["secretName"], mount["mountPath"]) == ("exec-download", SECRET, str(SECRET_FOLDER))
+    assert mount["optional"] is True
 
 
 def test_every_step_has_requests_and_limits_of_cpu_and_memory(package: Path) -> None:
@@ -275,6 +285,15 @@ def test_a_wrong_flag_is_refused_before_the_cluster_is_contacted(flags: list[str
 def test_a_parameter_out_of_range_is_refused_before_anything_is_submitted(flags: list[str]) -> None:
     with pytest.raises(ValueError, match=f"{flags[0][2:].replace('-', '_')} must be .*, got"):
         call("submit", *flags)
+
+
+@pytest.mark.parametrize("command", ["submit", "schedule"])
+def test_a_signed_source_is_refused_before_kubeflow_keeps_it(command: str) -> None:
+    signed = "https://bucket.example/words.zip?X-Amz-Signature=abcdef"
+    cron = ["--cron", "0 3 * * 1"] if command == "schedule" else []
+    with pytest.raises(ValueError, match=r"got one on bucket.example: put .* and give SOURCE=env:WORDS") as caught:
+        call(command, *cron, "--source", "/data/mine", "--source", signed)
+    assert "abcdef" not in str(caught.value)
 
 
 IMAGES = {"runtime": "kws-runtime:1", "launcher": "kws-launcher:1"}

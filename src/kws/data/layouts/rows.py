@@ -1,0 +1,137 @@
+"""The rows that every layout consists of: a file, its word, and what else is known about it."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kws.config import BACKGROUND_NOISE
+from kws.data.clip import Clip
+from kws.data.folder import LISTS, speaker_of
+from kws.data.layouts.tree import Tree
+from kws.data.listing import Listing
+from kws.data.words import alike, by_word, only_word, plain, wrong_with
+from kws.text import one_line
+
+SPLIT_NAMES = {
+    "train": ("train", "training", "trn"),
+    "validation": ("validation", "valid", "validate", "val", "dev", "devel", "development"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""What splits are called."""
+
+_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+
+
+class UnclearLayout(ValueError):
+    """Raised if a folder can be read in more than one way, or in none; the message says which flag settles it."""
+
+
+def split_named(name: str) -> str:
+    """Returns the split that a text names, such as TRAIN or dev; empty if it names none."""
+    return _SPLIT_OF.get(name.strip().casefold(), "")
+
+
+def split_within(name: str) -> str:
+    """Returns the split that the name of a file contains, as in train-00000-of-00001.parquet and en_dev.csv."""
+    found = {split_named(part) for part in re.split(r"[^a-z]+", name.casefold())} - {""}
+    return found.pop() if len(found) == 1 else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A row of a table, or what stands for one."""
+
+    file: str
+    """What the table calls the recording; the path of a Parquet file if it holds the recording itself."""
+    word: str
+    """The word, or a sentence."""
+    near: str = ""
+    """The folder of the table, from which the file may be named."""
+    is_sentence: bool = False
+    """Whether the word is what somebody says rather than a name: then only single words are read."""
+    speaker: str = ""
+    split: str = ""
+    start: float | None = None
+    """Where in the recording the word begins, in seconds."""
+    end: float | None = None
+    """Where it ends; None: where the recording does."""
+    row: int | None = None
+    """The row of the Parquet file."""
+    refused: str = ""
+    """Why the row must not be read, as the table itself says; empty if it may."""
+
+    @property
+    def stretch(self) -> tuple[float, float] | None:
+        """Begin and end in seconds; None if the clip is the whole recording."""
+        if self.end is None:
+            return None
+        return round(self.start or 0.0, 6), round(self.end, 6)
+
+
+def listing_of(tree: Tree, layout: str, rows: Iterable[Row], tables: Sequence[str]) -> Listing:
+    """Makes the listing of rows, each clip once.
+
+    Folders of noise and the lists of splits beside everything count as in the layout of Speech Commands.
+
+    Raises:
+        ValueError: two rows give a clip two words.
+    """
+    clips: dict[str, Clip] = {}
+    noise = {file for file in tree.recordings if BACKGROUND_NOISE in file.split("/")[:-1]}
+    left_out: Counter[str] = Counter()
+    for row in rows:
+        file = row.file if row.row is not None else tree.find(row.file, row.near)
+        word = only_word(row.word) if row.is_sentence else plain(row.word)
+        reason = row.refused or _reason(row, file, word)
+        if reason:
+            left_out[reason] += 1
+            continue
+        assert file is not None
+        if word == BACKGROUND_NOISE:
+            if row.row is None:
+                noise.add(file)
+            continue
+        clip = Clip(
+            file=file,
+            word=word,
+            speaker=row.speaker or ("" if row.row is not None else speaker_of(file.rpartition("/")[2])),
+            split=row.split,
+            row=row.row,
+            stretch=row.stretch,
+        )
+        before = clips.setdefault(clip.id, clip)
+        if alike(before.word) != alike(word):
+            raise ValueError(
+                f"a recording must be of one word, got {one_line(clip.id)}, which {', '.join(tables[:3])} call "
+                f"{one_line(before.word)} and {one_line(word)}: correct the list"
+            )
+        if not before.split and clip.split:  # the list of a split says more than the list of all
+            clips[clip.id] = clip
+    named = {clip.file for clip in clips.values()} | noise
+    return Listing(
+        folder=tree.folder,
+        layout=layout,
+        clips=by_word(clips.values()),
+        noise=sorted(noise),
+        lists={
+            split: tree.folder / path for path in tree.others for split, name in LISTS.items() if path.lower() == name
+        },
+        tables=sorted(tables),
+        not_read={one_line(file): "no list names it" for file in tree.recordings if file not in named},
+        left_out=dict(left_out),
+    )
+
+
+def _reason(row: Row, file: str | None, word: str) -> str:
+    if row.is_sentence and not word:
+        return "they are sentences of several words" if row.word.strip() else "they have no word"
+    if word != BACKGROUND_NOISE and (wrong := wrong_with(word)):
+        return wrong
+    if file is None:
+        return "there are no such recordings below the folder"
+    if row.stretch is not None and not 0 <= row.stretch[0] < row.stretch[1]:
+        return "they end before they begin"
+    if row.start and row.end is None:
+        return "they begin, but do not end"
+    return ""

@@ -1,0 +1,106 @@
+"""What lies below a folder: recordings and other files, and how to find one of them by what a table calls it."""
+
+import functools
+import os
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from kws.data.names import SUFFIXES, is_recording, is_utf8
+
+DEEPEST = 8
+"""How many folders deep recordings may lie; a link may lead back to a folder above it."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files below a folder, without hidden ones and those whose names are not UTF-8."""
+
+    folder: Path
+    recordings: list[str]
+    """Paths from the folder, with slashes, sorted."""
+    others: list[str]
+    """Paths of all other files."""
+
+    @staticmethod
+    def of(folder: Path) -> "Tree":
+        """Lists a folder.
+
+        Raises:
+            OSError: a folder cannot be read.
+        """
+        recordings: list[str] = []
+        others: list[str] = []
+        waiting = [""]
+        while waiting:
+            below = waiting.pop()
+            with os.scandir(folder / below) as entries:
+                for entry in entries:
+                    path = f"{below}{entry.name}"
+                    if entry.name.startswith(".") or not is_utf8(entry.name):
+                        continue
+                    try:
+                        if entry.is_dir():
+                            if path.count("/") < DEEPEST:
+                                waiting.append(f"{path}/")
+                        elif entry.is_file():
+                            (recordings if is_recording(entry.name) else others).append(path)
+                    except OSError:  # a link to itself
+                        continue
+        return Tree(folder, sorted(recordings), sorted(others))
+
+    def find(self, name: str, near: str = "") -> str | None:
+        """Returns the recording that a table names, or None if there is none, or more than one.
+
+        The name may be a path from the table or from the folder, or end in one (an absolute path of another machine);
+        case, Unicode normal form and the suffix of the format make no difference, unless two recordings differ in
+        nothing else.
+
+        Args:
+            name: what the table has.
+            near: the folder of the table.
+        """
+        parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+        if not parts:
+            return None
+        for path in ("/".join([near, *parts]) if near else "", "/".join(parts)):
+            if path in self._paths:
+                return path
+        wanted = [_key(part) for part in parts]
+        best: dict[int, list[str]] = {}
+        for path in self._by_name.get(_key(_stem(parts[-1])), ()):
+            there = [_key(part) for part in path.split("/")]
+            there[-1] = wanted[-1] if _key(_stem(path.split("/")[-1])) == _key(_stem(parts[-1])) else there[-1]
+            shared = next(
+                (i for i, (a, b) in enumerate(zip(reversed(wanted), reversed(there), strict=False)) if a != b), 0
+            )
+            shared = shared or min(len(wanted), len(there))
+            if shared in (len(wanted), len(there)) or _is_absolute(name):
+                best.setdefault(shared, []).append(path)
+        found = best[max(best)] if best else []
+        exact = [path for path in found if _key(path.split("/")[-1]) == _key(parts[-1])]
+        found = exact or found
+        return found[0] if len(found) == 1 else None
+
+    @functools.cached_property
+    def _paths(self) -> frozenset[str]:
+        return frozenset(self.recordings)
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for path in self.recordings:
+            found.setdefault(_key(_stem(path.rpartition("/")[2])), []).append(path)
+        return found
+
+
+def _is_absolute(name: str) -> bool:
+    return name.startswith(("/", "\\")) or name[1:3] in (":\\", ":/") or "://" in name
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _stem(name: str) -> str:
+    return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)

@@ -1,0 +1,78 @@
+"""How a word is written: which texts are the same word, and which are more than one."""
+
+import logging
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from kws.data.clip import Clip
+
+log = logging.getLogger(__name__)
+
+WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+"""Scripts that put no spaces between words, as the names of their characters in Unicode begin."""
+
+LONGEST_WITHOUT_SPACES = 5
+"""A sentence in one of these scripts is taken for one word up to this number of characters."""
+
+
+def plain(text: str) -> str:
+    """Returns a word as it is kept: in Unicode normal form C (Macs write names in form D), without blanks around."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def alike(word: str) -> str:
+    """Returns what two spellings of the same word have in common: they may differ in case and Unicode normal form."""
+    return unicodedata.normalize("NFC", plain(word).casefold())
+
+
+def only_word(sentence: str) -> str:
+    """Returns the word of a sentence of one word, without punctuation; an empty text if there are more or none."""
+    text = " ".join(sentence.split())
+    while text and unicodedata.category(text[-1])[0] in "PZC":
+        text = text[:-1]
+    while text and unicodedata.category(text[0])[0] in "PZC":
+        text = text[1:]
+    text = plain(text)
+    unspaced = any(unicodedata.name(char, "").startswith(WITHOUT_SPACES) for char in text)
+    return "" if " " in text or (unspaced and len(text) > LONGEST_WITHOUT_SPACES) else text
+
+
+def wrong_with(word: str) -> str:
+    """Returns why a text cannot be a word, to be continued in "it is not read, as …"; empty if it can."""
+    if not word:
+        return "the name of a word must not be empty"
+    if not (word.isprintable() and word == word.encode("utf-8", "replace").decode()):
+        return "the name of a word must be of printable UTF-8"
+    return "the name of a word must not begin with _" if word.startswith("_") else ""
+
+
+def by_word(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
+    """Groups clips by word, sorted. Of spellings that differ only in case, the most frequent one is kept; logs that."""
+    spellings: dict[str, Counter[str]] = {}
+    found: dict[str, list[Clip]] = {}
+    for clip in clips:
+        found.setdefault(clip.word, []).append(clip)
+    for word, some in found.items():
+        spellings.setdefault(alike(word), Counter())[word] = len(some)
+    merged: dict[str, list[Clip]] = {}
+    for counts in spellings.values():
+        kept = min(counts, key=lambda word: (-counts[word], word))
+        if len(counts) > 1:
+            log.warning(
+                "%s are taken for one word, %s, as they differ only in case", " and ".join(sorted(counts)), kept
+            )
+        merged[kept] = [clip for word in counts for clip in respelled(found[word], kept)]
+    return {word: sorted(merged[word], key=lambda clip: clip.id) for word in sorted(merged)}
+
+
+def respelled(clips: Sequence[Clip], word: str) -> list[Clip]:
+    """Returns clips with their word in another spelling."""
+    return [clip if clip.word == word else replace(clip, word=word) for clip in clips]
+
+
+def spelled_as(wanted: Iterable[str], there: Iterable[str]) -> dict[str, str]:
+    """Returns, for every word that is wanted and there, how it is spelled there; case makes no difference."""
+    spellings = {alike(word): word for word in there}
+    return {word: spellings[alike(word)] for word in wanted if alike(word) in spellings}

@@ -1,0 +1,98 @@
+"""Clips that sound exactly alike under different names: in two words one is wrong, in two splits the test is."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kws.data.splits import Divided
+from kws.preprocess.audio import Waveform
+from kws.text import printable
+
+log = logging.getLogger(__name__)
+
+PRECEDENCE = ("test", "validation", "train")
+"""Of copies in several splits, those in the first of these are kept: the test stays as it is."""
+
+NAMED = 20
+"""How many copies a manifest names; it counts all of them."""
+
+Rows = dict[str, dict[int, str]]
+"""By split, rows and what is said of each."""
+
+
+def digest_of(waveform: Waveform) -> np.uint64:
+    """Returns a digest of 64 bits, the same within this process for the same sound in any lossless format; never 0.
+
+    It is Python's own hash of bytes: at 20 µs a clip it is thirteen times as fast as BLAKE2.
+    """
+    return np.uint64(hash(waveform.tobytes()) % 2**64 or 1)
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Clips to be left out, as they are copies."""
+
+    contradicting: Rows
+    """Clips that are of two words, with the reason."""
+    in_other_split: Rows
+    """Clips of which a copy is in a split that takes precedence, with the id of that copy."""
+
+    def figures(self, divided: Divided) -> dict[str, Any]:
+        """Returns, for a manifest, how many clips are left out as copies, and the first NAMED of them."""
+        pairs = [
+            (divided[split][row].id, of) for split, rows in self.in_other_split.items() for row, of in rows.items()
+        ]
+        return {"num_clips": len(pairs), "first": dict(pairs[:NAMED])}
+
+    def report(self, divided: Divided) -> None:
+        """Logs how many clips of each split are left out as copies."""
+        for split, rows in self.in_other_split.items():
+            if rows:
+                some = [f"{printable(divided[split][row].id)} = {printable(of)}" for row, of in list(rows.items())[:3]]
+                log.warning(
+                    "%d clips of %s are left out, as they are copies of clips of another split: %s%s",
+                    len(rows),
+                    split,
+                    ", ".join(some),
+                    " …" if len(rows) > 3 else "",
+                )
+
+
+def find(divided: Divided, sounds: Mapping[str, npt.NDArray[np.uint64]]) -> Copies:
+    """Finds clips that sound alike and are of two words, or in two splits.
+
+    Args:
+        divided: the clips by split.
+        sounds: their digests, [clips], by split; 0 for clips that are not compared.
+    """
+    order = [split for split in PRECEDENCE if split in divided]
+    digests = np.concatenate([sounds[split] for split in order])
+    starts = dict(zip(order, np.cumsum([0, *(len(sounds[split]) for split in order)]).tolist(), strict=False))
+    sorted_rows = np.argsort(digests, kind="stable")  # stable: in each group the order of precedence stays
+    sorted_digests = digests[sorted_rows]
+    ends = np.flatnonzero(np.diff(sorted_digests, append=np.uint64(0))) + 1
+    found = Copies({split: {} for split in divided}, {split: {} for split in divided})
+    for first, end in zip([0, *ends.tolist()], ends.tolist(), strict=False):
+        if end - first < 2 or sorted_digests[first] == 0:
+            continue
+        group = []
+        for row in sorted_rows[first:end].tolist():
+            split = next(split for split in reversed(order) if row >= starts[split])
+            group.append((split, row - starts[split]))
+        clips = [divided[split][row] for split, row in group]
+        other = {clip.word: clip for clip in clips}
+        if len(other) > 1:
+            for (split, row), clip in zip(group, clips, strict=True):
+                of = next(one for word, one in other.items() if word != clip.word)
+                found.contradicting[split][row] = (
+                    f"a sound must be of one word, got a copy of {printable(of.id)}, which is of {of.word}"
+                )
+            continue
+        found_in = {(split, row): clips[0].id for split, row in group if split != group[0][0]}
+        for (split, row), of in found_in.items():
+            found.in_other_split[split][row] = of
+    return found
