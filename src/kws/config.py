@@ -29,6 +29,9 @@ SPEECH_COMMANDS_WORDS = (
 BACKGROUND_NOISE = "_background_noise_"
 """The folder of an archive that holds long recordings of background noise instead of a word."""
 
+RUNNING_SPEECH = "_running_speech_"
+"""The folder of an archive that holds recordings of people who talk (`kws.data.speech`)."""
+
 UNKNOWN = "_unknown_"
 """The class that collects all words which the model need not tell apart."""
 
@@ -66,8 +69,8 @@ class PipelineConfig(Settings):
     empty (neither class), auto (all folders that are not among the words), or a list."""
 
     preset: str = "default"
-    """Preset: default (the best measured on clips), streams (fewer false alarms in running speech, for models with
-    unknown words) or baseline (what the project started from)."""
+    """Preset: default (the best measured on clips), streams (for models that listen to running speech; needs unknown
+    words) or baseline (what the project started from)."""
 
     set: str = field(default="", metadata={"repeats": " "})
     """Other settings of the recipe to change, separated by spaces: train.weight_decay=0.1 augment.gain_db=6"""
@@ -107,6 +110,9 @@ class PipelineConfig(Settings):
 
     min_accuracy: float = number(0.8, at_least=0, at_most=1)
     """Test accuracy that a model must reach to become the champion."""
+
+    false_alarms_per_hour: float = number(1.0, above=0)
+    """Largest number of false alarms per hour of running speech and noise, by which detection thresholds are chosen."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -204,6 +210,12 @@ class ServeConfig(Settings):
 
     max_streams: int = number(64, above=0)
     """Largest number of pages that listen at the same time."""
+
+    after: str = ""
+    """Word of the model upon which a stream reports all others for a while; empty: as thresholds.json says."""
+
+    after_seconds: float | None = number(None, above=0, at_most=60)
+    """Seconds for which it does so (default: as thresholds.json says, otherwise 3)."""
 
     collect: str = ""
     """Folder for the recordings that people make on the page; empty: the page does not offer to record."""

@@ -5,7 +5,7 @@ import mimetypes
 import os
 from pathlib import Path
 
-from kws.config import BACKGROUND_NOISE
+from kws.config import BACKGROUND_NOISE, RUNNING_SPEECH
 from kws.data.clip import Clip
 from kws.data.kinds import is_audio_file
 from kws.data.listing import Listing
@@ -22,7 +22,8 @@ LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
 def word_folders(folder: Path) -> Listing:
     """Lists a folder of `<word>/<recording>`, as Speech Commands is laid out.
 
-    A folder whose name begins with _ is not a word; `_background_noise_` holds long recordings of noise. The lists of
+    A folder whose name begins with _ is not a word; `_background_noise_` holds long recordings of noise and
+    `_running_speech_` recordings of people who talk (see `kws.data.speech`). The lists of
     validation and test clips may lie beside the folders. A speaker's name stands in the file's before `_nohash_`.
     """
     found: dict[str, list[str]] = {}  # files by word
@@ -31,6 +32,8 @@ def word_folders(folder: Path) -> Listing:
     unreadable: dict[str, str] = {}
     for entry in _scan(folder):
         split = next((split for split, name in LISTS.items() if name == entry.name.lower()), None)
+        if entry.name == RUNNING_SPEECH:
+            continue  # of any layout, see `kws.data.sources`
         if _is_folder(entry):
             recordings, others = _list_word(entry)
             if recordings and not entry.name.isprintable():

@@ -9,6 +9,7 @@ from typing import Any
 
 from kws.config import SPLITS
 from kws.data.clip import Clip
+from kws.data.speech import Talk
 from kws.data.words import respelled, spelled_as
 from kws.text import printable
 
@@ -33,6 +34,8 @@ class Listing:
     """The paths of the split lists that exist, by split."""
     tables: Sequence[str] = ()
     """Other files that say what the recordings are, from the folder."""
+    speech: Sequence[Talk] = ()
+    """Recordings of running speech."""
     not_read: Mapping[str, str]
     """All other files except hidden ones, with the reason why each is not read."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
@@ -50,9 +53,10 @@ class Listing:
         return sorted((clip for word in words for clip in self.clips.get(word, [])), key=attrgetter("id"))
 
     def files_of(self, clips: Iterable[Clip]) -> list[str]:
-        """Returns all files on which a data set of some clips depends, each once: theirs, noise, lists and tables."""
+        """Returns all files on which a data set of some clips depends, each once: theirs, noise, speech, and tables."""
         lists = (path.name for path in self.lists.values())
-        return list(dict.fromkeys([*(clip.file for clip in clips), *self.noise, *lists, *self.tables]))
+        speech = (talk.file for talk in self.speech)
+        return list(dict.fromkeys([*(clip.file for clip in clips), *self.noise, *speech, *lists, *self.tables]))
 
     def spelled(self, words: Iterable[str]) -> "Listing":
         """Returns the listing with these words spelled as given: they may differ in case from what is in the folder."""
@@ -83,8 +87,8 @@ class Listing:
         speakers = len({clip.speaker for clip in clips if clip.speaker})
         stated = {split: sum(clip.split == split for clip in clips) for split in SPLITS}
         splits = ", ".join(f"{split} {count:,}" for split, count in stated.items() if count)
-        if self.lists:
-            splits = " and ".join(path.name for path in self.lists.values())
+        if lists := [path.name for split, path in self.lists.items() if split in SPLITS]:
+            splits = " and ".join(lists)
         of_whom = f"{speakers:,} speakers" if speakers else "no speaker named"
         divided = f"splits as stated ({splits})" if splits else "no splits stated"
         return f"layout {self.layout}, {len(self.clips):,} words, {of_whom}, {divided}, {len(clips):,} clips"

@@ -9,6 +9,7 @@ from kws.config import SPLITS
 from kws.data import splits
 from kws.data.clip import Clip
 from kws.data.listing import Listing
+from kws.data.speech import Talk
 
 PARTS = "parts.json"
 """The file in a folder of parts: their folders beside it, and the digests of their manifests."""
@@ -45,6 +46,7 @@ def list_parts(folder: Path, list_part: Callable[[Path], Listing]) -> Listing:
     """
     found: list[list[Clip]] = []
     noise: list[str] = []
+    speech: list[Talk] = []
     not_read: dict[str, str] = {}
     stated: dict[str, tuple[int, str]] = {}  # of a speaker, the part that states a split, and the split
     for number, part in enumerate(files.read_object(folder / PARTS, parts=list)["parts"]):
@@ -63,6 +65,7 @@ def list_parts(folder: Path, list_part: Callable[[Path], Listing]) -> Listing:
                 if clip.speaker and stated.get(clip.speaker, (number,))[0] == number:
                     stated[clip.speaker] = (number, clip.split)
         noise += [prefix + file for file in listing.noise]
+        speech += [replace(talk, file=prefix + talk.file) for talk in listing.speech]
         not_read |= {prefix + name: reason for name, reason in listing.not_read.items()}
     by_word: dict[str, list[Clip]] = {}
     for number, clips in enumerate(found):
@@ -74,6 +77,7 @@ def list_parts(folder: Path, list_part: Callable[[Path], Listing]) -> Listing:
         layout="parts",
         clips={word: sorted(by_word[word], key=lambda clip: clip.id) for word in sorted(by_word)},
         noise=noise,
+        speech=speech,
         lists={},
         tables=(PARTS,),
         not_read=not_read,

@@ -4,12 +4,14 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from kws.config import RUNNING_SPEECH
 from kws.data.digest import read_manifest
 from kws.data.folder import word_folders
 from kws.data.layouts import folders, tables, toolkits
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
 from kws.data.parts import is_of_parts, list_parts
+from kws.data.speech import list_speech
 
 Layout = Callable[[Tree], Listing | None]
 """Lists the clips of a folder, or returns None if the folder is laid out otherwise."""
@@ -50,6 +52,12 @@ def list_recordings(folder: Path, layout: str = AUTO) -> Listing:
         raise ValueError(f"recordings must be a folder of <word>/*.wav, got {str(folder)!r}")
     if is_of_parts(folder):
         return list_parts(folder, list_recordings)
+    listing = _list_clips(folder, layout)
+    speech = folder / RUNNING_SPEECH
+    return dataclasses.replace(listing, speech=list_speech(folder, speech)) if speech.is_dir() else listing
+
+
+def _list_clips(folder: Path, layout: str) -> Listing:
     if layout == AUTO:
         layout = str((read_manifest(folder) or {}).get("layout", AUTO))
     if layout in (WORD, PAUSES):

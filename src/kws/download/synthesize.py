@@ -6,9 +6,6 @@ variant and pitch) counts as a speaker, and each speaker is in only one of the t
 
 import concurrent.futures
 import contextlib
-import ctypes
-import functools
-import hashlib
 import itertools
 import logging
 import multiprocessing
@@ -16,13 +13,15 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kws import files
-from kws.config import BACKGROUND_NOISE, SPEECH_COMMANDS_WORDS, SynthesizeConfig
+from kws.config import BACKGROUND_NOISE, RUNNING_SPEECH, SPEECH_COMMANDS_WORDS, SynthesizeConfig
+from kws.download.sentences import speak_sentences
+from kws.download.voices import ACCENTS, ENGINE_RATE, PITCHES, VARIANTS, Speaker, engine
 from kws.processes import end_with_parent
 from kws.progress import progress
 from kws.settings import require
@@ -30,21 +29,7 @@ from kws.settings import require
 log = logging.getLogger(__name__)
 
 ENGLISH = "en"
-ACCENTS = ("en", "en-us", "en-us-nyc", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
-_PEOPLE = (
-    "Alex Andrea Andy Annie Denis Gene Lee Mario Michael Mike adam belinda benjamin boris david ed edward f1 f2 "
-    "f3 f4 f5 grandma grandpa john linda m1 m2 m3 m4 m5 m6 m7 max michel norbert paul pedro quincy rob robert "
-    "sandro travis victor"
-)
-VARIANTS = _PEOPLE.split()
-"""The variants of espeak-ng that sound like people: no whisper, croak, robot or monster."""
-PITCHES = (30, 40, 50, 60, 70)
-"""Pitches on espeak-ng's scale of 0 to 99, where 50 is the variant's own pitch."""
-
 SAMPLE_RATE = 16_000
-ENGINE_RATE = 22_050
-"""Samples per second of espeak-ng's output."""
-
 LONGEST = int(0.95 * ENGINE_RATE)
 """Longest word in samples at ENGINE_RATE, so that it fits into a clip of one second."""
 
@@ -52,101 +37,13 @@ NUM_PROCESSES = 2
 """Number of worker processes. It is constant, as the output of espeak-ng depends on what it has spoken before: the same
 seed gives the same corpus only if each process speaks the same words in the same order."""
 
-VERSION = 1
+NUM_TALKERS = 40
+"""Voices that read sentences."""
+
+SENTENCES_PER_TALKER = 4
+
+VERSION = 2
 """Version of the corpus that this module writes; a corpus of another version is replaced."""
-
-_IPA = 2  # the phonemes of espeak_TextToPhonemes in the International Phonetic Alphabet
-_SYNCHRONOUS, _RATE, _VOLUME, _PITCH, _RANGE, _UTF8 = 2, 1, 2, 3, 4, 1  # constants of espeak-ng's speak_lib.h
-_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-
-
-class Speaker(NamedTuple):
-    """A synthetic voice."""
-
-    accent: str
-    variant: str
-    pitch: int
-
-    @property
-    def id(self) -> str:
-        """Eight hexadecimal digits, like the speaker ids in the file names of Speech Commands."""
-        return hashlib.sha256(f"{self.accent}+{self.variant}+{self.pitch}".encode()).hexdigest()[:8]
-
-
-class Engine:
-    """The C library of espeak-ng, of which a process can have only one instance."""
-
-    def __init__(self) -> None:
-        import espeakng_loader
-
-        self.library = ctypes.CDLL(espeakng_loader.get_library_path())
-        self.pieces: list[NDArray[np.int16]] = []
-        data = espeakng_loader.get_data_path().encode()
-        rate = self.library.espeak_Initialize(_SYNCHRONOUS, 0, data, 0)
-        assert rate == ENGINE_RATE, f"espeak-ng started with {rate} Hz"
-        self.library.espeak_ng_SetRandSeed(
-            ctypes.c_long(1)
-        )  # otherwise the breath noise of some voices is seeded by the clock
-
-        def receive(samples: Any, num_samples: int, _events: Any) -> int:
-            if num_samples:
-                self.pieces.append(np.ctypeslib.as_array(samples, (num_samples,)).copy())
-            return 0
-
-        self.callback = _CALLBACK(receive)  # kept alive, as the library goes on calling it
-        self.library.espeak_SetSynthCallback(self.callback)
-        self.library.espeak_TextToPhonemes.restype = ctypes.c_char_p
-
-    def phonemes(self, word: str, language: str) -> str:
-        """Returns how a word is pronounced, in the International Phonetic Alphabet, without stress.
-
-        Where espeak-ng changes to the voice of another language, the code of that stands in brackets.
-
-        Raises:
-            ValueError: there is no voice of the language.
-        """
-        status = self.library.espeak_SetVoiceByName(language.encode())
-        require(
-            status == 0, "language", "be one that espeak-ng speaks, such as en, de, fr, hi, ar, ja or cmn", language
-        )
-        rest = ctypes.c_char_p(word.replace("_", " ").encode())
-        clauses: list[bytes] = []
-        while rest.value is not None:
-            clauses.append(self.library.espeak_TextToPhonemes(ctypes.byref(rest), _UTF8, _IPA) or b"")
-        return " ".join(clause.decode() for clause in clauses).translate(dict.fromkeys(map(ord, "ˈˌ"))).strip()
-
-    def say(self, word: str, speaker: Speaker, *, rate: int, pitch: int, range_: int) -> NDArray[np.float64]:
-        """Speaks a word.
-
-        Args:
-            word: the word; underscores are spoken as pauses.
-            speaker: the voice.
-            rate: words per minute, 80 to 450.
-            pitch: pitch, 0 to 99.
-            range_: pitch range, 0 to 99.
-
-        Returns:
-            The sound without leading and trailing silence, float64 [samples] in -1 to 1 at ENGINE_RATE.
-
-        Raises:
-            ValueError: espeak-ng gives no sound for the word.
-        """
-        self.pieces.clear()
-        voice = f"{speaker.accent}+{speaker.variant}"
-        status = self.library.espeak_SetVoiceByName(voice.encode())
-        assert status == 0, f"espeak-ng has no voice {voice}"
-        for parameter, value in ((_RATE, rate), (_VOLUME, 70), (_PITCH, pitch), (_RANGE, range_)):
-            self.library.espeak_SetParameter(parameter, value, 0)
-        text = word.replace("_", " ").encode()
-        status = self.library.espeak_Synth(text, ctypes.c_size_t(len(text) + 1), 0, 0, 0, _UTF8, None, None)
-        assert status == 0, f"espeak-ng could not say {word}"
-        sound = np.concatenate([np.zeros(1, np.int16), *self.pieces]) / 32768
-        loud = np.flatnonzero(np.abs(sound) > 0.01 * np.abs(sound).max())
-        require(loud.size > 0, "a word", f"be pronounceable by the voice {speaker.accent}", word)
-        return sound[loud[0] : loud[-1] + 1]
-
-
-engine = functools.cache(Engine)
 
 
 def synthesize(
@@ -233,14 +130,7 @@ def _build(staging: Path, name: str, settings: dict[str, Any]) -> None:
 
     num_bytes = 0
     with contextlib.ExitStack() as stack, progress(clips_per_word * len(words), "clips", "synthesize") as bar:
-        pools = [
-            stack.enter_context(
-                concurrent.futures.ProcessPoolExecutor(
-                    1, multiprocessing.get_context("spawn"), initializer=end_with_parent
-                )
-            )
-            for _ in range(NUM_PROCESSES)
-        ]
+        pools = [stack.enter_context(_new_process()) for _ in range(NUM_PROCESSES)]
         said = []
         for i, (speaker, num_takes) in enumerate(zip(speakers, takes, strict=True)):
             said.append(pools[i % NUM_PROCESSES].submit(_speak, staging, speaker, words, num_takes, [seed, i]))
@@ -255,6 +145,10 @@ def _build(staging: Path, name: str, settings: dict[str, Any]) -> None:
             raise
 
     _write_noises(staging / BACKGROUND_NOISE, random)
+    others = [voices[i] for i in np.random.default_rng([seed, 1]).permutation(len(voices))]
+    talkers = [voice for voice in others if voice not in speakers][:NUM_TALKERS]
+    with _new_process() as pool:
+        pool.submit(_write_speech, staging / RUNNING_SPEECH, talkers, seed).result()
     # The order of the speakers is random, so any tenth of them is a random sample.
     num_held_out = max(1, round(len(speakers) / 10))
     for i, list_name in enumerate(("testing_list.txt", "validation_list.txt")):
@@ -310,6 +204,28 @@ def _record(word: str, speaker: Speaker, random: np.random.Generator) -> NDArray
     clip *= _amplitude(random.uniform(-20, -3)) / np.abs(clip).max()
     clip += _coloured(random, 1, exponent=random.uniform(0, 1)) * _amplitude(random.uniform(-70, -45))
     return clip
+
+
+def _new_process() -> concurrent.futures.ProcessPoolExecutor:
+    """Starts a process whose engine has not spoken yet."""
+    return concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent)
+
+
+def _write_speech(folder: Path, speakers: Sequence[Speaker], seed: int) -> None:
+    """Writes sentences by voices that speak none of the clips, and what is said in them."""
+    import soundfile
+
+    folder.mkdir()
+    takes = [0] * len(speakers)
+    count = SENTENCES_PER_TALKER * len(speakers)
+    with progress(count, "sentences", "synthesize running speech") as bar:
+        for one in speak_sentences(count, SAMPLE_RATE, [seed], speakers=speakers):
+            number = speakers.index(one.speaker)
+            path = folder / f"{one.speaker.id}_nohash_{takes[number]}.wav"
+            takes[number] += 1
+            soundfile.write(path, 0.3 * one.sound / np.abs(one.sound).max(), SAMPLE_RATE, subtype="PCM_16")
+            path.with_suffix(".txt").write_text(one.text + "\n", encoding="utf-8")
+            bar.update()
 
 
 def _amplitude(decibels: float) -> float:

@@ -298,9 +298,9 @@ def _read_with_ffmpeg(path: Path) -> tuple[Waveform, int]:
             for frame in container.decode(stream):
                 converter = converter or av.AudioResampler(format="fltp", layout=frame.layout, rate=frame.sample_rate)
                 for converted in converter.resample(frame):
-                    blocks.add(mono(converted.to_ndarray().T))
+                    blocks.add(mono(np.asarray(converted.to_ndarray().T, np.float32)))
             for converted in converter.resample(None) if converter else ():
-                blocks.add(mono(converted.to_ndarray().T))
+                blocks.add(mono(np.asarray(converted.to_ndarray().T, np.float32)))
     except av.FFmpegError as error:
         raise OSError(str(error)) from error
     if converter is None:

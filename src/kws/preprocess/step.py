@@ -24,11 +24,13 @@ from kws.data.clip import Clip
 from kws.data.index import Index
 from kws.data.listing import Listing
 from kws.data.sources import AUTO, PAUSES, WORD, list_recordings
+from kws.data.speech import Talk
 from kws.data.splits import Divided
 from kws.data.words import alike, spelled_as
 from kws.preprocess import copies, pauses
 from kws.preprocess.audio import read, read_waveform, require_varied
 from kws.preprocess.features import BATCH, VERSION, mel_spectrogram
+from kws.preprocess.speech import save_speech
 from kws.preprocess.tensors import INDEX, SCHEMA
 from kws.progress import progress
 from kws.recipe import FeatureConfig, Recipe
@@ -141,7 +143,10 @@ def preprocess(
 
     source = digest.fingerprint(listing, clips)
     few = split == "random" and splits.are_few(clips)
-    fingerprint = _fingerprint(source, recipe, "random, by word" if few else split, chosen, unknown, listing.layout)
+    speech = listing.speech if recipe.model.scores == "tokens" else ()
+    fingerprint = _fingerprint(
+        source, recipe, "random, by word" if few else split, chosen, unknown, listing.layout, speech
+    )
     folder = data_root / "tensors" / fingerprint
 
     def build(staging: Path) -> None:
@@ -160,7 +165,7 @@ def preprocess(
             "not_read": listing.figures(),
             "features": dataclasses.asdict(features),
         }
-        manifest |= _compute(listing, staging, divided, features, max_bad_fraction, num_threads)
+        manifest |= _compute(listing, staging, divided, recipe, chosen, max_bad_fraction, num_threads)
         files.write_json(staging / files.MANIFEST, manifest)
 
     if files.build_folder(folder, build):
@@ -252,7 +257,13 @@ def _add_classes(
 
 
 def _fingerprint(
-    source: str, recipe: Recipe, split: str, words: Sequence[str], unknown: Sequence[str], layout: str
+    source: str,
+    recipe: Recipe,
+    split: str,
+    words: Sequence[str],
+    unknown: Sequence[str],
+    layout: str,
+    speech: Sequence[Talk],
 ) -> str:
     settings: dict[str, Any] = {
         "recordings": source,
@@ -266,13 +277,22 @@ def _fingerprint(
     if unknown:
         settings["unknown_words"] = list(unknown)
         settings["unknown_clips"] = recipe.unknown_clips
+    if recipe.model.scores == "tokens":
+        settings["speech"] = [[talk.file, talk.speaker, talk.text] for talk in speech]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _compute(
-    listing: Listing, folder: Path, divided: Divided, features: FeatureConfig, max_bad_fraction: float, num_threads: int
+    listing: Listing,
+    folder: Path,
+    divided: Divided,
+    recipe: Recipe,
+    words: Sequence[str],
+    max_bad_fraction: float,
+    num_threads: int,
 ) -> dict[str, Any]:
     """Fills a tensors folder with arrays, and returns their entries for the manifest."""
+    features = recipe.features
     mel_spectrogram(features)  # made before there are threads, of which each would make its own
     tasks: list[_Task] = []
     for split, clips in divided.items():
@@ -333,6 +353,9 @@ def _compute(
         Index.of([clip for split in SPLITS for clip in good[split]]).save(folder / INDEX)
         counts = {split: len(clips) for split, clips in good.items()}
         ((counts["noise"], noise_reasons),) = run(_save_noise, [listing], [folder], [features])
+        speech_reasons: dict[str, str] = {}
+        if recipe.model.scores == "tokens":
+            counts["speech_seconds"], speech_reasons = save_speech(listing, folder, features, words, run)
 
     frames = counts["train"] * features.num_frames
     mean = total / frames
@@ -342,7 +365,7 @@ def _compute(
         "normalization": {"mean": mean.tolist(), "std": deviation.tolist()},
         "left_out": reasons,
         "copies": found.figures(divided),
-        "noise_left_out": noise_reasons,
+        "noise_left_out": noise_reasons | speech_reasons,
     }
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,11 +16,14 @@ from torch import Tensor
 from kws import files
 from kws.config import require_words
 from kws.data.index import Index
+from kws.preprocess.speech import ARRAY, TABLE
 from kws.recipe import FeatureConfig
 from kws.settings import from_dict, require
 
 SCHEMA = 2
 """Version of the layout of the folder; those of other versions are made again."""
+
+log = logging.getLogger(__name__)
 
 INDEX = "index.npz"
 """The file with the clips of all splits, in the order of the rows of each; see `kws.data.index`."""
@@ -62,6 +66,21 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device == device:
         return tensor
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speech:
+    """Running speech."""
+
+    features: Tensor
+    """float16 [frames, num_mels], the logarithm of mel power, of all recordings one after the other. In each recording
+    the sum over the mel bins has the mean 1."""
+    usable: Tensor
+    """bool [frames], whether no word of the model is spoken there."""
+    lengths: Tensor
+    """int64 [recordings], the number of frames of each."""
+    ends: Tensor
+    """int64 [recordings], the sum of the lengths so far."""
 
 
 class Tensors:
@@ -145,6 +164,24 @@ class Tensors:
     def noise(self) -> Tensor | None:
         """Opens the background noise, [pieces, num_mels, num_frames], or returns None if the recordings had none."""
         return self._open("noise.features.npy").to(self.device) if self.manifest["counts"]["noise"] else None
+
+    def speech(self) -> Speech | None:
+        """Opens the running speech, or returns None if the recordings had none, or the recipe did not ask for it.
+
+        On the CPU the features are the memory-mapped file. A GPU has in its memory what fits into a quarter of what is
+        free: a step that is captured cannot ask the host.
+        """
+        if not self.manifest["counts"].get("speech_seconds"):
+            return None
+        with self._whole(TABLE), np.load(self.folder / TABLE, allow_pickle=False) as stored:
+            lengths, usable = torch.from_numpy(stored["lengths"]), torch.from_numpy(stored["usable"])
+        shape = (len(usable), self.features.num_mels)
+        with self._whole(ARRAY):
+            features = torch.from_numpy(np.memmap(self.folder / ARRAY, np.float16, mode="c", shape=shape))
+            num_frames = int(lengths.sum())
+            require(num_frames == len(usable), "the recordings", f"have {len(usable)} frames", num_frames)
+        lengths = lengths.to(self.device)
+        return Speech(features=features, usable=usable.to(self.device), ends=lengths.cumsum(0), lengths=lengths)
 
     def _open(self, name: str) -> Tensor:
         with self._whole(name):

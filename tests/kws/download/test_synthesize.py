@@ -40,7 +40,14 @@ def samples(path: Path) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
 
 def test_layout_is_that_of_the_published_archive_with_all_35_words(corpus: Path) -> None:
     assert sorted(path.name for path in corpus.iterdir()) == sorted(
-        [*SPEECH_COMMANDS_WORDS, "_background_noise_", "manifest.json", "testing_list.txt", "validation_list.txt"]
+        [
+            *SPEECH_COMMANDS_WORDS,
+            "_background_noise_",
+            "_running_speech_",
+            "manifest.json",
+            "testing_list.txt",
+            "validation_list.txt",
+        ]
     )
     for word in SPEECH_COMMANDS_WORDS:
         names = [path.name for path in (corpus / word).iterdir()]
@@ -192,6 +199,7 @@ def test_any_words_are_said_and_an_underscore_stands_between_two(tmp_path: Path)
     assert ended.value.code == 0
     assert sorted(path.name for path in (tmp_path / "corpus").iterdir() if path.is_dir()) == [
         "_background_noise_",
+        "_running_speech_",
         "lights_on",
         "music",
     ]

@@ -272,7 +272,7 @@ def test_folder_without_words_is_refused(tmp_path: Path) -> None:
         preprocess(tmp_path / "absent", tmp_path, words="auto")
     (tmp_path / "here" / "yes").mkdir(parents=True)
     with pytest.raises(
-        ValueError, match=r"hold at least two folders <word>/\*.wav or be in .*, got .*here. with nothing"
+        ValueError, match=r"hold at least two folders <word>/\*.wav or be in .*, got .*here. with yes, read as"
     ):
         preprocess(tmp_path / "here", tmp_path, words="auto")
 

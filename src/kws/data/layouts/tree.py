@@ -6,6 +6,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
+from kws.config import RUNNING_SPEECH
 from kws.data.names import SUFFIXES, is_recording, is_utf8
 
 DEEPEST = 8
@@ -41,7 +42,7 @@ class Tree:
                         continue
                     try:
                         if entry.is_dir():
-                            if path.count("/") < DEEPEST:
+                            if path.count("/") < DEEPEST and path != RUNNING_SPEECH:  # see `kws.data.speech`
                                 waiting.append(f"{path}/")
                         elif entry.is_file():
                             (recordings if is_recording(entry.name) else others).append(path)
