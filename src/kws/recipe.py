@@ -121,11 +121,20 @@ class ModelConfig(Settings):
     """Stochastic depth: probability that a clip skips a residual branch of the last block; it grows linearly from 0 in
     the first."""
 
+    scores: str = choice("clip", "tokens")
+    """What gets scores: the clip, as the mean of its tokens, or every token by itself, which hears words in streams."""
+
+    reach: tuple[int, int] = (5, 3)
+    """How many tokens before and after itself a token attends to in each block, if tokens get scores."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.width % self.num_heads == 0, "width", f"be a multiple of num_heads ({self.num_heads})", self.width)
         one = self.stem != "none" or self.frames_per_token == 1
         require(one, "frames_per_token", "be 1 if stem is none", self.frames_per_token)
+        plain = self.scores == "clip" or (self.stem == "conv" and self.norm_first and not self.positions)
+        require(plain, "scores", "be clip unless stem is conv, norm_first is True and positions is False", self.scores)
+        require(min(self.reach) >= 0 and max(self.reach) <= 100, "reach", "be from 0 to 100 tokens", self.reach)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,10 +177,6 @@ class AugmentConfig(Settings):
     frequency_mask: int = number(16, at_least=0)
     """SpecAugment: widest frequency mask, in mel bins."""
 
-    fragment_share: float = number(0.0, at_least=0, at_most=1)
-    """Share of the clips that become fragments of other clips with the class _unknown_, if the model has that class
-    (see `kws.train.fragments`)."""
-
     def __post_init__(self) -> None:
         super().__post_init__()
         low, high = self.noise_snr_db
@@ -182,7 +187,7 @@ class AugmentConfig(Settings):
         """Whether anything changes."""
         strengths = (self.time_shift, self.gain_db, self.noise_probability, self.time_stretch, self.frequency_warp)
         masks = (self.num_time_masks, self.num_frequency_masks)
-        return any((*strengths, *masks, self.bandlimit_probability, self.fragment_share))
+        return any((*strengths, *masks, self.bandlimit_probability))
 
 
 NO_AUGMENTATION = AugmentConfig(
@@ -198,6 +203,68 @@ NO_AUGMENTATION = AugmentConfig(
     frequency_mask=0,
 )
 """Features are used as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposeConfig(Settings):
+    """How streams are composed for a model whose tokens get scores (`kws.train.compose`)."""
+
+    clips_per_stream: int = number(4, above=0, at_most=100)
+    """Clips in a stream, which is as many seconds long."""
+
+    speech_probability: float = number(0.4, at_least=0, at_most=1)
+    """Probability that a stream is running speech from beginning to end, if the recordings have any."""
+
+    noise_probability: float = number(0.04, at_least=0, at_most=1)
+    """Probability that a stream has nothing but noise."""
+
+    piece_probability: float = number(0.15, at_least=0, at_most=1)
+    """Probability that a piece of running speech takes the place of a clip."""
+
+    piece_seconds: tuple[float, float] = (0.6, 2.5)
+    """Range of the lengths of such pieces, in seconds."""
+
+    first: tuple[float, float] = (-0.3, 0.8)
+    """Range of the time at which the first word begins, in seconds."""
+
+    close_probability: float = number(0.4, at_least=0, at_most=1)
+    """Probability that a word follows closely."""
+
+    close_gap: tuple[float, float] = (-0.05, 0.15)
+    """Range of the pauses before words that follow closely, in seconds."""
+
+    gap: tuple[float, float] = (0.1, 0.9)
+    """Range of all other pauses, in seconds."""
+
+    level_db: float = number(6.0, at_least=0)
+    """Largest change of the level of each word and piece of speech, in dB, in either direction."""
+
+    reverberation_probability: float = number(0.35, at_least=0, at_most=1)
+    """Probability of reverberation."""
+
+    reverberation_seconds: tuple[float, float] = (0.15, 0.9)
+    """Range of the reverberation time, in which sound decays by 60 dB, in seconds."""
+
+    middle_seconds: float = number(0.11, above=0)
+    """Largest distance from the middle of a word at which a token has its label."""
+
+    near_seconds: float = number(0.28, above=0)
+    """Largest distance at which a token without the label of the word counts for nothing."""
+
+    negative_weight: float = number(1.0, above=0)
+    """Weight of the loss of tokens without a word, against that of words."""
+
+    hard_weight: float = number(0.5, at_least=0)
+    """Weight of the loss of the tokens without a word that most resemble one."""
+
+    hard_share: float = number(0.02, above=0, at_most=1)
+    """Share of the tokens that are these."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("piece_seconds", "first", "close_gap", "gap", "reverberation_seconds"):
+            low, high = getattr(self, name)
+            require(low <= high, name, "be in order", (low, high))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,13 +352,22 @@ class Recipe(Settings):
     augment: AugmentConfig = AugmentConfig()
     """What training changes in a clip before it sees it."""
 
+    compose: ComposeConfig = ComposeConfig()
+    """How clips, speech and noise become streams, if tokens get scores."""
+
     train: TrainConfig = TrainConfig()
     """Optimization."""
 
 
 RECIPES: Mapping[str, Recipe] = {
     "default": Recipe(),
-    "streams": Recipe(name="streams", unknown_clips=5, augment=AugmentConfig(fragment_share=0.25)),
+    "streams": Recipe(
+        name="streams",
+        unknown_clips=5,
+        model=ModelConfig(scores="tokens", positions=False),
+        augment=AugmentConfig(noise_probability=0.95, noise_snr_db=(2.0, 30.0), time_mask=6, num_frequency_masks=1),
+        train=TrainConfig(label_smoothing=0.0),
+    ),
     "baseline": Recipe(
         name="baseline",
         features=FeatureConfig(fit="start", n_fft=400, f_min=0.0, mel_scale="htk", log=False, normalize=False),
@@ -323,7 +399,7 @@ RECIPES: Mapping[str, Recipe] = {
     ),
 }
 """`baseline` is exactly what the project started from; `default` is the best on clips that has been measured since;
-`streams` adds fragments and unknown words, which cost a point on clips and spare false alarms (docs/serving.md)."""
+`streams` hears words in running speech: it scores every token, and trains on composed streams (docs/serving.md)."""
 
 INIT_MIN_CLIPS = 10_000
 """Upper limit of `min_clips` when training starts from a model: 3,000 to 30,000 clips gave the same accuracy."""

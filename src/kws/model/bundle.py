@@ -9,7 +9,7 @@ import io
 import math
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -62,13 +62,33 @@ class Recognizer:
     @torch.inference_mode()
     def predict(self, waveforms: Waveform) -> npt.NDArray[np.float32]:
         """Converts waveforms, float32 [clips, num_samples] in -1 to 1, to probabilities, float32 [clips, words]."""
-        return self.predict_features(mel_spectrogram(self.features)(torch.from_numpy(waveforms)).numpy())
+        return self._predict(mel_spectrogram(self.features)(torch.from_numpy(waveforms)), self.model)
 
     @torch.inference_mode()
     def predict_features(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Converts mel spectrograms, float32 [clips, num_mels, num_frames], to probabilities [clips, words]."""
-        probabilities = self.probabilities(self.model(torch.from_numpy(features).to(self.model.mean.device)))
-        return probabilities.cpu().numpy()
+        """Converts mel spectrograms of clips or, if tokens get scores, of streams, to probabilities.
+
+        Args:
+            features: float32 [clips, num_mels, num_frames].
+
+        Returns:
+            float32 [clips, words], or [streams, tokens, words].
+        """
+        score = self.model if self.margin is None else self.model.token_scores
+        return self._predict(torch.from_numpy(features), score)
+
+    def _predict(self, features: Tensor, score: Callable[[Tensor], Tensor]) -> npt.NDArray[np.float32]:
+        return self.probabilities(score(features.to(self.model.mean.device))).cpu().numpy()
+
+    @property
+    def margin(self) -> tuple[int, int] | None:
+        """The numbers of tokens before and after a token on which its scores depend; None: only clips get scores."""
+        return self.model.margin if self.model.config.scores == "tokens" else None
+
+    @property
+    def frames_per_token(self) -> int:
+        """Frames per token."""
+        return self.model.config.frames_per_token
 
     @property
     def num_parameters(self) -> int:
@@ -143,8 +163,10 @@ def _recognizer(content: Mapping[str, Any], device: torch.device | str) -> Recog
     words, weights, temperature = content["words"], content["weights"], float(content["temperature"])
     require_words(words)
     require(math.isfinite(temperature) and temperature > 0, "temperature", "be positive", temperature)
-    for kind, name in ((FeatureConfig, "features"), (ModelConfig, "model")):  # a default may not be what it was
-        missing = ", ".join(sorted({one.name for one in dataclasses.fields(kind)} - content[name].keys()))
+    added = {"model": {"scores", "reach"}}  # settings that models of earlier versions do not have
+    for kind, name in ((FeatureConfig, "features"), (ModelConfig, "model")):  # other defaults may not be what they were
+        wanted = {one.name for one in dataclasses.fields(kind)} - added.get(name, set())
+        missing = ", ".join(sorted(wanted - content[name].keys()))
         require(not missing, name, "have all settings", f"none for {missing}")
     features, config = from_dict(FeatureConfig, content["features"]), from_dict(ModelConfig, content["model"])
     require(config.num_layers <= len(weights), "num_layers", "match the weights", config.num_layers)

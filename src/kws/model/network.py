@@ -1,4 +1,4 @@
-"""The network: a Transformer over the frames of a mel spectrogram.
+"""The network: a Transformer over the frames of a mel spectrogram, which scores clips or every place in a stream.
 
 Letters in shapes:
     N  clips in a batch
@@ -25,6 +25,11 @@ class AudioTransformer(nn.Module):
 
     features [N, F, T] → normalize → stem → tokens [N, L, C] → + positions → blocks → mean over tokens → scores [N, K]
 
+    If the configuration says that tokens get scores, nothing in the network depends on the length of its input or on
+    where a token is in it: a token attends to its neighbours only, and positions are relative to it. `token_scores` is
+    then what it is trained on. Each token scores the word whose middle it is at, and a clip gets the scores of the
+    token at which most is said.
+
     The `baseline` preset (no stem, no positions, post-norm, feed-forward 2048, dropout 0.1) is equivalent to
     `nn.TransformerEncoder` with `nn.TransformerEncoderLayer(128, 4, batch_first=True)`, and has the same weights.
     """
@@ -37,6 +42,7 @@ class AudioTransformer(nn.Module):
         self.register_buffer("std", torch.ones(features.num_mels))
         self.stem = ConvStem(config, features) if config.stem == "conv" else FramesAsTokens(config, features)
         self.positions = nn.Parameter(torch.zeros(num_tokens, config.width)) if config.positions else None
+        self.silence = math.log(features.log_offset) if features.log else 0.0
         drop_path = torch.linspace(0, config.drop_path, config.num_layers, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_path)
         self.norm = nn.LayerNorm(config.width) if config.norm_first else nn.Identity()
@@ -60,16 +66,43 @@ class AudioTransformer(nn.Module):
             features: float [N, F, T], as computed by `kws.preprocess.features.MelSpectrogram`.
 
         Returns:
-            Scores (logits), float [N, K].
+            Scores (logits), float [N, K]; while a model of tokens is in training, float [N, L, K].
         """
+        if self.config.scores == "tokens":
+            scores = self.token_scores(features)
+            return scores if self.training else self.loudest(scores)
+        clip_scores: Tensor = self.head(self._tokens(features).mean(dim=1))
+        return clip_scores
+
+    def token_scores(self, features: Tensor) -> Tensor:
+        """Scores the words at every token: float [N, F, T] of any T to float [N, L, K].
+
+        The scores of a token are exact if all frames to which it reaches are there, see `margin`.
+        """
+        scores: Tensor = self.head(self._tokens(features))
+        return scores
+
+    @staticmethod
+    def loudest(scores: Tensor) -> Tensor:
+        """Chooses the token at which silence, the last class, is least likely: [N, L, K] to [N, K]."""
+        place = scores.log_softmax(-1)[:, :, -1:].argmin(dim=1, keepdim=True)  # [N, 1, 1]
+        return scores.gather(1, place.expand(-1, 1, scores.size(2)))[:, 0]
+
+    @property
+    def margin(self) -> tuple[int, int]:
+        """The numbers of tokens before and after a token on which its scores depend."""
+        before, after = (self.config.num_layers * reach + ConvStem.REACH for reach in self.config.reach)
+        return before, after
+
+    def _tokens(self, features: Tensor) -> Tensor:
         x = (features - self.mean[:, None]) / self.std[:, None]
         x = self.stem(x)  # [N, L, C]
         if self.positions is not None:
             x = x + self.positions
         for block in self.blocks:
             x = block(x)
-        scores: Tensor = self.head(self.norm(x).mean(dim=1))
-        return scores
+        normed: Tensor = self.norm(x)
+        return normed
 
 
 class FramesAsTokens(nn.Module):
@@ -94,6 +127,9 @@ class ConvStem(nn.Module):
 
     CHANNELS = (16, 32, 64, 96)
 
+    REACH = 3
+    """Tokens before and after itself on whose frames a token depends, if a token is four frames or more."""
+
     def __init__(self, config: ModelConfig, features: FeatureConfig) -> None:
         super().__init__()
         convs, last, frames = [], 1, config.frames_per_token
@@ -112,7 +148,9 @@ class ConvStem(nn.Module):
         x = x[:, None].contiguous(memory_format=torch.channels_last)
         for conv in self.convs:
             x = self.activation(conv(x))  # after the last one [N, channels, F / 16, L]
-        tokens: Tensor = self.project(x.permute(0, 3, 2, 1).flatten(2))
+        x = x.permute(0, 3, 2, 1)
+        # Not flatten, which onnxruntime cannot compute if there are no clips.
+        tokens: Tensor = self.project(x.reshape(x.size(0), x.size(1), self.project.in_features))
         return tokens
 
 
@@ -153,8 +191,11 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.dropout = config.dropout
+        self.reach = config.reach if config.scores == "tokens" else None
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
+        # What the distance of two tokens adds to the attention of each head.
+        self.distances = nn.Parameter(torch.zeros(config.num_heads, sum(config.reach) + 1)) if self.reach else None
         # Initialized as in nn.MultiheadAttention.
         nn.init.xavier_uniform_(self.qkv.weight)
         nn.init.zeros_(self.qkv.bias)
@@ -162,16 +203,31 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps tokens [N, L, C] to tokens of the same shape."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [N, H, L, D]
+        num_clips, num_tokens = x.size(0), x.size(1)
+        width = self.qkv.in_features
+        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, width // self.num_heads))
+        q, k, v = heads.permute(2, 0, 3, 1, 4)  # each [N, H, L, D]
         dropout = self.dropout if self.training else 0.0
         if x.device.type == "cpu":
             # With so few tokens plain products are faster than the fused kernel, 2 to 10 times including the gradient.
-            weights = (q * q.size(-1) ** -0.5 @ k.transpose(-1, -2)).softmax(-1)  # [N, H, L, L]
+            scores = q * q.size(-1) ** -0.5 @ k.transpose(-1, -2)  # [N, H, L, L]
+            weights = (scores if self.reach is None else scores + self._bias(num_tokens)).softmax(-1)
             x = F.dropout(weights, dropout) @ v
         else:
-            x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        tokens: Tensor = self.out(x.transpose(1, 2).flatten(2))
+            bias = None if self.reach is None else self._bias(num_tokens).to(q.dtype)
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+        tokens: Tensor = self.out(x.transpose(1, 2).reshape(num_clips, num_tokens, width))
         return tokens
+
+    def _bias(self, num_tokens: int) -> Tensor:
+        """Returns what is added to the attention from each token to each other, [H, L, L]; out of reach, -10,000."""
+        assert self.reach is not None
+        assert self.distances is not None
+        before, after = self.reach
+        place = torch.arange(num_tokens, device=self.distances.device)
+        distance = place - place[:, None]  # [L, L]
+        bias = self.distances[:, (distance + before).clamp(0, before + after)]
+        return bias.masked_fill((distance < -before) | (distance > after), -1e4)
 
 
 class FeedForward(nn.Module):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from kws import files
-from kws.config import UNKNOWN
+from kws.config import SILENCE, UNKNOWN
 from kws.model import bundle
 from kws.model.bundle import Recognizer
 from kws.model.network import AudioTransformer
@@ -29,8 +29,8 @@ from kws.recipe import Recipe
 from kws.settings import require
 from kws.train import checkpoint, runs, schedule
 from kws.train.augment import Augment
+from kws.train.compose import Composer, what_is_left
 from kws.train.distributed import World
-from kws.train.fragments import Fragments
 from kws.train.journal import open_journal
 from kws.train.optimizer import make_optimizers
 from kws.train.start import start_from
@@ -122,18 +122,17 @@ class Trainer:
                 self.model, bucket_cap_mb=1, broadcast_buffers=False, gradient_as_bucket_view=True
             )
         mean = tensors.mean.to(world.device) if start is None else self.model.mean
-        augment = Augment(recipe.augment, tensors.features, mean, tensors.noise())
-        fragments = None
-        if recipe.augment.fragment_share and UNKNOWN in tensors.words:
-            fragments = Fragments(recipe.augment.fragment_share, tensors.words.index(UNKNOWN), augment.silence)
+        compose = self._composer() if recipe.model.scores == "tokens" else None
+        changes = recipe.augment if compose is None else what_is_left(recipe.augment)
+        augment = Augment(changes, tensors.features, mean, tensors.noise())
         self.update = Update(
             model=self.model,
             parallel=parallel,
             averaged=self.averaged,
             optimizers=make_optimizers(self.model, config, torch.bfloat16 if bf16 else torch.float32),
             augment=augment,
-            fragments=fragments,
-            config=config,
+            compose=compose,
+            recipe=recipe,
             bf16=bf16,
         )
         # With several processes a step is not recorded: its graph would have to hold the messages of NCCL, for which
@@ -141,6 +140,24 @@ class Trainer:
         # TORCH_NCCL_ASYNC_ERROR_HANDLING, so that a process whose neighbour died would wait for ever.
         can_record = use_graph and world.device.type == "cuda" and world.size == 1
         self.take_step: Update | GraphedUpdate = GraphedUpdate(self.update) if can_record else self.update
+
+    def _composer(self) -> Composer:
+        """Returns what makes streams of this training's clips, speech and noise."""
+        words, recipe = self.tensors.words, self.recipe
+        fits = words[-2:] == [UNKNOWN, SILENCE]
+        remedy = "be clip without clips of unknown words and silence (--unknown-words auto, and _background_noise_)"
+        require(fits, "model.scores", remedy, recipe.model.scores)
+        size = recipe.compose.clips_per_stream
+        require(self.batch_size >= size, "batch_size", f"be at least {size} in each process", self.batch_size)
+        return Composer(
+            recipe.compose,
+            recipe.augment,
+            self.tensors.features,
+            len(words),
+            recipe.model.frames_per_token,
+            self.tensors.speech(),
+            self.tensors.noise(),
+        )
 
     def train_epoch(self) -> Iterator[bool]:
         """Takes the remaining steps of the epoch; after each, yields whether all processes must stop.
@@ -260,8 +277,9 @@ class Trainer:
             "validation_accuracy": accuracy,
             "learning_rate": learning_rate,
         }
-        # Of epochs that are equally good, which are many where few clips validate, the last has trained most.
-        is_best = accuracy >= position.best_accuracy
+        # Of epochs that are equally good, which are many where few clips validate, the last has trained most. Accuracy
+        # on clips says little about streams: after some point it falls while fewer words are missed.
+        is_best = accuracy >= position.best_accuracy or self.update.compose is not None
         position.best_accuracy = max(accuracy, position.best_accuracy)
         position.epoch += 1
         position.clips_done, position.loss_sum, position.num_correct = 0, 0.0, 0.0

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from kws.model.network import AudioTransformer
-from kws.recipe import TrainConfig
+from kws.recipe import Recipe
 from kws.train.augment import Augment
-from kws.train.fragments import Fragments
+from kws.train.compose import Composer
+from kws.train.losses import clip_loss, token_loss
 from kws.train.optimizer import Optimizer
 from kws.train.schedule import Rates, on_gpu
 
@@ -29,8 +30,9 @@ class Update:
     """Its weights are the moving average of the model's."""
     optimizers: Sequence[Optimizer]
     augment: Augment
-    fragments: Fragments | None
-    config: TrainConfig
+    compose: Composer | None
+    """What makes streams of the clips, if tokens get scores."""
+    recipe: Recipe
     bf16: bool
 
     def __call__(self, features: Tensor, labels: Tensor, rates: Rates) -> Tensor:
@@ -42,24 +44,31 @@ class Update:
             rates: the numbers of this step.
 
         Returns:
-            The mean loss and the number of clips recognized, float32 [2], on the device.
+            The mean loss and the number of clips recognized, float32 [2], on the device. For streams, it is the share
+            of the tokens in the middle of a word that are right, times the number of clips.
         """
-        if self.fragments is not None:
-            features, labels = self.fragments(features, labels)
+        config = self.recipe.train
+        num_clips = len(features)
+        if self.compose is not None:
+            features, labels = self.compose(features, labels)
         features = self.augment(features)
         # Without the cache of converted weights, which would outlive a captured graph; each is used only once.
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
             scores = self.parallel(features)
-        loss = nn.functional.cross_entropy(scores.float(), labels, label_smoothing=self.config.label_smoothing)
+        if self.compose is None:
+            loss, right = clip_loss(scores.float(), labels, config.label_smoothing)
+        else:
+            loss, share = token_loss(scores.float(), labels, config.label_smoothing, self.recipe.compose)
+            right = share * num_clips
         self.model.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if self.config.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        if config.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         for optimizer in self.optimizers:
             optimizer.step(rates)
-        if self.config.ema_decay:
+        if config.ema_decay:
             self._average(rates.average_weight)
-        return torch.stack((loss.detach(), (scores.detach().argmax(-1) == labels).sum().float()))
+        return torch.stack((loss.detach(), right))
 
     @torch.no_grad()
     def _average(self, weight: float | Tensor) -> None:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from kws import files
-from kws.config import UNKNOWN
+from kws.config import SILENCE, UNKNOWN
 from kws.download.synthesize import synthesize
 from kws.launch.torchrun import TorchrunLauncher
 from kws.model import bundle, versions
@@ -83,20 +83,13 @@ def test_one_batch_is_overfitted_to_zero_loss(tensors: Path, tmp_path: Path) -> 
     assert losses[-1] < 1e-3
 
 
-def test_preset_streams_adds_fragments_if_the_model_has_unknown_words_and_else_trains_as_the_default(
-    tensors: Path,
-) -> None:
+def test_a_model_of_tokens_needs_classes_of_unknown_words_and_silence(tensors: Path) -> None:
     opened = Tensors(tensors)
-
-    def after_a_step(preset: str) -> torch.Tensor:
-        one = Trainer(opened, settings(augment=RECIPES[preset].augment), ALONE)
-        torch.manual_seed(0)
-        one.step(torch.arange(16))
-        return one.model.head.weight.detach()
-
-    assert torch.equal(after_a_step("streams"), after_a_step("default"))
-    opened.words[0] = UNKNOWN
-    assert not torch.equal(after_a_step("streams"), after_a_step("default"))
+    recipe = dataclasses.replace(settings(), model=dataclasses.replace(RECIPES["streams"].model, num_layers=1))
+    with pytest.raises(ValueError, match=r"model\.scores must be clip without clips of unknown words and silence"):
+        Trainer(opened, recipe, ALONE)
+    opened.words[:] = ["no", UNKNOWN, SILENCE]
+    assert len(Trainer(opened, recipe, ALONE).step(torch.arange(16))) == 2
 
 
 def test_temperature_is_fitted_on_clips_as_they_are_and_as_training_changes_them_without_masks(tensors: Path) -> None:

@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kws.config import UNKNOWN
 from kws.model.network import AudioTransformer
+from kws.preprocess.tensors import Speech
 from kws.recipe import RECIPES, FeatureConfig, Recipe
 from kws.train.augment import Augment
-from kws.train.fragments import Fragments
+from kws.train.compose import Composer, what_is_left
 from kws.train.optimizer import make_optimizers
 from kws.train.schedule import Rates, rates
 from kws.train.update import Update
@@ -61,19 +62,25 @@ class Operators(TorchDispatchMode):
 def make_update(recipe: Recipe) -> Update:
     torch.manual_seed(0)
     features = recipe.features
-    model, averaged = (AudioTransformer(recipe.model, features, len(WORDS)) for _ in range(2))
+    num_words = len(WORDS) + (recipe.model.scores == "tokens")  # and silence
+    model, averaged = (AudioTransformer(recipe.model, features, num_words) for _ in range(2))
     averaged.load_state_dict(model.state_dict())
     noise = torch.randn(5, features.num_mels, features.num_frames).half()
-    augment = Augment(recipe.augment, features, model.mean, noise)
-    share = recipe.augment.fragment_share
+    compose, changes = None, recipe.augment
+    if recipe.model.scores == "tokens":
+        changes = what_is_left(recipe.augment)
+        lengths = torch.tensor([500, 900])
+        talk = torch.randn(1400, features.num_mels).sub_(6).half()
+        speech = Speech(features=talk, usable=torch.rand(1400) < 0.8, lengths=lengths, ends=lengths.cumsum(0))
+        compose = Composer(recipe.compose, recipe.augment, features, num_words, 4, speech, noise)
     return Update(
         model=model,
         parallel=model.train(),
         averaged=averaged,
         optimizers=make_optimizers(model, recipe.train, torch.float32),
-        augment=augment,
-        fragments=Fragments(share, WORDS.index(UNKNOWN), augment.silence) if share else None,
-        config=recipe.train,
+        augment=Augment(changes, features, model.mean, noise),
+        compose=compose,
+        recipe=recipe,
         bf16=False,
     )
 
