@@ -9,6 +9,7 @@ from components import images
 def evaluate(
     model: Input[Model],
     tensors: Input[Dataset],
+    false_alarms_per_hour: float,
     metrics: Output[Metrics],
     confusion: Output[ClassificationMetrics],
     report: Output[HTML],
@@ -19,6 +20,7 @@ def evaluate(
     Args:
         model: the .pth file.
         tensors: manifest of the tensors folder.
+        false_alarms_per_hour: the limit for the choice of detection thresholds.
         metrics: accuracy, macro F1, calibration error and number of clips.
         confusion: the confusion matrix.
         report: a self-contained page, with pictures and the worst mistakes to listen to.
@@ -30,7 +32,7 @@ def evaluate(
     from kws.evaluate.step import evaluate
 
     steps.start()
-    found = evaluate(Path(model.path), steps.receive(tensors.path), Path(report.path))
+    found = evaluate(Path(model.path), steps.receive(tensors.path), Path(report.path), false_alarms_per_hour)
     for name in ("accuracy", "macro_f1", "calibration_error", "num_clips"):
         metrics.log_metric(name, getattr(found, name))
     confusion.log_confusion_matrix(found.words, found.matrix.astype(int).tolist())

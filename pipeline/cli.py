@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kws import files
-from kws.command import as_command
+from kws.command import CommandParser, as_command
 from kws.config import PipelineConfig
 from pipeline.flags import add_parameters, read_parameters
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _call(argv: Sequence[str] | None) -> None:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = CommandParser(
         prog="python -m pipeline", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

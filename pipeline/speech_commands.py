@@ -46,6 +46,7 @@ def speech_commands(placement: Placement) -> BaseComponent:
         processes_per_node: str = "",
         debug: bool = DEFAULT.debug,
         min_accuracy: float = DEFAULT.min_accuracy,
+        false_alarms_per_hour: float = DEFAULT.false_alarms_per_hour,
     ) -> None:
         """Recordings in, the model in use out; see `kws.config.PipelineConfig` for the parameters.
 
@@ -78,7 +79,11 @@ def speech_commands(placement: Placement) -> BaseComponent:
             data_root=data_root,
             run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         )
-        evaluated = evaluate(model=trained.outputs["model"], tensors=preprocessed.outputs["tensors"])
+        evaluated = evaluate(
+            model=trained.outputs["model"],
+            tensors=preprocessed.outputs["tensors"],
+            false_alarms_per_hour=false_alarms_per_hour,
+        )
         promoted = promote(
             model=trained.outputs["model"],
             tensors=preprocessed.outputs["tensors"],

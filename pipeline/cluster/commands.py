@@ -219,8 +219,9 @@ def _parameters(options: Options) -> PipelineConfig:
         if is_signed(source):
             raise ValueError(
                 "source must have no signature, key or password, which Kubeflow would keep and show, got "
-                f"one on {urlsplit(source).hostname}: put the address into the secret {SECRET} (kubectl create secret "
-                f"generic {SECRET} --from-literal=WORDS='ADDRESS') and give SOURCE=env:WORDS"
+                f"one on {urlsplit(source).hostname}: put the address into the secret {SECRET} (kubectl "
+                f"-n {options.namespace} create secret generic {SECRET} --from-literal=WORDS='ADDRESS') and give "
+                "SOURCE=env:WORDS"
             )
     on_volume = Path(config.data_root).is_relative_to(mounted)
     require(on_volume, "data_root", f"be {mounted} or below, where the volume is", config.data_root)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kws import files
-from kws.command import as_command
+from kws.command import CommandParser, as_command
 from kws.config import PipelineConfig, ServeConfig, SynthesizeConfig, parse_words
 from kws.settings import add_flag, add_registry, field_docs, require
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(argv: Sequence[str] | None) -> NoReturn:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = CommandParser(
         prog="kws", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -197,6 +197,11 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_gate(command: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    for name in ("after", "after_seconds"):
+        add_flag(command, ServeConfig, name)
+
+
 def _add_evaluate(add: Add) -> None:
     command = add("evaluate", _evaluate, "evaluate a model on a folder of <word>/*.wav, on the words that it knows")
     command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth or .onnx file")
@@ -239,6 +244,7 @@ def _add_evaluate(add: Add) -> None:
         help="a long recording without any of the words; the limit must hold there too",
     )
     streams.add_argument("--thresholds", type=Path, metavar="FILE", help="evaluate these instead of choosing new ones")
+    _add_gate(streams)
 
 
 def _evaluate_streams(options: argparse.Namespace) -> int:
@@ -256,6 +262,8 @@ def _evaluate_streams(options: argparse.Namespace) -> int:
         false_alarms_per_hour=options.false_alarms_per_hour,
         thresholds=given,
         room=options.room,
+        after=options.after,
+        after_seconds=options.after_seconds,
     )
     rows = write_stream_report(options.output, recognizer, thresholds, reports, f"recordings in {options.recordings}")
     if options.json:
@@ -266,7 +274,8 @@ def _evaluate_streams(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     table = Table()
-    for title in ("SNR", "hours", "words", "missed", "alarms/h", "95 %", "missed at 1/h", "false alarms in"):
+    gate = ("gate missed", "words after it") if thresholds.after else ()
+    for title in ("SNR", "hours", "words", *gate, "missed", "alarms/h", "95 %", "missed at 1/h", "false alarms in"):
         table.add_column(title, justify="left" if title == "false alarms in" else "right")
     for row in rows:
         low, high = row["false_alarms_per_hour_95"]
@@ -275,6 +284,7 @@ def _evaluate_streams(options: argparse.Namespace) -> int:
             f"{row['snr_db']:g} dB",
             f"{row['hours']:.2f}",
             str(row["spoken"]),
+            *([f"{row['gate_missed']:.1%}", f"{row['missed_after_gate']:.1%}"] if gate else []),
             f"{row['missed']:.1%}",
             f"{row['false_alarms_per_hour']:.2f}",
             f"{low:.2f} to {high:.2f}",
@@ -371,6 +381,7 @@ def _add_listen(add: Add) -> None:
         metavar="FILE",
         help="thresholds.json of kws evaluate --stream (default: the one beside the model, or 0.8 for every word)",
     )
+    _add_gate(command)
     command.add_argument("--microphone", action="store_true", help="listen to this machine's microphone until Ctrl-C")
     command.add_argument("--json", action="store_true", help="print a line of JSON for each word, with its position")
     command.add_argument(
@@ -395,7 +406,7 @@ def _listen(options: argparse.Namespace) -> int:
     words, rate = recognizer.words, recognizer.features.sample_rate
     thresholds = (
         Thresholds.read(options.thresholds, words) if options.thresholds else Thresholds.beside(options.model, words)
-    )
+    ).behind(options.after, options.after_seconds)
     if options.microphone:
         source = microphone(rate)
     else:

@@ -135,6 +135,7 @@ def write_stream_report(
         thresholds=thresholds,
         title=title,
         picture=plots.data_uri(picture, "image/png"),
+        script=importlib.resources.files("kws").joinpath("curve.js").read_text(encoding="utf-8"),
     )
     files.write_json(folder / THRESHOLDS, thresholds.as_json())
     files.write_json(folder / "streams.json", {"thresholds": thresholds.as_json(), "streams": rows})

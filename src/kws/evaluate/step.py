@@ -25,18 +25,21 @@ log = logging.getLogger(__name__)
 ROBUSTNESS_CLIPS = 400
 """Largest number of test clips for each robustness condition: enough for ± 2 percentage points."""
 
-STREAM_CLIPS = 1000
+STREAM_CLIPS = 100
 """Smallest number of test clips for an evaluation in streams; with fewer it would mean little."""
 
 CLIPS_PER_HOUR = 2000
-"""Number of test clips per hour of stream; a stream is at most one hour long."""
+"""Number of test clips per hour of stream. A stream is at most one hour long, or if tokens get scores, which is ten
+times as fast, at most LONG_HOURS."""
+
+LONG_HOURS = 5.0
 
 STREAM_SNR_DB = 10.0
 """Signal-to-noise ratio of the streams of this step, in dB; `kws evaluate --stream` has others."""
 
 
 @computing()
-def evaluate(model: Path, tensors: Path, report: Path) -> Evaluation:
+def evaluate(model: Path, tensors: Path, report: Path, false_alarms_per_hour: float = 1.0) -> Evaluation:
     """Evaluates a `.pth` on the test split and writes the report, a self-contained HTML page.
 
     Robustness and thresholds for streams need the recordings, and are left out if these no longer exist.
@@ -45,6 +48,7 @@ def evaluate(model: Path, tensors: Path, report: Path) -> Evaluation:
         model: a file of `kws.model.bundle`.
         tensors: a tensors folder of `kws.preprocess.step`.
         report: the page to write.
+        false_alarms_per_hour: the limit for the choice of detection thresholds.
 
     Raises:
         ValueError: the model or the tensors are damaged.
@@ -57,7 +61,9 @@ def evaluate(model: Path, tensors: Path, report: Path) -> Evaluation:
     recordings = Path(opened.manifest["recordings"]["path"])
     evaluation = evaluate_tensors(recognizer, opened)
     clips = opened.split("test").clips
-    more = _in_noise(recognizer, recordings, clips) | _in_streams(recognizer, recordings, len(clips))
+    more = _in_noise(recognizer, recordings, clips) | _in_streams(
+        recognizer, recordings, len(clips), false_alarms_per_hour
+    )
     evaluation = dataclasses.replace(evaluation, more=more)
     write_report(
         report,
@@ -82,12 +88,14 @@ def _in_noise(recognizer: Recognizer, recordings: Path, clips: Index) -> dict[st
     return {"robustness": dict(found), "num_robustness_clips": len(some)}
 
 
-def _in_streams(recognizer: Recognizer, recordings: Path, num_clips: int) -> dict[str, Any]:
+def _in_streams(
+    recognizer: Recognizer, recordings: Path, num_clips: int, false_alarms_per_hour: float
+) -> dict[str, Any]:
     """Chooses thresholds on a stream of the validation split, and evaluates them on one of the test split."""
     if num_clips < STREAM_CLIPS:
         log.info("streams are not evaluated, as the test split has %d clips: %d are needed", num_clips, STREAM_CLIPS)
         return {}
-    hours = min(1.0, num_clips / CLIPS_PER_HOUR)
+    hours = min(1.0, num_clips / CLIPS_PER_HOUR) * (1.0 if recognizer.margin is None else LONG_HOURS)
     log.info(
         "listening to %.0f minutes of stream of the validation split, to choose thresholds, and as many of the "
         "test split",
@@ -98,11 +106,13 @@ def _in_streams(recognizer: Recognizer, recordings: Path, num_clips: int) -> dic
             # A window at a time, onnxruntime is more than twice as fast as torch; probabilities differ by 1e-6.
             onnx.export(recognizer, Path(folder) / versions.ONNX)
             exported = onnx.load(Path(folder) / versions.ONNX, num_threads=1)
-            thresholds, reports = streams.evaluate_streams(exported, recordings, hours=hours, snrs_db=[STREAM_SNR_DB])
+            thresholds, reports = streams.evaluate_streams(
+                exported, recordings, hours=hours, false_alarms_per_hour=false_alarms_per_hour, snrs_db=[STREAM_SNR_DB]
+            )
     except (OSError, ValueError) as error:
         log.warning("streams are not evaluated: %s", error)
         return {}
-    left_out = ("detections", "truth")  # long, and useful only together with the streams themselves
+    left_out = ("detections", "truth", "unclear")  # long, and useful only together with the streams themselves
     rows = [{name: value for name, value in report.summary().items() if name not in left_out} for report in reports]
     return {"thresholds": thresholds.as_json(), "streams": rows}
 

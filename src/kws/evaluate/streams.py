@@ -1,10 +1,14 @@
 """Evaluates detection in long audio streams with known content: misses, false alarms per hour, and thresholds.
 
-A stream imitates what a device hears: clips of the words at random gaps, other words, and whole sentences, all over
-noise that training never used. The model listens to it as `kws listen` does. Every detection that is not the word
-spoken at that time counts as a false alarm, and so does a word that is detected twice.
+A stream imitates what a device hears: clips of the words at random gaps, other words, and running speech, all over
+noise that training never used. The speech is that of the recordings, of people who talk in no other split; if there is
+none with a text, synthetic voices read sentences. The model listens to it as `kws listen` does. Every detection that is
+not the word spoken at that time counts as a false alarm, and so does a word that is detected twice.
 
 Thresholds are chosen on streams of the validation split; metrics are computed on streams of the test split.
+
+With a gate, half of the words are spoken soon after its word, and are to be detected; the others are spoken while it is
+shut, and are to be ignored.
 """
 
 import dataclasses
@@ -25,6 +29,7 @@ from kws.cores import computing
 from kws.data import classes, splits
 from kws.data.listing import Listing
 from kws.data.sources import list_recordings
+from kws.download.sentences import speak_sentences
 from kws.model.detector import Decider, Detector, Floats, Thresholds, Window, reported
 from kws.model.predict import AnyRecognizer
 from kws.preprocess.audio import Waveform, read, read_waveform
@@ -39,6 +44,15 @@ SNRS_DB = (20, 10, 5)
 SHARES = {"word": 0.4, "unknown": 0.3, "sentence": 0.3}
 """Shares of the kinds of utterances: words of the model, other words of the corpus, and sentences."""
 
+GATED = 0.5
+"""Share of the words that are spoken after the word of the gate, if there is one."""
+
+GATE_GAPS = (0.2, 1.5)
+"""Range of the pauses between the word of the gate and the next, in seconds."""
+
+GATE_SHARE = 0.5
+"""Share of the allowed false alarms that the word of the gate may cause."""
+
 GAPS = (0.5, 4.0)
 """Range of the pauses between utterances, in seconds."""
 
@@ -51,11 +65,17 @@ TOLERANCE = 0.25
 NUM_SENTENCES = 120
 """Number of sentences that are synthesized, each with a random voice."""
 
+TOKENS_AT_A_TIME = 200
+"""Tokens that are computed together, as nobody waits for the detections."""
+
 NUM_LEVELS = 60
 """Number of thresholds that are tried for every word."""
 
 LOWEST_LEVEL = 0.2
 """Lowest threshold that is tried."""
+
+LONGEST_SENTENCE = 20.0
+"""Seconds of a recording of running speech that are taken at a time."""
 
 MOVES = np.concatenate((np.linspace(-6, -1, 20, endpoint=False), np.linspace(-1, 1, 81), np.linspace(1.25, 4, 12)))
 """Offsets in log-odds by which all thresholds are moved for the points of a curve. They are densest around 0, as
@@ -63,40 +83,6 @@ training with label smoothing keeps confident probabilities in a narrow range be
 
 NEVER = 1.5
 """The threshold of a word that cannot be detected without too many false alarms."""
-
-SENTENCES = (
-    "The weather will be cloudy with some rain towards the evening.",
-    "Please remember to water the plants before the weekend.",
-    "My sister bought a second hand bicycle at the market.",
-    "We could have dinner together after the concert.",
-    "The train to the airport leaves every twenty minutes.",
-    "Her grandmother tells the most wonderful stories.",
-    "Nobody knew where the keys of the cellar were.",
-    "The committee has published its yearly report.",
-    "A glass of cold water is all that I want.",
-    "They painted the kitchen yellow and the hall blue.",
-    "Scientists measured the temperature of the lake.",
-    "Have you seen the new film about the mountains?",
-    "The baker opens his shop at seven in the morning.",
-    "Children were playing football behind the school.",
-    "It takes about an hour to walk around the island.",
-    "The orchestra rehearses in the old theatre.",
-    "He writes letters to his cousin in Canada.",
-    "Prices have risen since the beginning of summer.",
-    "The cat was asleep under the kitchen table.",
-    "Could somebody answer the telephone, please?",
-    "This recipe needs butter, sugar and three lemons.",
-    "The museum shows paintings from five centuries.",
-    "A strong wind came from the sea that night.",
-    "I have been learning Spanish for several months.",
-    "The doctor will see you in a few moments.",
-    "Most visitors arrive by bus or by car.",
-    "She repaired the radio with a small screwdriver.",
-    "There is a letter for your neighbour on the table.",
-    "The river was frozen for the whole of January.",
-    "Let us meet at the library around noon.",
-)
-"""Sentences to speak between the words; a sentence that contains a word of the model is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +93,14 @@ class Utterance:
     end: float
     """In seconds from the start of the stream, as `begin`."""
     kind: str
-    """word, unknown or sentence."""
+    """word, unknown or sentence; gate: the word of the gate, which `word` follows; closed: a word spoken without it."""
     word: str
-    """The word of the model; empty for other kinds."""
+    """The word of the model; empty for unknown and sentence."""
     source: str
-    """The clip id, or the number of the sentence."""
+    """The clip id, or the recording or number of the sentence."""
+    unclear: Sequence[tuple[float, float]] = ()
+    """Where in the stream a word of the model may be spoken in a sentence, in seconds: nothing counts there. So it is
+    with a word that happens to be spoken while the gate is open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,12 +133,34 @@ class Outcome:
     false_alarms: Counter[str]
     """Number of false alarms by detected word."""
     causes: Counter[str]
-    """Number of false alarms by cause: word (another word), again (detected twice), unknown, sentence, noise."""
+    """Number of false alarms by cause: word (another word), again (detected twice), unknown, sentence, noise, closed (a
+    word without the gate before it)."""
+    gate: str = ""
+    """The word of the gate; empty: none."""
+    reached: int = 0
+    """Number of words that were spoken after a word of the gate that was detected."""
 
     @property
     def missed(self) -> float:
-        """Miss rate, the fraction of the spoken words that were not detected."""
-        return 1 - self.found.total() / max(self.spoken.total(), 1)
+        """Miss rate, the fraction of the spoken words that were not detected.
+
+        The word of the gate does not count, but what was missed because of it does.
+        """
+        return 1 - self._found_words / max(self.spoken.total() - self.spoken[self.gate], 1)
+
+    @property
+    def gate_missed(self) -> float:
+        """Miss rate of the word of the gate."""
+        return 1 - self.found[self.gate] / max(self.spoken[self.gate], 1)
+
+    @property
+    def missed_after_gate(self) -> float:
+        """Miss rate of the words that were spoken after a word of the gate that was detected."""
+        return 1 - self._found_words / max(self.reached, 1)
+
+    @property
+    def _found_words(self) -> int:
+        return self.found.total() - self.found[self.gate]
 
     @property
     def per_hour(self) -> float:
@@ -163,6 +174,8 @@ class Outcome:
             spoken=self.spoken + other.spoken,
             false_alarms=self.false_alarms + other.false_alarms,
             causes=self.causes + other.causes,
+            gate=self.gate or other.gate,
+            reached=self.reached + other.reached,
         )
 
 
@@ -186,11 +199,20 @@ class StreamReport:
         """Returns the results as JSON."""
         outcome = self.outcome
         low, high = poisson_interval(outcome.false_alarms.total())
+        gate: dict[str, Any] = {}
+        if outcome.gate:
+            gate = {
+                "after": outcome.gate,
+                "gate_missed": outcome.gate_missed,
+                "reached": outcome.reached,
+                "missed_after_gate": outcome.missed_after_gate,
+            }
         return {
             "snr_db": self.snr_db,
             "hours": round(outcome.hours, 3),
             "spoken": outcome.spoken.total(),
             "missed": outcome.missed,
+            **gate,
             "false_alarms": outcome.false_alarms.total(),
             "false_alarms_per_hour": outcome.per_hour,
             "false_alarms_per_hour_95": [low / outcome.hours, high / outcome.hours],
@@ -207,6 +229,7 @@ class StreamReport:
             "curve": [[round(alarms, 4), round(missed, 4)] for alarms, missed in self.curve],
             "detections": [[round(time, 3), word, round(score, 5)] for time, word, score in self.detections],
             "truth": [[round(one.begin, 3), round(one.end, 3), one.kind, one.word, one.source] for one in self.spoken],
+            "unclear": [[round(first, 3), round(last, 3)] for one in self.spoken for first, last in one.unclear],
         }
 
 
@@ -222,7 +245,17 @@ def poisson_interval(count: int) -> tuple[float, float]:
 class Script:
     """The script of a stream, which can be rendered at several signal-to-noise ratios."""
 
-    def __init__(self, recordings: Path, recognizer: AnyRecognizer, split: str, hours: float, seed: int = 0) -> None:
+    def __init__(
+        self,
+        recordings: Path,
+        recognizer: AnyRecognizer,
+        split: str,
+        hours: float,
+        seed: int = 0,
+        *,
+        after: str = "",
+        after_seconds: float = 3.0,
+    ) -> None:
         """Draws a script at random.
 
         Args:
@@ -231,9 +264,11 @@ class Script:
             split: validation or test.
             hours: length of the stream.
             seed: random seed, which is combined with the split.
+            after: the word of the gate; empty: there is none.
+            after_seconds: for how long the gate is open.
 
         Raises:
-            ValueError: the split has no clip of a word of the model, or there is no noise.
+            ValueError: the split has no clip of a word of the model or of the gate, or there is no noise.
         """
         self.recordings = recordings
         self.features = recognizer.features
@@ -244,10 +279,16 @@ class Script:
         clips = splits.by_speaker(found, splits.read_lists(listing.lists, found))[split]
         targets = reported(recognizer.words)
         self._clips = {clip.id: clip for clip in clips}
+        rate = self.features.sample_rate
+        self._talks = {talk.file: talk for talk in listing.speech if talk.split == split and talk.text}
+        self._sentences = {}
+        if not self._talks:
+            spoken = speak_sentences(NUM_SENTENCES, rate, [seed, *split.encode()], without=targets)
+            self._sentences = {str(number): one.sound for number, one in enumerate(spoken)}
         sources = {
             "word": [clip.id for clip in clips if clip.word in targets],
             "unknown": [clip.id for clip in clips if clip.word not in recognizer.words],
-            "sentence": [str(number) for number in range(NUM_SENTENCES)],
+            "sentence": [*self._talks, *self._sentences],
         }
         require(
             len(sources["word"]) > 0,
@@ -255,26 +296,55 @@ class Script:
             f"hold clips of {', '.join(targets)} in the {split} split",
             str(recordings),
         )
-        self._noises = _read_noises(listing, split, self.features.sample_rate)
+        gates = [source for source in sources["word"] if self._clips[source].word == after]
+        inside = [source for source in sources["word"] if self._clips[source].word != after]
+        require(
+            after == "" or (len(gates) > 0 and len(inside) > 0),
+            "recordings",
+            f"hold clips of {after} and of another word of the model in the {split} split",
+            str(recordings),
+        )
+        self._noises = _read_noises(listing, split, rate)
         require(
             len(self._noises) > 0, "recordings", f"hold noise of at least 5 s in {BACKGROUND_NOISE}", str(recordings)
         )
-        self._sentences = _sentences(targets, self.features.sample_rate, [seed, *split.encode()])
         self._random = [seed, *split.encode(), 1]
         kinds = [kind for kind in SHARES if sources[kind]]
         shares = np.array([SHARES[kind] for kind in kinds])
         # In random order, but every clip of a kind equally often.
         orders = {kind: _shuffled(sources[kind], random) for kind in kinds}
+        pairs = _shuffled(gates, random), _shuffled(inside, random)
+        # The next word must be over before the gate shuts.
+        pause = max(GATE_GAPS[0], min(GATE_GAPS[1], after_seconds - self.features.num_samples / rate - 2 * TOLERANCE))
         self.spoken: list[Utterance] = []
-        time = 0.0
+        time, open_until = 0.0, -math.inf
+
+        def speak(kind: str, source: str, gaps: tuple[float, float]) -> None:
+            nonlocal time, open_until
+            whole = self._read_sentence(source).size if kind == "sentence" else self.features.num_samples
+            begin = time + round(float(random.uniform(*gaps)), 4)
+            time = begin + min(whole / rate, LONGEST_SENTENCE)
+            word = self._clips[source].word if kind in ("word", "gate", "closed") else ""
+            talk = self._talks.get(source)
+            unclear = [] if talk is None else talk.stretches_of(targets, begin, begin + whole / rate)
+            if kind == "closed" and begin - TOLERANCE <= open_until:
+                unclear = [(begin - TOLERANCE, time + TOLERANCE)]
+            if kind == "gate":
+                open_until = time + TOLERANCE + after_seconds
+            self.spoken.append(
+                Utterance(begin=begin, end=time, kind=kind, source=source, word=word, unclear=tuple(unclear))
+            )
+
         while time < 3600 * hours:
             kind = str(random.choice(kinds, p=shares / shares.sum()))
-            source = next(orders[kind])
-            length = self._sentences[int(source)].size if kind == "sentence" else self.features.num_samples
-            begin = time + round(float(random.uniform(*GAPS)), 4)
-            time = begin + length / self.features.sample_rate
-            word = self._clips[source].word if kind == "word" else ""
-            self.spoken.append(Utterance(begin=begin, end=time, kind=kind, source=source, word=word))
+            if not after or kind != "word":
+                speak(kind, next(orders[kind]), GAPS)
+            elif random.random() < GATED:
+                speak("gate", next(pairs[0]), GAPS)
+                speak("word", next(pairs[1]), (GATE_GAPS[0], pause))
+            else:
+                source = next(orders[kind])
+                speak("gate" if self._clips[source].word == after else "closed", source, GAPS)
         self.seconds = time
 
     def render(self, snr_db: float) -> Iterator[Waveform]:
@@ -287,11 +357,16 @@ class Script:
         for one in self.spoken:
             begin, end = round(one.begin * rate), round(one.end * rate)
             piece = noise(end - done) * np.float32(level)
-            speech = self._sentences[int(one.source)] if one.kind == "sentence" else self._read(one.source)
+            speech = self._read_sentence(one.source) if one.kind == "sentence" else self._read(one.source)
             size = min(speech.size, end - begin)
             piece[begin - done : begin - done + size] += _levelled(speech[:size])
             yield piece.clip(-1, 1)
             done = end
+
+    def _read_sentence(self, source: str) -> Waveform:
+        if source in self._talks:
+            return read_waveform(self.recordings / source, self.features.sample_rate)
+        return self._sentences[source]
 
     def _read(self, source: str) -> Waveform:
         return read(self.recordings, self._clips[source], self.features)
@@ -358,36 +433,6 @@ def _endless(noises: Sequence[Waveform], rate: int, random: np.random.Generator)
     return take
 
 
-def _sentences(words: Sequence[str], rate: int, seed: Sequence[int]) -> list[Waveform]:
-    """Synthesizes sentences that contain none of `words`, with random voices."""
-    from kws.download.synthesize import ACCENTS, ENGINE_RATE, PITCHES, VARIANTS, Speaker, engine
-
-    random = np.random.default_rng(seed)
-    allowed = [text for text in SENTENCES if not set(_split(text)) & set(words)]
-    require(len(allowed) > 0, "words", "leave at least one sentence without them", ", ".join(words))
-    found = []
-    for number in range(NUM_SENTENCES):
-        pitch = int(random.choice(PITCHES))
-        speaker = Speaker(str(random.choice(ACCENTS)), str(random.choice(VARIANTS)), pitch)
-        sound = engine().say(
-            allowed[number % len(allowed)],
-            speaker,
-            rate=int(random.integers(120, 200)),
-            pitch=pitch,
-            range_=int(random.integers(30, 80)),
-        )
-        # Whole seconds are resampled exactly by cutting their spectrum at the new Nyquist frequency.
-        seconds = math.ceil(sound.size / ENGINE_RATE)
-        spectrum = np.fft.rfft(sound, seconds * ENGINE_RATE)[: seconds * rate // 2 + 1]
-        speech = np.fft.irfft(spectrum, seconds * rate) * (rate / ENGINE_RATE)
-        found.append(speech[: int(sound.size * rate / ENGINE_RATE)].astype(np.float32))
-    return found
-
-
-def _split(text: str) -> list[str]:
-    return [word.strip(".,?").lower() for word in text.split()]
-
-
 def score(
     recognizer: AnyRecognizer,
     thresholds: Thresholds,
@@ -406,7 +451,7 @@ def score(
         seconds: length of the stream.
         name: name on the progress bar.
     """
-    detector = Detector(recognizer, thresholds)
+    detector = Detector(recognizer, thresholds, tokens_at_a_time=TOKENS_AT_A_TIME)
     found: list[Window] = []
     with progress(round(seconds), "s", f"listen to {name}") as bar:
         for piece in stream:
@@ -442,7 +487,11 @@ def detect(scored: Scored, words: list[str], thresholds: Thresholds) -> list[tup
 
 
 def judge(detections: Iterable[tuple[float, str, float]], spoken: Sequence[Utterance], hours: float) -> Outcome:
-    """Compares detections with the utterances in the stream."""
+    """Compares detections with the utterances in the stream.
+
+    A word of kind closed was spoken without the gate before it: it can be detected only if the gate was opened by
+    another sound, and is a false alarm.
+    """
     begins = np.array([one.begin for one in spoken])
     found: Counter[str] = Counter()
     alarms: Counter[str] = Counter()
@@ -455,21 +504,37 @@ def judge(detections: Iterable[tuple[float, str, float]], spoken: Sequence[Utter
             for index in (after - 1, after)
             if 0 <= index < len(spoken) and spoken[index].begin - TOLERANCE <= time <= spoken[index].end + TOLERANCE
         ]
-        right = [index for index in near if spoken[index].word == word]
+        right = [index for index in near if spoken[index].word == word and spoken[index].kind != "closed"]
         fresh = [index for index in right if index not in taken]
         if fresh:
             taken.add(fresh[0])
             found[word] += 1
             continue
+        if any(first <= time <= last for index in near for first, last in spoken[index].unclear):
+            continue
         alarms[word] += 1
-        causes["again" if right else spoken[near[0]].kind if near else "noise"] += 1
+        causes[_cause(word, [spoken[index] for index in near])] += 1
     return Outcome(
         hours=hours,
         found=found,
-        spoken=Counter(one.word for one in spoken if one.word),
+        spoken=Counter(one.word for one in spoken if one.word and one.kind != "closed"),
         false_alarms=alarms,
         causes=causes,
+        gate=next((one.word for one in spoken if one.kind == "gate"), ""),
+        # A word that was found counts even if the gate was still open from before.
+        reached=sum(
+            one.kind == "word" and before.kind == "gate" and bool({index - 1, index} & taken)
+            for index, (before, one) in enumerate(itertools.pairwise(spoken), 1)
+        ),
     )
+
+
+def _cause(word: str, near: Sequence[Utterance]) -> str:
+    """Returns the cause of a false alarm, given the utterances at that time."""
+    kinds = [one.kind for one in near if one.word == word]
+    if kinds:
+        return "closed" if set(kinds) == {"closed"} else "again"
+    return "noise" if not near else "word" if near[0].word else near[0].kind
 
 
 def _probability(log_odds: float) -> float:
@@ -485,12 +550,12 @@ def _with(thresholds: Thresholds, values: Mapping[str, float]) -> Thresholds:
     return dataclasses.replace(thresholds, thresholds=dict(values))
 
 
-def _moved(thresholds: Thresholds, by: float) -> Thresholds:
-    """Moves all thresholds by an offset in log-odds; words that are never detected stay so."""
+def _moved(thresholds: Thresholds, by: float, but: str = "") -> Thresholds:
+    """Moves all thresholds but one by an offset in log-odds; words that are never detected stay so."""
     return _with(
         thresholds,
         {
-            word: value if value > 1 else _probability(_log_odds(value) + by)
+            word: value if value > 1 or word == but else _probability(_log_odds(value) + by)
             for word, value in thresholds.thresholds.items()
         },
     )
@@ -522,6 +587,9 @@ def choose_thresholds(
     compete with each other, the result is tried as a whole, and all thresholds are raised together until the limit
     holds.
 
+    If there is a gate, the threshold of its word is chosen first, for `GATE_SHARE` of the limit. The other words then
+    have what it leaves; as they count only while the gate is open, their thresholds can be much lower.
+
     Args:
         scored: streams of the validation split.
         words: the words of the model.
@@ -532,10 +600,23 @@ def choose_thresholds(
         ValueError: the limit is not positive.
     """
     require(false_alarms_per_hour > 0, "false_alarms_per_hour", "be positive", false_alarms_per_hour)
-    targets = reported(words)
+    gate, targets = thresholds.after, reported(words)
     levels = _levels(scored, words)
-    tried = [_total(scored, words, _with(thresholds, dict.fromkeys(targets, level))) for level in levels]
-    budget = false_alarms_per_hour * tried[0].hours
+    hours = sum(one.hours for one in scored)
+    budget = false_alarms_per_hour * hours
+    fixed: dict[str, float] = {}
+    if gate:
+        alone, fixed[gate] = dict.fromkeys(targets, NEVER), NEVER
+        best_found = 0
+        for level in reversed(levels):
+            outcome = _total(scored, words, _with(thresholds, alone | {gate: level}))
+            if outcome.false_alarms.total() > GATE_SHARE * budget:
+                break
+            if outcome.found[gate] > best_found:
+                best_found, fixed[gate] = outcome.found[gate], level
+        targets = [word for word in targets if word != gate]
+        budget -= _total(scored, words, _with(thresholds, alone | fixed)).false_alarms.total()
+    tried = [_total(scored, words, _with(thresholds, dict.fromkeys(targets, level) | fixed)) for level in levels]
     chosen = dict.fromkeys(targets, len(levels))  # index of a level; past the last level: never
     found = dict.fromkeys(targets, 0)
     spent = dict.fromkeys(targets, 0)
@@ -556,12 +637,12 @@ def choose_thresholds(
         word, index = best
         chosen[word], found[word], spent[word] = index, tried[index].found[word], tried[index].false_alarms[word]
     values = {word: levels[index] if index < len(levels) else NEVER for word, index in chosen.items()}
-    result = _with(thresholds, values)
+    result = _with(thresholds, {word: (values | fixed)[word] for word in reported(words)})
     for step in itertools.count():
-        outcome = _total(scored, words, _moved(result, 0.02 * step))
+        outcome = _total(scored, words, _moved(result, 0.02 * step, but=gate))
         if outcome.per_hour <= false_alarms_per_hour or step == 200:
             break
-    result = _moved(result, 0.02 * step)
+    result = _moved(result, 0.02 * step, but=gate)
     never = [word for word, value in result.thresholds.items() if value > 1]
     if never:
         log.warning("words that are never detected, as they cause too many false alarms: %s", ", ".join(never))
@@ -573,6 +654,7 @@ def choose_thresholds(
             "streams": [one.name for one in scored],
             "hours": round(outcome.hours, 3),
             "missed": outcome.missed,
+            **({"gate_missed": outcome.gate_missed} if gate else {}),
             "limit": false_alarms_per_hour,
         },
     )
@@ -588,6 +670,8 @@ def evaluate_streams(
     thresholds: Thresholds | None = None,
     room: Path | None = None,
     snrs_db: Sequence[float] = SNRS_DB,
+    after: str = "",
+    after_seconds: float | None = None,
 ) -> tuple[Thresholds, list[StreamReport]]:
     """Chooses thresholds on streams of the validation split, and evaluates them on streams of the test split.
 
@@ -599,18 +683,23 @@ def evaluate_streams(
         thresholds: if given, these are evaluated, and none are chosen.
         room: a long recording without any of the words, in which the limit must hold as well.
         snrs_db: the signal-to-noise ratios in dB.
+        after: the word of a gate, see `Thresholds.behind`; empty: that of `thresholds`, if any.
+        after_seconds: for how long the gate is open.
 
     Returns:
-        The thresholds, and a report for each signal-to-noise ratio.
+        The thresholds, whose `measured_on` has the curves for `kws/curve.js`, and a report for each signal-to-noise
+        ratio.
 
     Raises:
         ValueError: there are no clips of the words or no noise, or a setting is out of range.
     """
     require(0 < hours <= 1000, "hours", "be more than 0 and at most 1000", hours)
     words = recognizer.words
-    base = thresholds or Thresholds.unmeasured(words)
+    base = thresholds or Thresholds.unmeasured(words, of_tokens=recognizer.margin is not None)
+    base = base.behind(after, after_seconds)
+    gate, seconds_open = base.after, base.after_seconds
     if thresholds is None:
-        script = Script(recordings, recognizer, "validation", hours)
+        script = Script(recordings, recognizer, "validation", hours, after=gate, after_seconds=seconds_open)
         scored = [_score(recognizer, base, script, snr) for snr in snrs_db]
         if room is not None:
             sound = read_waveform(room, recognizer.features.sample_rate)
@@ -619,12 +708,17 @@ def evaluate_streams(
             base = choose_thresholds([quiet, *scored], words, base, false_alarms_per_hour)
         else:
             base = choose_thresholds(scored, words, base, false_alarms_per_hour)
-    script = Script(recordings, recognizer, "test", hours)
-    reports = []
+    script = Script(recordings, recognizer, "test", hours, after=gate, after_seconds=seconds_open)
+    reports, curves = [], []
     for snr in snrs_db:
         one = _score(recognizer, base, script, snr)
         found = detect(one, words, base)
         curve = [_total([one], words, _moved(base, by)) for by in MOVES.tolist()]
+        points = [
+            [round(by, 3), round(outcome.per_hour, 3), round(outcome.missed, 4)]
+            for by, outcome in zip(MOVES.tolist(), curve, strict=True)
+        ]
+        curves.append({"name": f"{snr:g} dB", "points": points})
         reports.append(
             StreamReport(
                 snr_db=snr,
@@ -634,7 +728,7 @@ def evaluate_streams(
                 detections=found,
             )
         )
-    return base, reports
+    return dataclasses.replace(base, measured_on=dict(base.measured_on) | {"curves": curves}), reports
 
 
 def _score(recognizer: AnyRecognizer, thresholds: Thresholds, script: Script, snr_db: float) -> Scored:

@@ -1,9 +1,10 @@
 """Detects words in an audio stream: smoothed probabilities of overlapping windows, and a threshold for each word.
 
-The model is applied to a window ten times per second; after a detection there is a refractory time. The server's page,
-`kws listen` and the evaluation of streams use this detector. It works with any model, and with an ONNX file without
-torch. Each frame of the mel spectrogram is computed once, with numpy, though it lies in ten windows: the model takes
-frames through `predict_features`.
+A model of clips is applied to a window ten times per second. A model whose tokens get scores takes some tokens at a
+time with all frames on which they depend, and each token is a window of its own. After a detection there is a
+refractory time. The page, `kws listen` and the evaluation of streams use this detector. It works with any model, and
+with an ONNX file without torch. Each frame of the mel spectrogram is computed once, with numpy, though it lies in
+several windows: the model takes frames through `predict_features`.
 
 The result depends only on the samples, not on how they are cut into chunks, as the work is done one hop at a time.
 """
@@ -11,7 +12,7 @@ The result depends only on the samples, not on how they are cut into chunks, as 
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,8 +33,11 @@ THRESHOLDS = "thresholds.json"
 UNMEASURED = 0.8
 """The threshold of every word if a model has no such file."""
 
-LONGEST_RISE = 3
-"""Largest number of hops that a detection is delayed while its probability rises."""
+LONGEST_RISE = 0.3
+"""Largest number of seconds that a detection is delayed while its probability rises."""
+
+TOKENS_AT_A_TIME = 5
+"""Tokens that are computed together. More take less time, and are reported later."""
 
 OTHER_WORD_SECONDS = 0.5
 """Time after the middle of a detection during which no other word is reported, as it would be heard in the same sound.
@@ -62,6 +66,12 @@ class Thresholds:
     thresholds: Mapping[str, float]
     """Smoothed probability that each word must reach, by word; above 1: never."""
 
+    after: str = ""
+    """The gate: a word of the model upon which all others are reported for a while; empty: they always are."""
+
+    after_seconds: float = 3.0
+    """For how long the gate is open, from the middle of its word to the middle of another."""
+
     false_alarms_per_hour: float = math.nan
     """Largest rate of false alarms for which the thresholds were chosen; NaN if they were not measured."""
 
@@ -74,6 +84,9 @@ class Thresholds:
         require(
             0 <= self.refractory_seconds <= 60, "refractory_seconds", "be between 0 and 60 s", self.refractory_seconds
         )
+        require(0 < self.after_seconds <= 60, "after_seconds", "be more than 0 and at most 60 s", self.after_seconds)
+        rule = f"be one of the words of the model, {', '.join(self.thresholds)}"
+        require(self.after == "" or self.after in self.thresholds, "after", rule, self.after)
         for word, threshold in self.thresholds.items():
             # A threshold above 1 turns off a word that the model does not recognize well enough.
             require(
@@ -81,9 +94,17 @@ class Thresholds:
             )
 
     @classmethod
-    def unmeasured(cls, words: list[str]) -> "Thresholds":
-        """Returns the same threshold for every word."""
-        return cls(thresholds=dict.fromkeys(reported(words), UNMEASURED))
+    def unmeasured(cls, words: list[str], of_tokens: bool = False) -> "Thresholds":
+        """Returns the same threshold for every word.
+
+        Args:
+            words: the words of the model.
+            of_tokens: whether its tokens get scores, which are averaged over less time.
+        """
+        thresholds = dict.fromkeys(reported(words), UNMEASURED)
+        if of_tokens:
+            return cls(thresholds=thresholds, smoothing_seconds=0.15, hop_seconds=0.05)
+        return cls(thresholds=thresholds)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], words: list[str]) -> "Thresholds":
@@ -122,6 +143,30 @@ class Thresholds:
         path = model.parent / THRESHOLDS
         return cls.read(path, words) if path.is_file() else cls.unmeasured(words)
 
+    def behind(self, word: str, seconds: float | None = None) -> "Thresholds":
+        """Returns these thresholds behind a gate.
+
+        Thresholds that were chosen behind one are too low without it, so that there is no way to take it away. What was
+        measured holds for the same gate only; the limit of false alarms also for one that is open for less time.
+
+        Args:
+            word: the word that opens the gate; empty: the one that they have, if any.
+            seconds: for how long it is open; None: as it is.
+
+        Raises:
+            ValueError: the word is none of the model, or there are seconds but no gate.
+        """
+        gate = word or self.after
+        require(
+            gate != "" or seconds is None, "after_seconds", "be given together with after, the word of a gate", seconds
+        )
+        found = dataclasses.replace(self, after=gate, after_seconds=self.after_seconds if seconds is None else seconds)
+        if (found.after, found.after_seconds) == (self.after, self.after_seconds):
+            return self
+        looser = self.after and (gate != self.after or found.after_seconds > self.after_seconds)
+        rate = math.nan if looser else self.false_alarms_per_hour
+        return dataclasses.replace(found, false_alarms_per_hour=rate, measured_on={})
+
     def as_json(self) -> dict[str, Any]:
         """Returns the content of a thresholds.json, with null for values that were not measured."""
         values = dataclasses.asdict(self)
@@ -158,6 +203,8 @@ class Window(NamedTuple):
     probabilities: Floats
     """Smoothed probabilities, float32 [words]."""
     detection: Detection | None
+    open_seconds: float = 0.0
+    """How long after the end of the window the gate stays open; 0: it is shut, or there is none."""
 
 
 class MelFrames:
@@ -194,7 +241,8 @@ class MelFrames:
 class Decider:
     """Turns smoothed probabilities into detections, window by window.
 
-    It needs no audio, so thresholds can be tried on probabilities that were computed before.
+    It needs no audio, so thresholds can be tried on probabilities that were computed before. If there is a gate, it is
+    shut at first; another word has a chance only while the gate is open, and does not shut it.
     """
 
     def __init__(self, words: list[str], thresholds: Thresholds) -> None:
@@ -206,7 +254,32 @@ class Decider:
         self._last_above = np.full(len(self._targets), -math.inf)
         self._quiet_until = np.full(len(self._targets), -math.inf)
         self._best: tuple[float, int, float] | None = None  # probability, which target, and time of a rising word
-        self._num_rises = 0
+        self._rising_since = 0.0
+        names = [words[index] for index in self._targets]
+        self._gate = names.index(thresholds.after) if thresholds.after else None
+        self._gate_seconds = thresholds.after_seconds
+        self.open_until = -math.inf
+        """Time until which the gate is open."""
+        self.hold(None)
+
+    def hold(self, held: Sequence[bool] | None) -> None:
+        """Restricts the words that are reported, also in mid-stream, and reports them whether the gate is open or not.
+
+        Args:
+            held: which of the words of `reported` count, in their order; None: all, while the gate is open.
+        """
+        self._held = None if held is None else np.array(held, bool)
+        if self._best is not None and self._held is not None and not self._held[self._best[1]]:
+            self._best = None
+
+    def _admitted(self, time: float) -> npt.NDArray[np.bool_]:
+        """Returns which words may be reported at a time, given gate and held words."""
+        if self._held is not None:
+            return self._held
+        admitted = np.full(len(self._targets), self._gate is None or time <= self.open_until + 1e-6)
+        if self._gate is not None:
+            admitted[self._gate] = True
+        return admitted
 
     def set_thresholds(self, thresholds: list[float]) -> None:
         """Changes the thresholds, also in mid-stream; they are in the order of `reported`."""
@@ -226,25 +299,28 @@ class Decider:
         above = scores >= self._thresholds
         quiet = time < self._quiet_until
         self._armed |= time - self._last_above > REARM_SECONDS + 1e-6  # also if the windows between were left out
-        candidates = np.where(above & self._armed & ~quiet, scores, -1)
+        candidates = np.where(above & self._armed & ~quiet & self._admitted(time), scores, -1)
         self._last_above[above] = time
         self._armed &= ~(above & quiet)
         which = int(candidates.argmax())
         score = float(candidates[which])
         rising = score >= 0 and (self._best is None or score > self._best[0])
         if rising:
+            if self._best is None:
+                self._rising_since = time
             self._best = score, which, time
-            self._num_rises += 1
-        return None if rising and self._num_rises <= LONGEST_RISE else self.finish(above)
+        return None if rising and time - self._rising_since < LONGEST_RISE - 1e-6 else self.finish(above)
 
     def finish(self, above: npt.NDArray[np.bool_] | None = None) -> tuple[float, int, float] | None:
         """Returns the detection that was waiting for a higher probability, if any."""
         if self._best is None:
             return None
         score, which, time = self._best
-        self._best, self._num_rises = None, 0
+        self._best = None
         self._quiet_until = np.maximum(self._quiet_until, time + min(OTHER_WORD_SECONDS, self._refractory))
         self._quiet_until[which] = time + self._refractory
+        if which == self._gate:
+            self.open_until = time + self._gate_seconds
         self._armed[which] = False
         if above is not None:
             self._armed &= ~above  # another word above its threshold at the same time is the same sound
@@ -257,21 +333,44 @@ class Detector:
     An instance must not be used by two threads at the same time; many instances may share a model.
     """
 
-    def __init__(self, recognizer: AnyRecognizer, thresholds: Thresholds) -> None:
+    def __init__(
+        self, recognizer: AnyRecognizer, thresholds: Thresholds, *, tokens_at_a_time: int = TOKENS_AT_A_TIME
+    ) -> None:
+        """Starts a stream.
+
+        Args:
+            recognizer: the model.
+            thresholds: what counts as a detection.
+            tokens_at_a_time: if tokens get scores, how many are computed together. With more a recording is heard
+                faster, and a stream later; the detections are the same.
+        """
         config = recognizer.features
         self.words = recognizer.words
         self._recognizer = recognizer
         self._config = config
         rate = config.sample_rate
-        self.hop_frames = max(1, round(thresholds.hop_seconds * rate / config.hop_length))
-        self.hop_seconds = self.hop_frames * config.hop_length / rate
+        self._margin = recognizer.margin
+        if self._margin is None:
+            self.hop_frames = max(1, round(thresholds.hop_seconds * rate / config.hop_length))
+            window_frames, middle = config.num_frames, config.num_samples / rate / 2
+            self._window_hop = self.hop_frames
+        else:
+            before, after = self._margin
+            self._window_hop = recognizer.frames_per_token
+            self.hop_frames = tokens_at_a_time * self._window_hop
+            window_frames = (before + tokens_at_a_time + after) * self._window_hop
+            # The newest token with all frames on which it depends.
+            middle = ((after + 1) * self._window_hop - 1) * config.hop_length / rate
+        self.hop_seconds = self._window_hop * config.hop_length / rate
+        self._window_frames = window_frames
         self._smoothed: deque[Floats] = deque(maxlen=max(1, round(thresholds.smoothing_seconds / self.hop_seconds)))
         # Seconds from the middle of the windows that are averaged to the end of the last one.
         num_windows = self._smoothed.maxlen or 1
-        self.lag = config.num_samples / rate / 2 + (num_windows - 1) / 2 * self.hop_seconds
+        self.lag = middle + (num_windows - 1) / 2 * self.hop_seconds
         self._mel = MelFrames(config, self.hop_frames)
         # Enough frames that the whole word is still there when a delayed detection is reported.
-        self._frames = self._mel.silence(config.num_frames + (num_windows + LONGEST_RISE + 1) * self.hop_frames)
+        delay = math.ceil((num_windows * self.hop_seconds + LONGEST_RISE) * rate / config.hop_length)
+        self._frames = self._mel.silence(window_frames + delay + 2 * self.hop_frames)
         self._num_frames = 0
         self.thresholds = dict(thresholds.thresholds)
         self._decider = Decider(self.words, thresholds)
@@ -285,6 +384,17 @@ class Detector:
         self.thresholds = dict(thresholds)
         self._decider.set_thresholds([thresholds[word] for word in reported(self.words)])
 
+    def hold(self, held: Sequence[str] | None) -> None:
+        """Reports only these words from now on, whether the gate is open or not; None: all words, as before.
+
+        Raises:
+            ValueError: a word is none of the model.
+        """
+        words = reported(self.words)
+        for word in held or ():
+            require(word in words, "an armed word", f"be one of the words of the model, {', '.join(words)}", word)
+        self._decider.hold(None if held is None else [word in held for word in words])
+
     def feed(self, samples: Waveform) -> list[Window]:
         """Takes samples at the model's sample rate, float32 [any] in -1 to 1, and returns the results of new windows.
 
@@ -297,10 +407,13 @@ class Detector:
             self._frames = np.concatenate((self._frames[len(block) :], block))
             self._num_frames += len(block)
             windows = self._smoothed.maxlen or 1
-            if self.seconds >= self.lag - (windows - 1) * self.hop_seconds:
-                self._smoothed.append(self._predict())
-                if len(self._smoothed) == windows:
-                    found.append(self._decide())
+            results = self._predict()
+            for number, probabilities in enumerate(results, 1):
+                time = self.seconds - (len(results) - number) * self.hop_seconds
+                if time >= self.lag - (windows - 1) * self.hop_seconds:
+                    self._smoothed.append(probabilities)
+                    if len(self._smoothed) == windows:
+                        found.append(self._decide(time))
         return found
 
     def finish(self) -> list[Window]:
@@ -323,16 +436,16 @@ class Detector:
         return self._frames[-self.hop_frames :]
 
     def _predict(self) -> Floats:
-        """Returns the probabilities of the newest window, float32 [words]."""
-        window = np.ascontiguousarray(self._frames[-self._config.num_frames :].T[None])
-        probabilities: Floats = self._recognizer.predict_features(window)[0]
-        return probabilities
+        """Returns the probabilities of the newest window or windows, float32 [windows, words]."""
+        window = np.ascontiguousarray(self._frames[-self._window_frames :].T[None])
+        probabilities: Floats = self._recognizer.predict_features(window)
+        return probabilities if self._margin is None else probabilities[0, self._margin[0] : -self._margin[1]]
 
-    def _decide(self) -> Window:
+    def _decide(self, time: float) -> Window:
         probabilities: Floats = np.stack(self._smoothed).mean(axis=0)
-        time = self.seconds
         detected = self._decider.step(time - self.lag, probabilities)
-        return Window(time, probabilities, None if detected is None else self._describe(*detected))
+        detection = None if detected is None else self._describe(*detected)
+        return Window(time, probabilities, detection, max(0.0, self._decider.open_until - time))
 
     def _describe(self, probability: float, index: int, time: float) -> Detection:
         begin, end = self._extent(time)

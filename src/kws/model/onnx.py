@@ -2,9 +2,10 @@
 
 Only `export` needs torch; loading and running a model takes numpy and onnxruntime.
 
-The graph has a second, optional input, `features`: mel spectrograms that were computed elsewhere, whose results follow
-those of the waveforms. `kws.model.detector` uses it to compute each frame of a stream once instead of ten times. In the
-graph it is an overridable initializer with no rows, so that a caller who gives only waveforms need not know of it.
+The graph has a second, optional input, `features`: mel spectrograms that were computed elsewhere. Their results follow
+those of the waveforms; if tokens get scores, those of every token are a second output. `kws.model.detector` uses it to
+compute each frame of a stream once instead of many times. In the graph it is an overridable initializer with no rows,
+so that a caller who gives only waveforms need not know of it.
 """
 
 import contextlib
@@ -50,16 +51,27 @@ class OnnxRecognizer:
     features: FeatureConfig
     num_parameters: int
     about: dict[str, Any]
+    margin: tuple[int, int] | None = None
+    """The numbers of tokens before and after a token on which its scores depend; None: only clips get scores."""
+    frames_per_token: int = 1
 
     def predict(self, waveforms: Waveform) -> npt.NDArray[np.float32]:
         """Converts waveforms, float32 [clips, num_samples] in -1 to 1, to probabilities, float32 [clips, words]."""
-        (probabilities,) = self.session.run(None, {"waveforms": waveforms})
+        (probabilities,) = self.session.run(["probabilities"], {"waveforms": waveforms})
         return np.asarray(probabilities)
 
     def predict_features(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Converts mel spectrograms, float32 [clips, num_mels, num_frames], to probabilities [clips, words]."""
+        """Converts mel spectrograms of clips or, if tokens get scores, of streams, to probabilities.
+
+        Args:
+            features: float32 [clips, num_mels, num_frames].
+
+        Returns:
+            float32 [clips, words], or [streams, tokens, words].
+        """
         none = np.empty((0, self.features.num_samples), np.float32)
-        (probabilities,) = self.session.run(None, {"waveforms": none, "features": features})
+        output = "probabilities" if self.margin is None else "tokens"
+        (probabilities,) = self.session.run([output], {"waveforms": none, "features": features})
         return np.asarray(probabilities)
 
 
@@ -106,10 +118,18 @@ def _recognizer(session: "InferenceSession", metadata: Mapping[str, str]) -> Onn
         name: files.parse_json(metadata.get(name, "").encode(), name)
         for name in ("words", "features", "num_parameters", "about")
     }
+    tokens = files.parse_json(metadata.get("tokens", "null").encode(), "tokens")
+    fits = tokens is None or (isinstance(tokens, list) and len(tokens) == 3 and all(type(one) is int for one in tokens))
+    require(fits, "tokens", "be three whole numbers", tokens)
     require_words(known["words"])
     require(type(known["num_parameters"]) is int, "num_parameters", "be a whole number", known["num_parameters"])
     require(isinstance(known["about"], dict), "about", "be a JSON object", known["about"])
-    recognizer = OnnxRecognizer(session=session, **known | {"features": from_dict(FeatureConfig, known["features"])})
+    recognizer = OnnxRecognizer(
+        session=session,
+        **known | {"features": from_dict(FeatureConfig, known["features"])},
+        margin=None if tokens is None else (tokens[1], tokens[2]),
+        frames_per_token=1 if tokens is None else tokens[0],
+    )
     shapes = [(node.name, node.type, node.shape[1:]) for node in session.get_inputs()]
     expected = ("waveforms", "tensor(float)", [recognizer.features.num_samples])
     require(shapes == [expected], "inputs", f"be {expected[0]} of {expected[2][0]} samples", shapes)
@@ -172,7 +192,7 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
             blocks = padded[:, first : first + num_blocks * block].reshape(padded.size(0), num_blocks, block)
             return blocks[:, self.blocks].reshape(padded.size(0), config.num_frames, half)
 
-        def forward(self, waveforms: Tensor, features: Tensor) -> Tensor:
+        def forward(self, waveforms: Tensor, features: Tensor) -> Tensor | tuple[Tensor, Tensor]:
             edge = config.n_fft // 2
             padded = torch.nn.functional.pad(waveforms[:, None], (edge, edge), mode="reflect")[:, 0]
             behind = self.halves(padded, edge)  # [N, T, win_length / 2], from the middle of a window onwards
@@ -182,9 +202,16 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
             mel = power @ self.mel_filters
             if config.log:
                 mel = (mel + config.log_offset).log()
-            return recognizer.probabilities(self.model(torch.cat((mel.transpose(1, 2), features))))
+            if not of_tokens:
+                return recognizer.probabilities(self.model(torch.cat((mel.transpose(1, 2), features))))
+            tokens = recognizer.probabilities(self.model.token_scores(features))
+            return recognizer.probabilities(self.model(mel.transpose(1, 2))), tokens
 
+    of_tokens = model.config.scores == "tokens"
     example = torch.zeros(2, config.num_samples), torch.zeros(2, config.num_mels, config.num_frames)
+    axes = {"waveforms": {0: "clips"}, "features": {0: "spectrograms"}, "probabilities": {0: "rows"}}
+    if of_tokens:
+        axes |= {"features": {0: "streams", 2: "frames"}, "tokens": {0: "streams", 1: "tokens"}}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         whole, small = Path(folder) / "whole.onnx", Path(folder) / "small.onnx"
@@ -196,8 +223,8 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
             dynamo=False,
             opset_version=OPSET,
             input_names=["waveforms", "features"],
-            output_names=["probabilities"],
-            dynamic_axes={"waveforms": {0: "clips"}, "features": {0: "spectrograms"}, "probabilities": {0: "rows"}},
+            output_names=["probabilities", "tokens"] if of_tokens else ["probabilities"],
+            dynamic_axes=axes,
         )
         if int8:
             kept = [node.name for node in onnx.load(whole).graph.node if FEATURES & set(node.input)]
@@ -218,6 +245,7 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
         "words": json.dumps(recognizer.words),
         "features": json.dumps(dataclasses.asdict(config)),
         "num_parameters": str(recognizer.num_parameters),
+        "tokens": json.dumps([model.config.frames_per_token, *model.margin] if of_tokens else None),
         "about": json.dumps(recognizer.about | {"int8": int8}),
     }
     onnx.helper.set_model_props(graph, about)

@@ -4,6 +4,7 @@ Code that handles a request reads `Models.current` once, and so uses one version
 as it is referenced, so that a swap neither waits for requests nor breaks them.
 """
 
+import dataclasses
 import logging
 import threading
 import time
@@ -34,6 +35,14 @@ class Served:
     thresholds: Thresholds
     card: str
     """Content of MODEL_CARD.md; empty if there is none."""
+
+    def behind(self, after: str, seconds: float | None) -> "Served":
+        """Returns the same model with a gate, see `Thresholds.behind`.
+
+        Raises:
+            ValueError: `after` is no word of the model, or there are seconds but no gate.
+        """
+        return dataclasses.replace(self, thresholds=self.thresholds.behind(after, seconds))
 
 
 def load_file(path: Path) -> Served:
@@ -118,7 +127,13 @@ class Models:
     """Holds the model that is served, and follows models/champion.json if it was given a data root."""
 
     def __init__(
-        self, *, current: Served | None = None, data_root: Path | None = None, name: str = versions.ONNX
+        self,
+        *,
+        current: Served | None = None,
+        data_root: Path | None = None,
+        name: str = versions.ONNX,
+        after: str = "",
+        after_seconds: float | None = None,
     ) -> None:
         """Takes a loaded model, or a data root whose champion to follow.
 
@@ -126,6 +141,8 @@ class Models:
             current: the model to serve at first.
             data_root: the folder that holds models/.
             name: the model file of a version to serve.
+            after: the gate of every champion, see `Thresholds.behind`; one that does not know the word is refused.
+            after_seconds: for how long the gate is open.
         """
         self.current = current
         self.num_swaps = 0
@@ -134,6 +151,7 @@ class Models:
         """Why the latest champion was refused; empty if it was not."""
         self.data_root = data_root
         self._name = name
+        self._gate = after, after_seconds
         self._refused: tuple[str, float] = ("", 0.0)
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -163,7 +181,7 @@ class Models:
             refused, when = self._refused
             if refused == version and time.monotonic() - when < RETRY_SECONDS:
                 return False
-            served = load_version(self.data_root / versions.MODELS / version, self._name)
+            served = load_version(self.data_root / versions.MODELS / version, self._name).behind(*self._gate)
         except (ValueError, OSError) as error:
             self._refused = (version, time.monotonic())
             if str(error) != self.refusal:

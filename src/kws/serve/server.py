@@ -339,7 +339,7 @@ def open_models(model: Path | None, data_root: Path | None, config: ServeConfig)
     If the data root has no champion yet, or a damaged one, the server starts all the same, but is not ready.
 
     Raises:
-        ValueError: both or neither are given, or the file is not a model.
+        ValueError: both or neither are given, or the file is not a model, or knows no such word as the gate's.
         FileNotFoundError: there is no such file or folder.
     """
     if (model is None) == (data_root is None):
@@ -347,11 +347,16 @@ def open_models(model: Path | None, data_root: Path | None, config: ServeConfig)
     if model is not None:
         if model.suffix != ".onnx":
             raise ValueError(f"model must be an .onnx file (kws export converts a .pth), got {str(model)!r}")
-        return Models(current=models.load_file(model))
+        return Models(current=models.load_file(model).behind(config.after, config.after_seconds))
     assert data_root is not None
     if not data_root.is_dir():
         raise FileNotFoundError(f"data_root must be a folder, got {str(data_root)!r}, which does not exist")
-    found = Models(data_root=data_root, name=versions.INT8 if config.int8 else versions.ONNX)
+    found = Models(
+        data_root=data_root,
+        name=versions.INT8 if config.int8 else versions.ONNX,
+        after=config.after,
+        after_seconds=config.after_seconds,
+    )
     found.look()
     if found.current is None and not found.refusal:
         log.info("waiting for a champion in %s", data_root / versions.MODELS / versions.CHAMPION)

@@ -160,7 +160,9 @@ def test_recordings_that_are_gone_are_an_error_for_a_model_of_other_features(
     recognizer = make_recognizer(features=other_features)
     clip = Tensors(folder).split("test").clips[0].file
     (recordings / clip).write_bytes(b"")
-    with pytest.raises(ValueError, match=f"recordings must be as preprocessing read them, got .*{clip}: .*WAV"):
+    with pytest.raises(
+        ValueError, match=f"recordings must be as preprocessing read them, got .*{clip}: the recording must"
+    ):
         evaluate_tensors(recognizer, Tensors(folder))
     shutil.rmtree(recordings)
     with pytest.raises(ValueError, match="recordings must exist to evaluate a model with other features, got"):

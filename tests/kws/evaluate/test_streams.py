@@ -1,5 +1,7 @@
 """Detection in streams: plans with known truth, what counts, thresholds, metrics."""
 
+import dataclasses
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -10,13 +12,16 @@ import soundfile
 from recognizers import MakeRecognizer
 
 from kws.cli import main
-from kws.config import BACKGROUND_NOISE, UNKNOWN
+from kws.config import BACKGROUND_NOISE, RUNNING_SPEECH, UNKNOWN
 from kws.data.folder import clip_of
+from kws.data.sources import list_recordings
+from kws.data.speech import Talk
 from kws.data.splits import split_of_speaker
+from kws.download.sentences import SENTENCES, speak_sentences
 from kws.evaluate import step
 from kws.evaluate.streams import (
     NEVER,
-    SENTENCES,
+    NUM_SENTENCES,
     SPEECH_LEVEL,
     Scored,
     Script,
@@ -32,6 +37,7 @@ from kws.model import bundle, onnx
 from kws.model.bundle import Recognizer
 from kws.model.detector import Detector, Thresholds
 from kws.preprocess.tensors import Tensors
+from research import score_events
 
 WORDS = ["go", "stop", UNKNOWN]
 SPOKEN = [
@@ -122,7 +128,7 @@ def test_stream_has_clips_of_its_split_only_and_no_sentence_with_a_word(script: 
     assert all(one.word == clip_of(one.source).word for one in clips)
     sentences = [one for one in script.spoken if one.kind == "sentence"]
     assert len(sentences) > 3
-    assert sum(" no " in f" {text.lower()} " for text in SENTENCES) == 0
+    assert {one.source for one in sentences} <= {str(number) for number in range(NUM_SENTENCES)}
     assert script.seconds == pytest.approx(108, abs=9)
 
 
@@ -247,3 +253,196 @@ def test_thresholds_that_are_given_are_measured_and_not_chosen(
     written = json.loads(capsys.readouterr().out)
     assert [row["missed"] for row in written["streams"]] == [1, 1, 1]
     assert written["thresholds"]["thresholds"]["no"] == 1.5
+
+
+def test_synthetic_sentences_have_none_of_the_words_nor_what_sounds_like_them() -> None:
+    said = [one.text for one in speak_sentences(60, 16_000, [1], without=["no", "four", "water"])]
+    assert set(said) < set(SENTENCES)
+    assert not [text for text in said if Talk(file="", text=text).places_of(["no", "four", "water"])]
+    assert any("water" in text for text in SENTENCES)
+    with pytest.raises(ValueError, match="leave at least one sentence"):
+        next(speak_sentences(1, 16_000, [1], without=[text.split()[0].lower() for text in SENTENCES]))
+
+
+@pytest.fixture(scope="module")
+def talking(tone_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tones, and 30 recordings of running speech by as many speakers, half of which may say "stop"."""
+    folder = tmp_path_factory.mktemp("talking") / "corpus"
+    shutil.copytree(tone_corpus, folder)
+    speech = folder / RUNNING_SPEECH
+    speech.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(30):
+        soundfile.write(speech / f"s{number}_nohash_0.wav", 0.1 * random.standard_normal(32_000), 16_000)
+        (speech / f"s{number}_nohash_0.txt").write_text(f"well {'stop' if number % 2 else 'go'} there")
+    soundfile.write(speech / "unknown.wav", 0.1 * random.standard_normal(32_000), 16_000)
+    return folder
+
+
+def test_running_speech_of_the_split_is_heard_in_place_of_synthetic_sentences(
+    talking: Path, expert: Recognizer
+) -> None:
+    talks = {talk.file: talk for talk in list_recordings(talking).speech}
+    for split in ("validation", "test"):
+        script = Script(talking, expert, split, hours=0.05)
+        sentences = [one for one in script.spoken if one.kind == "sentence"]
+        assert len(sentences) > 5
+        assert {talks[one.source].split for one in sentences} == {split}
+        assert all(talks[one.source].text for one in sentences)
+        for one in sentences:
+            assert one.end - one.begin == pytest.approx(2)
+            may = "stop" in talks[one.source].text
+            assert bool(one.unclear) == may
+            assert all(first < one.begin + 1 < last for first, last in one.unclear)
+        assert sum(piece.size for piece in script.render(10)) == round(script.seconds * 16_000)
+
+
+def test_a_detection_where_a_word_may_be_spoken_counts_neither_way() -> None:
+    unclear = [Utterance(begin=1, end=9, kind="sentence", word="", source="a.wav", unclear=((3.0, 4.6),))]
+    outcome = judge([(3.5, "go", 0.9), (6.0, "go", 0.9)], unclear, hours=1)
+    assert (outcome.false_alarms.total(), dict(outcome.causes)) == (1, {"sentence": 1})
+    assert outcome.spoken.total() == 0
+
+
+COMMANDS = [
+    Utterance(begin=1, end=2, kind="gate", word="stop", source="stop/a.wav"),
+    Utterance(begin=2.5, end=3.5, kind="word", word="go", source="go/a.wav"),
+    Utterance(begin=20, end=21, kind="gate", word="stop", source="stop/b.wav"),
+    Utterance(begin=21.5, end=22.5, kind="word", word="go", source="go/b.wav"),
+    Utterance(begin=40, end=41, kind="closed", word="go", source="go/c.wav"),
+    Utterance(begin=50, end=51, kind="closed", word="go", source="go/d.wav", unclear=((49.75, 51.25),)),
+    Utterance(begin=60, end=63, kind="sentence", word="", source="0"),
+]
+
+
+def test_script_that_shares_no_code_gets_the_same_figures_behind_a_gate() -> None:
+    random = np.random.default_rng(0)
+    spoken = [[one.begin, one.end, one.kind, one.word, one.source] for one in COMMANDS]
+    unclear = [list(stretch) for one in COMMANDS for stretch in one.unclear]
+    for _ in range(50):
+        times = np.sort(random.uniform(0, 65, 12))
+        events = [(float(time), str(random.choice(["go", "stop"])), 0.9) for time in times]
+        outcome = judge(events, COMMANDS, hours=0.5)
+        found = score_events.score(
+            {"seconds": 1800, "spoken": spoken, "unclear": unclear},
+            [{"time": time, "word": word} for time, word, _ in events],
+        )
+        assert found["missed"] == pytest.approx(outcome.missed)
+        assert found["gate_missed"] == pytest.approx(outcome.gate_missed)
+        assert found["missed_after_gate"] == pytest.approx(outcome.missed_after_gate)
+        assert found["false_alarms_by_cause"] == dict(outcome.causes)
+
+
+def test_words_count_after_the_gate_and_one_without_it_is_a_false_alarm() -> None:
+    detections = [(1.5, "stop", 0.9), (3.0, "go", 0.9)]
+    outcome = judge(detections, COMMANDS, hours=1)
+    assert (outcome.gate, outcome.gate_missed, outcome.reached, outcome.missed_after_gate) == ("stop", 0.5, 1, 0)
+    assert (outcome.missed, outcome.per_hour) == (0.5, 0)
+    assert dict(outcome.spoken) == {"stop": 2, "go": 2}
+    wrong = [(2.9, "stop", 0.9), (40.5, "go", 0.9), (50.5, "go", 0.9), (62, "go", 0.9), (20.5, "go", 0.9)]
+    outcome = judge([*detections, *wrong], COMMANDS, hours=1)
+    assert dict(outcome.causes) == {"closed": 1, "sentence": 1, "word": 2}
+    both = outcome + judge([(20.4, "stop", 0.9)], COMMANDS, hours=1)
+    assert (both.gate_missed, both.reached, both.missed_after_gate, both.missed) == (0.5, 2, 0.5, 0.75)
+
+
+def commanded(*heard: tuple[float, str, float]) -> Scored:
+    return dataclasses.replace(scored(*heard), spoken=COMMANDS)
+
+
+def test_behind_a_gate_thresholds_of_words_are_lower_and_the_limit_holds_for_all_together() -> None:
+    quiet = [(1.5, "stop", 0.9), (3.0, "go", 0.3), (20.5, "stop", 0.8), (22.0, "go", 0.3), (40.5, "go", 0.3)]
+    shut = [(100.0 + 10 * i, "go", 0.6) for i in range(50)]
+    stream = commanded(*quiet, *shut, (3000.0, "stop", 0.7))
+    base = Thresholds.unmeasured(WORDS)
+    without = choose_thresholds([stream], WORDS, base, false_alarms_per_hour=2)
+    assert without.thresholds["go"] > 0.3
+    chosen = choose_thresholds([stream], WORDS, base.behind("stop"), false_alarms_per_hour=2)
+    assert (chosen.after, chosen.after_seconds, chosen.false_alarms_per_hour) == ("stop", 3, 0)
+    assert 0.7 < chosen.thresholds["stop"] <= 0.8
+    assert chosen.thresholds["go"] <= 0.3
+    outcome = judge(detect(stream, WORDS, chosen), COMMANDS, stream.hours)
+    assert (outcome.missed, outcome.gate_missed, outcome.per_hour) == (0, 0, 0)
+
+
+def test_the_gate_has_half_of_the_false_alarms_and_the_words_have_what_it_leaves() -> None:
+    gate = [(1.5, "stop", 0.9), (20.5, "stop", 0.5), *[(100.0 + 50 * i, "stop", 0.6 + i / 50) for i in range(3)]]
+    inside = [(3.0, "go", 0.9), (22.0, "go", 0.4), *[(101.5 + 50 * i, "go", 0.5) for i in range(3)]]
+    stream = commanded(*gate, *inside)
+    for limit, gate_missed in ((4, 0.5), (6, 0.0)):
+        chosen = choose_thresholds([stream], WORDS, Thresholds.unmeasured(WORDS).behind("stop"), limit)
+        outcome = judge(detect(stream, WORDS, chosen), COMMANDS, stream.hours)
+        assert outcome.gate_missed == gate_missed
+        assert outcome.false_alarms["stop"] <= limit / 2
+        assert outcome.per_hour <= limit
+        assert outcome.missed == gate_missed
+
+
+def test_half_of_the_words_follow_the_gate_and_one_while_it_is_open_counts_neither_way(
+    tone_corpus: Path, expert: Recognizer
+) -> None:
+    script = Script(tone_corpus, expert, "test", hours=0.2, after="stop")
+    gates = [one for one in script.spoken if one.kind == "gate"]
+    pairs = [(before, one) for before, one in itertools.pairwise(script.spoken) if one.kind == "word"]
+    closed = [one for one in script.spoken if one.kind == "closed"]
+    assert {one.word for one in gates} == {"stop"}
+    assert {one.word for _, one in pairs} == {one.word for one in closed} == {"no", "yes"}
+    assert all(before.kind == "gate" and 0.2 <= one.begin - before.end <= 1.5 for before, one in pairs)
+    assert 0.3 < len(pairs) / (len(pairs) + len(closed) + len(gates) - len(pairs)) < 0.7
+    assert {bool(one.unclear) for one in closed} == {True, False}
+    for one in closed:
+        pause = min((one.begin - gate.end for gate in gates if gate.begin < one.begin), default=99)
+        assert bool(one.unclear) == (pause <= 3.5)
+    short = Script(tone_corpus, expert, "test", hours=0.05, after="stop", after_seconds=2)
+    assert all(one.begin - before.end <= 0.5 for before, one in itertools.pairwise(short.spoken) if one.kind == "word")
+    assert sum(piece.size for piece in short.render(10)) == round(short.seconds * 16_000)
+
+
+def test_command_chooses_thresholds_behind_a_gate_with_which_the_model_then_listens(
+    expert: Recognizer, tone_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model.onnx"
+    onnx.export(expert, model)
+    arguments = ["evaluate", "--stream", "--recordings", str(tone_corpus), "--hours", "0.01", "--output", str(tmp_path)]
+    arguments += ["--model", str(model), "--false-alarms-per-hour", "400"]
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--after", "left"])
+    assert caught.value.code == 2
+    assert "after must be one of the words of the model, no, stop, yes, got 'left'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--after", "stop", "--after-seconds", "4"])
+    assert caught.value.code == 0
+    assert "gate" in capsys.readouterr().out
+    thresholds = Thresholds.beside(model, expert.words)
+    assert (thresholds.after, thresholds.after_seconds) == ("stop", 4)
+    assert "stop missed" in (tmp_path / "streams.html").read_text()
+    for row in json.loads((tmp_path / "streams.json").read_text())["streams"]:
+        # A script that shares no code gets the same from the events and the truth alone.
+        truth = {"seconds": 3600 * row["hours"], "spoken": row["truth"], "unclear": row["unclear"]}
+        found = score_events.score(truth, [{"time": time, "word": word} for time, word, _ in row["detections"]])
+        for name in ("missed", "gate_missed", "missed_after_gate", "false_alarms", "spoken"):
+            assert found[name] == pytest.approx(row[name]), name
+        assert found["false_alarms_by_cause"] == row["false_alarms_by_cause"]
+        assert row["after"] == "stop"
+        heard = [time for time, word, _ in row["detections"] if word == "stop"]
+        for time, word, _ in row["detections"]:
+            assert word == "stop" or any(0 <= time - gate <= 4 + 1e-3 for gate in heard)
+
+
+def test_stored_probabilities_give_the_events_of_the_detector_behind_a_gate_too(
+    expert: Recognizer, tone_corpus: Path, tmp_path: Path
+) -> None:
+    onnx.export(expert, tmp_path / "model.onnx")
+    recognizer = onnx.load(tmp_path / "model.onnx", num_threads=1)
+    script = Script(tone_corpus, recognizer, "validation", hours=0.02, after="stop")
+    thresholds = Thresholds(thresholds={"no": 0.6, "stop": 0.8, "yes": 0.6}, after="stop")
+    kept = score(recognizer, thresholds, script.render(20), script.spoken, script.seconds, "test")
+    detector = Detector(recognizer, thresholds)
+    heard = [one for piece in script.render(20) for one in detector.feed(piece)] + detector.finish()
+    events = [one.detection for one in heard if one.detection]
+    assert {"stop"} < {one.word for one in events}
+    free = dataclasses.replace(thresholds, after="")
+    assert len(events) < len(detect(kept, expert.words, free))
+    assert detect(kept, expert.words, thresholds) == [
+        (pytest.approx(event.time, abs=1e-3), event.word, event.probability) for event in events
+    ]

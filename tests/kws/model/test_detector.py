@@ -14,9 +14,10 @@ from kws.config import SILENCE, UNKNOWN
 from kws.model import onnx
 from kws.model.bundle import Recognizer
 from kws.model.detector import Decider, Detection, Detector, Floats, MelFrames, Thresholds
+from kws.model.network import AudioTransformer
 from kws.preprocess.audio import read_waveform
 from kws.preprocess.features import MelSpectrogram
-from kws.recipe import RECIPES, FeatureConfig
+from kws.recipe import RECIPES, FeatureConfig, ModelConfig
 
 RATE = 16_000
 WORDS = ["go", "stop", UNKNOWN, SILENCE]
@@ -231,3 +232,146 @@ def test_file_that_takes_no_features_is_refused(heard_file: Path, tmp_path: Path
     onnx_format.save(without, tmp_path / "without.onnx")
     with pytest.raises(ValueError, match="optional inputs must have features"):
         onnx.load(tmp_path / "without.onnx")
+
+
+TALK = FeatureConfig()
+
+
+@pytest.fixture(scope="module")
+def listener() -> Recognizer:
+    """An untrained model whose tokens get scores, which differ from token to token."""
+    torch.manual_seed(4)
+    config = ModelConfig(
+        num_layers=2, num_heads=2, width=16, feedforward=16, scores="tokens", positions=False, reach=(3, 2)
+    )
+    model = AudioTransformer(config, TALK, len(WORDS)).eval()
+    model.set_normalization(torch.full((128,), -6.0), torch.full((128,), 3.0))
+    with torch.no_grad():
+        model.head.weight.mul_(5)
+    return Recognizer(model=model, words=WORDS, features=TALK)
+
+
+def chirps(seconds: int) -> np.ndarray:
+    time = np.arange(seconds * RATE) / RATE
+    noise = np.random.default_rng(0).standard_normal(time.size)
+    return (0.1 * np.sin(900 * time * np.sin(time)) + 0.02 * noise).astype(np.float32)
+
+
+def test_tokens_of_a_stream_are_those_of_the_whole_recording_however_it_is_cut(
+    listener: Recognizer, tmp_path: Path
+) -> None:
+    samples = chirps(8)
+    whole = MelSpectrogram(TALK)(torch.from_numpy(samples[None]))
+    expected = listener.predict_features(whole.numpy())[0]
+    path = tmp_path / "model.onnx"
+    onnx.export(listener, path)
+    read = onnx.load(path, num_threads=1)
+    assert read.margin == listener.margin == (2 * 3 + 3, 2 * 2 + 3)
+    single = Thresholds(thresholds={"go": 1.5, "stop": 1.5}, smoothing_seconds=0.05, hop_seconds=0.05)
+    for recognizer, at_a_time, length in ((listener, 4, 777), (read, 4, 16_000), (read, 30, 50_000)):
+        detector = Detector(recognizer, single, tokens_at_a_time=at_a_time)
+        heard = [
+            one for piece in np.split(samples, range(length, samples.size, length)) for one in detector.feed(piece)
+        ]
+        heard += detector.finish()
+        times = [one.time - detector.lag for one in heard]
+        np.testing.assert_allclose(np.diff(times), 0.05, atol=1e-6)
+        first = round(times[0] / 0.05)
+        found = np.stack([one.probabilities for one in heard])[: 150 - first]
+        inner = slice(20, 140)
+        np.testing.assert_allclose(found[inner], expected[first:150][inner], atol=2e-5)
+
+
+def test_one_token_scores_a_word_at_the_time_of_its_middle(listener: Recognizer) -> None:
+    detector = Detector(listener, Thresholds.unmeasured(WORDS, of_tokens=True))
+    after = listener.model.margin[1]
+    # The end of the newest frame, less the tokens that must follow, and one of the three that are averaged.
+    assert detector.lag == pytest.approx(((after + 1) * 4 - 1) * 0.0125 + 0.05)
+    heard = detector.feed(chirps(4))
+    assert min(one.time - detector.lag for one in heard) >= -0.05
+
+
+def test_clip_gets_the_scores_of_the_token_that_is_least_silent(listener: Recognizer) -> None:
+    features = MelSpectrogram(TALK)(torch.from_numpy(chirps(1)[None]))
+    tokens = listener.predict_features(features.numpy())[0]
+    clip = listener.predict(chirps(1)[None])[0]
+    np.testing.assert_allclose(clip, tokens[tokens[:, -1].argmin()], atol=1e-6)
+
+
+GATED = Thresholds(thresholds={"go": 0.5, "stop": 0.7}, after="stop", after_seconds=2)
+
+
+def test_behind_a_gate_words_are_reported_for_some_seconds_after_its_word_and_do_not_shut_it() -> None:
+    go, stop, pause = [(0.9, 0)] * 2, [(0, 0.9)] * 2, [(0, 0)] * 7
+    heard = [*go, *pause, *stop, *pause, *go, *pause, *go, *pause, *go]
+    assert decide(*heard, thresholds=GATED) == [(0.9, "stop", 0.9), (1.8, "go", 0.9), (2.7, "go", 0.9)]
+    for windows, words in ((19, ["stop", "go"]), (20, ["stop"])):
+        found = decide((0, 0.9), *[(0, 0)] * windows, (0.9, 0), thresholds=GATED)
+        assert [word for _, word, _ in found] == words
+
+
+def test_the_word_of_the_gate_opens_it_again_and_is_not_hidden_by_a_louder_word_while_it_is_shut() -> None:
+    found = decide((0, 0.9), *[(0, 0)] * 14, (0, 0.9), *[(0, 0)] * 14, (0.9, 0), thresholds=GATED)
+    assert [(time, word) for time, word, _ in found] == [(0.0, "stop"), (1.5, "stop"), (3.0, "go")]
+    assert decide((0.95, 0.9), thresholds=GATED) == [(0.0, "stop", 0.9)]
+
+
+def test_sound_of_the_gates_word_is_no_other_word_when_the_gate_is_open() -> None:
+    assert decide(*[(0.9, 0.8)] * 3, *[(0.9, 0)] * 12, thresholds=GATED) == [(0.0, "stop", 0.8)]
+
+
+def test_only_held_words_are_reported_whether_the_gate_is_open_or_not() -> None:
+    decider, found = Decider(WORDS, GATED), []
+    for window, (held, go, stop) in enumerate(
+        ((None, 0.9, 0), ([True, False], 0.9, 0), ([True, False], 0, 0.9), ([], 0, 0), (None, 0, 0.9), (None, 0.9, 0))
+    ):
+        decider.hold(None if held is None else held or [False, False])
+        found += [decider.step(window + number / 10, np.array([go, stop, 0, 0], np.float32)) for number in range(4)]
+        found += [decider.step(window + 0.4 + number / 10, np.zeros(4, np.float32)) for number in range(6)]
+    assert [(time, WORDS[index]) for _, index, time in filter(None, found)] == [(1, "go"), (4, "stop"), (5, "go")]
+
+
+def test_stream_tells_how_long_the_gate_is_open_and_only_words_of_the_model_are_held(
+    expert: Recognizer, tone_corpus: Path
+) -> None:
+    stream, _ = spoken(tone_corpus, gap_seconds=1.5, noise=0.01)
+    every = detections(Detector(expert, SURE), stream)
+    detector = Detector(expert, SURE.behind("stop", 3.5))
+    heard = [one for piece in np.array_split(stream, 20) for one in detector.feed(piece)] + detector.finish()
+    gates = [one.time for one in every if one.word == "stop"]
+    expected = [one for one in every if any(0 <= one.time - gate <= 3.5 for gate in gates)]
+    assert 0 < len(gates) < len(expected) < len(every)
+    assert [one.detection for one in heard if one.detection] == expected
+    shut = [one.open_seconds for one in heard if one.time < gates[0]]
+    assert shut
+    assert max(shut) == 0
+    opened = next(one for one in heard if one.open_seconds)
+    assert opened.open_seconds == pytest.approx(gates[0] + 3.5 - opened.time, abs=2e-3)
+    with pytest.raises(ValueError, match="an armed word must be one of the words of the model, no, stop, yes, got 'x'"):
+        detector.hold(["no", "x"])
+
+
+def test_gate_is_read_as_it_was_written_and_a_looser_one_was_not_measured(tmp_path: Path) -> None:
+    written = Thresholds(
+        thresholds={"go": 0.3, "stop": 0.9},
+        after="stop",
+        after_seconds=2,
+        false_alarms_per_hour=0.1,
+        measured_on={"hours": 3},
+    )
+    files.write_json(tmp_path / "thresholds.json", written.as_json())
+    read = Thresholds.beside(tmp_path / "model.onnx", WORDS)
+    assert read == written == read.behind("") == read.behind("stop", 2)
+    assert read.behind("", 1).false_alarms_per_hour == 0.1
+    for other in (read.behind("go"), read.behind("", 4)):
+        assert np.isnan(other.false_alarms_per_hour)
+        assert other.measured_on == {}
+    assert THRESHOLDS.behind("go").after_seconds == 3
+    for arguments, said in (
+        (("left", None), "after must be one of the words of the model, go, stop, got 'left'"),
+        ((UNKNOWN, None), "after must be one of the words of the model, go, stop, got '_unknown_'"),
+        (("go", 0.0), "after_seconds must be more than 0 and at most 60 s"),
+        (("", 3.0), "after_seconds must be given together with after, the word of a gate"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            THRESHOLDS.behind(*arguments)

@@ -1,6 +1,7 @@
 """The page in a real Chromium, with a WAV as its microphone."""
 
 import contextlib
+import dataclasses
 import math
 import re
 import shutil
@@ -350,6 +351,29 @@ def test_resampler_keeps_a_low_tone_and_no_high_one_comes_back(tab: "Tab", rate:
     if rate > 24_000:
         _, high = tab.evaluate(level, [rate, 12_000])  # would sound as 4 kHz
         assert high < 1e-3
+
+
+def test_gate_is_shown_with_the_time_that_is_left_and_the_curve_with_the_point_of_the_slider(
+    chromium: "Browser", served: Served
+) -> None:
+    curves = [{"name": "10 dB", "points": [[-2, 40, 0.05], [0, 1, 0.2], [2, 0, 0.6]]}]
+    gated = served.thresholds.behind("yes", 2.0)
+    running = Page(dataclasses.replace(served, thresholds=dataclasses.replace(gated, measured_on={"curves": curves})))
+    tab = chromium.new_page()
+    try:
+        tab.goto(running.url)
+        playwright.expect(tab.locator("#gate-text")).to_have_text("Say “yes” first: then the words count for 2 s.")
+        playwright.expect(tab.locator("#grid.shut .gate")).to_have_text("yes")
+        tab.locator("#sensitivity summary").click()
+        playwright.expect(tab.locator("#point")).to_have_text("10 dB: 20.0 % missed, 1.0 false alarms per hour")
+        tab.locator("#all").fill("2")
+        playwright.expect(tab.locator("#point")).to_have_text("10 dB: 5.0 % missed, 40.0 false alarms per hour")
+        playwright.expect(tab.locator("#curves polyline")).to_have_count(1)
+        tab.locator("#start").click()
+        playwright.expect(tab.locator("#gate.open #gate-text")).to_contain_text("Open for", timeout=30_000)
+    finally:
+        tab.close()
+        running.close()
 
 
 def test_room_is_recorded_for_twenty_seconds_and_the_hint_names_what_is_missing(room: tuple["Tab", Path]) -> None:

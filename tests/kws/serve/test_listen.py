@@ -157,3 +157,17 @@ def _has_portaudio() -> bool:
     except (ImportError, OSError):
         return False
     return True
+
+
+def test_behind_a_gate_a_word_is_heard_only_after_the_gate(
+    model: Path, stream: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, lines, _ = run(capsys, "--model", model, stream)
+    assert "\tyes\t" in lines
+    status, lines, _ = run(capsys, "--model", model, "--after", "stop", "--after-seconds", "2", stream)
+    assert (status, "\tyes\t" in lines) == (0, False)
+    assert "\tyes\t" in run(capsys, "--model", model, "--after", "yes", stream)[1]
+    status, _, err = run(capsys, "--model", model, "--after", "left", stream)
+    assert status == 2
+    assert "after must be one of the words of the model, no, stop, yes, got 'left'" in err
+    assert "must be given together with after" in run(capsys, "--model", model, "--after-seconds", "2", stream)[2]

@@ -200,7 +200,7 @@ def test_another_champion_takes_over_in_the_middle_of_a_stream(page: Page, serve
         (['{"rate": 16000}', '{"thresholds": {"no": [1], "stop": 1, "yes": 1}}'], "must be numbers"),
         (['{"rate": 16000}', '{"thresholds": [1]}'], "must be numbers"),
         (['{"rate": 16000}', '{"thresholds": {"no": -1, "stop": 1, "yes": 1}}'], "threshold of no must be more than 0"),
-        (['{"rate": 16000}', '{"sing": true}'], "a message must have thresholds or finish, got sing"),
+        (['{"rate": 16000}', '{"sing": true}'], "a message must have thresholds, armed or finish, got sing"),
         (['{"rate": 16000}', b"\0" * 300_000], "a message must have at most 262144 bytes"),
     ],
 )
@@ -376,3 +376,80 @@ def test_recordings_made_at_once_get_names_of_their_own(served: Served, tmp_path
         thread.join()
     assert sorted(names) == sorted(f"yes/0123abcd_nohash_{number}.wav" for number in range(8))
     assert not list(collection.folder.glob("yes/.*"))
+
+
+@pytest.fixture(scope="module")
+def gated(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    running = Page(served.behind("no", 3.0))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def commands(tone_corpus: Path) -> np.ndarray:
+    """The words yes, no, yes, and after a long pause yes."""
+    yes, no = (read_waveform(min((tone_corpus / word).iterdir()), RATE)[:8000] for word in ("yes", "no"))
+    pause = np.zeros(RATE)
+    parts = [pause, yes, pause, no, pause, yes, *[pause] * 4, yes, pause]
+    return (np.concatenate(parts) * 32767).astype("<i2")
+
+
+def said(client: ClientConnection, samples: np.ndarray) -> tuple[list[str], list[dict[str, Any]]]:
+    """Sends a stream to its end, and returns the detected words, and what was heard."""
+    for piece in np.array_split(samples, 5):
+        client.send(piece.tobytes())
+    client.send('{"finish": true}')
+    messages = until(client, "finished")
+    words = [one["word"] for one in messages if one["type"] == "detection"]
+    return words, [one for one in messages if one["type"] == "heard"]
+
+
+def test_page_says_how_long_the_gate_is_open_and_gets_no_word_without_it(
+    page: Page, gated: Page, commands: np.ndarray
+) -> None:
+    with page.listen() as client, gated.listen() as behind:
+        assert json.loads(client.recv())["after"] == ""
+        hello = json.loads(behind.recv())
+        assert (hello["after"], hello["after_seconds"], hello["armed"]) == ("no", 3, None)
+        words, heard = said(client, commands)
+        assert words == ["yes", "no", "yes", "yes"]
+        assert not [one for one in heard if "open_seconds" in one]
+        words, heard = said(behind, commands)
+        assert words == ["no", "yes"]
+        left = [one.get("open_seconds", 0) for one in heard]
+        first = next(index for index, seconds in enumerate(left) if seconds)
+        assert 1.5 < left[first] < 3
+        assert left[first:] == sorted(left[first:], reverse=True)
+        assert left[-1] == 0
+
+
+def test_armed_words_are_reported_without_the_gate_until_they_are_no_longer_armed(
+    gated: Page, served: Served, commands: np.ndarray
+) -> None:
+    with gated.listen() as client:
+        until(client, "hello")
+        client.send('{"armed": ["yes", "stop"]}')
+        for _ in range(2):  # also in the next stream
+            assert said(client, commands)[0] == ["yes", "yes", "yes"]
+        gated.model = dataclasses.replace(served, version="v2")
+        client.send(bytes(2))
+        assert until(client, "hello")[-1]["armed"] == ["yes", "stop"]
+        gated.model = served.behind("no", 3.0)
+        client.send('{"armed": []}')
+        assert said(client, commands)[0] == []
+        client.send('{"armed": null}')
+        assert said(client, commands)[0] == ["no", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ('{"armed": ["left"]}', "an armed word must be one of the words of the model, no, stop, yes, got 'left'"),
+        ('{"armed": "stop"}', "armed must be a list of words, or null for all, got 'stop'"),
+        ('{"armed": [1]}', "armed must be a list of words, or null for all, got '[1]'"),
+    ],
+)
+def test_words_that_cannot_be_armed_end_with_a_sentence(page: Page, message: str, said: str) -> None:
+    with page.listen() as client:
+        client.send(message)
+        assert said in until(client, "error")[-1]["error"]

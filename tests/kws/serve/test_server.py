@@ -28,10 +28,12 @@ from serve.conftest import Server, Start, publish
 
 from kws import files
 from kws.cli import main
+from kws.config import ServeConfig
 from kws.model import bundle as pth
 from kws.model import onnx, versions
 from kws.model.bundle import Recognizer
 from kws.preprocess.audio import read_clip
+from kws.serve.server import open_models
 
 WORDS = ["no", "stop", "yes"]
 
@@ -683,3 +685,19 @@ def test_batches_are_answered_in_their_order_and_gather_who_waits(expert_onnx: P
     found, sizes = asyncio.run(main())
     assert [WORDS[int(each[0].argmax())] for each in found] == [WORDS[i % 3] for i in range(20)]
     assert sizes == [1, 8, 8, 3]
+
+
+def test_gate_is_that_of_every_champion_and_one_that_does_not_know_the_word_is_refused(
+    expert_onnx: Path, data_root: Path
+) -> None:
+    given = open_models(expert_onnx, None, ServeConfig(after="stop", after_seconds=2)).current
+    publish(data_root, "one", expert_onnx)
+    followed = open_models(None, data_root, ServeConfig(after="stop", after_seconds=2)).current
+    for served in (given, followed):
+        assert served is not None
+        assert (served.thresholds.after, served.thresholds.after_seconds) == ("stop", 2)
+    rule = "after must be one of the words of the model, no, stop, yes, got 'left'"
+    with pytest.raises(ValueError, match=rule):
+        open_models(expert_onnx, None, ServeConfig(after="left"))
+    refused = open_models(None, data_root, ServeConfig(after="left"))
+    assert (refused.current, refused.refusal) == (None, rule)

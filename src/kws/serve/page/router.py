@@ -49,6 +49,7 @@ def router(
     collection = Collection(collect) if collect is not None else None
     folder = importlib.resources.files("kws.serve.page") / "static"
     static = {entry.name: entry.read_bytes() for entry in folder.iterdir() if Path(entry.name).suffix in KINDS}
+    static["curve.js"] = importlib.resources.files("kws").joinpath("curve.js").read_bytes()  # the report has it, too
 
     def send(name: str) -> Response:
         return Response(static[name], media_type=KINDS[Path(name).suffix], headers=SECURITY)

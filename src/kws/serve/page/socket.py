@@ -6,6 +6,10 @@ sound, and {"type": "detection"}. At any time it may send {"thresholds": {word: 
 which it receives {"type": "finished"} and the stream starts over. When another model becomes champion, hello is sent
 again.
 
+If there is a gate, hello says after which word and for how many seconds the others are reported, and "heard" for how
+many they yet are. With {"armed": [words]} only these words are reported, whether the gate is open or not, until
+{"armed": null}: a timer that rings arms "stop".
+
 A connection counts as a stream from its first samples to `finish`, or until none have come for a while: a page that is
 only open takes no one's place, and stays open as long as it likes.
 
@@ -23,7 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from kws.model.detector import Detector, Thresholds, Window, reported
+from kws.model.detector import Detector, Floats, Thresholds, Window, reported
 from kws.model.predict import AnyRecognizer
 from kws.preprocess.numpy_features import mel_filters
 
@@ -107,14 +111,18 @@ class Listener:
             got = hello.get("rate") if isinstance(hello, dict) else type(hello).__name__
             raise ValueError(f"rate in the first message must be {rate}, as in {{'rate': {rate}}}, got {got!r}")
         detector, offset, odd = _begin(model), 0.0, b""
-        await socket.send_json(_hello(model))
+        armed: list[str] | None = None
+        await socket.send_json(_hello(model, armed))
         while True:
             message = await _receive(socket)
             now = self.current()
             if now is not None and now is not model:  # another champion, whose times continue those of the one before
                 offset += detector.samples / rate
                 model, detector = now, _begin(now)
-                await socket.send_json(_hello(model))
+                if armed is not None:  # those that the new model knows
+                    armed = [word for word in armed if word in reported(model.recognizer.words)]
+                detector.hold(armed)
+                await socket.send_json(_hello(model, armed))
             if isinstance(message, bytes):
                 self._count(socket)
                 data = odd + message
@@ -124,6 +132,9 @@ class Listener:
                     await _send(socket, heard, offset, frames)
             elif "thresholds" in message:
                 _change(detector, model, message["thresholds"])
+            elif "armed" in message:
+                armed = _armed(message["armed"])
+                detector.hold(armed)
             elif message.get("finish"):
                 for heard in await asyncio.to_thread(detector.finish):
                     await _send(socket, heard, offset, None)
@@ -132,15 +143,17 @@ class Listener:
                 thresholds = detector.thresholds
                 detector, offset, odd = _begin(model), 0.0, b""
                 detector.set_thresholds(thresholds)
+                detector.hold(armed)
             else:
-                raise ValueError(f"a message must have thresholds or finish, got {', '.join(message) or 'nothing'}")
+                got = ", ".join(message) or "nothing"
+                raise ValueError(f"a message must have thresholds, armed or finish, got {got}")
 
 
 def _begin(model: Model) -> Detector:
     return Detector(model.recognizer, model.thresholds)
 
 
-def _hello(model: Model) -> dict[str, Any]:
+def _hello(model: Model, armed: list[str] | None) -> dict[str, Any]:
     features = model.recognizer.features
     filters = mel_filters(features)
     bins = {hertz: hertz * features.n_fft // features.sample_rate for hertz in MARKS_HERTZ}
@@ -151,6 +164,10 @@ def _hello(model: Model) -> dict[str, Any]:
         "reported": reported(model.recognizer.words),
         "thresholds": dict(model.thresholds.thresholds),
         "false_alarms_per_hour": model.thresholds.as_json()["false_alarms_per_hour"],
+        "curves": model.thresholds.measured_on.get("curves", []),
+        "after": model.thresholds.after,
+        "after_seconds": model.thresholds.after_seconds,
+        "armed": armed,
         "num_mels": features.num_mels,
         "frame_seconds": features.hop_length / features.sample_rate,
         "marks": {hertz: int(filters[place].argmax()) for hertz, place in bins.items() if place < len(filters)},
@@ -161,18 +178,25 @@ def _change(detector: Detector, model: Model, values: Any) -> None:
     detector.set_thresholds(Thresholds.from_json({"thresholds": values}, model.recognizer.words).thresholds)
 
 
+def _armed(words: Any) -> list[str] | None:
+    if words is None or (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+        return words
+    raise ValueError(f"armed must be a list of words, or null for all, got {str(words)[:40]!r}")
+
+
 def _feed(detector: Detector, samples: Any) -> list[tuple[Window, bytes]]:
-    """Feeds samples one hop at a time, and returns each window with its frames."""
-    found, hop = [], detector.hop_samples
+    """Feeds samples one hop at a time, and returns each window with its share of the new frames."""
+    found: list[tuple[Window, bytes]] = []
+    hop = detector.hop_samples
     for first in range(0, samples.size, hop):
-        for heard in detector.feed(samples[first : first + hop]):
-            found.append((heard, _picture(detector)))
+        if windows := detector.feed(samples[first : first + hop]):
+            parts = np.array_split(detector.newest_frames, len(windows))
+            found += [(heard, _picture(part, detector)) for heard, part in zip(windows, parts, strict=True)]
     return found
 
 
-def _picture(detector: Detector) -> bytes:
-    """Returns the newest frames as bytes, [frames, num_mels]; 0 is a mel power of 1e-6, 255 one of 1,000."""
-    frames = detector.newest_frames
+def _picture(frames: Floats, detector: Detector) -> bytes:
+    """Returns frames as bytes, [frames, num_mels]; 0 is a mel power of 1e-6, 255 one of 1,000."""
     frames = frames / np.float32(np.log(10)) if detector.is_log else np.log10(frames + np.float32(1e-6))
     return ((frames + 6) * (255 / 9)).clip(0, 255).astype(np.uint8).tobytes()
 
@@ -183,6 +207,8 @@ async def _send(socket: WebSocket, heard: Window, offset: float, frames: bytes |
         "time": round(heard.time + offset, 3),
         "probabilities": [round(float(value), 4) for value in heard.probabilities],
     }
+    if heard.open_seconds > 0:
+        message["open_seconds"] = round(heard.open_seconds, 3)
     if frames is not None:
         message["frames"] = base64.b64encode(frames).decode()
     await socket.send_json(message)

@@ -3,10 +3,11 @@ import { $, pause, problem, state, status } from "./state.js";
 import { RATE } from "./sound.js";
 import { Stream } from "./stream.js";
 import { Microphone, isAllowedHere, whyNone } from "./microphone.js";
-import { drawWords, label, light, onThresholds, setThresholds, showProbability } from "./words.js";
+import { drawWords, label, light, onThresholds, setThresholds, showCurves, showProbability } from "./words.js";
 import { beginPart, showDetection } from "./detections.js";
 import { addFrames, clearLevel, draw, drawMarks, level, levelFault, markWord } from "./pictures.js";
 import { showCard } from "./card.js";
+import { showGate } from "./gate.js";
 import { beginTeaching } from "./teach.js";
 
 const JAM_SHOWN = 3000; // milliseconds for which sound that was lost is told
@@ -23,8 +24,12 @@ let files = Promise.resolve(); // the files that were given, one after the other
 
 // What is shown of a stream, whether it is of the microphone or of a file.
 const shown = {
-  nothing: () => state.words.forEach((word) => showProbability(word, 0)),
+  nothing() {
+    state.words.forEach((word) => showProbability(word, 0));
+    showGate();
+  },
   heard(message) {
+    showGate(message.open_seconds);
     message.probabilities.forEach((value, index) => showProbability(state.words[index], value));
     if (message.frames) addFrames(message.frames, message.time);
   },
@@ -65,12 +70,15 @@ function connect() {
 function hello(message) {
   state.ready = true;
   state.defaults = message.thresholds;
-  const same = message.words.join() === state.words.join();
+  const same = message.words.join() === state.words.join() && message.after === state.gate.after;
+  state.gate = { after: message.after, afterSeconds: message.after_seconds, armed: message.armed };
   Object.assign(state, { words: message.words, reported: message.reported, numMels: message.num_mels,
     frameSeconds: message.frame_seconds, marks: message.marks, thresholds: {} });
   if (!same) drawWords();
+  showCurves(message.curves);
   setThresholds();
   drawMarks();
+  showGate();
   $("model").textContent = `Model ${message.version}, ${message.reported.length} words`;
   $("say").textContent = message.reported.map(label).join(", ");
   const rate = message.false_alarms_per_hour;

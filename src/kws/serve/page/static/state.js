@@ -9,6 +9,7 @@ export const state = {
   words: [], reported: [], thresholds: {}, defaults: {}, numMels: 128, frameSeconds: 0.0125, marks: {},
   listening: false, file: "", // the name of the file that is being read
   ring: new Ring(30), // all sound of the last seconds, to draw, to play detections and to cut recordings
+  gate: { after: "", afterSeconds: 0, armed: null }, // after which word the others count, and which words are armed
   origin: 0, // position in the ring at which the server's clock began
   collects: false, recording: false, speaker: "",
 };

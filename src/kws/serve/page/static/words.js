@@ -1,5 +1,6 @@
 // The grid of words that light up, and the sliders of their thresholds.
 import { $, element, state } from "./state.js";
+import { drawCurves, moved } from "./curve.js";
 
 const LABELS = { _unknown_: "another word", _silence_: "no word" };
 const LIT = 1500; // milliseconds for which a detected word stays lit
@@ -7,6 +8,7 @@ const cells = {};
 const own = {}; // the thresholds that were set by hand, by word
 let shift = 0; // by how much all others are moved, in log-odds
 let changed = () => {};
+let markPoint = () => "";
 
 export function onThresholds(action) {
   changed = action;
@@ -14,11 +16,19 @@ export function onThresholds(action) {
 
 export const label = (word) => LABELS[word] || word;
 
+// Shows the curve that was measured for the model, if any, with the point to which the slider moves the thresholds.
+export function showCurves(curves) {
+  $("curves").toggleAttribute("hidden", !curves.length);
+  $("point").hidden = !curves.length;
+  markPoint = drawCurves($("curves"), curves);
+}
+
 export function drawWords() {
   for (const key of Object.keys(cells)) delete cells[key];
   $("grid").replaceChildren(...state.words.map((word) => {
     const fill = element("span", "fill");
-    const chip = element("li", state.reported.includes(word) ? "" : "none", fill, element("span", "name", label(word)));
+    const kind = word === state.gate.after ? "gate" : "";
+    const chip = element("li", state.reported.includes(word) ? kind : "none", fill, element("span", "name", label(word)));
     cells[word] = { chip, fill };
     return chip;
   }));
@@ -39,11 +49,11 @@ export function drawWords() {
 export function setThresholds() {
   for (const word of state.reported) {
     const value = state.defaults[word];
-    const odds = Math.min(value, 0.9999) / (1 - Math.min(value, 0.9999));
-    state.thresholds[word] = own[word] ?? (value > 1 || !shift ? value : 1 / (1 + Math.exp(shift) / odds));
+    state.thresholds[word] = own[word] ?? moved(value, -shift);
     showThreshold(word);
   }
   $("all").value = shift;
+  $("point").textContent = markPoint(-shift);
   changed();
 }
 
