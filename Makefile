@@ -12,7 +12,7 @@ WHICH_CLUSTER := HOST NAMESPACE TOKEN_FILE CA_FILE CONTEXT
 WHICH_IMAGES := REGISTRY DEVICE
 PODS := CPU MEMORY LAUNCHER
 PARAMETERS := SOURCE SHA256 DATA_ROOT WORDS UNKNOWN_WORDS PRESET SET SPLIT MAX_BAD_FRACTION EPOCHS BATCH_SIZE LEARNING_RATE INIT SEED \
-  NUM_NODES PROCESSES_PER_NODE MIN_ACCURACY MODEL_REGISTRY
+  NUM_NODES PROCESSES_PER_NODE MIN_ACCURACY FALSE_ALARMS_PER_HOUR LAYOUT MODEL_REGISTRY
 FLAGS := $(WHICH_CLUSTER) $(WHICH_IMAGES) $(PODS) $(PARAMETERS) TORCH BASE_IMAGE CRON TIME_ZONE VERSION TO IMAGE REASON MODEL PORT
 
 # $(call flags,NAMES): the flags of those variables that have a value.
@@ -68,7 +68,7 @@ bench: $(READY) ## measure speed against alternatives (3 to 10 minutes; a table 
 e2e: $(READY) ## test training and whole runs that are killed, stopped, shrunk and grown (10 minutes)
 	@$(BIN)/python -m pytest -v tests/e2e/test_survival.py tests/e2e/test_killed_pipeline.py $(ARGS)
 
-test-cluster: $(READY) ## test on a cluster with the training operator, without our images (a minute): KUBECONFIG=FILE
+test-cluster: $(READY) ## test on a cluster with the training operator, without our images (some minutes): KUBECONFIG=FILE
 	@test -n "$${KUBECONFIG:-}" || { echo "these tests need a cluster with the training operator: make test-cluster KUBECONFIG=FILE"; exit 2; }
 	@$(BIN)/python -m pytest -v tests/e2e/test_cluster_without_pipelines.py $(ARGS)
 

@@ -33,7 +33,9 @@ BENCHMARKS = (
     "research.curve",
     "research.cut_archive",
     "research.few_clips",
+    "research.make_stream",
     "research.peers",
+    "research.score_events",
     "research.study",
 )
 

@@ -298,10 +298,12 @@ def _typed(command: str, namespace: str) -> str:
     """Returns a command with the names of the things in a namespace."""
     values = {"namespace": namespace, "NAMESPACE": namespace, "claim_name": CLAIM, "DEPLOYMENT": "kws-serving"}
     values |= {"pod": "typed", "name": "typed", "lower": "pytorchjob", "token": "token", "count": "pytorchjobs"}
-    values |= {"selector": "app=typed"}
+    values |= {"selector": "app=typed", "SECRET": "typed"}
     command = re.sub(r"\{(\w+)\}", lambda found: values[found[1]], command)
     command = re.sub(r"-n (kubeflow|me)\b", f"-n {namespace}", command)
     command = re.sub(r"(kws-…-worker-1|speech-commands-\S+)", "typed", command)
+    command = re.sub(r"^kubectl create secret", f"kubectl -n {namespace} create secret", command.removesuffix("\\"))
+    command = re.sub(r"secret generic \S+", f"secret generic typed-{len(command)}", command)
     command = re.sub(r"get pods$|describe pod$", rf"\g<0> -n {namespace}", command)
     return re.sub(r"^(.* port-forward \S+) \d+:80", r"head -n 1 < <(exec timeout 60 \1 :80)", command)
 
