@@ -9,6 +9,10 @@ SUFFIXES = (
 """File name suffixes of recordings, in upper or lower case. What a file really is, its first bytes say: see `kinds`."""
 
 
+THEIR_MANIFEST = "source-manifest.json"
+"""What a file that has the name of our own manifest is called in a data set; NeMo's list of recordings has it."""
+
+
 def is_recording(name: str) -> bool:
     """Tells by its name whether a file is a recording."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")

@@ -25,7 +25,7 @@ from typing import IO, Any, cast
 from kws import files
 from kws.data.kinds import kind_of_file
 from kws.data.listing import NAMED
-from kws.data.names import is_utf8
+from kws.data.names import THEIR_MANIFEST, is_utf8
 from kws.progress import progress
 from kws.text import printable
 
@@ -211,8 +211,10 @@ class _Writer:
             return None
         if not is_utf8(name) or "\0" in name:
             self.skipped.add(name, "its name is not UTF-8")
-        elif files.MANIFEST in parts:
-            self.skipped.add(name, "the manifest is written by kws")
+        elif files.MANIFEST in parts[:-1]:
+            self.skipped.add(name, "no folder may have the name of the manifest")
+        elif parts[-1] == files.MANIFEST:
+            return self.folder.joinpath(*parts[:-1], THEIR_MANIFEST)
         else:
             return self.folder.joinpath(*parts)
         return None

@@ -23,6 +23,7 @@ from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL, split_source
 from kws.data.digest import content_digest, listing_digest, read_manifest
 from kws.data.kinds import kind_of_file
 from kws.data.listing import Listing
+from kws.data.names import THEIR_MANIFEST
 from kws.data.parts import write_parts
 from kws.data.sources import AUTO, list_recordings
 from kws.download import credentials
@@ -257,6 +258,8 @@ def _snapshot(
         with progress(num_bytes, "B", f"copy {path.name}", scale=True) as bar:
             for recording in recordings:
                 target = staging / recording
+                if target.name == files.MANIFEST:
+                    target = target.with_name(THEIR_MANIFEST)
                 target.parent.mkdir(exist_ok=True, parents=True)
                 if move:
                     (path / recording).rename(target)

@@ -117,8 +117,7 @@ class Store:
                     f"source must hold objects whose names are paths, got {self.url} with {printable(name)[:200]}: "
                     "rename it"
                 )
-            if files.MANIFEST not in parts:
-                listed[name] = _remote(info)
+            listed[name] = _remote(info)
         if not listed:
             raise ValueError(f"source must hold objects, got {self.url} with none: check the spelling")
         return listed

@@ -1,4 +1,5 @@
 import io
+import json
 import logging
 import os
 import shutil
@@ -418,6 +419,22 @@ def test_single_top_folder_of_an_archive_is_dropped(tmp_path: Path) -> None:
     assert folder.name.startswith("my-words-")
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "no", "yes"]
     assert len(list((folder / "yes").iterdir())) == 6
+
+
+def test_list_that_has_the_name_of_our_manifest_is_kept_under_another(tmp_path: Path) -> None:
+    recordings = make_recordings(tmp_path / "recordings")
+    flat = tmp_path / "nemo"
+    (flat / "audio").mkdir(parents=True)
+    rows = []
+    for number, path in enumerate(sorted(recordings.rglob("*.wav"))):
+        shutil.copy(path, flat / "audio" / f"{number}.wav")
+        rows.append(json.dumps({"audio_filepath": f"audio/{number}.wav", "command": path.parent.name}))
+    (flat / files.MANIFEST).write_text("\n".join(rows) + "\n")
+    for source in (flat, pack(flat, tmp_path / "packed.tgz", wrapping="nemo")):
+        folder = download(str(source), "", tmp_path / "data")
+        assert files.read_json(folder / files.MANIFEST)["words"] == {"no": 6, "yes": 6}
+        assert list_recordings(folder).words == ["no", "yes"], "also when our own manifest lies beside it"
+        assert len(list(folder.rglob("source-manifest.json"))) == 1
 
 
 def test_hidden_members_that_macos_packs_are_left_out(tmp_path: Path) -> None:
