@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kws import files
-from kws.command import CommandParser, as_command
+from kws.command import as_command
 from kws.config import PipelineConfig
+from kws.parser import CommandParser
 from pipeline.flags import add_parameters, read_parameters
 
 DEMO = Path("var/demo")

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kws import files
-from kws.command import CommandParser, as_command
+from kws.command import as_command
 from kws.config import PipelineConfig, ServeConfig, SynthesizeConfig, parse_words
+from kws.parser import CommandParser
 from kws.settings import add_flag, add_registry, field_docs, require
 
 Add = Callable[..., argparse.ArgumentParser]

@@ -1,6 +1,5 @@
 """The frame of a command line: errors become one line and an exit status, never a traceback."""
 
-import argparse
 import codecs
 import contextlib
 import errno
@@ -39,13 +38,6 @@ class _Unfailing:
 def unfailing(stream: TextIO | None) -> TextIO:
     """Returns a stream that writes to another, which the parent process may have closed, as far as that works."""
     return cast(TextIO, _Unfailing(stream or io.StringIO()))
-
-
-class CommandParser(argparse.ArgumentParser):
-    """A parser that says when its help could not be written; argparse hides it if it is longer than a buffer."""
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        (file or sys.stderr).write(message)
 
 
 class CommandFailed(Exception):
