@@ -30,7 +30,7 @@ from kws.data import classes, splits
 from kws.data.listing import Listing
 from kws.data.sources import list_recordings
 from kws.download.sentences import speak_sentences
-from kws.model.detector import Decider, Detector, Floats, Thresholds, Window, reported
+from kws.model.detector import UNMEASURED, Decider, Detector, Floats, Thresholds, Window, reported
 from kws.model.predict import AnyRecognizer
 from kws.preprocess.audio import Waveform, read, read_waveform
 from kws.progress import progress
@@ -587,6 +587,9 @@ def choose_thresholds(
     compete with each other, the result is tried as a whole, and all thresholds are raised together until the limit
     holds.
 
+    A word that is not spoken in the streams gets the lowest threshold, from `UNMEASURED` on, at which it causes no
+    false alarm.
+
     If there is a gate, the threshold of its word is chosen first, for `GATE_SHARE` of the limit. The other words then
     have what it leaves; as they count only while the gate is open, their thresholds can be much lower.
 
@@ -637,6 +640,10 @@ def choose_thresholds(
         word, index = best
         chosen[word], found[word], spent[word] = index, tried[index].found[word], tried[index].false_alarms[word]
     values = {word: levels[index] if index < len(levels) else NEVER for word, index in chosen.items()}
+    spoken = {one.word for stream in scored for one in stream.spoken}
+    for word in (word for word in targets if word not in spoken):  # in a short stream: nothing says what it misses
+        silent = [level for level, outcome in zip(levels, tried, strict=True) if not outcome.false_alarms[word]]
+        values[word] = max(UNMEASURED, silent[0]) if silent else NEVER
     result = _with(thresholds, {word: (values | fixed)[word] for word in reported(words)})
     for step in itertools.count():
         outcome = _total(scored, words, _moved(result, 0.02 * step, but=gate))

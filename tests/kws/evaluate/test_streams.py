@@ -105,6 +105,16 @@ def test_word_that_cannot_be_told_from_other_sounds_is_never_reported() -> None:
     assert {word for _, word, _ in detect(stream, WORDS, chosen)} == {"go"}
 
 
+def test_word_that_nobody_speaks_in_the_streams_is_reported_where_it_causes_no_false_alarm() -> None:
+    only_go = [one for one in SPOKEN if one.word != "stop"]
+    stream = dataclasses.replace(scored((1.5, "go", 0.9), (500.0, "stop", 0.85), (600.0, "go", 0.5)), spoken=only_go)
+    chosen = choose_thresholds([stream], WORDS, Thresholds.unmeasured(WORDS), false_alarms_per_hour=1)
+    assert 0.85 < chosen.thresholds["stop"] <= 0.9
+    quiet = dataclasses.replace(scored((1.5, "go", 0.9), (600.0, "go", 0.5)), spoken=only_go)
+    chosen = choose_thresholds([quiet], WORDS, Thresholds.unmeasured(WORDS), false_alarms_per_hour=1)
+    assert chosen.thresholds["stop"] == 0.8
+
+
 def test_a_limit_that_allows_more_finds_more() -> None:
     alarms = [(100.0 + 10 * i, "go", 0.5 + i / 20) for i in range(9)]
     stream = scored((1.5, "go", 0.62), *alarms)
