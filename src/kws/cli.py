@@ -405,9 +405,11 @@ def _listen(options: argparse.Namespace) -> int:
         )
     recognizer = load(options.model, num_threads=1)
     words, rate = recognizer.words, recognizer.features.sample_rate
-    thresholds = (
-        Thresholds.read(options.thresholds, words) if options.thresholds else Thresholds.beside(options.model, words)
-    ).behind(options.after, options.after_seconds)
+    if options.thresholds:
+        thresholds = Thresholds.read(options.thresholds, words)
+    else:
+        thresholds = Thresholds.beside(options.model, words, recognizer.margin is not None)
+    thresholds = thresholds.behind(options.after, options.after_seconds)
     if options.microphone:
         source = microphone(rate)
     else:

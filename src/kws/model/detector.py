@@ -138,10 +138,10 @@ class Thresholds:
             raise ValueError(f"{path} must be what kws evaluate --stream wrote for this model: {error}") from error
 
     @classmethod
-    def beside(cls, model: Path, words: list[str]) -> "Thresholds":
+    def beside(cls, model: Path, words: list[str], of_tokens: bool = False) -> "Thresholds":
         """Reads the thresholds.json beside a model; returns `unmeasured` if there is none."""
         path = model.parent / THRESHOLDS
-        return cls.read(path, words) if path.is_file() else cls.unmeasured(words)
+        return cls.read(path, words) if path.is_file() else cls.unmeasured(words, of_tokens)
 
     def behind(self, word: str, seconds: float | None = None) -> "Thresholds":
         """Returns these thresholds behind a gate.

@@ -42,7 +42,6 @@ class AudioTransformer(nn.Module):
         self.register_buffer("std", torch.ones(features.num_mels))
         self.stem = ConvStem(config, features) if config.stem == "conv" else FramesAsTokens(config, features)
         self.positions = nn.Parameter(torch.zeros(num_tokens, config.width)) if config.positions else None
-        self.silence = math.log(features.log_offset) if features.log else 0.0
         drop_path = torch.linspace(0, config.drop_path, config.num_layers, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_path)
         self.norm = nn.LayerNorm(config.width) if config.norm_first else nn.Identity()
@@ -91,7 +90,8 @@ class AudioTransformer(nn.Module):
     @property
     def margin(self) -> tuple[int, int]:
         """The numbers of tokens before and after a token on which its scores depend."""
-        before, after = (self.config.num_layers * reach + ConvStem.REACH for reach in self.config.reach)
+        assert isinstance(self.stem, ConvStem)
+        before, after = (self.config.num_layers * reach + self.stem.reach for reach in self.config.reach)
         return before, after
 
     def _tokens(self, features: Tensor) -> Tensor:
@@ -127,19 +127,20 @@ class ConvStem(nn.Module):
 
     CHANNELS = (16, 32, 64, 96)
 
-    REACH = 3
-    """Tokens before and after itself on whose frames a token depends, if a token is four frames or more."""
-
     def __init__(self, config: ModelConfig, features: FeatureConfig) -> None:
         super().__init__()
         convs, last, frames = [], 1, config.frames_per_token
+        step, reach = 1, 0  # frames from one result of a convolution to the next, and beside it that it depends on
         for number, channels in enumerate(self.CHANNELS, 1):
             stride = 2 if frames % 2 == 0 and number < len(self.CHANNELS) else frames
             convs.append(nn.Conv2d(last, channels, 3, stride=(2, stride), padding=1))
             last, frames = channels, frames // stride
+            step, reach = step * stride, reach + step
         # The memory format of the weights determines that of all activations, and with it the speed of the stem, which
         # on the CPU takes two thirds of the time.
         self.convs = nn.ModuleList(convs).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.reach = math.ceil(reach / config.frames_per_token)
+        """Tokens before and after itself on whose frames a token depends."""
         self.activation = F.silu if config.stem_activation == "silu" else F.relu
         self.project = nn.Linear(last * math.ceil(features.num_mels / 2 ** len(convs)), config.width)
 

@@ -79,8 +79,11 @@ class Speech:
     """bool [frames], whether no word of the model is spoken there."""
     lengths: Tensor
     """int64 [recordings], the number of frames of each."""
-    ends: Tensor
-    """int64 [recordings], the sum of the lengths so far."""
+
+    @property
+    def ends(self) -> Tensor:
+        """The frame behind each recording, int64 [recordings]."""
+        return self.lengths.cumsum(0)
 
 
 class Tensors:
@@ -180,8 +183,18 @@ class Tensors:
             features = torch.from_numpy(np.memmap(self.folder / ARRAY, np.float16, mode="c", shape=shape))
             num_frames = int(lengths.sum())
             require(num_frames == len(usable), "the recordings", f"have {len(usable)} frames", num_frames)
-        lengths = lengths.to(self.device)
-        return Speech(features=features, usable=usable.to(self.device), ends=lengths.cumsum(0), lengths=lengths)
+        if self.device.type == "cuda":
+            most = torch.cuda.mem_get_info(self.device)[0] // 4 // (2 * self.features.num_mels)  # frames of float16
+            kept = max(1, int((lengths.cumsum(0) <= most).sum()))
+            if kept < len(lengths):
+                log.warning("%d of %d recordings of running speech fit into the GPU's memory", kept, len(lengths))
+            lengths = lengths[:kept]
+            num_frames = int(lengths.sum())
+        return Speech(
+            features=features[:num_frames].to(self.device),
+            usable=usable[:num_frames].to(self.device),
+            lengths=lengths.to(self.device),
+        )
 
     def _open(self, name: str) -> Tensor:
         with self._whole(name):

@@ -65,7 +65,7 @@ def fill(staging: Path, version: Version) -> None:
     exported = onnx.load(staging / versions.ONNX)
     _compare(recognizer, exported, reference)
     int8 = _publish_int8(staging, recognizer, exported, tensors)
-    thresholds = _thresholds(evaluation, recognizer.words)
+    thresholds = _thresholds(evaluation, recognizer)
     files.write_json(staging / THRESHOLDS, thresholds.as_json())
     write_card(
         staging / versions.CARD,
@@ -94,10 +94,12 @@ def fill(staging: Path, version: Version) -> None:
     files.write_json(staging / files.MANIFEST, manifest)
 
 
-def _thresholds(evaluation: Mapping[str, Any], words: list[str]) -> Thresholds:
+def _thresholds(evaluation: Mapping[str, Any], recognizer: Recognizer) -> Thresholds:
     """Returns the thresholds that the evaluation chose, or if there are none `Thresholds.unmeasured`."""
     found = evaluation.get("thresholds")
-    return Thresholds.from_json(found, words) if found else Thresholds.unmeasured(words)
+    if found:
+        return Thresholds.from_json(found, recognizer.words)
+    return Thresholds.unmeasured(recognizer.words, recognizer.margin is not None)
 
 
 def _reference(recognizer: Recognizer, tensors: Tensors) -> Waveform:

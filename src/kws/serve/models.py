@@ -59,7 +59,7 @@ def load_file(path: Path) -> Served:
     return Served(
         recognizer=recognizer,
         version=files.sha256_of(path)[:12],
-        thresholds=Thresholds.beside(path, recognizer.words),
+        thresholds=Thresholds.beside(path, recognizer.words, recognizer.margin is not None),
         card="",
     )
 
@@ -92,7 +92,7 @@ def load_version(folder: Path, name: str = versions.ONNX) -> Served:
     return Served(
         recognizer=recognizer,
         version=manifest["version"],
-        thresholds=Thresholds.beside(folder / name, recognizer.words),
+        thresholds=Thresholds.beside(folder / name, recognizer.words, recognizer.margin is not None),
         card=card.read_text(encoding="utf-8") if card.is_file() else "",
     )
 

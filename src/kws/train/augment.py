@@ -1,5 +1,7 @@
 """Augmentation of features on the training device, drawn anew for every clip and training step."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -59,12 +61,12 @@ class Augment:
         """
         clips, mels, frames = features.shape
         config, device = self.config, features.device
-        shift = _uniform(clips, config.time_shift, device) * (2 / (frames - 1))
-        rate = torch.exp(_uniform(clips, config.time_stretch, device))
+        shift = uniform((clips,), -config.time_shift, config.time_shift, device) * (2 / (frames - 1))
+        rate = torch.exp(uniform((clips,), -config.time_stretch, config.time_stretch, device))
         time = torch.linspace(-1, 1, frames, device=device) * rate[:, None] - shift[:, None]  # [clips, frames]
         features = _interpolate(features, time, fill=self.silence)
         if config.frequency_warp:
-            warp = torch.exp(_uniform(clips, config.frequency_warp, device))
+            warp = torch.exp(uniform((clips,), -config.frequency_warp, config.frequency_warp, device))
             bins = (torch.linspace(0, 2, mels, device=device) * warp[:, None] - 1).clamp(max=1)  # anchored at 0 Hz
             features = _interpolate(features.transpose(1, 2), bins, fill=self.silence).transpose(1, 2)
         return features
@@ -74,11 +76,11 @@ class Augment:
         config, clips, device = self.config, len(features), features.device
         power = (features.exp() - self.offset).clamp_(min=0)
         if config.gain_db:
-            power *= _power_ratio(_uniform(clips, config.gain_db, device))
+            power *= power_ratio(uniform((clips, 1, 1), -config.gain_db, config.gain_db, device))
         if self.noise is not None:
             pieces = torch.randint(len(self.noise), (clips,), device=device)
             noise = (self.noise.index_select(0, pieces).float().exp() - self.offset).clamp_(min=0)
-            snr = _power_ratio(torch.empty(clips, device=device).uniform_(*config.noise_snr_db))
+            snr = power_ratio(uniform((clips, 1, 1), *config.noise_snr_db, device))
             scale = _mean(power) / (_mean(noise).clamp(min=self.offset) * snr)
             scale *= torch.rand(clips, 1, 1, device=device) < config.noise_probability
             power += noise.mul_(scale)
@@ -106,13 +108,14 @@ class Augment:
         return torch.where(masked[:, None, :] if axis == 2 else masked[:, :, None], self.mean, features)
 
 
-def _uniform(clips: int, limit: float, device: torch.device) -> Tensor:
-    return torch.empty(clips, device=device).uniform_(-limit, limit)
+def uniform(shape: Sequence[int], low: float, high: float, device: torch.device) -> Tensor:
+    """Draws numbers between two limits."""
+    return torch.empty(shape, device=device).uniform_(low, high)
 
 
-def _power_ratio(decibels: Tensor) -> Tensor:
-    """Converts decibels [clips] to power ratios [clips, 1, 1]."""
-    return 10 ** (decibels[:, None, None] / 10)
+def power_ratio(decibels: Tensor) -> Tensor:
+    """Converts decibels to ratios of power."""
+    return 10 ** (decibels / 10)
 
 
 def _mean(power: Tensor) -> Tensor:

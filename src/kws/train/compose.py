@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kws.preprocess.tensors import Speech
 from kws.recipe import AugmentConfig, ComposeConfig, FeatureConfig
+from kws.train.augment import power_ratio, uniform
 
 NO_WORD = -1
 """Label of a token at which no word of the model is spoken: `_unknown_` and `_silence_` are both right."""
@@ -68,6 +69,7 @@ class Composer:
         self.num_frames = config.clips_per_stream * clip_frames // frames_per_token * frames_per_token
         self.unknown, self.silence = num_words - 2, num_words - 1
         self.speech = speech
+        self.ends = None if speech is None else speech.ends
         self.noise = noise
         self.speech_probability = config.speech_probability if speech is not None else 0.0
 
@@ -95,13 +97,13 @@ class Composer:
         pieces = torch.rand(num, size, device=device) < (config.piece_probability if self.speech is not None else 0)
         silent = (labels == self.silence) | nothing | all_speech
         words = ~(silent | pieces)
-        piece_frames = _uniform((num, size), *config.piece_seconds, device) * self.per_second
+        piece_frames = uniform((num, size), *config.piece_seconds, device) * self.per_second
         length = torch.where(pieces, piece_frames, (end - begin) / rate)  # [N, S]
         close = torch.rand(num, size, device=device) < config.close_probability
         gap = torch.where(
-            close, _uniform((num, size), *config.close_gap, device), _uniform((num, size), *config.gap, device)
+            close, uniform((num, size), *config.close_gap, device), uniform((num, size), *config.gap, device)
         )
-        first = _uniform((num, 1), *config.first, device) * self.per_second
+        first = uniform((num, 1), *config.first, device) * self.per_second
         steps = length + gap * self.per_second
         start = first + steps.cumsum(1) - steps  # [N, S]
 
@@ -120,7 +122,7 @@ class Composer:
         clip = owner + size * torch.arange(num, device=device)[:, None]
         rows = clip * power.size(1) + source.long().clamp_(0, power.size(1) - 1)
         # A word has the same mean power as speech: over the whole clip, as in a stream of clips.
-        level = _decibels(_uniform((num, size), -config.level_db, config.level_db, device))
+        level = power_ratio(uniform((num, size), -config.level_db, config.level_db, device))
         powers = power.sum(2).mean(1).view(num, size).clamp(min=LOWEST_POWER)
         scale = level / powers
         x = power.reshape(-1, power.size(2))[rows] * (scale.gather(1, owner) * heard)[:, :, None]  # [N, T, F]
@@ -174,10 +176,11 @@ class Composer:
 
     def _speech(self, num: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Draws running speech: mel power, float32 [N, T, F], relative to its mean, and where it is usable [N, T]."""
-        speech = self.speech
+        speech, ends = self.speech, self.ends
         assert speech is not None
-        first = (torch.rand(num, device=device, dtype=torch.float64) * speech.ends[-1]).long()
-        stop = speech.ends[torch.searchsorted(speech.ends, first, right=True).clamp_(max=len(speech.ends) - 1)][:, None]
+        assert ends is not None
+        first = (torch.rand(num, device=device, dtype=torch.float64) * ends[-1]).long()
+        stop = ends[torch.searchsorted(ends, first, right=True).clamp_(max=len(ends) - 1)][:, None]
         rate = _log_uniform((num, 1), self.augment.time_stretch, device)
         rows = first[:, None] + (torch.arange(self.num_frames, device=device) * rate).long()
         there = rows < stop
@@ -193,8 +196,8 @@ class Composer:
         """
         num, device = len(x), x.device
         low, high = self.config.reverberation_seconds
-        decay = torch.exp(-6 * math.log(10) / self.per_second / _uniform((num, 1, 1), low, high, device))
-        wet = _decibels(_uniform((num, 1, 1), -12.0, 2.0, device))
+        decay = torch.exp(-6 * math.log(10) / self.per_second / uniform((num, 1, 1), low, high, device))
+        wet = power_ratio(uniform((num, 1, 1), -12.0, 2.0, device))
         wet = wet * (torch.rand(num, 1, 1, device=device) < self.config.reverberation_probability)
         tail, step = x, 1
         while step < 64:  # after each round the tail has twice as many frames
@@ -220,10 +223,10 @@ class Composer:
             pieces = self.noise[(first + torch.arange(count, device=device)) % len(self.noise)]  # [N, count, F, M]
             recorded = pieces[..., :length].float().exp().transpose(2, 3).reshape(num, -1, mels)[:, :frames]
         # A random spectrum of nine knots, a level that wavers, and the fluctuations of a noise's power.
-        tilt = torch.linspace(0, 1, 9, device=device) * _uniform((num, 1, 1), -4.0, 2.0, device)
+        tilt = torch.linspace(0, 1, 9, device=device) * uniform((num, 1, 1), -4.0, 2.0, device)
         knots = 1.2 * torch.randn(num, 1, 9, device=device) + tilt
         spectrum = torch.nn.functional.interpolate(knots, mels, mode="linear", align_corners=True)
-        waves = torch.randn(num, 1, frames // 40 + 2, device=device) * _uniform((num, 1, 1), 0.0, 0.8, device)
+        waves = torch.randn(num, 1, frames // 40 + 2, device=device) * uniform((num, 1, 1), 0.0, 0.8, device)
         swell = torch.nn.functional.interpolate(waves, frames, mode="linear").transpose(1, 2)
         grain = (torch.rand_like(x) * torch.rand_like(x)).clamp_(min=1e-12).log_().neg_()  # chi-squared
         coloured = (spectrum + swell).exp() * grain
@@ -231,7 +234,7 @@ class Composer:
         noise = torch.where(kind < 0.25, coloured, babble)
         if self.noise is not None:
             noise = torch.where(kind < 0.5, noise, recorded)
-        snr = _decibels(_uniform((num, 1, 1), *self.augment.noise_snr_db, device))
+        snr = power_ratio(uniform((num, 1, 1), *self.augment.noise_snr_db, device))
         on = torch.rand(num, 1, 1, device=device) < self.augment.noise_probability
         return noise * (on / (noise.sum(2).mean(1)[:, None, None].clamp(min=self.offset) * snr))
 
@@ -265,14 +268,5 @@ def extents(power: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _uniform(shape: tuple[int, ...], low: float, high: float, device: torch.device) -> Tensor:
-    return torch.empty(shape, device=device).uniform_(low, high)
-
-
 def _log_uniform(shape: tuple[int, ...], limit: float, device: torch.device) -> Tensor:
-    return _uniform(shape, -limit, limit, device).exp_()
-
-
-def _decibels(decibels: Tensor) -> Tensor:
-    """Converts decibels to ratios of power."""
-    return 10 ** (decibels / 10)
+    return uniform(shape, -limit, limit, device).exp_()

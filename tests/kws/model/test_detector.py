@@ -375,3 +375,31 @@ def test_gate_is_read_as_it_was_written_and_a_looser_one_was_not_measured(tmp_pa
     ):
         with pytest.raises(ValueError, match=said):
             THRESHOLDS.behind(*arguments)
+
+
+def test_model_of_tokens_without_measured_thresholds_is_averaged_over_a_word_s_middle(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    for of_tokens, seconds in ((False, 0.5), (True, 0.15)):
+        assert Thresholds.beside(path, WORDS, of_tokens).smoothing_seconds == seconds
+
+
+@pytest.mark.parametrize("frames_per_token", [2, 3, 4, 6, 8])
+def test_margin_of_a_token_holds_all_frames_on_which_its_scores_depend(frames_per_token: int) -> None:
+    config = ModelConfig(
+        num_layers=2,
+        num_heads=1,
+        width=8,
+        feedforward=8,
+        scores="tokens",
+        positions=False,
+        reach=(2, 1),
+        frames_per_token=frames_per_token,
+    )
+    model = AudioTransformer(config, TALK, len(WORDS)).eval()
+    before, after = model.margin
+    torch.manual_seed(0)
+    whole = torch.randn(1, 128, (before + after + 9) * frames_per_token)
+    part = whole[:, :, 4 * frames_per_token : -4 * frames_per_token]
+    with torch.inference_mode():
+        expected, found = model.token_scores(whole), model.token_scores(part)
+    torch.testing.assert_close(found[:, before], expected[:, 4 + before], rtol=1e-4, atol=1e-5)

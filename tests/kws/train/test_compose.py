@@ -34,7 +34,7 @@ def speech(usable: bool = True) -> Speech:
     features = torch.full((1600, 8), -9.0, dtype=torch.float16)
     features[:, 7] = 0.0
     free = torch.full((1600,), usable)
-    return Speech(features=features, usable=free, lengths=lengths, ends=lengths.cumsum(0))
+    return Speech(features=features, usable=free, lengths=lengths)
 
 
 def composer(config: ComposeConfig = PLAIN, augment: AugmentConfig = NO_AUGMENTATION, **given: Speech) -> Composer:
