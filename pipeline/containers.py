@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from kws.config import PipelineConfig, split_sources
+from kws.config import PipelineConfig, is_path, split_sources
 from kws.download.credentials import variables
 from pipeline.kind.docker_images import inspect
 
@@ -45,7 +45,7 @@ def local_runner(config: PipelineConfig, outputs: Path, image: str) -> "tuple[Do
             )
     mounts = [Mount(config.data_root, config.data_root, type="bind")]
     sources = split_sources(config.source)
-    for source in [source for source in sources if "://" not in source and not source.startswith("env:")]:
+    for source in filter(is_path, sources):
         found = Path(source).stat()
         if found.st_uid != user and not found.st_mode & 0o004:
             raise ValueError(

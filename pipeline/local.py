@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from kws import files, processes
 from kws.command import STOPPED, CommandFailed
-from kws.config import PipelineConfig, split_sources
+from kws.config import PipelineConfig, is_path, split_sources
 from kws.kube.log_lines import LineSorter
 from kws.model.versions import find_model
 from kws.settings import require
@@ -141,8 +141,7 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
     outputs = data_root / OUTPUTS
     mine = outputs / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"  # other runs may use this data root
     source = "\n".join(
-        one if "://" in one or one.startswith("env:") else str(Path(one).expanduser().resolve())
-        for one in split_sources(config.source)
+        str(Path(one).expanduser().resolve()) if is_path(one) else one for one in split_sources(config.source)
     )
     config = dataclasses.replace(config, source=source, data_root=str(data_root))
     if config.init:  # the train step checks it too, but only after download and preprocessing

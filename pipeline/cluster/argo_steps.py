@@ -55,7 +55,17 @@ def step_of_node(name: str, steps: Iterable[str]) -> str:
 
 def is_driver(node: str) -> bool:
     """Tells whether a node is a driver: Kubeflow's own pod that prepares a step, or the run (root-driver)."""
-    return re.sub(r"\(\d+\)$", "", node.rpartition(".")[2]).endswith("-driver")
+    return _task_of(node).endswith("-driver")
+
+
+def is_root_driver(node: str) -> bool:
+    """Tells whether a node is the driver of the run, which must end before any step begins."""
+    return _task_of(node).endswith("root-driver")
+
+
+def _task_of(node: str) -> str:
+    """Returns the last part of the name of a node, without the number of the attempt."""
+    return re.sub(r"\(\d+\)$", "", node.rpartition(".")[2])
 
 
 def outcome(run: "V2beta1Run") -> str:

@@ -15,7 +15,7 @@ from kws.kube.log_lines import LineSorter
 from kws.kube.pod_logs import PodLog
 from kws.kube.pods import age, by_time, ended_at, has_ended, made_at, pod_ending, waiting_reason, words
 from kws.launch.kinds.pod import LABELS
-from pipeline.cluster.argo_steps import Step, is_driver, node_id, pod_node, step_of_node
+from pipeline.cluster.argo_steps import Step, is_driver, is_root_driver, node_id, pod_node, step_of_node
 from pipeline.cluster.connect import Cluster
 
 TRAINING_PODS = ",".join(f"{name}={value}" for name, value in LABELS.items())
@@ -35,8 +35,6 @@ QUIET_SECONDS = 10.0
 
 HANGING_SECONDS = 30.0
 """How long the driver of a step, or Argo, may take until it is told; they take seconds."""
-
-ROOT_DRIVER = ("root-driver", "root-driver(0)", "root-driver(1)", "root-driver(2)")
 
 _DRIVER = "Kubeflow's driver of the step has not ended, which calls the API of Kubeflow Pipelines and its object store"
 _NO_POD = "there is no pod yet; Argo's workflow controller creates them"
@@ -126,7 +124,7 @@ class Pods:
         for step in running or [step.name for step in steps if step.state == "PENDING"][:1]:
             pods = [pod for pod in self._of_step(step) if not has_ended(pod)]
             if step not in running:  # what must end before any step begins
-                pods += [pod for pod in self.of_steps if pod_node(pod)[1].endswith(ROOT_DRIVER) and not has_ended(pod)]
+                pods += [pod for pod in self.of_steps if is_root_driver(pod_node(pod)[1]) and not has_ended(pod)]
             found += self._waits_of(pods, step) or self._hangs(pods, step)
             if not pods:
                 messages = self.messages() if messages is None else messages

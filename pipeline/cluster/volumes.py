@@ -12,7 +12,7 @@ from typing import IO, Any, Protocol
 import yaml
 
 from pipeline.cluster.readiness import wait_for_pod
-from pipeline.shell import ROOT, ClusterError, run
+from pipeline.shell import ROOT, ClusterError, namespace_of, run
 
 READER = "kws-reader"
 WRITER = "kws-rollback"
@@ -102,7 +102,7 @@ def reader_pod(kubectl: list[str], *, claim: str, image: str, read_only: bool = 
         image: any image with sh, cat and sleep that the nodes have.
         read_only: whether to mount it read-only.
     """
-    namespace = kubectl[kubectl.index("--namespace") + 1]
+    namespace = namespace_of(kubectl)
     remedy = f"python -m pipeline install --namespace {namespace} makes the volume of the pipeline"
     run(*kubectl, "get", "persistentvolumeclaim", claim, remedy=remedy)  # without it the pod would wait in vain
     # Pods that killed commands left, which have ended by themselves.

@@ -117,8 +117,7 @@ class PipelineConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(split_sources(self.source) != [], "source", "be a URL, an archive or a folder", self.source)
-        digits = all(re.fullmatch("[0-9a-f]{64}", one) for one in self.sha256.replace(",", " ").split())
-        require(digits, "sha256", "be 64 lower-case hexadecimal digits", self.sha256)
+        split_digests(self.sha256)
         self.recipe()
 
     def arguments(self) -> dict[str, Any]:
@@ -240,6 +239,23 @@ def split_sources(sources: str) -> list[str]:
     """
     pieces = re.split(r"\n|[\s,]+(?=[A-Za-z][A-Za-z0-9+.-]*://|env:|~?/|\.{1,2}/)", sources)
     return [piece.strip().rstrip(",") for piece in pieces if piece.strip(" \t\r\n,")]
+
+
+def is_path(source: str) -> bool:
+    """Tells whether a source is a path, and neither an address nor the name of a variable that holds one."""
+    return "://" not in source and not source.startswith("env:")
+
+
+def split_digests(sha256: str) -> list[str]:
+    """Splits a text into digests, separated by commas or spaces.
+
+    Raises:
+        ValueError: one has other than 64 lower-case hexadecimal digits.
+    """
+    digests = sha256.replace(",", " ").split()
+    fits = all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
+    require(fits, "sha256", "be 64 lower-case hexadecimal digits", sha256)
+    return digests
 
 
 def parse_words(words: str, at_least: int = 2) -> tuple[str, ...] | None:

@@ -5,6 +5,7 @@ name, its manifest.json last, and renamed: a folder with a manifest.json is comp
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -22,6 +23,11 @@ from typing import IO, Any
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+
+
+def is_full(error: BaseException) -> bool:
+    """Tells whether an error says that a disk, or a quota of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from kws.config import BACKGROUND_NOISE, RUNNING_SPEECH
 from kws.data.clip import Clip
 from kws.data.kinds import is_audio_file
 from kws.data.listing import Listing
-from kws.data.names import is_recording, is_utf8
+from kws.data.names import is_recording, is_utf8, speaker_of
 from kws.data.words import by_word, plain
 from kws.text import printable
 
@@ -23,8 +23,8 @@ def word_folders(folder: Path) -> Listing:
     """Lists a folder of `<word>/<recording>`, as Speech Commands is laid out.
 
     A folder whose name begins with _ is not a word; `_background_noise_` holds long recordings of noise and
-    `_running_speech_` recordings of people who talk (see `kws.data.speech`). The lists of
-    validation and test clips may lie beside the folders. A speaker's name stands in the file's before `_nohash_`.
+    `_running_speech_` recordings of people who talk (see `kws.data.speech`). The lists of validation and test clips may
+    lie beside the folders. A speaker's name stands in the file's before `_nohash_`.
     """
     found: dict[str, list[str]] = {}  # files by word
     lists: dict[str, Path] = {}
@@ -61,17 +61,9 @@ def word_folders(folder: Path) -> Listing:
 
 
 def clip_of(file: str) -> Clip:
-    """Returns the clip of a recording `<word>/<speaker>_nohash_<n>.wav`: no other code knows what the names mean."""
+    """Returns the clip of a recording `<word>/<speaker>_nohash_<n>.wav`."""
     word, _, name = file.rpartition("/")
     return Clip(file=file, word=plain(word), speaker=speaker_of(name))
-
-
-def speaker_of(name: str) -> str:
-    """Returns the speaker that the name of a file names, or an empty text."""
-    if "_nohash_" not in name and "_nohash_" in name.lower():
-        name = name.lower()  # old file systems make it 0A7C2A8D_NOHASH_0.WAV
-    speaker, named, _ = name.partition("_nohash_")
-    return speaker if named else ""
 
 
 def list_tree(folder: Path) -> list[Path]:

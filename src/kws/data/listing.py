@@ -94,7 +94,7 @@ class Listing:
         return f"layout {self.layout}, {len(self.clips):,} words, {of_whom}, {divided}, {len(clips):,} clips"
 
     def report(self) -> None:
-        """Logs which files and entries are not read, in one line for every reason."""
+        """Logs which files and entries are not read, in one line for every reason, and of what the text is missing."""
         reasons: dict[str, list[str]] = {}
         for name, reason in self.not_read.items():
             reasons.setdefault(reason, []).append(name)
@@ -105,3 +105,11 @@ class Listing:
             )
         for reason, count in self.left_out.items():
             log.warning("%s: %d entries of the lists not read, as %s", printable(self.folder), count, reason)
+        if without := sum(not talk.text for talk in self.speech):
+            log.warning(
+                "%s: the text of %d of %d recordings of running speech is not known: in training, none of the words is "
+                "taken to be spoken in them, and evaluation leaves them out",
+                printable(self.folder),
+                without,
+                len(self.speech),
+            )

@@ -13,6 +13,14 @@ THEIR_MANIFEST = "source-manifest.json"
 """What a file that has the name of our own manifest is called in a data set; NeMo's list of recordings has it."""
 
 
+def speaker_of(name: str) -> str:
+    """Returns the speaker that the name of a recording names before `_nohash_`, or an empty text."""
+    if "_nohash_" not in name and "_nohash_" in name.lower():
+        name = name.lower()  # old file systems make it 0A7C2A8D_NOHASH_0.WAV
+    speaker, named, _ = name.partition("_nohash_")
+    return speaker if named else ""
+
+
 def is_recording(name: str) -> bool:
     """Tells by its name whether a file is a recording."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")

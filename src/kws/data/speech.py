@@ -6,18 +6,14 @@ Common Voice or one's own recordings do. What is said in them may be told in a f
 """
 
 import csv
-import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from kws.data.names import is_recording
-from kws.data.splits import split_of_speaker
-from kws.text import printable
-
-log = logging.getLogger(__name__)
+from kws.data.names import is_recording, speaker_of
+from kws.data.splits import read_lines, split_of_speaker
 
 INDEX = "index.tsv"
 TRANSCRIPTS = ".trans.txt"
@@ -97,34 +93,19 @@ def list_speech(root: Path, folder: Path) -> list[Talk]:
             if is_recording(name):
                 recordings.append(path)
             elif name.endswith(TRANSCRIPTS):
-                for line in _lines(path):
+                for line in read_lines(path):
                     known, _, text = line.partition(" ")
                     texts[(path.parent / known).relative_to(folder).as_posix()] = text.strip()
             elif name == INDEX:
-                for row in csv.DictReader(_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE):
+                for row in csv.DictReader(read_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE):
                     listed = path.parent.relative_to(folder).joinpath(row.get("file") or "").with_suffix("").as_posix()
                     texts[listed], speakers[listed] = row.get("text") or "", row.get("speaker") or ""
             elif name.endswith(".txt"):
-                texts[key] = " ".join(_lines(path))
+                texts[key] = " ".join(read_lines(path))
     found = []
     for path in recordings:
         below = path.relative_to(folder)
         key = below.with_suffix("").as_posix()
-        speaker, named, _ = path.name.partition("_nohash_")
-        speaker = speakers.get(key) or (speaker if named else below.parts[0] if len(below.parts) > 1 else "")
+        speaker = speakers.get(key) or speaker_of(path.name) or (below.parts[0] if len(below.parts) > 1 else "")
         found.append(Talk(file=path.relative_to(root).as_posix(), speaker=speaker, text=texts.get(key, "")))
-    without = sum(not one.text for one in found)
-    if without:
-        log.warning(
-            "%s: the text of %d of %d recordings is not known: in training, none of the words is taken to be spoken "
-            "in them, and evaluation leaves them out",
-            printable(folder),
-            without,
-            len(found),
-        )
     return found
-
-
-def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        yield from (line.rstrip("\r\n") for line in file)

@@ -5,7 +5,6 @@ The resulting folder has a subfolder for each word. `torchaudio.datasets.SPEECHC
 """
 
 import dataclasses
-import errno
 import hashlib
 import itertools
 import logging
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kws import files
-from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL, split_sources
+from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL, split_digests, split_sources
 from kws.data.digest import content_digest, listing_digest, read_manifest
 from kws.data.kinds import kind_of_file
 from kws.data.listing import Listing
@@ -70,7 +69,7 @@ def download(source: str, sha256: str, data_root: Path, layout: str = AUTO) -> P
     try:
         return _download(source, sha256, data_root, layout)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not files.is_full(error):
             raise
         raise ValueError(
             f"data_root must have free disk space for the recordings, got {data_root}, which is full: free some and "
@@ -79,11 +78,7 @@ def download(source: str, sha256: str, data_root: Path, layout: str = AUTO) -> P
 
 
 def _download(source: str, sha256: str, data_root: Path, layout: str) -> Path:
-    sources, digests = split_sources(source), sha256.replace(",", " ").split()
-    for digest in digests:
-        require(
-            re.fullmatch("[0-9a-f]{64}", digest) is not None, "sha256", "be 64 lower-case hexadecimal digits", digest
-        )
+    sources, digests = split_sources(source), split_digests(sha256)
     if digests and len(digests) != len(sources):
         raise ValueError(f"sha256 must be empty or one for each source, got {len(digests)} for {len(sources)} sources")
     folders = [_from(*pair, data_root, layout) for pair in zip(sources, digests or [""] * len(sources), strict=True)]

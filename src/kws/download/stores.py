@@ -203,8 +203,8 @@ class Store:
         if isinstance(error, FileNotFoundError) or status == 404 or kind in ("NoSuchBucket", "RepositoryNotFoundError"):
             also = f", or it is private: set {CREDENTIALS['hf']}" if self.scheme == "hf" else ""
             return ValueError(f"source must exist, got {self.url}, where nothing is: check the spelling{also}")
-        if isinstance(error, OSError) and error.errno in (28, 122):
-            return error  # the disk is full
+        if files.is_full(error):
+            return error
         causes, cause = [str(error)], error.__cause__ or error.__context__
         while cause is not None and len(causes) < 9:
             causes.append(str(cause))

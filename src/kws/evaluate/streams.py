@@ -280,7 +280,10 @@ class Script:
         targets = reported(recognizer.words)
         self._clips = {clip.id: clip for clip in clips}
         rate = self.features.sample_rate
-        self._talks = {talk.file: talk for talk in listing.speech if talk.split == split and talk.text}
+        talks = [talk for talk in listing.speech if talk.split == split]
+        self._talks = {talk.file: talk for talk in talks if talk.text}
+        if len(self._talks) < len(talks):
+            log.warning("%d recordings of running speech without a text are left out", len(talks) - len(self._talks))
         self._sentences = {}
         if not self._talks:
             spoken = speak_sentences(NUM_SENTENCES, rate, [seed, *split.encode()], without=targets)

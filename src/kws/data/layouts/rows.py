@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from kws.config import BACKGROUND_NOISE
 from kws.data.clip import Clip
-from kws.data.folder import LISTS, speaker_of
+from kws.data.folder import LISTS
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
+from kws.data.names import speaker_of
 from kws.data.words import alike, by_word, only_word, plain, wrong_with
 from kws.text import one_line
 
