@@ -11,7 +11,7 @@ import soundfile
 
 from kws import files
 from kws.command import as_command
-from kws.evaluate.streams import Script
+from kws.evaluate.script import Script
 from kws.model.predict import load
 
 

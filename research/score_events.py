@@ -1,6 +1,6 @@
 """Scores the events of `kws listen --json` against the truth of a stream, by code of its own.
 
-It shares no code with `kws.evaluate.streams`, so that one can be checked by the other:
+It shares no code with `kws.evaluate`, so that one can be checked by the other:
 
     python -m research.make_stream --model model.onnx --recordings DIR --hours 2 stream/   # stream.wav and truth.json
     kws listen --model model.onnx --json stream/stream.wav > stream/events.jsonl

@@ -19,20 +19,10 @@ from kws.data.speech import Talk
 from kws.data.splits import split_of_speaker
 from kws.download.sentences import SENTENCES, speak_sentences
 from kws.evaluate import step
-from kws.evaluate.streams import (
-    NEVER,
-    NUM_SENTENCES,
-    SPEECH_LEVEL,
-    Scored,
-    Script,
-    Utterance,
-    choose_thresholds,
-    detect,
-    evaluate_streams,
-    judge,
-    poisson_interval,
-    score,
-)
+from kws.evaluate.outcomes import Scored, compare, detect, score
+from kws.evaluate.script import NUM_SENTENCES, SPEECH_LEVEL, Script, Utterance
+from kws.evaluate.streams import evaluate_streams, poisson_interval
+from kws.evaluate.thresholds import NEVER, choose_thresholds
 from kws.model import bundle, onnx
 from kws.model.bundle import Recognizer
 from kws.model.detector import Detector, Thresholds
@@ -57,7 +47,7 @@ def test_an_alarm_anywhere_counts_and_a_word_counts_once() -> None:
         (12.0, "stop", 0.9),
         (20.0, "stop", 0.9),
     ]
-    outcome = judge(detections, SPOKEN, hours=0.5)
+    outcome = compare(detections, SPOKEN, hours=0.5)
     assert dict(outcome.found) == {"go": 1}
     assert outcome.missed == 0.5
     assert dict(outcome.causes) == {"again": 1, "word": 1, "unknown": 1, "sentence": 1, "noise": 1}
@@ -66,7 +56,7 @@ def test_an_alarm_anywhere_counts_and_a_word_counts_once() -> None:
 
 
 def test_nothing_detected_is_all_missed_and_no_alarm() -> None:
-    outcome = judge([], SPOKEN, hours=1)
+    outcome = compare([], SPOKEN, hours=1)
     assert (outcome.missed, outcome.per_hour) == (1, 0)
 
 
@@ -90,7 +80,7 @@ def test_thresholds_keep_the_limit_and_find_what_can_be_found() -> None:
     stream = scored((1.5, "go", 0.9), (4.5, "stop", 0.6), *[(100.0 + 10 * i, "go", 0.7) for i in range(9)])
     base = Thresholds.unmeasured(WORDS)
     chosen = choose_thresholds([stream], WORDS, base, false_alarms_per_hour=1)
-    outcome = judge(detect(stream, WORDS, chosen), stream.spoken, stream.hours)
+    outcome = compare(detect(stream, WORDS, chosen), stream.spoken, stream.hours)
     assert (outcome.missed, outcome.per_hour) == (0, 0)
     assert 0.7 < chosen.thresholds["go"] <= 0.9
     assert chosen.thresholds["stop"] <= 0.6
@@ -119,7 +109,9 @@ def test_a_limit_that_allows_more_finds_more() -> None:
     alarms = [(100.0 + 10 * i, "go", 0.5 + i / 20) for i in range(9)]
     stream = scored((1.5, "go", 0.62), *alarms)
     found = [
-        judge(detect(stream, WORDS, choose_thresholds([stream], WORDS, Thresholds.unmeasured(WORDS), limit)), SPOKEN, 1)
+        compare(
+            detect(stream, WORDS, choose_thresholds([stream], WORDS, Thresholds.unmeasured(WORDS), limit)), SPOKEN, 1
+        )
         for limit in (1, 20)
     ]
     assert [outcome.found.total() for outcome in found] == [0, 1]
@@ -230,7 +222,7 @@ def test_command_writes_thresholds_and_figures_that_follow_from_its_events(
             Utterance(begin=begin, end=end, kind=kind, word=word, source=source)
             for begin, end, kind, word, source in row["truth"]
         ]
-        outcome = judge(row["detections"], spoken, row["hours"])
+        outcome = compare(row["detections"], spoken, row["hours"])
         assert outcome.missed == pytest.approx(row["missed"])
         assert outcome.false_alarms.total() == row["false_alarms"]
 
@@ -309,7 +301,7 @@ def test_running_speech_of_the_split_is_heard_in_place_of_synthetic_sentences(
 
 def test_a_detection_where_a_word_may_be_spoken_counts_neither_way() -> None:
     unclear = [Utterance(begin=1, end=9, kind="sentence", word="", source="a.wav", unclear=((3.0, 4.6),))]
-    outcome = judge([(3.5, "go", 0.9), (6.0, "go", 0.9)], unclear, hours=1)
+    outcome = compare([(3.5, "go", 0.9), (6.0, "go", 0.9)], unclear, hours=1)
     assert (outcome.false_alarms.total(), dict(outcome.causes)) == (1, {"sentence": 1})
     assert outcome.spoken.total() == 0
 
@@ -332,7 +324,7 @@ def test_script_that_shares_no_code_gets_the_same_figures_behind_a_gate() -> Non
     for _ in range(50):
         times = np.sort(random.uniform(0, 65, 12))
         events = [(float(time), str(random.choice(["go", "stop"])), 0.9) for time in times]
-        outcome = judge(events, COMMANDS, hours=0.5)
+        outcome = compare(events, COMMANDS, hours=0.5)
         found = score_events.score(
             {"seconds": 1800, "spoken": spoken, "unclear": unclear},
             [{"time": time, "word": word} for time, word, _ in events],
@@ -345,14 +337,14 @@ def test_script_that_shares_no_code_gets_the_same_figures_behind_a_gate() -> Non
 
 def test_words_count_after_the_gate_and_one_without_it_is_a_false_alarm() -> None:
     detections = [(1.5, "stop", 0.9), (3.0, "go", 0.9)]
-    outcome = judge(detections, COMMANDS, hours=1)
+    outcome = compare(detections, COMMANDS, hours=1)
     assert (outcome.gate, outcome.gate_missed, outcome.reached, outcome.missed_after_gate) == ("stop", 0.5, 1, 0)
     assert (outcome.missed, outcome.per_hour) == (0.5, 0)
     assert dict(outcome.spoken) == {"stop": 2, "go": 2}
     wrong = [(2.9, "stop", 0.9), (40.5, "go", 0.9), (50.5, "go", 0.9), (62, "go", 0.9), (20.5, "go", 0.9)]
-    outcome = judge([*detections, *wrong], COMMANDS, hours=1)
+    outcome = compare([*detections, *wrong], COMMANDS, hours=1)
     assert dict(outcome.causes) == {"closed": 1, "sentence": 1, "word": 2}
-    both = outcome + judge([(20.4, "stop", 0.9)], COMMANDS, hours=1)
+    both = outcome + compare([(20.4, "stop", 0.9)], COMMANDS, hours=1)
     assert (both.gate_missed, both.reached, both.missed_after_gate, both.missed) == (0.5, 2, 0.5, 0.75)
 
 
@@ -371,7 +363,7 @@ def test_behind_a_gate_thresholds_of_words_are_lower_and_the_limit_holds_for_all
     assert (chosen.after, chosen.after_seconds, chosen.false_alarms_per_hour) == ("stop", 3, 0)
     assert 0.7 < chosen.thresholds["stop"] <= 0.8
     assert chosen.thresholds["go"] <= 0.3
-    outcome = judge(detect(stream, WORDS, chosen), COMMANDS, stream.hours)
+    outcome = compare(detect(stream, WORDS, chosen), COMMANDS, stream.hours)
     assert (outcome.missed, outcome.gate_missed, outcome.per_hour) == (0, 0, 0)
 
 
@@ -381,7 +373,7 @@ def test_the_gate_has_half_of_the_false_alarms_and_the_words_have_what_it_leaves
     stream = commanded(*gate, *inside)
     for limit, gate_missed in ((4, 0.5), (6, 0.0)):
         chosen = choose_thresholds([stream], WORDS, Thresholds.unmeasured(WORDS).behind("stop"), limit)
-        outcome = judge(detect(stream, WORDS, chosen), COMMANDS, stream.hours)
+        outcome = compare(detect(stream, WORDS, chosen), COMMANDS, stream.hours)
         assert outcome.gate_missed == gate_missed
         assert outcome.false_alarms["stop"] <= limit / 2
         assert outcome.per_hour <= limit
