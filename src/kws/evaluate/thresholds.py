@@ -20,6 +20,13 @@ GATE_SHARE = 0.5
 NUM_LEVELS = 60
 """Number of thresholds that are tried for every word."""
 
+TAIL_ALARMS = 12
+"""The highest false alarms of a word, so many of them, tell how many there are above a threshold. Chosen on one half of
+three hours and measured on the other, for one false alarm an hour, 12 give 1.3 and 25 give 0.2; counting gave 5."""
+
+TAIL_PRIOR = 3
+"""What all words together tell about the tail of each, as if it were so many more false alarms."""
+
 LOWEST_LEVEL = 0.2
 """Lowest threshold that is tried."""
 
@@ -37,6 +44,10 @@ def choose_thresholds(
     compete with each other, the result is tried as a whole, and all thresholds are raised together until the limit
     holds.
 
+    What counts is not how many false alarms a threshold had in these streams, but how many it is expected to have in
+    others, see `expected_alarms`: a threshold just above the highest false alarm of its word had none, and will have
+    one in every stream of that length.
+
     A word that is not spoken in the streams gets the lowest threshold, from `UNMEASURED` on, at which it causes no
     false alarm.
 
@@ -44,7 +55,8 @@ def choose_thresholds(
     have what it leaves; as they count only while the gate is open, their thresholds can be much lower.
 
     Args:
-        scored: streams of the validation split.
+        scored: streams of the validation split. If they are shorter than an hour for every false alarm an hour, the
+            limit is one in all of them, as less cannot be measured.
         words: the words of the model.
         thresholds: determine smoothing and refractory time.
         false_alarms_per_hour: the limit, over all words.
@@ -56,39 +68,37 @@ def choose_thresholds(
     gate, targets = thresholds.after, reported(words)
     levels = _levels(scored, words)
     hours = sum(one.hours for one in scored)
-    budget = false_alarms_per_hour * hours
+    limit = max(false_alarms_per_hour, 1 / hours)
+    if limit > false_alarms_per_hour:
+        log.warning(
+            "thresholds are chosen for %.3g false alarms an hour, not %g: %.3g hours of stream tell no less",
+            limit,
+            false_alarms_per_hour,
+            hours,
+        )
+    budget = limit * hours
     fixed: dict[str, float] = {}
     if gate:
-        alone, fixed[gate] = dict.fromkeys(targets, NEVER), NEVER
-        best_found = 0
-        for level in reversed(levels):
-            outcome = total(scored, words, _with(thresholds, alone | {gate: level}))
-            if outcome.false_alarms.total() > GATE_SHARE * budget:
-                break
-            if outcome.found[gate] > best_found:
-                best_found, fixed[gate] = outcome.found[gate], level
+        fixed[gate], cost = _threshold_of_gate(scored, words, thresholds, levels, GATE_SHARE * budget)
         targets = [word for word in targets if word != gate]
-        budget -= total(scored, words, _with(thresholds, alone | fixed)).false_alarms.total()
+        budget -= cost
     tried = [total(scored, words, _with(thresholds, dict.fromkeys(targets, level) | fixed)) for level in levels]
+    expected = expected_alarms(levels, {word: [outcome.false_alarms[word] for outcome in tried] for word in targets})
     chosen = dict.fromkeys(targets, len(levels))  # index of a level; past the last level: never
     found = dict.fromkeys(targets, 0)
-    spent = dict.fromkeys(targets, 0)
+    spent = dict.fromkeys(targets, 0.0)
     while True:
         best, best_worth = None, 0.0
         for word in targets:
             for index in range(chosen[word]):
                 gain = tried[index].found[word] - found[word]
-                cost = tried[index].false_alarms[word] - spent[word]
-                if gain <= 0 or sum(spent.values()) + cost > budget:
-                    continue
-                # Among equally good thresholds the highest is the safest.
-                worth = (gain + 1e-3 * index) / max(cost, 0.05)
-                if worth > best_worth:
-                    best, best_worth = (word, index), worth
+                cost = expected[word][index] - spent[word]
+                if gain > 0 and sum(spent.values()) + cost <= budget and gain / cost > best_worth:
+                    best, best_worth = (word, index), gain / cost
         if best is None:
             break
         word, index = best
-        chosen[word], found[word], spent[word] = index, tried[index].found[word], tried[index].false_alarms[word]
+        chosen[word], found[word], spent[word] = index, tried[index].found[word], expected[word][index]
     values = {word: levels[index] if index < len(levels) else NEVER for word, index in chosen.items()}
     spoken = {one.word for stream in scored for one in stream.spoken}
     for word in (word for word in targets if word not in spoken):  # in a short stream: nothing says what it misses
@@ -97,7 +107,7 @@ def choose_thresholds(
     result = _with(thresholds, {word: (values | fixed)[word] for word in reported(words)})
     for step in itertools.count():
         outcome = total(scored, words, moved(result, 0.02 * step, but=gate))
-        if outcome.per_hour <= false_alarms_per_hour or step == 200:
+        if outcome.per_hour <= limit or step == 200:
             break
     result = moved(result, 0.02 * step, but=gate)
     never = [word for word, value in result.thresholds.items() if value > 1]
@@ -112,9 +122,56 @@ def choose_thresholds(
             "hours": round(outcome.hours, 3),
             "missed": outcome.missed,
             **({"gate_missed": outcome.gate_missed} if gate else {}),
-            "limit": false_alarms_per_hour,
+            "limit": limit,
         },
     )
+
+
+def _threshold_of_gate(
+    scored: Sequence[Scored], words: list[str], thresholds: Thresholds, levels: Sequence[float], budget: float
+) -> tuple[float, float]:
+    """Chooses the threshold of the gate alone; returns it, and the false alarms that it is expected to have."""
+    gate = thresholds.after
+    alone = dict.fromkeys(reported(words), NEVER)
+    tried = [total(scored, words, _with(thresholds, alone | {gate: level})) for level in levels]
+    expected = expected_alarms(levels, {gate: [outcome.false_alarms[gate] for outcome in tried]})[gate]
+    found = [outcome.found[gate] if alarms <= budget else 0 for outcome, alarms in zip(tried, expected, strict=True)]
+    best = max(found)
+    if not best:
+        return NEVER, 0.0
+    highest = max(index for index, number in enumerate(found) if number == best)
+    return levels[highest], expected[highest]
+
+
+def expected_alarms(levels: Sequence[float], alarms: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
+    """Estimates how many false alarms each level would have in other streams of the same length.
+
+    The number of false alarms above a threshold falls exponentially with its log-odds: the tail of most distributions,
+    if one looks far enough (J. Pickands, "Statistical inference using extreme order statistics", 1975). It is fitted by
+    maximum likelihood to the `TAIL_ALARMS` highest false alarms of a word, together with `TAIL_PRIOR` of the rate of
+    all words, as some have hardly any. It is never less than what was counted, nor more at lower levels.
+
+    Args:
+        levels: thresholds as probabilities, ascending.
+        alarms: for every word its number of false alarms at each level.
+
+    Returns:
+        For every word the expected number at each level, positive and falling.
+    """
+    odds = np.array([_log_odds(level) for level in levels])
+    counts = {word: np.maximum.accumulate(np.array(number, float)[::-1])[::-1] for word, number in alarms.items()}
+    starts = {word: max(0, int((count >= TAIL_ALARMS).sum()) - 1) for word, count in counts.items()}
+    # The sum of what the scores of the highest false alarms exceed the start by: the area under the counts.
+    excess = {word: float(np.trapezoid(count[starts[word] :], odds[starts[word] :])) for word, count in counts.items()}
+    highest = {word: float(count[starts[word]]) for word, count in counts.items()}
+    mean = sum(excess.values()) / sum(highest.values()) if sum(excess.values()) > 0 else 1.0
+    expected = {}
+    for word, count in counts.items():
+        start = starts[word]
+        rate = (highest[word] + TAIL_PRIOR) / (excess[word] + TAIL_PRIOR * mean)
+        tail = max(highest[word], 1.0) * np.exp(-rate * (odds[start:] - odds[start]))
+        expected[word] = [*count[:start].tolist(), *np.maximum(tail, count[start:]).tolist()]
+    return expected
 
 
 def moved(thresholds: Thresholds, by: float, but: str = "") -> Thresholds:
