@@ -18,7 +18,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -253,6 +253,7 @@ def _evaluate_streams(options: argparse.Namespace) -> int:
     from kws.evaluate.streams import evaluate_streams
     from kws.model.detector import THRESHOLDS, Thresholds
     from kws.model.predict import load
+    from kws.text import printable
 
     recognizer = load(options.model, num_threads=1)  # one window at a time is too little work for several threads
     given = Thresholds.read(options.thresholds, recognizer.words) if options.thresholds else None
@@ -276,29 +277,59 @@ def _evaluate_streams(options: argparse.Namespace) -> int:
 
     table = Table()
     gate = ("gate missed", "words after it") if thresholds.after else ()
-    for title in ("SNR", "hours", "words", *gate, "missed", "alarms/h", "95 %", "missed at 1/h", "false alarms in"):
+    for title in (
+        "SNR",
+        "hours",
+        "words",
+        *gate,
+        "missed (95 %)",
+        "alarms/h (95 %)",
+        "missed at 1/h",
+        "false alarms in",
+    ):
         table.add_column(title, justify="left" if title == "false alarms in" else "right")
     for row in rows:
-        low, high = row["false_alarms_per_hour_95"]
         causes = ", ".join(f"{cause} {count}" for cause, count in row["false_alarms_by_cause"].items())
         table.add_row(
             f"{row['snr_db']:g} dB",
             f"{row['hours']:.2f}",
             str(row["spoken"]),
             *([f"{row['gate_missed']:.1%}", f"{row['missed_after_gate']:.1%}"] if gate else []),
-            f"{row['missed']:.1%}",
-            f"{row['false_alarms_per_hour']:.2f}",
-            f"{low:.2f} to {high:.2f}",
+            *_with_intervals(row, row),
             f"{row['missed_at_one_an_hour']:.1%}",
             causes,
         )
+    by_word = Table()
+    for title in ("SNR", "word", "threshold", "spoken", "missed (95 %)", "alarms/h (95 %)"):
+        by_word.add_column(title, justify="left" if title == "word" else "right")
+    for row in rows:
+        for word, one in row["words"].items():
+            threshold = thresholds.thresholds[word]
+            by_word.add_row(
+                f"{row['snr_db']:g} dB",
+                printable(word),
+                "never" if threshold > 1 else f"{threshold:.3f}",
+                str(one["spoken"]),
+                *_with_intervals(one, row),
+            )
+        by_word.add_section()
     console = Console()
     console.print(table)
+    console.print(by_word)
     console.print(
         f"report {options.output}/streams.html; thresholds for kws listen and the server in {THRESHOLDS}",
         highlight=False,
     )
     return 0
+
+
+def _with_intervals(row: Mapping[str, Any], stream: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns miss rate and false alarms per hour, each with its 95 % interval, of a stream or of a word in it."""
+    (low, high), (least, most) = row["missed_95"], row["false_alarms_per_hour_95"]
+    return (
+        f"{row['missed']:.1%} ({100 * low:.0f} to {100 * high:.0f})",
+        f"{row['false_alarms'] / stream['hours']:.2f} ({least:.2f} to {most:.2f})",
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import font_manager
+from matplotlib import font_manager, image
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -50,6 +50,9 @@ def confusion(matrix: npt.NDArray[np.float64], words: Sequence[str]) -> Figure:
         axes.set_title(f"the {len(drawn)} hardest of {len(words):,} words")
     return figure
 
+
+WEBP_QUALITY = 40
+"""Of 100: a strip of three seconds takes 4 KB."""
 
 LARGEST = 60
 """Number of words up to which all of a confusion matrix is shown."""
@@ -189,6 +192,15 @@ def thumbnail(features: Tensor) -> Figure:
     axes.axis("off")
     axes.imshow(features.float(), origin="lower", aspect="auto", cmap="magma")
     return figure
+
+
+def strip(features: Tensor) -> bytes:
+    """Draws features [num_mels, num_frames] as WebP, a pixel for each value."""
+    buffer = io.BytesIO()
+    image.imsave(
+        buffer, features.numpy(), cmap="magma", origin="lower", format="webp", pil_kwargs={"quality": WEBP_QUALITY}
+    )
+    return buffer.getvalue()
 
 
 def png(figure: Figure) -> bytes:

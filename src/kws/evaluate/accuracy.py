@@ -167,8 +167,10 @@ def wilson(accuracy: float, num_clips: int) -> tuple[float, float]:
 
     Args:
         accuracy: the measured accuracy, 0 to 1.
-        num_clips: the number of clips.
+        num_clips: the number of clips; with none nothing is known.
     """
+    if not num_clips:
+        return 0.0, 1.0
     z = 1.959964
     middle = (accuracy + z * z / (2 * num_clips)) / (1 + z * z / num_clips)
     half = z / (1 + z * z / num_clips) * math.sqrt(accuracy * (1 - accuracy) / num_clips + (z / (2 * num_clips)) ** 2)

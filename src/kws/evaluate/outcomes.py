@@ -6,7 +6,7 @@ twice.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,9 @@ from kws.model.detector import Decider, Detector, Floats, Thresholds, Window, re
 from kws.model.predict import AnyRecognizer
 from kws.preprocess.audio import Waveform
 from kws.progress import progress
+
+FAULT_SECONDS = 3.0
+"""Seconds of sound that are shown around a false alarm or a miss."""
 
 TOKENS_AT_A_TIME = 200
 """Tokens that are computed together, as nobody waits for the detections."""
@@ -98,6 +101,30 @@ class Outcome:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A false alarm or a miss, with what the model assigned around it."""
+
+    is_alarm: bool
+    """Whether it is a false alarm; otherwise a miss."""
+    time: float
+    """When the word was detected, or the middle of the one that was missed, in seconds from the start of the stream."""
+    word: str
+    """The word that was detected, or missed."""
+    cause: str
+    """Of a false alarm: see `Outcome.causes`. Of a miss: word (another one was detected), gate (its word was missed),
+    never (the word has no threshold that it could reach), low (it did not reach it), suppressed (it did, too soon after
+    another detection)."""
+    probability: float
+    """That of the detection, or the highest one in the word that was missed."""
+    begin: float
+    """When the FAULT_SECONDS around it begin, in seconds from the start of the stream."""
+    times: npt.NDArray[np.float64]
+    """float64 [windows], the middle of each window in seconds from `begin`."""
+    scores: Mapping[str, Floats]
+    """Smoothed probabilities, each float32 [windows], of the word, and of the one for which it was taken."""
+
+
 def score(
     recognizer: AnyRecognizer,
     thresholds: Thresholds,
@@ -157,34 +184,13 @@ def compare(detections: Iterable[tuple[float, str, float]], spoken: Sequence[Utt
     A word of kind closed was spoken without the gate before it: it can be detected only if the gate was opened by
     another sound, and is a false alarm.
     """
-    begins = np.array([one.begin for one in spoken])
-    found: Counter[str] = Counter()
-    alarms: Counter[str] = Counter()
-    causes: Counter[str] = Counter()
-    taken: set[int] = set()
-    for time, word, _ in detections:
-        after = int(np.searchsorted(begins, time))
-        near = [
-            index
-            for index in (after - 1, after)
-            if 0 <= index < len(spoken) and spoken[index].begin - TOLERANCE <= time <= spoken[index].end + TOLERANCE
-        ]
-        right = [index for index in near if spoken[index].word == word and spoken[index].kind != "closed"]
-        fresh = [index for index in right if index not in taken]
-        if fresh:
-            taken.add(fresh[0])
-            found[word] += 1
-            continue
-        if any(first <= time <= last for index in near for first, last in spoken[index].unclear):
-            continue
-        alarms[word] += 1
-        causes[_cause(word, [spoken[index] for index in near])] += 1
+    taken, wrong = _assign(detections, spoken)
     return Outcome(
         hours=hours,
-        found=found,
-        spoken=Counter(one.word for one in spoken if one.word and one.kind != "closed"),
-        false_alarms=alarms,
-        causes=causes,
+        found=Counter(spoken[index].word for index in taken),
+        spoken=Counter(one.word for one in spoken if _counts(one)),
+        false_alarms=Counter(word for (_, word, _), _ in wrong),
+        causes=Counter(cause for _, cause in wrong),
         gate=next((one.word for one in spoken if one.kind == "gate"), ""),
         # A word that was found counts even if the gate was still open from before.
         reached=sum(
@@ -192,6 +198,96 @@ def compare(detections: Iterable[tuple[float, str, float]], spoken: Sequence[Utt
             for index, (before, one) in enumerate(itertools.pairwise(spoken), 1)
         ),
     )
+
+
+def list_faults(
+    scored: Scored, words: list[str], thresholds: Thresholds, detections: Iterable[tuple[float, str, float]]
+) -> list[Fault]:
+    """Lists all false alarms and misses in a stream, in order of time.
+
+    Args:
+        scored: the stream.
+        words: the words of the model.
+        thresholds: those with which it listened.
+        detections: what `detect` returned.
+    """
+    detections, spoken = list(detections), scored.spoken
+    taken, wrong = _assign(detections, spoken)
+    found = []
+    for (time, word, probability), cause in wrong:
+        near = [one.word for one in spoken if one.word not in ("", word) and _lies_near(time, one)]
+        found.append(_fault(scored, words, time, word, cause, probability, near, is_alarm=True))
+    for index, one in enumerate(spoken):
+        if index in taken or not _counts(one):
+            continue
+        near = [word for time, word, _ in detections if word != one.word and _lies_near(time, one)]
+        first, last = np.searchsorted(scored.times, (one.begin - TOLERANCE, one.end + TOLERANCE))
+        best = float(scored.probabilities[first:last, words.index(one.word)].max(initial=0.0))
+        if thresholds.thresholds[one.word] > 1:
+            cause = "never"
+        elif one.kind == "word" and index and spoken[index - 1].kind == "gate" and index - 1 not in taken:
+            cause = "gate"
+        elif near:
+            cause = "word"
+        else:
+            cause = "low" if best < thresholds.thresholds[one.word] else "suppressed"
+        found.append(_fault(scored, words, (one.begin + one.end) / 2, one.word, cause, best, near, is_alarm=False))
+    return sorted(found, key=lambda fault: fault.time)
+
+
+def _fault(
+    scored: Scored,
+    words: list[str],
+    time: float,
+    word: str,
+    cause: str,
+    probability: float,
+    others: Iterable[str],
+    *,
+    is_alarm: bool,
+) -> Fault:
+    begin = max(0.0, time - FAULT_SECONDS / 2)
+    first, last = np.searchsorted(scored.times, (begin, begin + FAULT_SECONDS))
+    shown = [one for one in dict.fromkeys((word, *others)) if one in words]
+    return Fault(
+        is_alarm=is_alarm,
+        time=time,
+        word=word,
+        cause=cause,
+        probability=probability,
+        begin=begin,
+        times=scored.times[first:last] - begin,
+        scores={one: scored.probabilities[first:last, words.index(one)] for one in shown},
+    )
+
+
+def _assign(
+    detections: Iterable[tuple[float, str, float]], spoken: Sequence[Utterance]
+) -> tuple[set[int], list[tuple[tuple[float, str, float], str]]]:
+    """Returns which utterances were detected, and the detections that are false alarms, with their causes."""
+    begins = np.array([one.begin for one in spoken])
+    taken: set[int] = set()
+    wrong = []
+    for detection in detections:
+        time, word, _ = detection
+        after = int(np.searchsorted(begins, time))
+        near = [index for index in (after - 1, after) if 0 <= index < len(spoken) and _lies_near(time, spoken[index])]
+        right = [index for index in near if spoken[index].word == word and spoken[index].kind != "closed"]
+        fresh = [index for index in right if index not in taken]
+        if fresh:
+            taken.add(fresh[0])
+        elif not any(first <= time <= last for index in near for first, last in spoken[index].unclear):
+            wrong.append((detection, _cause(word, [spoken[index] for index in near])))
+    return taken, wrong
+
+
+def _counts(one: Utterance) -> bool:
+    """Returns whether an utterance is to be detected."""
+    return bool(one.word) and one.kind != "closed"
+
+
+def _lies_near(time: float, one: Utterance) -> bool:
+    return one.begin - TOLERANCE <= time <= one.end + TOLERANCE
 
 
 def _cause(word: str, near: Sequence[Utterance]) -> str:

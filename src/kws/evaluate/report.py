@@ -15,11 +15,15 @@ from kws import files, plots
 from kws.data.clip import Clip
 from kws.data.digest import read_manifest
 from kws.evaluate.accuracy import Evaluation
+from kws.evaluate.faults import describe_faults
 from kws.evaluate.streams import StreamReport
 from kws.model.detector import THRESHOLDS, Thresholds
 from kws.model.predict import AnyRecognizer
 from kws.preprocess.audio import Waveform, read
 from kws.preprocess.features import mel_spectrogram
+
+MOST_BYTES_ALONE = 32_000_000
+"""Bytes of sounds and pictures in `streams.html`, which lies on a disk and is no artifact of Kubeflow."""
 
 
 def write_report(
@@ -29,6 +33,7 @@ def write_report(
     title: str,
     recordings: Path,
     training: Sequence[Mapping[str, Any]] = (),
+    streams: tuple[Thresholds, Sequence[StreamReport]] | None = None,
 ) -> None:
     """Writes the report, atomically.
 
@@ -39,11 +44,11 @@ def write_report(
         title: name of the clips, as in "test split".
         recordings: the recordings folder; the page shows and plays mistaken clips that still exist there.
         training: the lines of metrics.jsonl, one for every epoch; empty: no training curves.
+        streams: what `evaluate_streams` returned; the page shows and plays false alarms and misses.
     """
-    template = importlib.resources.files("kws.evaluate").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     mistakes = [mistake.as_json() | _show(recognizer, recordings, mistake.clip) for mistake in evaluation.mistakes]
-    page = environment.from_string(template).render(
+    page = _render(
+        "report.html.jinja",
         title=title,
         evaluation=evaluation,
         matrix=_matrix(evaluation),
@@ -53,9 +58,19 @@ def write_report(
         num_parameters=recognizer.num_parameters,
         sources=_sources(recordings),
         recognizer=recognizer,
+        faults=None if streams is None else describe_faults(streams[1], streams[0]),
     )
     with files.atomic_write(path, "w") as file:
         file.write(page)
+
+
+def _render(name: str, **values: Any) -> str:
+    """Renders a template of this package, which may include others."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("kws", "evaluate"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    script = importlib.resources.files("kws.evaluate").joinpath("faults.js").read_text(encoding="utf-8")
+    return environment.get_template(name).render(faults_script=script, **values)
 
 
 def _sources(recordings: Path) -> list[Mapping[str, Any]]:
@@ -127,15 +142,15 @@ def write_stream_report(
     curves = {f"{report.snr_db:g} dB": report.curve for report in reports}
     points = {f"{report.snr_db:g} dB": (report.outcome.per_hour, report.outcome.missed) for report in reports}
     picture = plots.png(plots.detection(curves, points))
-    template = importlib.resources.files("kws.evaluate").joinpath("streams.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(template).render(
+    page = _render(
+        "streams.html.jinja",
         recognizer=recognizer,
         rows=rows,
         thresholds=thresholds,
         title=title,
         picture=plots.data_uri(picture, "image/png"),
-        script=importlib.resources.files("kws").joinpath("curve.js").read_text(encoding="utf-8"),
+        curve_script=importlib.resources.files("kws").joinpath("curve.js").read_text(encoding="utf-8"),
+        faults=describe_faults(reports, thresholds, MOST_BYTES_ALONE),
     )
     files.write_json(folder / THRESHOLDS, thresholds.as_json())
     files.write_json(folder / "streams.json", {"thresholds": thresholds.as_json(), "streams": rows})

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from kws.config import BACKGROUND_NOISE
 from kws.data import classes, splits
@@ -71,6 +72,24 @@ class Utterance:
     with a word that happens to be spoken while the gate is open."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What is said in a stretch of a stream."""
+
+    begin: float
+    end: float
+    """Of the whole utterance, in seconds from the start of the stream, as `begin`."""
+    kind: str
+    """That of the utterance."""
+    text: str
+    """The word; of a sentence what is roughly said in the stretch."""
+    before: str
+    after: str
+    """The rest of the sentence, before and after."""
+    source: str
+    """The clip id, or the recording or number of the sentence."""
+
+
 class Script:
     """The script of a stream, which can be rendered at several signal-to-noise ratios."""
 
@@ -113,10 +132,12 @@ class Script:
         self._talks = {talk.file: talk for talk in talks if talk.text}
         if len(self._talks) < len(talks):
             log.warning("%d recordings of running speech without a text are left out", len(talks) - len(self._talks))
-        self._sentences = {}
+        self._sentences: dict[str, Waveform] = {}
+        self._texts: dict[str, str] = {}
         if not self._talks:
             spoken = speak_sentences(NUM_SENTENCES, rate, [seed, *split.encode()], without=targets)
-            self._sentences = {str(number): one.sound for number, one in enumerate(spoken)}
+            for number, one in enumerate(spoken):
+                self._sentences[str(number)], self._texts[str(number)] = one.sound, one.text
         sources = {
             "word": [clip.id for clip in clips if clip.word in targets],
             "unknown": [clip.id for clip in clips if clip.word not in recognizer.words],
@@ -181,6 +202,36 @@ class Script:
 
     def render(self, snr_db: float) -> Iterator[Waveform]:
         """Yields the stream in pieces of a pause and an utterance, float32 [any]."""
+        return (piece for _, piece in self._render(snr_db, lambda begin, end: True))
+
+    def cut(self, snr_db: float, begins: Sequence[float], seconds: float) -> list[Waveform]:
+        """Renders stretches of the stream, as loud and with the same noise as in `render`.
+
+        Args:
+            snr_db: the signal-to-noise ratio.
+            begins: when the stretches begin, in seconds; in any order, and they may overlap.
+            seconds: length of each.
+
+        Returns:
+            float32 [samples] each; what lies past the end of the stream is silence.
+        """
+        rate = self.features.sample_rate
+        first = np.array([round(begin * rate) for begin in begins], np.int64)
+        size = round(seconds * rate)
+        found = [np.zeros(size, np.float32) for _ in begins]
+
+        def overlapping(begin: int, end: int) -> npt.NDArray[np.int64]:
+            return np.flatnonzero((first < end) & (first + size > begin))
+
+        for begin, piece in self._render(snr_db, lambda begin, end: overlapping(begin, end).size > 0):
+            for index in overlapping(begin, begin + piece.size):
+                start = int(first[index])
+                low, high = max(start, begin), min(start + size, begin + piece.size)
+                found[index][low - start : high - start] = piece[low - begin : high - begin]
+        return found
+
+    def _render(self, snr_db: float, is_wanted: Callable[[int, int], bool]) -> Iterator[tuple[int, Waveform]]:
+        """Yields the wanted pieces, each of a pause and an utterance, with the place of its first sample."""
         rate = self.features.sample_rate
         random = np.random.default_rng(self._random)
         noise = _endless(self._noises, rate, random)
@@ -189,11 +240,41 @@ class Script:
         for one in self.spoken:
             begin, end = round(one.begin * rate), round(one.end * rate)
             piece = noise(end - done) * np.float32(level)
-            speech = self._read_sentence(one.source) if one.kind == "sentence" else self._read(one.source)
-            size = min(speech.size, end - begin)
-            piece[begin - done : begin - done + size] += _levelled(speech[:size])
-            yield piece.clip(-1, 1)
+            if is_wanted(done, end):
+                speech = self._read_sentence(one.source) if one.kind == "sentence" else self._read(one.source)
+                size = min(speech.size, end - begin)
+                piece[begin - done : begin - done + size] += _levelled(speech[:size])
+                yield done, piece.clip(-1, 1)
             done = end
+
+    def said(self, begin: float, end: float) -> list[Said]:
+        """Returns what is said in a stretch of the stream, in seconds."""
+        found = []
+        for one in self.spoken:
+            if one.begin >= end or one.end <= begin:
+                continue
+            before, text, after = "", one.word, ""
+            if one.kind == "unknown":
+                text = self._clips[one.source].word
+            elif one.kind == "sentence":
+                # Where a word is spoken is estimated from its place among the letters, as in `Talk.places_of`.
+                talk = self._talks.get(one.source)
+                text = self._texts[one.source] if talk is None else talk.text
+                whole = self._read_sentence(one.source).size / self.features.sample_rate
+                first, last = (round(len(text) * min(max((at - one.begin) / whole, 0.0), 1.0)) for at in (begin, end))
+                before, text, after = text[:first], text[first:last], text[last:]
+            found.append(
+                Said(
+                    begin=one.begin,
+                    end=one.end,
+                    kind=one.kind,
+                    before=before,
+                    text=text,
+                    after=after,
+                    source=one.source,
+                )
+            )
+        return found
 
     def _read_sentence(self, source: str) -> Waveform:
         if source in self._talks:

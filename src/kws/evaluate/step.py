@@ -15,8 +15,10 @@ from kws.data.index import Index
 from kws.evaluate import robustness, streams
 from kws.evaluate.accuracy import Evaluation, evaluate_tensors
 from kws.evaluate.report import write_report
+from kws.evaluate.streams import StreamReport
 from kws.model import bundle, onnx, versions
 from kws.model.bundle import Recognizer
+from kws.model.detector import Thresholds
 from kws.preprocess.tensors import Tensors
 from kws.train.runs import METRICS
 
@@ -61,9 +63,13 @@ def evaluate(model: Path, tensors: Path, report: Path, false_alarms_per_hour: fl
     recordings = Path(opened.manifest["recordings"]["path"])
     evaluation = evaluate_tensors(recognizer, opened)
     clips = opened.split("test").clips
-    more = _in_noise(recognizer, recordings, clips) | _in_streams(
-        recognizer, recordings, len(clips), false_alarms_per_hour
-    )
+    more = _in_noise(recognizer, recordings, clips)
+    in_streams = _in_streams(recognizer, recordings, len(clips), false_alarms_per_hour)
+    if in_streams is not None:
+        thresholds, reports = in_streams
+        left_out = ("truth", "unclear")  # long, and useful only together with the streams themselves
+        rows = [{name: value for name, value in report.summary().items() if name not in left_out} for report in reports]
+        more |= {"thresholds": thresholds.as_json(), "streams": rows}
     evaluation = dataclasses.replace(evaluation, more=more)
     write_report(
         report,
@@ -72,6 +78,7 @@ def evaluate(model: Path, tensors: Path, report: Path, false_alarms_per_hour: fl
         "test split",
         recordings,
         training=_training(tensors, str(recognizer.about.get("run", ""))),
+        streams=in_streams,
     )
     log.info("accuracy %.2f %% on %d test clips", 100 * evaluation.accuracy, evaluation.num_clips)
     return evaluation
@@ -90,11 +97,11 @@ def _in_noise(recognizer: Recognizer, recordings: Path, clips: Index) -> dict[st
 
 def _in_streams(
     recognizer: Recognizer, recordings: Path, num_clips: int, false_alarms_per_hour: float
-) -> dict[str, Any]:
+) -> tuple[Thresholds, list[StreamReport]] | None:
     """Chooses thresholds on a stream of the validation split, and evaluates them on one of the test split."""
     if num_clips < STREAM_CLIPS:
         log.info("streams are not evaluated, as the test split has %d clips: %d are needed", num_clips, STREAM_CLIPS)
-        return {}
+        return None
     hours = min(1.0, num_clips / CLIPS_PER_HOUR) * (1.0 if recognizer.margin is None else LONG_HOURS)
     log.info(
         "listening to %.0f minutes of stream of the validation split, to choose thresholds, and as many of the "
@@ -106,15 +113,12 @@ def _in_streams(
             # A window at a time, onnxruntime is more than twice as fast as torch; probabilities differ by 1e-6.
             onnx.export(recognizer, Path(folder) / versions.ONNX)
             exported = onnx.load(Path(folder) / versions.ONNX, num_threads=1)
-            thresholds, reports = streams.evaluate_streams(
+            return streams.evaluate_streams(
                 exported, recordings, hours=hours, false_alarms_per_hour=false_alarms_per_hour, snrs_db=[STREAM_SNR_DB]
             )
     except (OSError, ValueError) as error:
         log.warning("streams are not evaluated: %s", error)
-        return {}
-    left_out = ("detections", "truth", "unclear")  # long, and useful only together with the streams themselves
-    rows = [{name: value for name, value in report.summary().items() if name not in left_out} for report in reports]
-    return {"thresholds": thresholds.as_json(), "streams": rows}
+        return None
 
 
 def _training(tensors: Path, run: str) -> list[dict[str, Any]]:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from kws.cores import computing
-from kws.evaluate.outcomes import Outcome, Scored, compare, detect, score
+from kws.evaluate.accuracy import wilson
+from kws.evaluate.outcomes import Fault, Outcome, Scored, compare, detect, list_faults, score
 from kws.evaluate.script import Script, Utterance
 from kws.evaluate.thresholds import choose_thresholds, moved, total
 from kws.model.detector import Thresholds
@@ -41,6 +42,10 @@ class StreamReport:
     detections: list[tuple[float, str, float]] = field(repr=False)
     """Time in seconds, word and probability."""
     spoken: Sequence[Utterance] = field(repr=False)
+    faults: Sequence[Fault] = field(repr=False)
+    """All false alarms and misses."""
+    script: Script = field(repr=False)
+    """With which the sound around them can be rendered."""
 
     def missed_at(self, per_hour: float) -> float:
         """Returns the lowest miss rate on the curve with at most `per_hour` false alarms per hour."""
@@ -49,7 +54,7 @@ class StreamReport:
     def summary(self) -> dict[str, Any]:
         """Returns the results as JSON."""
         outcome = self.outcome
-        low, high = poisson_interval(outcome.false_alarms.total())
+        missable = outcome.spoken.total() - outcome.spoken[outcome.gate]
         gate: dict[str, Any] = {}
         if outcome.gate:
             gate = {
@@ -63,17 +68,20 @@ class StreamReport:
             "hours": round(outcome.hours, 3),
             "spoken": outcome.spoken.total(),
             "missed": outcome.missed,
+            "missed_95": wilson(outcome.missed, missable),
             **gate,
             "false_alarms": outcome.false_alarms.total(),
             "false_alarms_per_hour": outcome.per_hour,
-            "false_alarms_per_hour_95": [low / outcome.hours, high / outcome.hours],
+            "false_alarms_per_hour_95": _per_hour_95(outcome.false_alarms.total(), outcome.hours),
             "false_alarms_by_cause": dict(outcome.causes.most_common()),
             "missed_at_one_an_hour": self.missed_at(1),
             "words": {
                 word: {
                     "spoken": number,
                     "missed": 1 - outcome.found[word] / number,
+                    "missed_95": wilson(1 - outcome.found[word] / number, number),
                     "false_alarms": outcome.false_alarms[word],
+                    "false_alarms_per_hour_95": _per_hour_95(outcome.false_alarms[word], outcome.hours),
                 }
                 for word, number in sorted(outcome.spoken.items())
             },
@@ -91,6 +99,10 @@ def poisson_interval(count: int) -> tuple[float, float]:
         return number * (1 - 1 / (9 * number) + z / (3 * math.sqrt(number))) ** 3 if number else 0.0
 
     return bound(count, -1.96), bound(count + 1, 1.96)
+
+
+def _per_hour_95(count: int, hours: float) -> list[float]:
+    return [bound / hours for bound in poisson_interval(count)]
 
 
 @computing()
@@ -159,6 +171,8 @@ def evaluate_streams(
                 spoken=one.spoken,
                 curve=[(outcome.per_hour, outcome.missed) for outcome in curve],
                 detections=found,
+                faults=list_faults(one, words, base, found),
+                script=script,
             )
         )
     return dataclasses.replace(base, measured_on=dict(base.measured_on) | {"curves": curves}), reports

@@ -82,10 +82,28 @@ def write_card(
         if measured
         else "0.8 for every word, as none were measured.",
         int8=int8,
-        percent=lambda share: f"{100 * share:.1f} %",
+        percent=_percent,
+        missed=_missed,
+        alarms=_alarms,
     )
     with files.atomic_write(path, "w") as file:
         file.write(page)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _missed(row: Mapping[str, Any]) -> str:
+    """Returns the miss rate with its interval, of a stream or of a word in it."""
+    low, high = row["missed_95"]
+    return f"{_percent(row['missed'])} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _alarms(row: Mapping[str, Any], stream: Mapping[str, Any]) -> str:
+    """Returns the false alarms per hour with their interval, of a stream or of a word in it."""
+    low, high = row["false_alarms_per_hour_95"]
+    return f"{row['false_alarms'] / stream['hours']:.1f} ({low:.1f} to {high:.1f})"
 
 
 def _describe(tensors: Mapping[str, Any]) -> dict[str, str]:
