@@ -184,7 +184,7 @@ def compare(detections: Iterable[tuple[float, str, float]], spoken: Sequence[Utt
     A word of kind closed was spoken without the gate before it: it can be detected only if the gate was opened by
     another sound, and is a false alarm.
     """
-    taken, wrong = _assign(detections, spoken)
+    taken, wrong = assign(detections, spoken)
     return Outcome(
         hours=hours,
         found=Counter(spoken[index].word for index in taken),
@@ -212,7 +212,7 @@ def list_faults(
         detections: what `detect` returned.
     """
     detections, spoken = list(detections), scored.spoken
-    taken, wrong = _assign(detections, spoken)
+    taken, wrong = assign(detections, spoken)
     found = []
     for (time, word, probability), cause in wrong:
         near = [one.word for one in spoken if one.word not in ("", word) and _lies_near(time, one)]
@@ -261,10 +261,15 @@ def _fault(
     )
 
 
-def _assign(
+def assign(
     detections: Iterable[tuple[float, str, float]], spoken: Sequence[Utterance]
 ) -> tuple[set[int], list[tuple[tuple[float, str, float], str]]]:
-    """Returns which utterances were detected, and the detections that are false alarms, with their causes."""
+    """Returns which utterances were detected, by index, and the detections that are false alarms, with their causes.
+
+    Args:
+        detections: time, word and probability of each.
+        spoken: the utterances in the stream.
+    """
     begins = np.array([one.begin for one in spoken])
     taken: set[int] = set()
     wrong = []

@@ -121,6 +121,7 @@ class Script:
         self.recordings = recordings
         self.features = recognizer.features
         self.split = split
+        self.hours = hours
         random = np.random.default_rng([seed, *split.encode()])
         listing = list_recordings(recordings)
         found = listing.clips_of(listing.words)

@@ -66,6 +66,8 @@ class StreamReport:
         return {
             "snr_db": self.snr_db,
             "hours": round(outcome.hours, 3),
+            "asked_hours": self.script.hours,
+            "utterances": len(self.spoken),
             "spoken": outcome.spoken.total(),
             "missed": outcome.missed,
             "missed_95": wilson(outcome.missed, missable),

@@ -14,6 +14,7 @@ from kws.model import bundle as pth
 from kws.model import versions
 from kws.preprocess.tensors import Tensors
 from kws.promote import registry
+from kws.promote.listening import compare_in_streams
 from kws.promote.publish import Version, fill
 from kws.settings import require
 from kws.volume import require_volume
@@ -74,16 +75,16 @@ def promote(
         name=version, recognizer=recognizer, model=model, evaluation=evaluation, report=report, tensors=tensors
     )
     files.build_folder(folder, lambda staging: fill(staging, made))
-    with files.lock(data_root / versions.MODELS / versions.CHAMPION):
-        champion, without = None, "there was none before"
-        try:
-            champion = versions.champion(data_root)
-        except ValueError as error:
-            without = f"the previous champion is unknown: {error}"
-            log.warning("%s", error)
-        is_champion, reason, other = _decide(version, accuracy, min_accuracy, champion, without, data_root, tensors)
-        if is_champion and champion != version:
-            versions.appoint(data_root, version, accuracy, by=versions.STEP, reason=reason)
+    while True:
+        champion, without = _champion(data_root)
+        # Without the lock, as the champion may have to listen for minutes.
+        is_champion, reason, other = _decide(made, accuracy, min_accuracy, champion, without, data_root)
+        with files.lock(data_root / versions.MODELS / versions.CHAMPION):
+            if _champion(data_root)[0] == champion:
+                if is_champion and champion != version:
+                    versions.appoint(data_root, version, accuracy, by=versions.STEP, reason=reason)
+                break
+        log.info("the champion is another one by now: %s is compared again", version)
     decision = Decision(
         version=version,
         path=str(folder),
@@ -95,6 +96,14 @@ def promote(
     log.info("%s is %schampion: %s", version, "" if is_champion else "not ", reason)
     registry.try_register(model_registry, data_root, version)
     return decision
+
+
+def _champion(data_root: Path) -> tuple[str | None, str]:
+    """Returns the version in use, or None, and why there is none."""
+    try:
+        return versions.champion(data_root), "there was none before"
+    except ValueError as error:
+        return None, f"the previous champion is unknown: {error}"
 
 
 def _free_name(model: Path, recognizer: pth.Recognizer, models: Path) -> str:
@@ -122,25 +131,19 @@ def _free_name(model: Path, recognizer: pth.Recognizer, models: Path) -> str:
 
 
 def _decide(
-    version: str,
-    accuracy: float,
-    min_accuracy: float,
-    champion: str | None,
-    without: str,
-    data_root: Path,
-    tensors: Path,
+    made: Version, accuracy: float, min_accuracy: float, champion: str | None, without: str, data_root: Path
 ) -> tuple[bool, str, float | None]:
     """Returns whether a version becomes champion, the reason, and the accuracy of the current champion if compared.
 
     Args:
-        version: the new version.
+        made: the new version.
         accuracy: its accuracy.
         min_accuracy: accuracy that a champion must reach.
         champion: the version in use, or None.
         without: why there is none.
         data_root: the folder that holds models/.
-        tensors: the tensors folder on whose test split the models are compared.
     """
+    version = made.name
     if champion == version:
         return True, "it already was", None
     if accuracy < min_accuracy:
@@ -165,7 +168,16 @@ def _decide(
     except (ValueError, OSError) as error:  # damaged or of an older release, so unusable
         log.warning("the champion %s cannot be read: %s", champion, error)
         return True, f"accuracy {accuracy:.2%}, and {champion} cannot be read: {error}", None
-    other = evaluate_tensors(rival, Tensors(tensors)).accuracy
-    if accuracy > other:
-        return True, f"accuracy {accuracy:.2%} beats {other:.2%} of {champion} on the same clips", other
-    return (False, f"accuracy {accuracy:.2%} does not beat {other:.2%} of {champion} on the same clips", other)
+    tensors = Tensors(made.tensors)
+    other = evaluate_tensors(rival, tensors).accuracy
+    is_better = accuracy > other
+    verb = "beats" if is_better else "does not beat"
+    reason = f"accuracy {accuracy:.2%} {verb} {other:.2%} of {champion} on the same clips"
+    listened = compare_in_streams(
+        made.recognizer, files.read_json(made.evaluation), folder, Path(tensors.manifest["recordings"]["path"])
+    )
+    if listened.sentence:
+        reason += f"; {listened.sentence}"
+    if is_better and listened.is_clearly_worse:
+        return False, f"{reason}, which is clearly worse", other
+    return is_better, reason, other

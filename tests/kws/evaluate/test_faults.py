@@ -32,7 +32,11 @@ def scored(spoken: list[Utterance], words: list[str], *heard: tuple[float, str, 
         window = round(time * 10)
         probabilities[window : window + 3, words.index(word)] = probability
     return Scored(
-        name="made", seconds=seconds, spoken=spoken, times=np.arange(len(probabilities)) / 10, probabilities=probabilities
+        name="made",
+        seconds=seconds,
+        spoken=spoken,
+        times=np.arange(len(probabilities)) / 10,
+        probabilities=probabilities,
     )
 
 
