@@ -5,6 +5,7 @@ import dataclasses
 import math
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -188,6 +189,23 @@ def test_listening_goes_on_when_a_server_that_was_away_is_back(chromium: "Browse
         with contextlib.closing(Page(served, port=running.port)):
             playwright.expect(tab.locator("#status")).to_have_text("Listening.", timeout=30_000)
             playwright.expect(tab.locator("#log td", has_text="yes").first).to_be_visible(timeout=30_000)
+
+
+def test_page_says_how_late_it_is_while_the_server_does_not_keep_up(
+    chromium: "Browser", start: Start, expert_onnx: Path
+) -> None:
+    server = start("--model", expert_onnx)
+    with chromium.new_page() as tab:
+        tab.goto(server.url)
+        tab.locator("#start:enabled").click()
+        status = tab.locator("#status")
+        playwright.expect(status).to_have_text("Listening.", timeout=30_000)
+        server.process.send_signal(signal.SIGSTOP)
+        playwright.expect(status).to_have_text(re.compile("^Listening, but [23] s late: the server"), timeout=30_000)
+        # Rather than later and later, sound is dropped.
+        playwright.expect(status).to_have_text(re.compile("^Listening, but 5 s late: .* were dropped"), timeout=30_000)
+        server.process.send_signal(signal.SIGCONT)
+        playwright.expect(status).to_have_text(re.compile(r"^Listening\. "), timeout=30_000)
 
 
 def test_slow_connection_is_told_while_it_is_slow(chromium: "Browser", server: Page) -> None:

@@ -10,6 +10,8 @@ import { showCard } from "./card.js";
 import { showGate } from "./gate.js";
 import { beginTeaching } from "./teach.js";
 
+const LATE = 1.5; // seconds from which on the page says how late it is
+const TOO_LATE = 5; // seconds from which on sound is dropped, so that it does not become later
 const JAM_SHOWN = 3000; // milliseconds for which sound that was lost is told
 let stream = null; // to the server, for the microphone
 let retries = 0;
@@ -17,6 +19,7 @@ let microphone = null;
 let starting = false;
 let dropped = { samples: 0, when: -Infinity };
 let anew = true; // the server's clock begins with the next samples
+let heardUntil = 0; // the server's clock: the time of what it heard last
 let finished = null; // called when the server has finished the microphone's stream
 let files = Promise.resolve(); // the files that were given, one after the other
 
@@ -48,6 +51,7 @@ function connect() {
     heard(message) {
       if (retries) problem("");
       retries = 0;
+      heardUntil = message.time;
       shown.heard(message);
     },
     finished() {
@@ -101,13 +105,19 @@ function take(samples) {
   if (anew) {
     state.origin = state.ring.total - samples.length;
     anew = false;
+    heardUntil = 0;
   }
-  if (stream.isFull) {
+  if (stream.isFull || secondsLate() > TOO_LATE) {
     dropped = { samples: dropped.samples + samples.length, when: performance.now() };
     state.origin += samples.length; // dropped samples do not advance the server's clock
   } else {
     stream.send(samples);
   }
+}
+
+// How many seconds of the sound that was sent the server has not yet heard.
+function secondsLate() {
+  return anew ? 0 : (state.ring.total - state.origin) / RATE - heardUntil;
 }
 
 // Ends the microphone's stream, so that what was heard last is reported and the server's clock starts anew.
@@ -170,9 +180,11 @@ function watch() {
     return;
   }
   $("status").dataset.listening = true;
+  const late = secondsLate();
   const lost = (dropped.samples / RATE).toFixed(1);
   if (!state.ready) status("Not listening: the server is away. Listening goes on when it is back.");
   else if (microphone.isPaused) status("Not listening: there has been no sound for two seconds, as the browser paused it. If it does not resume, stop and start the microphone.");
+  else if (late > LATE) status(`Listening, but ${late.toFixed(0)} s late: the server or the connection is too slow.${dropped.samples ? ` ${lost} s of sound were dropped.` : ""}`);
   else if (performance.now() - dropped.when < JAM_SHOWN) status(`Listening. The connection is slow: ${lost} s of sound were dropped.`);
   else if (levelFault() === "silent") status("Listening, but the microphone gives only silence: is it muted?");
   else status(dropped.samples ? `Listening. ${lost} s of sound were dropped before.` : "Listening.");
