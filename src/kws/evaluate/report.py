@@ -58,6 +58,7 @@ def write_report(
         num_parameters=recognizer.num_parameters,
         sources=_sources(recordings),
         recognizer=recognizer,
+        thresholds=None if streams is None else streams[0],
         faults=None if streams is None else describe_faults(streams[1], streams[0]),
     )
     with files.atomic_write(path, "w") as file:
