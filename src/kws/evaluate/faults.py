@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+import soxr
 import torch
 
 from kws import plots
@@ -28,6 +29,9 @@ MOST_BYTES = 6_000_000
 
 LEAST_BYTES = 14_000
 """What sound and picture of a fault take at least; so many are rendered that these would fill the bound."""
+
+MP3_RATE = 16_000
+"""Sample rate of the sounds, as MP3 has a few rates only."""
 
 PEAK = 0.7
 """Highest amplitude of a sound: all are equally loud, as levels mean nothing in streams."""
@@ -94,11 +98,11 @@ def _choose(reports: Sequence[StreamReport], number: int) -> list[tuple[int, int
 
 def _show(sound: Waveform, mel: MelSpectrogram) -> dict[str, str]:
     """Returns a sound and its spectrogram as data URIs."""
-    rate = mel.config.sample_rate
     buffer = io.BytesIO()
-    scaled = sound * np.float32(PEAK / max(float(np.abs(sound).max()), 1e-3))
+    heard = soxr.resample(sound, mel.config.sample_rate, MP3_RATE)
+    heard *= np.float32(PEAK / max(float(np.abs(heard).max()), 1e-3))
     soundfile.write(
-        buffer, scaled, rate, format="MP3", subtype="MPEG_LAYER_III", bitrate_mode="VARIABLE", compression_level=0.7
+        buffer, heard, MP3_RATE, format="MP3", subtype="MPEG_LAYER_III", bitrate_mode="VARIABLE", compression_level=0.7
     )
     features = mel(torch.from_numpy(sound)[None])[0].float()
     loudness = features if mel.config.log else (features + 1e-6).log()
