@@ -295,22 +295,22 @@ def _evaluate_streams(options: argparse.Namespace) -> int:
             f"{row['hours']:.2f}",
             str(row["spoken"]),
             *([f"{row['gate_missed']:.1%}", f"{row['missed_after_gate']:.1%}"] if gate else []),
-            *_with_intervals(row, row),
+            *_with_intervals(row, row, digits=2),
             f"{row['missed_at_one_an_hour']:.1%}",
             causes,
         )
     by_word = Table()
-    for title in ("SNR", "word", "threshold", "spoken", "missed (95 %)", "alarms/h (95 %)"):
+    for title in ("dB", "word", "threshold", "spoken", "missed (95 %)", "alarms/h (95 %)"):
         by_word.add_column(title, justify="left" if title == "word" else "right")
     for row in rows:
         for word, one in row["words"].items():
             threshold = thresholds.thresholds[word]
             by_word.add_row(
-                f"{row['snr_db']:g} dB",
+                f"{row['snr_db']:g}",
                 printable(word),
                 "never" if threshold > 1 else f"{threshold:.3f}",
                 str(one["spoken"]),
-                *_with_intervals(one, row),
+                *_with_intervals(one, row, digits=1),
             )
         by_word.add_section()
     console = Console()
@@ -323,12 +323,12 @@ def _evaluate_streams(options: argparse.Namespace) -> int:
     return 0
 
 
-def _with_intervals(row: Mapping[str, Any], stream: Mapping[str, Any]) -> tuple[str, str]:
+def _with_intervals(row: Mapping[str, Any], stream: Mapping[str, Any], digits: int) -> tuple[str, str]:
     """Returns miss rate and false alarms per hour, each with its 95 % interval, of a stream or of a word in it."""
     (low, high), (least, most) = row["missed_95"], row["false_alarms_per_hour_95"]
     return (
         f"{row['missed']:.1%} ({100 * low:.0f} to {100 * high:.0f})",
-        f"{row['false_alarms'] / stream['hours']:.2f} ({least:.2f} to {most:.2f})",
+        f"{row['false_alarms'] / stream['hours']:.{digits}f} ({least:.{digits}f} to {most:.{digits}f})",
     )
 
 

@@ -143,7 +143,7 @@ export function showFaults(root, { rows, seconds }) {
   function drawMore() {
     for (const one of found.slice(drawn, drawn + BATCH)) {
       const before = found[drawn - 1];
-      const heading = order.value === "cause and word" ? (each) => `${each.word}: ${kind(each)}` : order.value === "word and cause" ? (each) => each.word : () => "";
+      const heading = order.value === "cause and word" ? (each) => `${each.word}, ${kind(each)}` : order.value === "word and cause" ? (each) => each.word : () => "";
       if (heading(one) && (!before || heading(before) !== heading(one))) {
         const number = found.filter((each) => heading(each) === heading(one)).length;
         list.append(of("li", { className: "group" }, of("h3", {}, `${heading(one)} (${number})`)));

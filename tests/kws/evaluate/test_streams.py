@@ -212,6 +212,9 @@ def test_step_measures_streams_as_the_exported_model_hears_them_if_there_are_cli
     thresholds, (report,) = evaluate_streams(expert, tone_corpus, hours=1 / 60, snrs_db=[10])
     assert (row["spoken"], row["missed"]) == (report.outcome.spoken.total(), report.outcome.missed)
     assert more["thresholds"]["thresholds"] == pytest.approx(thresholds.thresholds, abs=2e-3)
+    page = (tmp_path / "report.html").read_text()
+    assert "In streams, by word" in page
+    assert page.count("data:audio/mpeg") == len(report.faults)
 
 
 def test_recordings_without_clips_of_the_words_are_refused(tone_corpus: Path, make_recognizer: MakeRecognizer) -> None:
@@ -247,6 +250,11 @@ def test_command_writes_thresholds_and_figures_that_follow_from_its_events(
         ]
         outcome = compare(row["detections"], spoken, row["hours"])
         assert outcome.missed == pytest.approx(row["missed"])
+        for one in (row, *row["words"].values()):
+            low, high = one["missed_95"]
+            assert -1e-9 < low < one["missed"] + 1e-9 < high + 2e-9 < 1 + 1e-8
+            assert one["false_alarms_per_hour_95"][0] <= one["false_alarms"] / outcome.hours
+            assert one["false_alarms"] / outcome.hours < one["false_alarms_per_hour_95"][1]
         assert outcome.false_alarms.total() == row["false_alarms"]
 
 
