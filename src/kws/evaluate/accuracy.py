@@ -174,7 +174,7 @@ def wilson(accuracy: float, num_clips: int) -> tuple[float, float]:
     z = 1.959964
     middle = (accuracy + z * z / (2 * num_clips)) / (1 + z * z / num_clips)
     half = z / (1 + z * z / num_clips) * math.sqrt(accuracy * (1 - accuracy) / num_clips + (z / (2 * num_clips)) ** 2)
-    return middle - half, middle + half
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def compare(known: Sequence[str], probabilities: Tensor, truth: Sequence[str], clips: Sequence[Clip]) -> Evaluation:

@@ -252,7 +252,7 @@ def test_command_writes_thresholds_and_figures_that_follow_from_its_events(
         assert outcome.missed == pytest.approx(row["missed"])
         for one in (row, *row["words"].values()):
             low, high = one["missed_95"]
-            assert -1e-9 < low < one["missed"] + 1e-9 < high + 2e-9 < 1 + 1e-8
+            assert 0 <= low < one["missed"] + 1e-9 < high + 2e-9 < 1 + 1e-8
             assert one["false_alarms_per_hour_95"][0] <= one["false_alarms"] / outcome.hours
             assert one["false_alarms"] / outcome.hours < one["false_alarms_per_hour_95"][1]
         assert outcome.false_alarms.total() == row["false_alarms"]
