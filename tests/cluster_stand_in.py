@@ -26,6 +26,8 @@ class StandIn(ThreadingHTTPServer):
         self.logs: dict[str, list[str]] = {}
         self.kept: dict[str, list[str]] = {}
         self.forbidden = False
+        self.claim = ""
+        """The phase of every claim; empty: there is none."""
         self.calls: list[str] = []
         super().__init__(("127.0.0.1", 0), _Answers)
 
@@ -80,6 +82,8 @@ class _Answers(BaseHTTPRequestHandler):
             return {"items": server.nodes_of_cluster}
         if path == "/api/v1/pods":
             return {"items": server.pods + server.training}
+        if "/persistentvolumeclaims/" in path:
+            return {"status": {"phase": server.claim}} if server.claim else 404
         if path.endswith("/resourcequotas"):
             return {"items": server.quotas}
         if path.endswith("/events"):

@@ -26,7 +26,7 @@ from pipeline.cluster import models, runs, schedules
 from pipeline.cluster.connect import Cluster, explained, kubeflow_errors
 from pipeline.cluster.fit import require_fit
 from pipeline.cluster.follow import PATIENCE_MINUTES, Following
-from pipeline.cluster.install import FOLDERS, install
+from pipeline.cluster.install import FOLDERS, TENSORBOARD, install
 from pipeline.cluster.results import out
 from pipeline.cluster.volumes import HostVolume, Volume, reader_pod
 from pipeline.compiling import compile_to
@@ -336,7 +336,7 @@ def _volume_of(options: Options, role: str) -> Iterator[Volume]:
         yield HostVolume(root)
         return
     image = options.image or docker_images.image_names(registry=options.registry)[role]
-    with reader_pod(cluster_of(options).kubectl, claim=claim_name(os.environ), image=image) as volume:
+    with reader_pod(cluster_of(options), claim=claim_name(os.environ), image=image) as volume:
         yield volume
 
 
@@ -383,34 +383,45 @@ def _rollback(options: Options) -> None:
     arguments = [f"--version={options.version}", f"--reason={options.reason}", f"--by={versions.who()}"]
     if address:
         arguments.append(f"--model-registry={address}")
-    out.print(models.rollback(cluster_of(options).kubectl, arguments, image=image, claim=claim_name(os.environ)))
+    out.print(models.rollback(cluster_of(options), arguments, image=image, claim=claim_name(os.environ)))
 
 
 def _ui(options: Options) -> int:
     """Open the UI of Kubeflow Pipelines."""
-    return _open(options, "ml-pipeline-ui", options.host or kind.UI, kind.NAMESPACE)
+    missing = "make kind-up installs it on kind, manifests/kubeflow-pipelines elsewhere"
+    return _open(options, "ml-pipeline-ui", options.host or kind.UI, kind.NAMESPACE, missing)
 
 
 def _tensorboard(options: Options) -> int:
     """Open TensorBoard with all runs."""
-    return _open(options, "kws-tensorboard", kind.TENSORBOARD, options.namespace)
+    missing = f"{cluster_of(options).installing()} makes it"
+    return _open(options, TENSORBOARD, kind.TENSORBOARD, options.namespace, missing)
 
 
-def _open(options: Options, service: str, address: str, namespace: str) -> int:
-    """Opens a page of the cluster in the browser, through a port forwarded to an address unless it is there."""
+def _open(options: Options, service: str, address: str, namespace: str, missing: str) -> int:
+    """Opens a page of the cluster in the browser, through a port forwarded to an address unless it is there.
+
+    Args:
+        options: of the command.
+        service: whose page it is.
+        address: of this machine, or of the host.
+        namespace: of the service.
+        missing: what makes the service where there is none.
+    """
     cluster = cluster_of(options)
     if address != cluster.host and (not cluster.kind or kind.reach(address)):
         port = int(address.rpartition(":")[2])
         preflight.require_all([preflight.port(port, service)])
         forward = ["--namespace", namespace, "port-forward", f"service/{service}", f"{port}:80"]
-        return _forward([*cluster.kubectl, *forward], address)
+        none = f"the service {service} must exist in namespace {namespace}, got none; {missing}"
+        return _forward([*cluster.kubectl, *forward], address, none)
     out.print(address)
     webbrowser.open(address)
     return 0
 
 
-def _forward(command: list[str], address: str) -> int:
-    """Forwards a port until Ctrl-C, and opens the page once it answers."""
+def _forward(command: list[str], address: str, none: str) -> int:
+    """Forwards a port until Ctrl-C, and opens the page once it answers; says `none` if there is no such service."""
     try:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     except FileNotFoundError:
@@ -419,9 +430,12 @@ def _forward(command: list[str], address: str) -> int:
         while kind.reach(address):
             if process.poll() is not None:
                 assert process.stderr is not None
+                said = process.stderr.read().strip()
+                if "(NotFound): services" in said:
+                    raise ClusterError(none)
                 raise ClusterError(
-                    f"a port must be forwarded to {address}, got {process.stderr.read().strip()}; "
-                    "check the context with kubectl config get-contexts"
+                    f"a port must be forwarded to {address}, got {said}; check the context with "
+                    "kubectl config get-contexts"
                 )
             time.sleep(0.5)
         out.print(f"{address}  (Ctrl-C ends it)")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kws.kube.client import Api, current_context
+from kws.kube.client import CLAIMS, Api, current_context
 from kws.kube.errors import KubeError, NotFound, Unreachable, error_of, no_answer
 from pipeline.kind import local_cluster as kind
 from pipeline.shell import ClusterError
@@ -99,6 +99,20 @@ class Cluster:
         command += ["--namespace", self.namespace] if self.namespace != kind.NAMESPACE else []
         command += ["--context", self.context] if self.context else []
         return shlex.join(command)
+
+    def claim(self, name: str) -> dict[str, Any]:
+        """Returns the claim of a volume.
+
+        Raises:
+            KubeError: it may not be read, or there is no answer.
+            ClusterError: there is no such claim, or no kubeconfig.
+        """
+        found = self.kubernetes().find(CLAIMS, self.namespace, name)
+        if found is None:
+            raise ClusterError(
+                f"the claim {name} must exist in namespace {self.namespace}, got none; {self.installing()} makes it"
+            )
+        return found
 
     def read(self, path: str) -> bytes:
         """Reads a path of Kubeflow Pipelines for which its client has no call.

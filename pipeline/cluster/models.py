@@ -6,7 +6,6 @@ from pathlib import Path
 from rich.table import Column, Table
 
 from kws import files
-from kws.kube.client import CLAIMS
 from kws.launch.cluster_config import CLAIM_VARIABLE
 from kws.model import versions
 from pipeline import manifests
@@ -99,10 +98,7 @@ def deploy(cluster: Cluster, *, image: str, claim: str) -> None:
     Raises:
         ClusterError: the cluster refuses, or the pods do not become ready; the message says why.
     """
-    if cluster.kubernetes().find(CLAIMS, cluster.namespace, claim) is None:
-        raise ClusterError(
-            f"the claim {claim} must exist in namespace {cluster.namespace}, got none; {cluster.installing()} makes it"
-        )
+    cluster.claim(claim)
     manifests.apply(
         cluster.kubectl, manifests.rendered("serving", {"serving": image}, namespace=cluster.namespace, claim=claim)
     )
@@ -152,11 +148,11 @@ def table_of_models(volume: Volume) -> Table:
     return table
 
 
-def rollback(kubectl: list[str], arguments: Sequence[str], *, image: str, claim: str) -> str:
+def rollback(cluster: Cluster, arguments: Sequence[str], *, image: str, claim: str) -> str:
     """Makes an earlier version champion on the volume of a cluster, in a pod that is deleted at the end.
 
     Args:
-        kubectl: the command with its flags for cluster and namespace.
+        cluster: whose volume it is; the claim must exist in its namespace.
         arguments: of `kws rollback`.
         image: an image with the command kws, and for a Model Registry with its client.
         claim: the PersistentVolumeClaim.
@@ -164,7 +160,7 @@ def rollback(kubectl: list[str], arguments: Sequence[str], *, image: str, claim:
     Returns:
         What `kws rollback` printed.
     """
-    with reader_pod(kubectl, claim=claim, image=image, read_only=False) as volume:
+    with reader_pod(cluster, claim=claim, image=image, read_only=False) as volume:
         command = ["env", f"{CLAIM_VARIABLE}={claim}", "kws", "rollback", f"--data-root={volume.mount_path}"]
         # Warnings about the registry are on standard error, which `run` does not return.
         return run(*volume.exec, "sh", "-c", 'exec "$@" 2>&1', "sh", *command, *arguments).strip()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from kws.config import PipelineConfig
-from kws.kube.client import CLAIMS
 from kws.kube.errors import KubeError, NotFound
 from pipeline.cluster.argo_steps import FINISHED, duration, outcome, short_ids, time_of
 from pipeline.cluster.connect import Cluster, kubeflow_errors
@@ -62,13 +61,10 @@ def check_volume(cluster: Cluster, claim_name: str) -> None:
     if cluster.api is None:
         return
     try:
-        phase = cluster.api.get(CLAIMS, cluster.namespace, claim_name)["status"]["phase"]
-    except NotFound:
+        phase = cluster.claim(claim_name)["status"]["phase"]
+    except ClusterError:
         if not cluster.host:
-            raise ClusterError(
-                f"the claim {claim_name} must exist in namespace {cluster.namespace}, got none; "
-                f"{cluster.installing()} makes it"
-            ) from None
+            raise
         console.print(f"[yellow]no claim {claim_name} in the cluster of kubeconfig[/]; is it that of {cluster.host}?")
     except KubeError:
         pass

@@ -11,8 +11,10 @@ from typing import IO, Any, Protocol
 
 import yaml
 
+from kws.kube.errors import Refused
+from pipeline.cluster.connect import Cluster
 from pipeline.cluster.readiness import wait_for_pod
-from pipeline.shell import ROOT, ClusterError, namespace_of, run
+from pipeline.shell import ROOT, ClusterError, run
 
 READER = "kws-reader"
 WRITER = "kws-rollback"
@@ -91,20 +93,23 @@ class PodVolume:
 
 
 @contextlib.contextmanager
-def reader_pod(kubectl: list[str], *, claim: str, image: str, read_only: bool = True) -> Iterator[PodVolume]:
+def reader_pod(cluster: Cluster, *, claim: str, image: str, read_only: bool = True) -> Iterator[PodVolume]:
     """Runs a pod that does nothing but mount the volume, and deletes it at the end.
 
     If this process is killed, the pod ends by itself after about two minutes, and the next call deletes it.
 
     Args:
-        kubectl: the command with its flags for cluster and namespace.
+        cluster: where, by kubeconfig.
         claim: the PersistentVolumeClaim.
         image: any image with sh, cat and sleep that the nodes have.
         read_only: whether to mount it read-only.
+
+    Raises:
+        ClusterError: there is no such claim, or the pod does not start; the message says why.
     """
-    namespace = namespace_of(kubectl)
-    remedy = f"python -m pipeline install --namespace {namespace} makes the volume of the pipeline"
-    run(*kubectl, "get", "persistentvolumeclaim", claim, remedy=remedy)  # without it the pod would wait in vain
+    with contextlib.suppress(Refused):  # a role may allow pods alone
+        cluster.claim(claim)  # without it the pod would wait in vain
+    kubectl = cluster.kubectl
     # Pods that killed commands left, which have ended by themselves.
     left = f"--selector=app.kubernetes.io/name in ({READER},{WRITER})"
     ended = "--field-selector=status.phase!=Pending,status.phase!=Running"

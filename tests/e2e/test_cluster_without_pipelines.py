@@ -285,8 +285,8 @@ def test_every_command_that_a_message_or_a_page_names_does_what_it_says(
         assert len((tmp_path / "token").read_text().split(".")) == 3
         # The last of them deleted the claim.
         with (
-            pytest.raises(ClusterError, match=f'"kws-data" not found; python -m pipeline install --namespace {name}'),
-            reader_pod(Cluster(namespace=name).kubectl, claim=CLAIM, image=IMAGE),
+            pytest.raises(ClusterError, match=f"none; python -m pipeline install --namespace {name} makes it"),
+            reader_pod(Cluster(namespace=name), claim=CLAIM, image=IMAGE),
         ):
             pass
     finally:
@@ -419,7 +419,7 @@ def test_a_model_comes_back_verified_through_a_pod_in_a_restricted_namespace(nam
     kubectl("-n", namespace, "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/writer", "--timeout=90s")
     kubectl("label", "--overwrite", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
 
-    with reader_pod(Cluster(namespace=namespace).kubectl, claim="kws-data", image=IMAGE) as volume:
+    with reader_pod(Cluster(namespace=namespace), claim="kws-data", image=IMAGE) as volume:
         folder = pull(volume, tmp_path / "pulled")
     assert (folder / "model.pth").read_text() == text
     wait_for("the end of the reader pod", lambda: "kws-reader" not in kubectl("-n", namespace, "get", "pods"))

@@ -33,7 +33,7 @@ from pipeline.cluster.volumes import HostVolume, PodVolume
 from pipeline.compiling import compile_to, package_spec, steps_of_spec, version_name
 from pipeline.kind import local_cluster as kind
 from pipeline.placement import Placement, read_placement
-from pipeline.shell import ClusterError
+from pipeline.shell import ClusterError, run
 
 ROOT = Path(__file__).resolve().parents[3]
 STEPS = ["download", "preprocess", "train", "evaluate", "promote"]
@@ -214,6 +214,12 @@ def test_a_cluster_that_is_away_is_told_without_the_log_of_kubectl(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(ClusterError, match=r"^a cluster must answer, got: The connection .* was refused.*make kind-up"):
+        run("kubectl", "get", "pods")
+
+
+def test_a_cluster_that_is_away_ends_a_command_that_needs_its_volume(use_kubeconfig: Callable[..., None]) -> None:
+    use_kubeconfig(here="http://127.0.0.1:9")
+    with pytest.raises(ClusterError, match=r"^the cluster must answer, got .*refused; see python -m pipeline kind-st"):
         call("models")
 
 

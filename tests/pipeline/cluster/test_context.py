@@ -98,6 +98,7 @@ def test_a_command_with_a_context_reaches_that_cluster_and_nothing_of_kind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     use_kubeconfig(kind_kws="http://127.0.0.1:9", other=stand_in.address)
+    stand_in.claim = "Bound" if command in IN_PODS else ""
     for page in ("UI", "TENSORBOARD"):
         monkeypatch.setattr(kind, page, f"http://localhost:{free_port()}")
     call(command, *COMMANDS[command], "--context", "other")
@@ -106,6 +107,50 @@ def test_a_command_with_a_context_reaches_that_cluster_and_nothing_of_kind(
     assert all(arguments[:2] == ["--context", "other"] for _, *arguments in called)
     assert called if command in IN_PODS else stand_in.calls
     assert opened == []
+
+
+@pytest.mark.parametrize("command", ["submit", "schedule", "pull", "deploy", "models", "rollback"])
+def test_a_command_without_the_claim_names_what_makes_it(
+    command: str,
+    stand_in: StandIn,
+    use_kubeconfig: Callable[..., None],
+    programs: Callable[[], list[list[str]]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    use_kubeconfig(other=stand_in.address)
+    said = call(command, *COMMANDS[command], "--namespace", "me")
+    assert said == (
+        "the claim kws-data must exist in namespace me, got none; python -m pipeline install --namespace me makes it"
+    )
+    assert programs() == []
+
+
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [
+        ("ui", "make kind-up installs it on kind, manifests/kubeflow-pipelines elsewhere"),
+        ("tensorboard", "python -m pipeline install --context other makes it"),
+    ],
+)
+def test_a_page_whose_service_there_is_not_names_what_makes_it(
+    command: str,
+    remedy: str,
+    use_kubeconfig: Callable[..., None],
+    programs: Callable[[], list[list[str]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use_kubeconfig(other="http://127.0.0.1:9")
+    for page in ("UI", "TENSORBOARD"):
+        monkeypatch.setattr(kind, page, f"http://localhost:{free_port()}")
+    kubectl = tmp_path / "bin" / "kubectl"
+    # What kubectl 1.34 says.
+    error = """Error from server (NotFound): services "it" not found"""
+    text = kubectl.read_text().replace("exit 1", f"echo '{error}' >&2; exit 1")
+    kubectl.write_text(text)
+    said = call(command, "--context", "other")
+    assert "must exist in namespace kubeflow, got none" in said
+    assert said.endswith(remedy)
 
 
 @pytest.mark.parametrize("flags", [[], ["--context", "kind-kws"]])
