@@ -450,7 +450,7 @@ def _forward(command: list[str], address: str, none: str) -> int:
 
 def _images(options: Options) -> None:
     """Build the container images and print their sizes. Their tag is the commit that last changed their contents."""
-    preflight.require_all([preflight.tool(docker()), preflight.docker_engine()])
+    preflight.require_all([preflight.tool(docker()), preflight.docker_engine(), preflight.docker_builder()])
     names = docker_images.image_names(registry=options.registry, device=options.device)
     docker_images.build(
         names, device=options.device, torch=options.torch or "", base_image=options.base_image, push=options.push

@@ -71,10 +71,7 @@ def build(names: dict[str, str], *, device: str, torch: str = "", base_image: st
     for role, name in names.items():
         given = [f"--build-arg={key}={value}" for key, value in (arguments[role] | labels).items() if value]
         command = [docker(), "build", "--file", f"images/{role}/Dockerfile", "--tag", name, *given, "."]
-        remedy = (
-            "if PyTorch's index of CPU builds cannot be reached, TORCH=locked; if BuildKit is missing, install "
-            "docker-buildx, or name another client in DOCKER"
-        )
+        remedy = "if PyTorch's index of CPU builds cannot be reached, TORCH=locked"
         stream(*command, env={"DOCKER_BUILDKIT": "1"}, remedy=remedy)
         if push:
             stream(docker(), "push", name, remedy="log in with docker login, and give REGISTRY")

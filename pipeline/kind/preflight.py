@@ -26,6 +26,9 @@ NUM_COPIES = 3
 INOTIFY = {"max_user_watches": 524_288, "max_user_instances": 512}
 """What three nodes full of pods need; with less, pods fail with "too many open files"."""
 
+FIRST_WITHOUT_BUILDER = 23
+"""Major version of the first Docker client that cannot build with BuildKit by itself."""
+
 PORTS = {8080: "the UI of Kubeflow Pipelines", 6006: "TensorBoard"}
 """Ports of 127.0.0.1 in kind-config.yaml."""
 
@@ -91,6 +94,23 @@ def engine_info(remedy: str = "") -> dict[str, Any]:
     """
     found: dict[str, Any] = json.loads(run(docker(), "info", "--format", "{{json .}}", remedy=remedy, timeout=20))
     return found
+
+
+def docker_builder() -> Check:
+    """Asks the Docker client whether it can build images: since version 23 it needs a plugin for that."""
+    name = "docker buildx"
+    try:
+        client = engine_info().get("ClientInfo") or {}
+    except ClusterError:  # which docker_engine reports
+        return Check(name=name, detail="unknown, as Docker does not answer")
+    version, plugins = client.get("Version", ""), {plugin["Name"] for plugin in client.get("Plugins") or ()}
+    if int(version.partition(".")[0] or 0) >= FIRST_WITHOUT_BUILDER and "buildx" not in plugins:
+        remedy = "install docker-buildx or docker-buildx-plugin, or name another client: export DOCKER=/path/to/docker"
+        return Check(
+            name=name,
+            problem=f"the Docker client {version} must have the plugin buildx to build images, got none; {remedy}",
+        )
+    return Check(name=name, detail="plugin" if "buildx" in plugins else "part of the client")
 
 
 def rootless(info: Mapping[str, Any]) -> bool:
@@ -164,6 +184,7 @@ def checks(*, new_cluster: bool = True, image_bytes: int = 0) -> Iterable[Check]
     yield from tools
     if not tools[0].problem:
         yield docker_engine()
+        yield docker_builder()
     yield inotify()
     yield disk(image_bytes=image_bytes)
     if new_cluster:

@@ -3,6 +3,7 @@
 On kind after `make kind-up`, or on any Kubeflow. The settings are explained in tests/live_cluster.py.
 """
 
+import base64
 import contextlib
 import json
 import re
@@ -36,12 +37,16 @@ from live_cluster import (
 )
 
 from kws import files
+from kws.download.credentials import SECRET
 from kws.model import bundle
 from pipeline import shell
 from pipeline.kind import docker_images
 from pipeline.kind import local_cluster as kind
 
 SHORT = ["--words", "yes,no,stop", "--debug", "--epochs", "1", "--min-accuracy", "0"]
+
+STORE_KEYS = "mlpipeline-minio-artifact"
+"""The secret with the keys of the object store of Kubeflow Pipelines."""
 
 pytestmark = needs_cluster
 
@@ -270,6 +275,40 @@ def pod(name: str, labels: dict[str, str], *command: str) -> Iterator[str]:
         yield str(get("pod", name)["status"]["podIP"])
     finally:
         kubectl("delete", "pod", name, "--wait=false")
+
+
+def test_the_download_step_reads_a_store_with_what_the_secret_holds(source: str) -> None:
+    """The store is that of Kubeflow Pipelines, which neither the steps nor their parameters know."""
+    if not source.startswith("/data/"):
+        pytest.skip("needs recordings on the volume")
+    if SECRET in kubectl("get", "secrets", "-o", "name"):
+        pytest.skip(f"the namespace has a secret {SECRET} of its own")
+    store = json.loads(shell.run("kubectl", "-n", kind.NAMESPACE, "get", "secret", STORE_KEYS, "-o", "json"))["data"]
+    entries = {
+        "AWS_ACCESS_KEY_ID": base64.b64decode(store["accesskey"]).decode(),
+        "AWS_SECRET_ACCESS_KEY": base64.b64decode(store["secretkey"]).decode(),
+        "AWS_ENDPOINT_URL": f"http://seaweedfs.{kind.NAMESPACE}:9000",
+    }
+    given = [f"{name}={value}" for name, value in entries.items()]
+    bucket, suffix = "mlpipeline", uuid.uuid4().hex[:6]
+    words = f"{bucket}/kws-e2e-{suffix}"
+    with pod(f"kws-e2e-store-{suffix}", {}, "sleep", "3600"):
+
+        def in_store(call: str) -> None:
+            code = f"import s3fs; s3fs.S3FileSystem().{call}"
+            kubectl("exec", f"kws-e2e-store-{suffix}", "--", "env", *given, "python", "-c", code)
+
+        in_store(f"put({source!r}, {words!r}, recursive=True)")
+        kubectl("create", "secret", "generic", SECRET, *(f"--from-literal={each}" for each in given))
+        try:
+            done = pipeline("submit", "--source", f"s3://{words}", *SHORT)
+            spec = json.dumps(cluster().client.get_run(run_id(done)).to_dict(), default=str)
+        finally:
+            kubectl("delete", "secret", SECRET)
+            in_store(f"rm({words!r}, recursive=True)")
+    assert f"from the secret {SECRET}: {', '.join(sorted(entries))}" in done.stderr
+    assert "make pull-model VERSION=" in done.stdout
+    assert entries["AWS_SECRET_ACCESS_KEY"] not in spec + done.stderr + done.stdout
 
 
 def test_training_pods_reach_each_other_but_not_the_world() -> None:

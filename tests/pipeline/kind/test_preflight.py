@@ -4,6 +4,7 @@ import platform
 import shutil
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,6 +75,27 @@ def test_a_docker_engine_that_runs_tells_its_memory(bin_folder: Path, monkeypatc
     assert "CPUs" in preflight.docker_engine().detail
     monkeypatch.setattr(preflight, "MIN_MEMORY", 1 << 60)
     assert preflight.docker_engine().problem.startswith("Docker must have 1.15e+06 TB of memory, got ")
+
+
+@pytest.mark.parametrize(
+    ("client", "problem"),
+    [
+        ({"Version": "28.2.2", "Plugins": []}, True),
+        ({"Version": "23.0.1", "Plugins": None}, True),
+        ({"Version": "28.2.2", "Plugins": [{"Name": "compose"}, {"Name": "buildx"}]}, False),
+        ({"Plugins": []}, False),  # Docker 20.10
+        (None, False),  # a client of another kind
+    ],
+)
+def test_a_docker_client_that_cannot_build_is_told_before_it_is_tried(
+    client: dict[str, Any] | None, problem: bool, bin_folder: Path
+) -> None:
+    script = bin_folder / "docker"
+    script.write_text(f"#!/bin/sh\necho '{json.dumps({'ClientInfo': client})}'\n")
+    script.chmod(0o755)
+    found = preflight.docker_builder().problem
+    assert found.startswith("the Docker client") == problem
+    assert ("install docker-buildx" in found) == problem
 
 
 def test_a_port_in_use_is_named_with_how_to_find_who_uses_it() -> None:
