@@ -376,14 +376,15 @@ def _rollback(options: Options) -> None:
     if root := _local_root(options):
         before, now = versions.rollback(root, options.version, reason=options.reason)
         registry.try_register(address, root, now)
-        out.print(f"champion {now}, before {before or 'none'}")
+        out.print(f"champion {now}, before {before or 'none'}", soft_wrap=True)
         return
     role = "runtime" if address else "serving"  # only the former has the client of the registry
     image = options.image or docker_images.image_names(registry=options.registry)[role]
     arguments = [f"--version={options.version}", f"--reason={options.reason}", f"--by={versions.who()}"]
     if address:
         arguments.append(f"--model-registry={address}")
-    out.print(models.rollback(cluster_of(options), arguments, image=image, claim=claim_name(os.environ)))
+    said = models.rollback(cluster_of(options), arguments, image=image, claim=claim_name(os.environ))
+    out.print(said, soft_wrap=True)
 
 
 def _ui(options: Options) -> int:

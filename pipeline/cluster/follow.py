@@ -101,11 +101,13 @@ class Following:
         except KeyboardInterrupt:
             console.print(
                 f"\nno longer following; the run continues "
-                f"(make follow RUN={self.short_id}, python -m pipeline cancel {self.short_id})"
+                f"(make follow RUN={self.short_id}, python -m pipeline cancel {self.short_id})",
+                soft_wrap=True,
             )
             return 130
         except KubeError:  # the API refuses or is gone, which the caller explains
-            console.print(f"no longer following; the run does not end by this (make follow RUN={self.short_id})")
+            again = f"make follow RUN={self.short_id}"
+            console.print(f"no longer following; the run does not end by this ({again})", soft_wrap=True)
             raise
         if stuck:
             where = f"kubectl -n {self.cluster.namespace} describe pod {stuck.pod}"
@@ -198,7 +200,9 @@ class Following:
             return 0
         if state == "CANCELED":
             console.print(
-                f"[yellow]the run was cancelled[/]; make retry RUN={self.short_id} resumes at the step that was stopped"
+                f"[yellow]the run was cancelled[/]; make retry RUN={self.short_id} resumes at the step that was "
+                "stopped",
+                soft_wrap=True,
             )
             return 1
         self._show_failure(details, steps)

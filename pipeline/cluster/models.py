@@ -84,7 +84,7 @@ def _copy(volume: Volume, path: str, target: Path, digest: str) -> None:
         raise ClusterError(
             f"{path} must have the sha256 {digest}, got {found}; start again, or publish the version again"
         )
-    console.print(f"{target.name}  {files.human_bytes(target.stat().st_size)}  sha256 {digest}")
+    console.print(f"{target.name}  {files.human_bytes(target.stat().st_size)}  sha256 {digest}", soft_wrap=True)
 
 
 def deploy(cluster: Cluster, *, image: str, claim: str) -> None:

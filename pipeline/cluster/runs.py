@@ -77,7 +77,8 @@ def check_volume(cluster: Cluster, claim_name: str) -> None:
         if phase == "Pending":
             console.print(
                 f"[yellow]the claim {claim_name} is not bound yet: steps wait until it is[/] "
-                f"(kubectl -n {cluster.namespace} describe pvc {claim_name})"
+                f"(kubectl -n {cluster.namespace} describe pvc {claim_name})",
+                soft_wrap=True,
             )
 
 

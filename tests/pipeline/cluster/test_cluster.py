@@ -435,13 +435,15 @@ def test_versions_are_listed_with_whole_names_on_a_narrow_terminal(tmp_path: Pat
     assert "champion" in lines[1]
 
 
-def test_pull_brings_the_champion_with_its_digests(tmp_path: Path) -> None:
+def test_pull_brings_the_champion_with_its_digests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     publish(tmp_path / "data", "1")
     publish(tmp_path / "data", "2", os.urandom(3_000_000))
     folder = pull(HostVolume(tmp_path / "data"), tmp_path / "to")
     assert folder == tmp_path / "to" / "2"
     assert {path.name for path in folder.iterdir()} == {"model.pth", "report.html", "manifest.json"}
-    assert files.sha256_of(folder / "model.pth") == files.sha256_of(tmp_path / "data/models/2/model.pth")
+    digest = files.sha256_of(tmp_path / "data/models/2/model.pth")
+    assert files.sha256_of(folder / "model.pth") == digest
+    assert f"model.pth  3 MB  sha256 {digest}" in capsys.readouterr().err.splitlines()  # in one piece, to be copied
 
 
 def test_pull_of_a_version_leaves_the_champion_alone(tmp_path: Path) -> None:
