@@ -71,4 +71,5 @@ def train(
         job_manifest=Path(job.path),
     )
     shutil.copyfile(folder / runs.BEST, model.path)
-    model.metadata.update(files.read_json(folder / files.MANIFEST) | {"path": str(folder / runs.BEST)})
+    about = files.read_json(folder / files.MANIFEST) | {"path": str(folder / runs.BEST)}
+    model.metadata.update(steps.storable(about))

@@ -4,16 +4,18 @@ The fields are the flags of the command line. What determines a model is in `kws
 says".
 """
 
+import csv
 import dataclasses
-import os
+import io
 import re
 import types
-import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from kws.recipe import Recipe, make_recipe
 from kws.settings import Settings, number, require
+from kws.text import one_line, plain, wrong_with
 
 SPEECH_COMMANDS_URL = "https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
 SPEECH_COMMANDS_SHA256 = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
@@ -262,26 +264,29 @@ def parse_words(words: str, at_least: int = 2) -> tuple[str, ...] | None:
     """Parses `all` or a list of words separated by commas; returns None for `auto`.
 
     Raises:
-        ValueError: a word is empty, listed twice or cannot name a folder, or there are fewer than `at_least` (1 or 2).
+        ValueError: a word is listed twice or cannot be one, or there are fewer than `at_least` (1 or 2).
     """
     if words == "auto":
         return None
     if words == "all":
         return SPEECH_COMMANDS_WORDS
-    # In Unicode normal form C, as the words of a data set are: what is typed on a Mac may be in form D.
-    names = tuple(unicodedata.normalize("NFC", word).strip() for word in words.split(","))
+    # As a line of CSV: a word with a comma in it stands in quotation marks.
+    names = tuple(plain(word) for word in next(csv.reader([words.replace("\n", " ")], skipinitialspace=True), []))
     number = {1: "a word", 2: "two words"}[at_least]
     require(
         len(names) >= at_least and len(set(names)) == len(names), "words", f"name at least {number}, each once", words
     )
     for name in names:
-        require(
-            name != "" and name == os.path.basename(name) and not name.startswith((".", "_")),
-            "a word",
-            "be the name of a folder and not start with . or _",
-            name,
-        )
+        wrong = wrong_with(name)
+        require(not wrong, "a word", wrong.removeprefix("the name of a word must "), one_line(name))
     return names
+
+
+def join_words(words: Iterable[str]) -> str:
+    """Writes a list of words as `parse_words` reads it."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(words)
+    return text.getvalue()
 
 
 def require_words(words: Any) -> None:

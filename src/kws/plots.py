@@ -84,21 +84,25 @@ def _fonts_with(characters: frozenset[int]) -> list[str]:
     """Returns further fonts that have some characters; says which characters none has."""
     found: list[str] = []
     left = set(characters)
-    fonts = sorted(font_manager.fontManager.ttflist, key=lambda font: (font.style != "normal", font.weight != 400))
-    for font in fonts:
+    for font in _installed():
         if not left or "Last Resort" in font.name or font.name in found:
             continue
         if has := left & _characters_of(font.name):
             found.append(font.name)
             left -= has
     if left:
-        scripts = sorted({unicodedata.name(chr(code), "UNKNOWN").split()[0].lower() for code in left})
+        scripts = sorted({_script(chr(code)) for code in left})
         log.warning(
             "no installed font has the characters of some words (%s): pictures show their numbers instead, reports and "
             "tables the words (to draw them, too, install for example the package fonts-noto-cjk or fonts-noto-core)",
             ", ".join(scripts[:5]),
         )
     return found
+
+
+def _script(char: str) -> str:
+    """Returns the script of a letter, as its name in Unicode begins."""
+    return unicodedata.name(char, "unknown").split()[0].lower() if unicodedata.category(char)[0] in "LMN" else "symbols"
 
 
 def _missing(text: str, fonts: Sequence[str]) -> set[int]:
@@ -109,10 +113,18 @@ def _missing(text: str, fonts: Sequence[str]) -> set[int]:
 
 @functools.cache
 def _characters_of(font: str) -> frozenset[int]:
+    # Not by `findfont`, which warns of every font that has no upright and regular face.
+    path = next((one.fname for one in _installed() if one.name == font), None)
     try:
-        return frozenset(font_manager.get_font(font_manager.findfont(font, fallback_to_default=False)).get_charmap())
-    except (ValueError, RuntimeError):  # not an outline font
+        return frozenset(font_manager.get_font(path).get_charmap()) if path else frozenset()
+    except (OSError, RuntimeError):  # not an outline font
         return frozenset()
+
+
+@functools.cache
+def _installed() -> list[font_manager.FontEntry]:
+    """Returns the installed fonts, upright and regular faces first."""
+    return sorted(font_manager.fontManager.ttflist, key=lambda font: (font.style != "normal", font.weight != 400))
 
 
 def spectrograms(features: Tensor, titles: Sequence[str]) -> Figure:

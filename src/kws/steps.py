@@ -19,6 +19,19 @@ def start() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
 
 
+def storable(value: Any) -> Any:
+    """Returns JSON with its texts as Kubeflow's database takes them.
+
+    Its MySQL connection has the character set utf8, of three bytes a character: others, such as emoji and rare Chinese
+    characters, are written U+1F44D.
+    """
+    if isinstance(value, str):
+        return "".join(char if ord(char) <= 0xFFFF else f"U+{ord(char):X}" for char in value)
+    if isinstance(value, dict):
+        return {storable(name): storable(one) for name, one in value.items()}
+    return [storable(one) for one in value] if isinstance(value, list) else value
+
+
 def hand_over(folder: Path, artifact: str, figures: dict[str, Any]) -> dict[str, Any]:
     """Writes a manifest that refers to a folder, as the artifact of a step.
 
@@ -28,11 +41,11 @@ def hand_over(folder: Path, artifact: str, figures: dict[str, Any]) -> dict[str,
         figures: counts and settings to show.
 
     Returns:
-        The content of the manifest, which is also the metadata of the artifact.
+        The content of the manifest as the metadata of the artifact.
     """
     manifest = {"path": str(folder), "sha256": files.sha256_of(folder / files.MANIFEST)} | figures
     files.write_json(Path(artifact), manifest)
-    return manifest
+    return {str(name): storable(value) for name, value in manifest.items()}
 
 
 def receive(artifact: str) -> Path:

@@ -15,6 +15,7 @@ from kws.config import (
     SPEECH_COMMANDS_WORDS,
     PipelineConfig,
     SynthesizeConfig,
+    join_words,
     parse_words,
     split_sources,
 )
@@ -240,8 +241,26 @@ def test_words_are_all_auto_or_a_list_in_its_order() -> None:
     assert parse_words("yes, no,stop") == ("yes", "no", "stop")
 
 
-@pytest.mark.parametrize("words", ["", "yes", "yes,yes", "yes,", "yes,../no", "yes,_noise_", "yes,.hidden"])
-def test_words_that_name_no_two_folders_are_refused(words: str) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("ja/nein", "con"),
+        (".net", "Dr. No", "../no"),
+        ("a, b", 'say "x"'),
+        ("نعم", "می\u200cخواهم", "👨\u200d👩"),
+        ("何", "हाँ"),
+    ],
+)
+def test_words_are_any_text_and_read_as_they_were_written(words: tuple[str, ...]) -> None:
+    assert parse_words(join_words(words)) == words
+
+
+def test_words_that_look_the_same_are_the_same() -> None:
+    assert parse_words("cafe\u0301,ice\u00a0cream,\u200fنعم\u200e") == ("café", "ice cream", "نعم")
+
+
+@pytest.mark.parametrize("words", ["", "yes", "yes,yes", "yes,", "yes,_noise_", "yes,a\u202eb", "yes,a\nb", "yes,a\tb"])
+def test_words_that_cannot_be_two_are_refused(words: str) -> None:
     with pytest.raises(ValueError, match=r"^(words|a word) must .*, got "):
         parse_words(words)
 

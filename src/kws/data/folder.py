@@ -9,9 +9,9 @@ from kws.config import BACKGROUND_NOISE, RUNNING_SPEECH
 from kws.data.clip import Clip
 from kws.data.kinds import is_audio_file
 from kws.data.listing import Listing
-from kws.data.names import is_recording, is_utf8, speaker_of
-from kws.data.words import by_word, plain
-from kws.text import printable
+from kws.data.names import is_recording, is_utf8, speaker_of, word_of
+from kws.data.words import by_word
+from kws.text import plain, printable, wrong_with
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +36,9 @@ def word_folders(folder: Path) -> Listing:
             continue  # of any layout, see `kws.data.sources`
         if _is_folder(entry):
             recordings, others = _list_word(entry)
-            if recordings and not entry.name.isprintable():
-                others = {f"{printable(entry.name)}/": "the name of a folder must be of printable UTF-8"}
-            elif recordings and entry.name.startswith("_") and entry.name != BACKGROUND_NOISE:
-                others = {f"{entry.name}/": "the name of a word must not begin with _"}
+            wrong = "" if entry.name == BACKGROUND_NOISE else wrong_with(plain(word_of(entry.name)))
+            if recordings and wrong:
+                others = {f"{printable(entry.name)}/": wrong}
             elif recordings:
                 found[entry.name] = recordings
             elif sounds := [name for name in others if _may_be_sound(name)]:
@@ -62,8 +61,8 @@ def word_folders(folder: Path) -> Listing:
 
 def clip_of(file: str) -> Clip:
     """Returns the clip of a recording `<word>/<speaker>_nohash_<n>.wav`."""
-    word, _, name = file.rpartition("/")
-    return Clip(file=file, word=plain(word), speaker=speaker_of(name))
+    folder, _, name = file.rpartition("/")
+    return Clip(file=file, word=plain(word_of(folder)), speaker=speaker_of(name))
 
 
 def list_tree(folder: Path) -> list[Path]:

@@ -1,4 +1,6 @@
-"""Names of files: which are recordings."""
+"""Names of files and folders: which are recordings, by whom, and of which word."""
+
+import re
 
 SUFFIXES = (
     ".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3",
@@ -29,3 +31,34 @@ def is_recording(name: str) -> bool:
 def is_utf8(name: str) -> bool:
     """Tells whether the name of a file is UTF-8."""
     return name.isascii() or name.encode("utf-8", "replace").decode() == name
+
+
+_NO_NAME = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]|%(?=[0-9A-Fa-f]{2})|^\.|[. ]$')
+"""What the name of a folder cannot have on Linux, a Mac or Windows, and what would be taken for an escape."""
+
+_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(?=\.|$)", re.IGNORECASE)
+"""Names that Windows keeps for itself, whatever follows a dot."""
+
+_ESCAPE = re.compile(r"(?:%[0-9A-F]{2})+")
+
+
+def folder_of(word: str) -> str:
+    """Returns the name of the folder for a word: the word itself, with what no folder can have escaped as in URLs.
+
+    So `ja/nein` lies in `ja%2Fnein`, and `con`, which Windows keeps for itself, in `%63on`.
+    """
+    name = _NO_NAME.sub(lambda found: _escaped(found[0]), word)
+    return _escaped(name[0]) + name[1:] if _DEVICE.match(name) else name
+
+
+def word_of(folder: str) -> str:
+    """Returns the word for which a folder is named: the inverse of `folder_of`; other folders are named as they are."""
+    try:
+        word = _ESCAPE.sub(lambda found: bytes.fromhex(found[0].replace("%", "")).decode(), folder)
+    except UnicodeDecodeError:
+        return folder
+    return word if folder_of(word) == folder else folder
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in text.encode())

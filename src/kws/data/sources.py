@@ -11,7 +11,7 @@ from kws.data.layouts import folders, tables, toolkits
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
 from kws.data.parts import is_of_parts, list_parts
-from kws.data.speech import list_speech
+from kws.data.speech import list_speech, texts_of
 
 Layout = Callable[[Tree], Listing | None]
 """Lists the clips of a folder, or returns None if the folder is laid out otherwise."""
@@ -54,7 +54,10 @@ def list_recordings(folder: Path, layout: str = AUTO) -> Listing:
         return list_parts(folder, list_recordings)
     listing = _list_clips(folder, layout)
     speech = folder / RUNNING_SPEECH
-    return dataclasses.replace(listing, speech=list_speech(folder, speech)) if speech.is_dir() else listing
+    if not speech.is_dir():
+        return listing
+    tables = [*listing.tables, *texts_of(folder, speech)]
+    return dataclasses.replace(listing, speech=list_speech(folder, speech), tables=tables)
 
 
 def _list_clips(folder: Path, layout: str) -> Listing:

@@ -109,3 +109,14 @@ def list_speech(root: Path, folder: Path) -> list[Talk]:
         speaker = speakers.get(key) or speaker_of(path.name) or (below.parts[0] if len(below.parts) > 1 else "")
         found.append(Talk(file=path.relative_to(root).as_posix(), speaker=speaker, text=texts.get(key, "")))
     return found
+
+
+def texts_of(root: Path, folder: Path) -> list[str]:
+    """Returns the files that tell what is said in running speech, by their paths from the folder of the data set.
+
+    Args:
+        root: the folder of the data set.
+        folder: `_running_speech_` in it.
+    """
+    texts = (path for path in folder.rglob("*") if path.name == INDEX or path.name.endswith(".txt"))
+    return sorted(path.relative_to(root).as_posix() for path in texts if not path.name.startswith("."))

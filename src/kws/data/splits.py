@@ -64,7 +64,7 @@ def read_lists(lists: Mapping[str, Path], clips: Sequence[Clip]) -> Lists:
     alike: dict[str, list[str]] = {}
     for clip in clips:
         alike.setdefault(_key(clip.file), []).append(clip.file)
-    words = {clip.word.casefold() for clip in clips}
+    folders = {clip.file.rpartition("/")[0].rpartition("/")[2].lower() for clip in clips}
     split_of: dict[str, str] = {}
     loosely: dict[str, str] = {}
     figures: dict[str, Any] = {}
@@ -82,7 +82,7 @@ def read_lists(lists: Mapping[str, Path], clips: Sequence[Clip]) -> Lists:
             (split_of if file in exactly else loosely).update(dict.fromkeys(found, split))
             if found:
                 matched += 1
-            elif "/" in file and file.split("/")[0].casefold() not in words:
+            elif "/" in file and file.split("/")[0].lower() not in folders:
                 of_other_words += 1
             else:
                 without.append(f"line {number}: {entry[:200]}")
@@ -236,7 +236,7 @@ def divide(clips: Iterable[Clip], split_of: Callable[[Clip], str]) -> Divided:
 
 def _key(file: str) -> str:
     """Returns a file name without its suffix, in lower case and Unicode normal form C."""
-    return _stem(unicodedata.normalize("NFC", file).casefold())
+    return _stem(unicodedata.normalize("NFC", file).lower())
 
 
 def _stem(file: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from kws.data.clip import Clip
+from kws.text import plain
 
 log = logging.getLogger(__name__)
 
@@ -17,14 +18,12 @@ LONGEST_WITHOUT_SPACES = 5
 """A sentence in one of these scripts is taken for one word up to this number of characters."""
 
 
-def plain(text: str) -> str:
-    """Returns a word as it is kept: in Unicode normal form C (Macs write names in form D), without blanks around."""
-    return unicodedata.normalize("NFC", text).strip()
-
-
 def alike(word: str) -> str:
-    """Returns what two spellings of the same word have in common: they may differ in case and Unicode normal form."""
-    return unicodedata.normalize("NFC", plain(word).casefold())
+    """Returns what two spellings of the same word have in common: they may differ in case and Unicode normal form.
+
+    Not by `casefold`, to which Maße (measures) and Masse (mass) are the same.
+    """
+    return unicodedata.normalize("NFC", plain(word).lower())
 
 
 def only_word(sentence: str) -> str:
@@ -37,15 +36,6 @@ def only_word(sentence: str) -> str:
     text = plain(text)
     unspaced = any(unicodedata.name(char, "").startswith(WITHOUT_SPACES) for char in text)
     return "" if " " in text or (unspaced and len(text) > LONGEST_WITHOUT_SPACES) else text
-
-
-def wrong_with(word: str) -> str:
-    """Returns why a text cannot be a word, to be continued in "it is not read, as …"; empty if it can."""
-    if not word:
-        return "the name of a word must not be empty"
-    if not (word.isprintable() and word == word.encode("utf-8", "replace").decode()):
-        return "the name of a word must be of printable UTF-8"
-    return "the name of a word must not begin with _" if word.startswith("_") else ""
 
 
 def by_word(clips: Iterable[Clip]) -> dict[str, list[Clip]]:

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kws import files
-from kws.config import BACKGROUND_NOISE, RUNNING_SPEECH, SPEECH_COMMANDS_WORDS, SynthesizeConfig
+from kws.config import BACKGROUND_NOISE, RUNNING_SPEECH, SPEECH_COMMANDS_WORDS, SynthesizeConfig, join_words
+from kws.data.names import folder_of
 from kws.download.sentences import speak_sentences
 from kws.download.voices import ACCENTS, ENGINE_RATE, PITCHES, VARIANTS, Speaker, engine
 from kws.processes import end_with_parent
@@ -29,6 +30,9 @@ from kws.settings import require
 log = logging.getLogger(__name__)
 
 ENGLISH = "en"
+CHINESE = ("cmn", "yue", "hak")
+"""Languages whose voices pause within a text without blanks; for other scripts they change to English."""
+
 SAMPLE_RATE = 16_000
 LONGEST = int(0.95 * ENGINE_RATE)
 """Longest word in samples at ENGINE_RATE, so that it fits into a clip of one second."""
@@ -70,7 +74,7 @@ def synthesize(
         ValueError: a setting is out of range, a word cannot be spoken in the language or within a second, two words
             sound the same, or the folder holds other files.
     """
-    SynthesizeConfig(words=",".join(words), language=language, clips_per_word=clips_per_word, seed=seed)
+    SynthesizeConfig(words=join_words(words), language=language, clips_per_word=clips_per_word, seed=seed)
     settings: dict[str, Any] = {
         "version": VERSION,
         "words": list(words),
@@ -106,15 +110,28 @@ def require_speakable(words: Sequence[str], language: str) -> None:
     said: dict[str, str] = {}
     for word in words:
         phonemes = engine().phonemes(word, language)
-        # The English voice spells other scripts out ("Chinese letter"), other voices change to English for them.
-        foreign = [char for char in word if char.isalpha() and not unicodedata.name(char, "").startswith("LATIN")]
-        if "(" in phonemes or (language.split("-")[0] == ENGLISH and foreign) or not phonemes:
+        if "(" in phonemes or not phonemes or _is_spelled_out(word, language):
             raise ValueError(
                 f"a word must be one that the voice {language} can say, got {word!r}: name its language with "
                 "--language (de, fr, hi, ar, cmn, …; ja reads kana only)"
             )
         other = said.setdefault(phonemes, word)
         require(other == word, "words", f"sound different, got two that are pronounced {phonemes}", f"{other},{word}")
+
+
+def _is_spelled_out(word: str, language: str) -> bool:
+    """Tells whether a voice names the letters of a word one by one ("Chinese letter"), as it cannot read their script.
+
+    Most voices change to the English one for that, which `Engine.phonemes` shows; others have such names themselves.
+    """
+    foreign = [char for char in word if char.isalpha() and not unicodedata.name(char, "").startswith("LATIN")]
+    if not foreign or language.split("-")[0] in CHINESE:
+        return False
+    if language.split("-")[0] == ENGLISH:
+        return True
+    # A letter alone may have a name in its own script, too; one beside another is named only by a foreign voice.
+    pieces = [piece if len(piece) > 1 else 2 * piece for piece in word.replace("_", " ").split()]
+    return any(" " in engine().phonemes(piece, language) for piece in pieces if not piece.isascii())
 
 
 def _build(staging: Path, name: str, settings: dict[str, Any]) -> None:
@@ -126,7 +143,7 @@ def _build(staging: Path, name: str, settings: dict[str, Any]) -> None:
     speakers = [voices[i] for i in random.permutation(len(voices))[:clips_per_word]]
     takes = [len(range(i, clips_per_word, len(speakers))) for i in range(len(speakers))]
     for word in words:
-        (staging / word).mkdir()
+        (staging / folder_of(word)).mkdir()
 
     num_bytes = 0
     with contextlib.ExitStack() as stack, progress(clips_per_word * len(words), "clips", "synthesize") as bar:
@@ -154,7 +171,10 @@ def _build(staging: Path, name: str, settings: dict[str, Any]) -> None:
     for i, list_name in enumerate(("testing_list.txt", "validation_list.txt")):
         chosen = range(i * num_held_out, (i + 1) * num_held_out)
         lines = sorted(
-            f"{word}/{speakers[k].id}_nohash_{take}.wav" for k in chosen for word in words for take in range(takes[k])
+            f"{folder_of(word)}/{speakers[k].id}_nohash_{take}.wav"
+            for k in chosen
+            for word in words
+            for take in range(takes[k])
         )
         (staging / list_name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     files.write_json(
@@ -179,7 +199,7 @@ def _speak(folder: Path, speaker: Speaker, words: Sequence[str], num_takes: int,
     random = np.random.default_rng(seed)
     sizes = []
     for word, take in itertools.product(words, range(num_takes)):
-        path = folder / word / f"{speaker.id}_nohash_{take}.wav"
+        path = folder / folder_of(word) / f"{speaker.id}_nohash_{take}.wav"
         soundfile.write(path, _record(word, speaker, random), SAMPLE_RATE, subtype="PCM_16")
         sizes.append(path.stat().st_size)
     return sizes

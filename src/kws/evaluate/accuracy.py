@@ -139,6 +139,13 @@ class Evaluation:
             if mistakes[row, column]
         ]
 
+    def of_hardest(self) -> tuple[list[str], npt.NDArray[np.float64]]:
+        """Returns the words and the confusion matrix, if there are too many of them only those of the hardest words."""
+        from kws import plots
+
+        shown = plots.hardest(self.matrix)
+        return [self.words[index] for index in shown], self.matrix[np.ix_(shown, shown)]
+
     def summary(self) -> dict[str, Any]:
         """Returns the metrics as JSON."""
         return {

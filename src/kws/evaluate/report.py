@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import soundfile
 from matplotlib.figure import Figure
 
@@ -85,18 +84,13 @@ def _matrix(evaluation: Evaluation) -> dict[str, Any]:
 
     It is a table and not a picture, as a browser has fonts for every script.
     """
-    shown = plots.hardest(evaluation.matrix)
-    spoken = np.maximum(evaluation.matrix.sum(axis=1), 1)
-    return {
-        "words": [evaluation.words[index] for index in shown],
-        "rows": [
-            [
-                (int(evaluation.matrix[row, column]), float(evaluation.matrix[row, column] / spoken[row]))
-                for column in shown
-            ]
-            for row in shown
-        ],
-    }
+    words, counts = evaluation.of_hardest()
+    spoken = {score.word: score.num_clips for score in evaluation.word_scores}
+    rows = [
+        [(int(count), float(count / spoken.get(word, 1))) for count in row]
+        for word, row in zip(words, counts, strict=True)
+    ]
+    return {"words": words, "rows": rows}
 
 
 def _pictures(evaluation: Evaluation, training: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -51,6 +51,7 @@ def write_card(
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
+    environment.filters["code"] = _code
     about = recognizer.about
     init = about.get("init", {})
     measured = not math.isnan(thresholds.false_alarms_per_hour)
@@ -104,6 +105,15 @@ def _alarms(row: Mapping[str, Any], stream: Mapping[str, Any]) -> str:
     """Returns the false alarms per hour with their interval, of a stream or of a word in it."""
     low, high = row["false_alarms_per_hour_95"]
     return f"{row['false_alarms'] / stream['hours']:.1f} ({low:.1f} to {high:.1f})"
+
+
+def _code(text: str) -> str:
+    """Returns a text as code in Markdown, whatever backticks it has itself."""
+    fence = "`"
+    while fence in text:
+        fence += "`"
+    blank = " " if "`" in text else ""
+    return f"{fence}{blank}{text}{blank}{fence}"
 
 
 def _describe(tensors: Mapping[str, Any]) -> dict[str, str]:

@@ -136,7 +136,7 @@ def test_without_noise_there_is_no_class_of_silence_and_a_warning(
         ("auto", "auto", r"words must leave folders for unknown_words auto \(name the words\)"),
         ("yes,no", "no", "unknown_words must be none of the words, got 'no'"),
         ("yes,no", "maybe", "unknown_words must be folders with recordings in .*, got 'maybe'"),
-        ("yes,no", "../no", "a word must be the name of a folder"),
+        ("yes,no", "_no", "a word must not begin with _, got '_no'"),
     ],
 )
 def test_unknown_words_that_cannot_be_are_refused(

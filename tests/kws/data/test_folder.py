@@ -12,6 +12,7 @@ from kws.data.clip import Clip
 from kws.data.digest import content_digest, known_digest, listing_digest, read_manifest
 from kws.data.folder import clip_of, list_tree
 from kws.data.listing import Listing
+from kws.data.names import folder_of, word_of
 from kws.data.sources import list_recordings
 from kws.text import printable
 
@@ -75,7 +76,7 @@ def test_what_is_there_and_not_read_is_counted_and_named(tmp_path: Path, caplog:
     assert listing.not_read == {
         "_own_/": "the name of a word must not begin with _",
         "d.wav": "recordings must lie in the folder of their word",
-        "j\\udce4/": "the name of a folder must be of printable UTF-8",
+        "j\\udce4/": "the name of a word must be of printable UTF-8",
         "yes/b.md": "it is no recording by its name",
         "yes/folder.wav": "it is no regular file",
         "yes/gone.wav": "it is no regular file",
@@ -183,3 +184,42 @@ def test_foreign_manifest_is_not_taken_for_ours(
     assert read_manifest(tmp_path) is None
     assert known_digest(list_recordings(tmp_path)) is None
     assert "is not of kws download" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("word", "folder"),
+    [
+        ("yes", "yes"),
+        ("Dr. No", "Dr. No"),
+        ("50%", "50%"),
+        ("ja/nein", "ja%2Fnein"),
+        ("..", "%2E%2E"),
+        (".net", "%2Enet"),
+        ("so...", "so..%2E"),
+        ("what?", "what%3F"),
+        ("con", "%63on"),
+        ("Aux.x", "%41ux.x"),
+        ("control", "control"),
+        ("%41", "%2541"),
+        ("می\u200cخواهم", "می\u200cخواهم"),
+        ("はい", "はい"),
+    ],
+)
+def test_every_word_has_a_folder_on_every_system_and_is_read_from_it(tmp_path: Path, word: str, folder: str) -> None:
+    assert folder_of(word) == folder
+    make(tmp_path, f"{folder}/a.wav")
+    assert list_recordings(tmp_path).words == [word]
+
+
+@pytest.mark.parametrize("folder", ["%41", "%FF", "%63ontrol", "100%", "con", "%2f"])
+def test_folder_that_no_word_was_written_to_has_the_name_that_it_has(folder: str) -> None:
+    assert word_of(folder) == folder
+
+
+def test_words_that_only_look_alike_to_a_computer_stay_two(tmp_path: Path) -> None:
+    make(tmp_path, "Maße/a.wav", "Masse/b.wav", "JA/c.wav", "ja/d.wav", "ja/e.wav")
+    assert {word: len(clips) for word, clips in list_recordings(tmp_path).clips.items()} == {
+        "Masse": 1,
+        "Maße": 1,
+        "ja": 3,
+    }

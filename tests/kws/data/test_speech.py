@@ -35,11 +35,12 @@ def test_texts_and_speakers_are_found_as_libri_speech_a_table_and_text_files_tel
 
 def test_folder_of_running_speech_is_no_word(tmp_path: Path) -> None:
     make(tmp_path, "yes/a.wav", "no/b.wav", "_running_speech_/deep/c.wav")
+    (tmp_path / "_running_speech_/deep/c.txt").write_text("said")
     listing = list_recordings(tmp_path)
     assert listing.words == ["no", "yes"]
     assert [talk.file for talk in listing.speech] == ["_running_speech_/deep/c.wav"]
     assert not listing.not_read
-    assert "_running_speech_/deep/c.wav" in listing.files_of([])
+    assert listing.files_of([]) == ["_running_speech_/deep/c.wav", "_running_speech_/deep/c.txt"]
 
 
 def test_a_speaker_is_in_one_split() -> None:

@@ -185,7 +185,7 @@ def test_word_too_long_for_a_second_is_refused_by_name(tmp_path: Path) -> None:
         ({"words": ("yes", "no"), "seed": -1}, "seed must be at least 0"),
         ({"words": ("yes",)}, "words must name at least two words"),
         ({"words": ("auto",)}, "words must be all or a list separated by commas"),
-        ({"words": ("yes", "../no")}, "a word must be the name of a folder"),
+        ({"words": ("yes", "_no")}, "a word must not begin with _"),
     ],
 )
 def test_setting_out_of_range_is_refused_by_name(tmp_path: Path, settings: dict[str, object], message: str) -> None:
@@ -213,7 +213,8 @@ def test_any_words_are_said_and_an_underscore_stands_between_two(tmp_path: Path)
         ("hi", ["हाँ", "नहीं"]),
         ("ar", ["نعم", "لا"]),
         ("ja", ["はい", "いいえ"]),
-        ("cmn", ["停止", "开始"]),
+        ("cmn", ["停止", "向前走"]),
+        ("en", ["yes", "no/yes"]),
     ],
 )
 def test_words_of_other_languages_are_spoken_by_their_voices(tmp_path: Path, language: str, words: list[str]) -> None:
@@ -231,6 +232,9 @@ def test_words_of_other_languages_are_spoken_by_their_voices(tmp_path: Path, lan
         ("en", ["停止", "开始"], "that the voice en can say, got '停止': name its language with --language"),
         ("en", ["yes", "привет"], "that the voice en can say, got 'привет'"),
         ("de", ["ja", "привет"], "that the voice de can say, got 'привет'"),
+        ("de", ["ja", "停止"], "that the voice de can say, got '停止'"),
+        ("es", ["sí", "は"], "that the voice es can say, got 'は'"),
+        ("hi", ["हाँ", "是"], "that the voice hi can say, got '是'"),
         ("ja", ["停止", "はい"], "that the voice ja can say, got '停止'.* ja reads kana only"),
         ("en", ["two", "too", "one"], "words must sound different, got two that are pronounced tuː, got 'two,too'"),
         ("xx", ["ja", "nein"], "language must be one that espeak-ng speaks, such as en, de, .*, got 'xx'"),

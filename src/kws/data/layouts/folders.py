@@ -8,6 +8,7 @@ from kws.config import SPEECH_COMMANDS_WORDS
 from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_named
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
+from kws.data.names import word_of
 from kws.data.words import alike
 
 LEVELS = ("split", "word", "speaker")
@@ -36,7 +37,7 @@ def by_pattern(tree: Tree, pattern: str) -> Listing:
         names = dict(zip(levels, folders, strict=False)) if len(folders) == len(levels) else {}
         if names and not any(folder.startswith("_") for folder in folders):
             split = split_named(names.get("split", ""))
-            rows.append(Row(file=file, word=names["word"], speaker=names.get("speaker", ""), split=split))
+            rows.append(Row(file=file, word=word_of(names["word"]), speaker=names.get("speaker", ""), split=split))
     listing = listing_of(tree, pattern, rows, [])
     reason = f"it does not lie in folders {pattern}"
     return replace(listing, not_read=dict.fromkeys(listing.not_read, reason))

@@ -11,8 +11,8 @@ from kws.data.folder import LISTS
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
 from kws.data.names import speaker_of
-from kws.data.words import alike, by_word, only_word, plain, wrong_with
-from kws.text import one_line
+from kws.data.words import alike, by_word, only_word
+from kws.text import one_line, plain, wrong_with
 
 SPLIT_NAMES = {
     "train": ("train", "training", "trn"),

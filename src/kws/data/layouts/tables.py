@@ -14,11 +14,11 @@ from kws.data.digest import read_manifest
 from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_named, split_within
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
+from kws.data.names import word_of
 from kws.data.shards import Shard
 from kws.data.splits import read_lines
-from kws.data.words import wrong_with
 from kws.files import MANIFEST
-from kws.text import one_line, printable
+from kws.text import one_line, printable, wrong_with
 
 NAMES: Mapping[str, Sequence[str]] = {
     "file": (
@@ -155,7 +155,7 @@ def _rows(tree: Tree, table: Table) -> Iterator[Row]:
         file = table.path if table.is_shard else said["file"]
         word = said.get("word") or said.get("sentence")
         if word is None:
-            word = (tree.find(file, folder) or "").rpartition("/")[0].rpartition("/")[2]
+            word = word_of((tree.find(file, folder) or "").rpartition("/")[0].rpartition("/")[2])
         split = split_named(said["split"]) if "split" in columns else split_of_table or _split_of(file)
         yield Row(
             file=file,

@@ -100,7 +100,7 @@ def _is_absolute(name: str) -> bool:
 
 
 def _key(name: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).lower())
 
 
 def _stem(name: str) -> str:

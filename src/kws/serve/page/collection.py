@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kws.config import BACKGROUND_NOISE
+from kws.config import BACKGROUND_NOISE, join_words
+from kws.data.names import folder_of, word_of
 from kws.recipe import FeatureConfig
 from kws.settings import require
+from kws.text import one_line, plain, wrong_with
 
 FEW_SPEAKERS = 10
 """Below this number of speakers, a split by speaker may leave a split without clips."""
@@ -30,7 +32,9 @@ ROOM_SECONDS = (10, 30)
 MOST_CLIPS = 20_000
 """Largest number of recordings in a folder: 640 MB."""
 
-WORD = re.compile(r"[a-z][a-z0-9'-]{0,29}")
+LONGEST_WORD = 60
+"""Largest number of characters of a word."""
+
 NAME = re.compile(r"[0-9a-f]{8}_nohash_[0-9]{1,5}\.wav")
 SPEAKER = re.compile(r"[0-9a-f]{8}")
 
@@ -59,7 +63,7 @@ class Collection:
         Raises:
             ValueError: word or speaker are not valid, the recording has another format, or the folder is full.
         """
-        _check_word(word)
+        place = self._place(word)
         _check(SPEAKER, speaker, "speaker", "be 8 hexadecimal digits")
         form, length = _form(content)
         wanted = (1, 2, features.sample_rate)
@@ -78,7 +82,6 @@ class Collection:
         rule = f"hold fewer than {MOST_CLIPS} recordings (delete some, or start the server with another --collect)"
         total = sum(self.counts().values())
         require(total < MOST_CLIPS, "the folder", rule, total)
-        place = self.folder / word
         place.mkdir(exist_ok=True)
         partial = place / f".{speaker}.{os.urandom(4).hex()}"
         try:
@@ -87,7 +90,7 @@ class Collection:
                 path = place / f"{speaker}_nohash_{number}.wav"
                 with contextlib.suppress(FileExistsError):
                     os.link(partial, path)  # unlike a rename, never over the recording of another request
-                    return f"{word}/{path.name}"
+                    return f"{place.name}/{path.name}"
         finally:
             partial.unlink(missing_ok=True)
         raise ValueError(f"speaker must have fewer recordings of {word}, got {MOST_CLIPS}")
@@ -99,9 +102,9 @@ class Collection:
             ValueError: word or name are not valid.
             FileNotFoundError: there is no such recording.
         """
-        _check_word(word)
+        place = self._place(word)
         _check(NAME, name, "name", "be <speaker>_nohash_<n>.wav")
-        path = self.folder / word / name
+        path = place / name
         if not path.is_file():
             raise FileNotFoundError(f"the recording must exist, got {word}/{name}, which does not")
         return path
@@ -135,7 +138,7 @@ class Collection:
         speakers = {name.partition("_")[0] for names in found.values() for name in names}
         words = [word for word in found if word != OTHER]
         parts = ["python", "-m", "pipeline", "run", "--source", str(self.folder.resolve())]
-        parts += ["--words", ",".join(words), "--unknown-words", OTHER] if OTHER in found else ["--words", "auto"]
+        parts += ["--words", join_words(words), "--unknown-words", OTHER] if OTHER in found else ["--words", "auto"]
         if len(speakers) < FEW_SPEAKERS:
             parts += ["--split", "random"]
         if data_root is not None:
@@ -148,15 +151,23 @@ class Collection:
         """Returns the folder and the names of the recordings by word, the newest last, for the page."""
         return {"folder": str(self.folder.resolve()), "words": self._list()}
 
+    def _place(self, word: str) -> Path:
+        """Returns the folder of a word."""
+        if word == BACKGROUND_NOISE:
+            return self.folder / word
+        wrong = wrong_with(word) if word == plain(word) else "the name of a word must be without blanks around it"
+        require(not wrong, "a word", wrong.removeprefix("the name of a word must "), one_line(word[:80]))
+        require(len(word) <= LONGEST_WORD, "a word", f"have at most {LONGEST_WORD} characters", len(word))
+        return self.folder / folder_of(word)
+
     def _list(self) -> dict[str, list[str]]:
         found = {}
         for place in sorted(self.folder.iterdir()):
-            if place.is_dir() and (WORD.fullmatch(place.name) or place.name == BACKGROUND_NOISE):
+            word = place.name if place.name == BACKGROUND_NOISE else plain(word_of(place.name))
+            if place.is_dir() and (word == BACKGROUND_NOISE or not (place.name.startswith(".") or wrong_with(word))):
                 names = [path for path in place.iterdir() if NAME.fullmatch(path.name)]
                 if names:
-                    found[place.name] = [
-                        path.name for path in sorted(names, key=lambda path: (_changed(path), path.name))
-                    ]
+                    found[word] = [path.name for path in sorted(names, key=lambda path: (_changed(path), path.name))]
         return found
 
 
@@ -169,11 +180,6 @@ def _changed(path: Path) -> float:
 
 def _check(pattern: re.Pattern[str], value: str, name: str, rule: str) -> None:
     require(pattern.fullmatch(value) is not None, name, rule, value[:80])
-
-
-def _check_word(word: str) -> None:
-    if word != BACKGROUND_NOISE:
-        _check(WORD, word, "word", "be a word of at most 30 lower-case letters")
 
 
 def _form(content: bytes) -> tuple[tuple[int, int, int] | str, int]:

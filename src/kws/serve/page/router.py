@@ -124,14 +124,14 @@ def router(
         kept.delete(request.path_params["word"], request.path_params["name"])
         return Response(status_code=204)
 
-    recording = "/collection/{word}/{name}"
+    recording = "/collection/{word:path}/{name}"  # a word may have a slash in it
     return APIRouter(
         routes=[
             Route("/", index, include_in_schema=False),
             Route("/page/{name}", file, include_in_schema=False),
             Route("/card", card, include_in_schema=False),
             Route("/collection", collecting(listing), include_in_schema=False),
-            Route("/collection/{word}", collecting(add), methods=["POST"], include_in_schema=False),
+            Route("/collection/{word:path}", collecting(add), methods=["POST"], include_in_schema=False),
             Route(recording, collecting(play), methods=["GET"], include_in_schema=False),
             Route(recording, collecting(delete), methods=["DELETE"], include_in_schema=False),
             WebSocketRoute("/listen", Listener(current, most_streams).__call__),

@@ -1,12 +1,12 @@
 // The card of the model, written in Markdown: headings, tables, lists, code, bold text and links, and nothing else.
-import { $, element } from "./state.js";
+import { $, apart, element } from "./state.js";
 
 // Splits text into `code`, **bold**, [links](…) and the rest.
 function inline(text) {
-  return text.split(/(`[^`]+`|\*\*[^*]+\*\*|\[[^\]]+\]\([^)\s]+\))/).map((part) => {
+  return text.split(/(`` .+? ``|`[^`]+`|\*\*[^*]+\*\*|\[[^\]]+\]\([^)\s]+\))/).map((part) => {
     const link = /^\[([^\]]+)\]\((https?:[^)\s]+)\)$/.exec(part);
     if (link) return Object.assign(element("a", "", link[1]), { href: link[2], rel: "noreferrer" });
-    if (/^`.+`$/.test(part)) return element("code", "", part.slice(1, -1));
+    if (/^`.+`$/.test(part)) return element("code", "", part.replace(/^`` (.+) ``$|^`(.+)`$/, "$1$2"));
     if (/^\*\*.+\*\*$/.test(part)) return element("strong", "", part.slice(2, -2));
     return part;
   });
@@ -46,7 +46,7 @@ export async function showCard() {
   if (!answer.ok) return;
   const about = await answer.json();
   const facts = [`version ${about.version}`, `${about.parameters.toLocaleString("en")} parameters`,
-    `words: ${about.words.join(", ")}`, ...Object.entries(about.about).map(([name, value]) => `${name}: ${value}`)];
+    `words: ${about.words.map(apart).join(", ")}`, ...Object.entries(about.about).map(([name, value]) => `${name}: ${value}`)];
   const text = about.card || `This model was published without a card.\n\n${facts.map((fact) => `- ${fact}`).join("\n")}`;
   $("card-text").replaceChildren(...render(text));
 }

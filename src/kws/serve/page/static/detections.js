@@ -30,7 +30,7 @@ export function showDetection(found) {
   const pcm = toPcm(state.ring.cut(from - RATE / 2, from + RATE / 2));
   const actions = element("td", "", button("Play", `Play ${found.word} at ${at}`, () => play(pcm)));
   if (state.collects) actions.append(" ", button("Keep", `Keep the sound at ${at} as a recording of the word named below`, async () => {
-    const clip = await keep($("word").value || found.word, pcm);
+    const clip = await keep($("word").value.normalize("NFC").trim() || found.word, pcm);
     if (clip) status(`Kept as ${clip}.`);
   }));
   const after = (state.origin - source.from) / RATE; // the server's clock may have begun anew since

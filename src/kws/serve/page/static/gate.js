@@ -1,5 +1,5 @@
 // The gate: after its word the others count for some seconds. Shows whether it is open, and which words are armed.
-import { $, state } from "./state.js";
+import { $, apart, state } from "./state.js";
 
 export function showGate(openSeconds = 0) {
   const { after, afterSeconds, armed } = state.gate;
@@ -7,8 +7,8 @@ export function showGate(openSeconds = 0) {
   $("gate").hidden = !after && armed === null;
   $("gate").classList.toggle("open", open);
   $("grid").classList.toggle("shut", Boolean(after) && !open);
-  $("gate-text").textContent = armed !== null ? `Armed: ${armed.join(", ") || "no word"}`
-    : open ? `Open for ${openSeconds.toFixed(1)} s` : `Say “${after}” first: then the words count for ${afterSeconds} s.`;
+  $("gate-text").textContent = armed !== null ? `Armed: ${armed.map(apart).join(", ") || "no word"}`
+    : open ? `Open for ${openSeconds.toFixed(1)} s` : `Say “${apart(after)}” first: then the words count for ${afterSeconds} s.`;
   $("gate-left").hidden = armed !== null;
   $("gate-left").value = afterSeconds ? Math.min(1, openSeconds / afterSeconds) : 0;
 }

@@ -1,5 +1,5 @@
 // The page: connects the server, the microphone and files with what is shown.
-import { $, pause, problem, state, status } from "./state.js";
+import { $, apart, pause, problem, state, status } from "./state.js";
 import { RATE } from "./sound.js";
 import { Stream } from "./stream.js";
 import { Microphone, isAllowedHere, whyNone } from "./microphone.js";
@@ -84,7 +84,7 @@ function hello(message) {
   drawMarks();
   showGate();
   $("model").textContent = `Model ${message.version}, ${message.reported.length} words`;
-  $("say").textContent = message.reported.map(label).join(", ");
+  $("say").textContent = message.reported.map((word) => apart(label(word))).join(", ");
   const rate = message.false_alarms_per_hour;
   $("limit").textContent = rate === null || rate === undefined
     ? "The thresholds were not measured for this model."

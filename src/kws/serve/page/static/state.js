@@ -14,6 +14,9 @@ export const state = {
   collects: false, recording: false, speaker: "",
 };
 
+// A word in a sentence: one that is written from right to left must not turn what stands around it.
+export const apart = (word) => (/[\u0590-\u08ff\ufb1d-\ufefc]/.test(word) ? `\u2068${word}\u2069` : word);
+
 export function status(text) {
   if ($("status").textContent !== text) $("status").textContent = text;
 }

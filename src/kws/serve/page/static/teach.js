@@ -1,10 +1,13 @@
 // Recordings of new words, if the server keeps them.
-import { $, button, element, pause, problem, state } from "./state.js";
+import { $, apart, button, element, pause, problem, state } from "./state.js";
 import { RATE, cut, toPcm, wav } from "./sound.js";
 
 const ROOM = "_background_noise_"; // the folder for recordings of the room
 const ROOM_SECONDS = 20;
 const QUIET = 0.02; // peak below which a recording is not kept
+
+// The word in the field, as the server keeps it.
+const typed = () => $("word").value.normalize("NFC").trim();
 
 // Keeps 16-bit samples as a recording of a word, and returns its clip id; null, with the reason shown, if it was not kept.
 export async function keep(word, pcm) {
@@ -30,8 +33,8 @@ export async function showClips() {
   if (!answer.ok) return;
   const { folder, words, command, follows } = await answer.json();
   $("folder").textContent = folder;
-  showRecordings($("word").value, words[$("word").value] || []);
-  const counts = Object.entries(words).map(([word, names]) => `${word === ROOM ? "room" : word} ${names.length}`);
+  showRecordings(typed(), words[typed()] || []);
+  const counts = Object.entries(words).map(([word, names]) => `${word === ROOM ? "room" : apart(word)} ${names.length}`);
   const names = Object.keys(words).filter((word) => word !== ROOM);
   const enough = names.filter((word) => word !== "other").length >= 2 && names.every((word) => words[word].length >= 20);
   const missing = [names.includes("other") ? "" : "other words", words[ROOM] ? "" : "the room"].filter(Boolean);
@@ -47,8 +50,8 @@ export async function showClips() {
 
 function showRecordings(word, names) {
   $("clips").replaceChildren(...names.map((name, number) => {
-    const path = `collection/${word}/${name}`;
-    return element("li", "", `${word} ${number + 1} `,
+    const path = `collection/${encodeURIComponent(word)}/${name}`;
+    return element("li", "", `${apart(word)} ${number + 1} `,
       button("Play", `Play recording ${number + 1}`, () => new Audio(path).play()),
       button("Delete", `Delete recording ${number + 1}`, async () => {
         await fetch(path, { method: "DELETE" });
@@ -83,7 +86,7 @@ async function recording(start, run) {
 }
 
 async function recordWord() {
-  const word = $("word").value;
+  const word = typed();
   const times = Number($("times").value);
   for (const text of ["3 …", "2 …", "1 …"]) {
     if (!goesOn()) break;
@@ -92,7 +95,7 @@ async function recordWord() {
   }
   let kept = 0;
   while (kept < times && goesOn()) {
-    cue(`Say ${word === "other" ? "any other word" : `“${word}”`} (${kept + 1} of ${times})`);
+    cue(`Say ${word === "other" ? "any other word" : `“${apart(word)}”`} (${kept + 1} of ${times})`);
     // The ring buffer runs all the time, so it also has a word that is spoken too early.
     const begin = state.ring.total;
     while (state.ring.total < begin + 1.9 * RATE && goesOn()) await pause(50);
