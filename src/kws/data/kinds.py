@@ -118,9 +118,8 @@ def kind_of(start: bytes, size: int | None = None) -> Kind:
     """
     if not start:
         return Kind("an empty file", remedy="record or download it again")
-    for offset, magic, kind in _MAGIC:
-        if start[offset : offset + len(magic)] == magic:
-            return kind
+    if (known := kind_by_magic(start)) is not None:
+        return known
     if start.startswith(b"version https://git-lfs.github.com/spec/"):
         return _LFS
     if len(start) > 1 and start[0] == 0xFF and start[1] & 0xF6 == 0xF0:
@@ -148,6 +147,11 @@ def kind_of(start: bytes, size: int | None = None) -> Kind:
         return Kind("a table in text (CSV or TSV)", remedy=_TABLE)
     first = lines[0][:60].decode("utf-8", "replace") if lines else ""
     return Kind(f"a text file that begins with {first!r}" if first else "a text file")
+
+
+def kind_by_magic(start: bytes) -> Kind | None:
+    """Tells what a file is if it begins with bytes that only such files have; None otherwise."""
+    return next((kind for offset, magic, kind in _MAGIC if start[offset : offset + len(magic)] == magic), None)
 
 
 def kind_of_file(path: Path) -> Kind:

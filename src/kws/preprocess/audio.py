@@ -8,9 +8,11 @@ malformed. What a file is follows from its bytes, not from its name.
 import contextlib
 import functools
 import importlib.util
+import io
 import math
 import os
 import struct
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -110,9 +112,34 @@ def read_waveform(path: Path, sample_rate: int) -> Waveform:
     pcm = _plain_pcm(data, sample_rate)
     if pcm is not None:
         return np.multiply(pcm, np.float32(1 / 32768))
-    waveform, rate = _decode(path, data[:START])
-    require_sound(waveform)
-    return waveform if rate == sample_rate else resample(waveform, rate, sample_rate)
+    heard = _decode(path, data[:START], math.inf)
+    require_sound(heard.waveform)
+    return heard.waveform if heard.rate == sample_rate else resample(heard.waveform, heard.rate, sample_rate)
+
+
+def read_bytes(data: bytes, sample_rate: int, max_seconds: float) -> Waveform:
+    """Reads a recording that somebody sent, as `read_waveform` reads a file; without torch, for the server.
+
+    Args:
+        data: the content of an audio file.
+        sample_rate: the rate of the result, float32 [samples], in Hz.
+        max_seconds: how long it may be.
+
+    Raises:
+        TooLong: it is longer.
+        ValueError: it cannot be read, is empty, ends before its own header says, as after a broken upload, or has
+            samples that `require_sound` refuses.
+    """
+    heard = _decode(data, data[:START], max_seconds)
+    # libsndfile shortens the length of a WAV to what is there, so its header is read here; a length of nearly 2 GiB and
+    # more stands for "unknown", as programs write it that stream into a pipe.
+    claimed = int.from_bytes(data[4:8], "little") + 8 if data[:4] == b"RIFF" else 0
+    if heard.waveform.size < heard.claimed or len(data) < claimed < 0x7F000000:
+        raise ValueError("the recording must be whole, got one that is cut off; send it again")
+    require_sound(heard.waveform)
+    if heard.rate == sample_rate:
+        return heard.waveform
+    return resample_without_torch(heard.waveform, heard.rate, sample_rate)
 
 
 def read_stretch(path: Path, start: float, end: float, sample_rate: int) -> Waveform:
@@ -213,23 +240,38 @@ def _plain_pcm(data: bytes, sample_rate: int) -> npt.NDArray[np.int16] | None:
     return np.frombuffer(data, dtype="<i2", offset=_HEADER.size)
 
 
-def _decode(path: Path, start: bytes) -> tuple[Waveform, int]:
-    """Reads a recording with libsndfile, or else with FFmpeg, and averages its channels.
+@dataclass(frozen=True, kw_only=True)
+class _Decoded:
+    """A recording as it was decoded."""
+
+    waveform: Waveform
+    """float32 [samples], the average of its channels."""
+    rate: int
+    """In Hz."""
+    claimed: int = 0
+    """The number of samples according to its header, as far as libsndfile believes it; 0: not known."""
+
+
+class TooLong(ValueError):
+    """Raised if a recording is longer than it may be."""
+
+
+def _decode(source: Path | bytes, start: bytes, max_seconds: float) -> _Decoded:
+    """Reads a recording with libsndfile, or else with FFmpeg.
 
     Args:
-        path: the file.
+        source: the file, or its content.
         start: its first bytes.
-
-    Returns:
-        float32 [samples], and their sample rate in Hz.
+        max_seconds: how long it may be.
 
     Raises:
-        ValueError: the file cannot be read, or is too long.
+        TooLong: it is longer, or has more than MOST_SAMPLES.
+        ValueError: it cannot be read.
     """
     import soundfile
 
     try:
-        return _read_with_soundfile(path)
+        return _read_with_soundfile(source, max_seconds)
     except soundfile.LibsndfileError as error:
         kind, said = kind_of(start), error.error_string
         if not kind.is_audio:
@@ -237,7 +279,7 @@ def _decode(path: Path, start: bytes) -> tuple[Waveform, int]:
         if importlib.util.find_spec("av") is None:
             raise _not_readable(kind, "which needs PyAV: pip install av") from error
         try:
-            return _read_with_ffmpeg(path)
+            return _read_with_ffmpeg(source, max_seconds)
         except EOFError as second:
             raise _not_readable(kind, f"which has no sound: {said}") from second
         except OSError as second:
@@ -252,41 +294,47 @@ def _not_readable(kind: Kind, reason: str) -> ValueError:
     )
 
 
-def _read_with_soundfile(path: Path) -> tuple[Waveform, int]:
+def _read_with_soundfile(source: Path | bytes, max_seconds: float) -> _Decoded:
     """Reads a recording with libsndfile, ignoring the length in its header.
 
     Raises:
         soundfile.LibsndfileError: libsndfile cannot read it.
-        ValueError: it is too long.
+        TooLong: it is too long.
     """
-    blocks = _Blocks()
     with contextlib.ExitStack() as stack:
-        name: bytes | int = os.fsencode(path)
-        if path.suffix.lower() == ".raw":  # soundfile would ask for the format
-            name = stack.enter_context(path.open("rb")).fileno()
+        name: bytes | int | io.BytesIO
+        if isinstance(source, bytes):
+            name = io.BytesIO(source)
+        elif source.suffix.lower() == ".raw":  # soundfile would ask for the format
+            name = stack.enter_context(source.open("rb")).fileno()
+        else:
+            name = os.fsencode(source)
         file = stack.enter_context(_stream_class()(name, closefd=False))
+        blocks = _Blocks(max_seconds * file.samplerate)
+        claimed = int(file.frames)
         num_frames = max(1, BLOCK // file.channels)
         while (block := file.read(num_frames, dtype="float32", always_2d=True)).size:
             blocks.add(mono(block))
-        rate = int(file.samplerate)
-    return blocks.joined(), rate
+        return _Decoded(waveform=blocks.joined(), rate=int(file.samplerate), claimed=claimed)
 
 
-def _read_with_ffmpeg(path: Path) -> tuple[Waveform, int]:
+def _read_with_ffmpeg(source: Path | bytes, max_seconds: float) -> _Decoded:
     """Reads a recording with FFmpeg.
 
     Raises:
         EOFError: there is no sound in it.
         OSError: FFmpeg cannot read it.
-        ValueError: it is too long.
+        TooLong: it is too long.
     """
     import av
 
-    blocks = _Blocks()
     options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file", "enable_drefs": "0"}
     try:
         # An open file, not its name, which FFmpeg might take for an address.
-        with path.open("rb") as opened, av.open(opened, "r", options=options, metadata_errors="ignore") as container:
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as opened,
+            av.open(opened, "r", options=options, metadata_errors="ignore") as container,
+        ):
             stream = next(iter(container.streams.audio), None)
             if stream is None:
                 raise EOFError
@@ -294,9 +342,11 @@ def _read_with_ffmpeg(path: Path) -> tuple[Waveform, int]:
                 raise OSError("its coding is unknown")
             if container.format.name == "wav" and stream.codec_context.name not in CODINGS_IN_WAV:
                 raise OSError("its header is wrong")
-            converter = None
+            converter, blocks = None, _Blocks(0)
             for frame in container.decode(stream):
-                converter = converter or av.AudioResampler(format="fltp", layout=frame.layout, rate=frame.sample_rate)
+                if converter is None:
+                    converter = av.AudioResampler(format="fltp", layout=frame.layout, rate=frame.sample_rate)
+                    blocks = _Blocks(max_seconds * frame.sample_rate)
                 for converted in converter.resample(frame):
                     blocks.add(mono(np.asarray(converted.to_ndarray().T, np.float32)))
             for converted in converter.resample(None) if converter else ():
@@ -305,21 +355,22 @@ def _read_with_ffmpeg(path: Path) -> tuple[Waveform, int]:
         raise OSError(str(error)) from error
     if converter is None:
         raise EOFError
-    return blocks.joined(), int(converter.rate)
+    return _Decoded(waveform=blocks.joined(), rate=int(converter.rate))
 
 
 class _Blocks:
-    """Decoded pieces of a recording, up to MOST_SAMPLES."""
+    """Decoded pieces of a recording, up to a number of samples and MOST_SAMPLES."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: float) -> None:
+        self.most = min(most, MOST_SAMPLES)
         self.blocks: list[Waveform] = []
         self.num_samples = 0
 
     def add(self, block: Waveform) -> None:
         self.blocks.append(block)
         self.num_samples += len(block)
-        if self.num_samples > MOST_SAMPLES:
-            raise ValueError(f"the recording must have at most {MOST_SAMPLES:,} samples, got more")
+        if self.num_samples > self.most:
+            raise TooLong(f"the recording must have at most {self.most:,.0f} samples, got more")
 
     def joined(self) -> Waveform:
         return self.blocks[0] if len(self.blocks) == 1 else np.concatenate([np.empty(0, np.float32), *self.blocks])

@@ -10,26 +10,19 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from kws.data.kinds import kind_by_magic
 from kws.model.detector import Detection, Detector, Thresholds
 from kws.model.predict import AnyRecognizer
-from kws.preprocess.audio import Waveform, read_waveform, require_sound
+from kws.preprocess.audio import Waveform, mono, read_waveform, require_sound
 
 log = logging.getLogger(__name__)
 
 PIECE = 1600
 """Number of samples that are read at a time: a tenth of a second."""
 
-OTHER_FILES = {
-    b"fLaC": "FLAC",
-    b"OggS": "Ogg",
-    b"ID3\3": "MP3",
-    b"ID3\4": "MP3",
-    b"RF64": "RF64",
-    b"FORM": "AIFF",
-    b"caff": "CAF",
-    b".snd": "AU",
-}
-"""First bytes of audio files that would sound like noise if they were taken for raw samples."""
+HEAD = 12
+"""Number of first bytes that tell a WAV and other audio files, which would sound like noise if they were taken for raw
+samples."""
 
 LONGEST_QUEUE = 50
 """Largest number of pieces from the microphone that wait: 5 s. Further pieces are dropped, and counted."""
@@ -50,7 +43,7 @@ def listen(recognizer: AnyRecognizer, thresholds: Thresholds, source: Iterable[W
 
 
 def open_file(path: Path, sample_rate: int) -> Iterator[Waveform]:
-    """Yields a recording piece by piece; one with another sample rate is read and resampled as a whole.
+    """Yields a recording piece by piece; one with another sample rate or of FFmpeg's formats is read as a whole.
 
     Raises:
         ValueError: the file cannot be read, or is empty.
@@ -62,17 +55,19 @@ def open_file(path: Path, sample_rate: int) -> Iterator[Waveform]:
         raise FileNotFoundError(f"the recording must be a file, got {str(path)!r}, which is not")
     try:
         about = soundfile.info(path)
-        if about.samplerate != sample_rate or about.frames < 1:
-            yield from pieces(read_waveform(path, sample_rate))
-            return
+        as_it_is = about.samplerate == sample_rate and about.frames > 0
+    except soundfile.LibsndfileError:  # another decoder may read it
+        as_it_is = False
+    if not as_it_is:
+        yield from pieces(read_waveform(path, sample_rate))
+        return
+    try:
         for block in soundfile.blocks(path, PIECE, dtype="float32", always_2d=True):
-            waveform = block.mean(axis=1)
+            waveform = mono(block)
             require_sound(waveform)
             yield waveform
     except soundfile.LibsndfileError as error:
-        raise ValueError(
-            f"the recording must be a WAV, FLAC, OGG, Opus or MP3 file, got {error.error_string} in {path}"
-        ) from error
+        raise ValueError(f"the recording must be whole, got {error.error_string} in {path}") from error
 
 
 def pieces(waveform: Waveform) -> Iterator[Waveform]:
@@ -92,14 +87,14 @@ def standard_input(sample_rate: int, file: BinaryIO | None = None) -> Iterator[W
         ValueError: the WAV has another sample rate or sample width, or no samples; or it is another kind of file.
     """
     file = file or sys.stdin.buffer
-    head = file.read(4)
+    head = file.read(HEAD)
     channels = 1
-    if head in OTHER_FILES:
+    if (kind := kind_by_magic(head)) is not None and kind.is_audio and head[:4] != b"RIFF":
         raise ValueError(
-            f"standard input must be WAV or raw 16-bit samples, got {OTHER_FILES[head]}; give the name of the file "
-            "instead, which may have any format"
+            f"standard input must be WAV or raw 16-bit samples, got {kind.name}; give the name of the file instead, "
+            "which may have any format"
         )
-    if head == b"RIFF":
+    if head[:4] == b"RIFF":
         channels = _read_wav_header(file, sample_rate)
         head = b""
     rest = head
@@ -112,8 +107,7 @@ def standard_input(sample_rate: int, file: BinaryIO | None = None) -> Iterator[W
 
 
 def _read_wav_header(file: BinaryIO, sample_rate: int) -> int:
-    """Reads up to the first sample, and returns the number of channels; ignores the length, unknown in a pipe."""
-    file.read(8)
+    """Reads on to the first sample, and returns the number of channels; ignores the length, unknown in a pipe."""
     form = b""
     while (name := file.read(4)) != b"data":
         size = int.from_bytes(file.read(4), "little")

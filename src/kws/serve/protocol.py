@@ -8,7 +8,6 @@ clip.
 
 import base64
 import binascii
-import io
 import itertools
 import json
 import math
@@ -21,10 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import orjson
-import soundfile
 
 from kws.config import ServeConfig
-from kws.preprocess.audio import LOUDEST, Waveform, fit_length, require_sound, resample_without_torch
+from kws.preprocess.audio import LOUDEST, TooLong, Waveform, fit_length, read_bytes
 from kws.serve.models import Served
 
 INPUT = "waveforms"
@@ -293,42 +291,17 @@ def _byte_strings(tensor: Tensor, count: int) -> list[bytes]:
     return found
 
 
-def _require_whole(data: bytes, num_samples: int, expected: int) -> None:
-    """Raises ValueError if an audio file ends before its own header says, as after a broken upload.
-
-    Args:
-        data: the file. libsndfile shortens the length of a WAV to what is there, so its header is read here; a length
-            of nearly 2 GiB and more stands for "unknown", as programs write it that stream into a pipe.
-        num_samples: the samples that could be decoded.
-        expected: the samples that there are according to libsndfile.
-    """
-    claimed = int.from_bytes(data[4:8], "little") + 8 if data[:4] == b"RIFF" else 0
-    if num_samples < expected or len(data) < claimed < 0x7F000000:
-        raise ValueError("it must be whole, got one that is cut off; send it again")
-
-
 def _read_audio(data: bytes, number: int, served: Served, config: ServeConfig) -> Waveform:
     """Decodes an audio file to a clip, float32 [num_samples], in the same way as preprocessing."""
     features = served.recognizer.features
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            most = int(config.max_seconds * file.samplerate)
-            samples = file.read(most + 1, dtype="float32", always_2d=True)
-            rate, expected = file.samplerate, min(file.frames, most + 1)
-        if len(samples) > most:
-            raise ValueError(f"it must last at most {config.max_seconds:g} s (the server's --max-seconds), got more")
-        _require_whole(data, len(samples), expected)
-        waveform: Waveform = samples.mean(axis=1)
-        require_sound(waveform)
-        if rate != features.sample_rate:
-            waveform = resample_without_torch(waveform, rate, features.sample_rate)
-    except soundfile.LibsndfileError as error:
+        return fit_length(read_bytes(data, features.sample_rate, config.max_seconds), features)
+    except TooLong as error:
         raise Refused(
-            f"audio file {number} must be one that libsndfile reads (WAV, FLAC, OGG, MP3, …), got {error.error_string}"
+            f"audio file {number} must last at most {config.max_seconds:g} s (the server's --max-seconds), got more"
         ) from error
     except (ValueError, OSError, TypeError, MemoryError) as error:
-        raise Refused(f"audio file {number} must be a recording: {error}") from error
-    return fit_length(waveform, features)
+        raise Refused(f"audio file {number}: {error}") from error
 
 
 # Answers

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from phones import encode
 
 from kws.cli import main
 from kws.model import onnx
 from kws.model.bundle import Recognizer
+from kws.model.detector import Thresholds
 from kws.preprocess.audio import read_waveform
-from kws.serve.listen import open_file, standard_input
+from kws.serve.listen import listen, open_file, standard_input
 
 RATE = 16_000
 
@@ -107,7 +109,16 @@ def test_file_that_is_no_recording_ends_with_a_sentence(
     (tmp_path / "text.wav").write_text("hello")
     status, _, err = run(capsys, "--model", model, tmp_path / "text.wav")
     assert status == 2
-    assert "the recording must be a WAV, FLAC, OGG, Opus or MP3 file, got" in err
+    assert "the recording must be an audio file, got a text file that begins with 'hello'" in err
+
+
+@pytest.mark.parametrize("suffix", ["m4a", "webm", "amr", "wma"])
+def test_what_phones_record_is_listened_to(model: Path, stream: Path, tmp_path: Path, suffix: str) -> None:
+    path = encode(tmp_path / f"memo.{suffix}", read_waveform(stream, RATE), suffix)
+    found = listen(onnx.load(model), Thresholds.beside(model, ["no", "stop", "yes"], False), open_file(path, RATE))
+    assert "yes" in [one.word for one in found]
+    with pytest.raises(ValueError, match=r"must be WAV or raw 16-bit samples, got an? .*; give the name of the file"):
+        next(standard_input(RATE, io.BytesIO(path.read_bytes())))
 
 
 def test_pipe_of_another_rate_is_refused(stream: Path) -> None:
@@ -123,7 +134,9 @@ def test_pipe_of_another_kind_of_file_is_refused_and_not_taken_for_samples(strea
         buffer = io.BytesIO()
         soundfile.write(buffer, samples, rate, format=form)
         buffer.seek(0)
-        with pytest.raises(ValueError, match=f"WAV or raw 16-bit samples, got {name}; give the name of the file"):
+        with pytest.raises(
+            ValueError, match=f"WAV or raw 16-bit samples, got an? {name} file; give the name of the file"
+        ):
             next(standard_input(RATE, buffer))
 
 

@@ -1,5 +1,6 @@
 """The routes of the page: static files, the WebSocket and recordings."""
 
+import asyncio
 import importlib.resources
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -9,11 +10,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 
+from kws.preprocess.audio import TooLong, read_bytes
 from kws.serve.page.collection import Collection
 from kws.serve.page.socket import Listener, Model
 
 MOST_BYTES = 1 << 20
 """Largest size of an uploaded recording; a second of sound has 32 kB."""
+
+MOST_FILE_BYTES = 32 << 20
+"""Largest size of a file that the page sends to be decoded."""
+
+MOST_FILE_SECONDS = 600.0
+"""Longest recording that is decoded for the page."""
 
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
@@ -26,6 +34,9 @@ SECURITY = {
     "cache-control": "no-cache",
 }
 
+NO_MODEL = "the server must have a model, got none yet"
+TOO_LARGE = "the recording must have at most {} bytes, got more"
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -35,7 +46,7 @@ def router(
     most_streams: int = 64,
     data_root: Path | None = None,
 ) -> APIRouter:
-    """Returns the routes of the page: /, /page/…, /listen, /card, /collection/….
+    """Returns the routes of the page: /, /page/…, /listen, /decode, /card, /collection/….
 
     Args:
         current: returns the model that is served, or None if there is none yet.
@@ -64,7 +75,7 @@ def router(
     async def card(request: Request) -> Response:
         model = current()
         if model is None:
-            return _error(503, "the server must have a model, got none yet")
+            return _error(503, NO_MODEL)
         return JSONResponse(
             {
                 "version": model.version,
@@ -78,6 +89,22 @@ def router(
                 },
             }
         )
+
+    async def decode(request: Request) -> Response:
+        """Decodes a file that the browser cannot: samples, float32 [any]."""
+        if request.headers.get("content-type") != "application/octet-stream":  # see `add`
+            return _error(415, "the recording must have the content-type application/octet-stream")
+        model, content = current(), await _body(request, MOST_FILE_BYTES)
+        if model is None or content is None:
+            return _error(*((503, NO_MODEL) if model is None else (413, TOO_LARGE.format(MOST_FILE_BYTES))))
+        try:
+            rate = model.recognizer.features.sample_rate
+            samples = await asyncio.to_thread(read_bytes, content, rate, MOST_FILE_SECONDS)
+        except TooLong:
+            return _error(413, f"the recording must last at most {MOST_FILE_SECONDS:g} s, got more")
+        except ValueError as error:
+            return _error(400, str(error))
+        return Response(samples.astype("<f4").tobytes(), media_type="application/octet-stream")
 
     def collecting(handler: Callable[[Request, Collection], Awaitable[Response]]) -> Handler:
         async def handle(request: Request) -> Response:
@@ -103,14 +130,9 @@ def router(
         # With this type the browser sends a CORS preflight for pages of other origins, which is refused.
         if request.headers.get("content-type") != "audio/wav":
             return _error(415, "the recording must have the content-type audio/wav")
-        content = b""
-        async for part in request.stream():
-            content += part
-            if len(content) > MOST_BYTES:
-                return _error(413, f"the recording must have at most {MOST_BYTES} bytes, got more")
-        model = current()
-        if model is None:
-            return _error(503, "the server must have a model, got none yet")
+        model, content = current(), await _body(request, MOST_BYTES)
+        if model is None or content is None:
+            return _error(*((503, NO_MODEL) if model is None else (413, TOO_LARGE.format(MOST_BYTES))))
         clip = kept.add(
             request.path_params["word"], request.query_params.get("speaker", ""), content, model.recognizer.features
         )
@@ -129,6 +151,7 @@ def router(
         routes=[
             Route("/", index, include_in_schema=False),
             Route("/page/{name}", file, include_in_schema=False),
+            Route("/decode", decode, methods=["POST"], include_in_schema=False),
             Route("/card", card, include_in_schema=False),
             Route("/collection", collecting(listing), include_in_schema=False),
             Route("/collection/{word:path}", collecting(add), methods=["POST"], include_in_schema=False),
@@ -137,6 +160,16 @@ def router(
             WebSocketRoute("/listen", Listener(current, most_streams).__call__),
         ]
     )
+
+
+async def _body(request: Request, most: int) -> bytes | None:
+    """Reads the body of a request; None if it has more bytes than `most`."""
+    content = bytearray()
+    async for part in request.stream():
+        content += part
+        if len(content) > most:
+            return None
+    return bytes(content)
 
 
 def _error(status: int, sentence: str) -> Response:

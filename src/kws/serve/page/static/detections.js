@@ -1,5 +1,5 @@
 // The detected words: the newest one large, and a table of all with their sound, a part for each file or start.
-import { $, button, element, problem, state, status } from "./state.js";
+import { $, apart, button, element, problem, state, status } from "./state.js";
 import { RATE, toPcm, wav } from "./sound.js";
 import { keep } from "./teach.js";
 
@@ -31,7 +31,7 @@ export function showDetection(found) {
   const actions = element("td", "", button("Play", `Play ${found.word} at ${at}`, () => play(pcm)));
   if (state.collects) actions.append(" ", button("Keep", `Keep the sound at ${at} as a recording of the word named below`, async () => {
     const clip = await keep($("word").value.normalize("NFC").trim() || found.word, pcm);
-    if (clip) status(`Kept as ${clip}.`);
+    if (clip) status(`Kept as ${clip.split("/").map(apart).join("/")}.`);
   }));
   const after = (state.origin - source.from) / RATE; // the server's clock may have begun anew since
   const length = `${(after + found.begin).toFixed(2)}–${(after + found.end).toFixed(2)}`;

@@ -192,9 +192,17 @@ function watch() {
 
 // ------------------------------------------------------------------ files
 
+// Lets the server decode what this browser does not, such as AMR of old phones, or WebM in Safari.
+async function decodeThere(file) {
+  const answer = await fetch("decode", { method: "POST", headers: { "content-type": "application/octet-stream" }, body: file });
+  if (!answer.ok) throw new Error((await answer.json()).error);
+  return new Float32Array(await answer.arrayBuffer());
+}
+
 async function decode(file) {
   // decodeAudioData resamples to the sample rate of its context.
-  const buffer = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await file.arrayBuffer());
+  const buffer = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await file.arrayBuffer()).catch(() => null);
+  if (!buffer) return decodeThere(file);
   const mono = new Float32Array(buffer.length);
   for (let channel = 0; channel < buffer.numberOfChannels; channel++) {
     const samples = buffer.getChannelData(channel);
@@ -264,7 +272,7 @@ async function readFile(file) {
       status(`${file.name} was heard only in part.`);
     }
   } catch (error) {
-    problem(`${file.name} could not be read as a recording (${error.message || error.name}). Use WAV, FLAC, MP3 or OGG.`);
+    problem(`${file.name} was not read: ${error.message || error.name}.`);
     status("The file was not read.");
   }
   if (state.listening) beginPart(`Microphone, from ${new Date().toLocaleTimeString("en-GB")}`, false);
