@@ -261,7 +261,7 @@ def split_digests(sha256: str) -> list[str]:
 
 
 def parse_words(words: str, at_least: int = 2) -> tuple[str, ...] | None:
-    """Parses `all` or a list of words separated by commas; returns None for `auto`.
+    """Parses `all` or a list of words separated by commas or line ends; returns None for `auto`.
 
     Raises:
         ValueError: a word is listed twice or cannot be one, or there are fewer than `at_least` (1 or 2).
@@ -270,8 +270,8 @@ def parse_words(words: str, at_least: int = 2) -> tuple[str, ...] | None:
         return None
     if words == "all":
         return SPEECH_COMMANDS_WORDS
-    # As a line of CSV: a word with a comma in it stands in quotation marks.
-    names = tuple(plain(word) for word in next(csv.reader([words.replace("\n", " ")], skipinitialspace=True), []))
+    # As CSV: a word with a comma in it stands in quotation marks.
+    names = tuple(plain(word) for row in csv.reader(words.splitlines(), skipinitialspace=True) for word in row)
     number = {1: "a word", 2: "two words"}[at_least]
     require(
         len(names) >= at_least and len(set(names)) == len(names), "words", f"name at least {number}, each once", words

@@ -8,6 +8,9 @@ from pathlib import Path
 START = 2048
 """How many of the first bytes of a file tell what it is."""
 
+ACQUISITION = b'{"protected":'
+"""Begin of a file of Edge Impulse's data acquisition format in JSON."""
+
 REDOWNLOAD = "download the file itself, not the page that shows it"
 
 
@@ -52,6 +55,7 @@ _MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"wvpk", _audio("a WavPack file")),
     (0, b"MAC ", _audio("a Monkey's Audio file")),
     (0, b"NIST_1A", _audio("a SPHERE file")),
+    (0, ACQUISITION, _audio("a sample of Edge Impulse")),
     (0, b"\x1f\x8b", _archive("a gzip file")),
     (0, b"BZh", _archive("a bzip2 file")),
     (0, b"\xfd7zXZ\0", _archive("an xz file")),

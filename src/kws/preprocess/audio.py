@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib.util
 import io
+import json
 import math
 import os
 import struct
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kws.data.clip import Clip
-from kws.data.kinds import START, Kind, kind_of
+from kws.data.kinds import ACQUISITION, START, Kind, kind_of
 from kws.data.shards import recording
 from kws.recipe import FeatureConfig
 from kws.settings import require
@@ -276,6 +277,8 @@ def _decode(source: Path | bytes, start: bytes, max_seconds: float) -> _Decoded:
         kind, said = kind_of(start), error.error_string
         if not kind.is_audio:
             raise _not_readable(kind, "") from error
+        if start.startswith(ACQUISITION):
+            return _read_acquisition(source)
         if importlib.util.find_spec("av") is None:
             raise _not_readable(kind, "which needs PyAV: pip install av") from error
         try:
@@ -316,6 +319,24 @@ def _read_with_soundfile(source: Path | bytes, max_seconds: float) -> _Decoded:
         while (block := file.read(num_frames, dtype="float32", always_2d=True)).size:
             blocks.add(mono(block))
         return _Decoded(waveform=blocks.joined(), rate=int(file.samplerate), claimed=claimed)
+
+
+def _read_acquisition(source: Path | bytes) -> _Decoded:
+    """Reads a sample of Edge Impulse's data acquisition format: 16-bit numbers in JSON.
+
+    Raises:
+        ValueError: it is damaged, or of another sensor than a microphone.
+    """
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    try:
+        payload = json.loads(data)["payload"]
+        sensors, interval, values = payload["sensors"], float(payload["interval_ms"]), payload["values"]
+        samples = np.asarray(values, np.float32).reshape(len(values), -1)[:, 0] / np.float32(32768)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError("the recording must be whole, got a sample of Edge Impulse that is damaged") from error
+    names = ", ".join(str(one.get("name")) for one in sensors)
+    require(names == "audio" and interval > 0, "the sensor of a sample of Edge Impulse", "be audio", names)
+    return _Decoded(waveform=np.ascontiguousarray(samples), rate=round(1000 / interval))
 
 
 def _read_with_ffmpeg(source: Path | bytes, max_seconds: float) -> _Decoded:

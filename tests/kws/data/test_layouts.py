@@ -400,10 +400,87 @@ def test_edge_impulse_has_labels_in_names_or_in_info_labels(tmp_path: Path, info
     assert Counter(clip.split for clip in listing.clips["yes"]) == {"train": 8, "test": 2}
 
 
-def test_samples_of_teachable_machine_have_their_class_in_the_name(tmp_path: Path) -> None:
+def test_edge_impulse_exports_labels_three_times_and_sound_as_json(tmp_path: Path) -> None:
+    entries = []
+    for word in ("yes", "left"):
+        for number, source in enumerate(real(word)):
+            category = "training" if number < 8 else "testing"
+            path = f"{category}/{word}.5b78bfb{number}.ingestion-79fcbd8479-zs9xd.s{number}.json"
+            samples = soundfile.read(source, dtype="int16")[0]
+            payload = {"device_name": "phone_lf500n4u", "device_type": "MOBILE_CLIENT", "interval_ms": 0.0625}
+            payload |= {"sensors": [{"name": "audio", "units": "wav"}], "values": samples.tolist()}
+            signed = {"protected": {"ver": "v1", "alg": "HS256", "iat": 0}, "signature": "0", "payload": payload}
+            place(tmp_path / path, source).write_text(json.dumps(signed, separators=(",", ":")))
+            entries.append({"path": path, "category": category, "label": {"type": "label", "label": word}})
+    (tmp_path / "info.labels").write_text(json.dumps({"version": 1, "files": entries}))
+    for category in ("training", "testing"):
+        inner = [
+            one | {"path": one["path"].rpartition("/")[2], "boundingBoxes": []}
+            for one in entries
+            if one["category"] == category
+        ]
+        (tmp_path / category / "info.labels").write_text(json.dumps({"version": 1, "files": inner}))
+    listing = list_recordings(tmp_path)
+    assert listing.layout == "edge-impulse"
+    assert counts(listing) == {"left": 10, "yes": 10}
+    assert Counter(clip.split for clip in listing.clips["yes"]) == {"train": 8, "test": 2}
+    assert not listing.not_read
+    (clip,) = (clip for clip in listing.clips["yes"] if clip.file.endswith(".s3.json"))
+    np.testing.assert_array_equal(
+        read_waveform(tmp_path / clip.file, 16_000), soundfile.read(real("yes")[3], dtype="float32")[0]
+    )
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_labels_of_stretches_of_edge_impulse_cut_the_recording(tmp_path: Path, structured: bool) -> None:
+    place(tmp_path / "training" / "long.wav", REAL / "_background_noise_" / "running_tap.wav")
+    stretches = [
+        {"label": "yes", "startIndex": 0, "endIndex": 999},
+        {"label": "left", "startIndex": 1000, "endIndex": 1799},
+    ]
+    if structured:
+        labels = {"version": 1, "type": "structured-labels", "structuredLabels": {"long.wav": stretches}}
+        (tmp_path / "training" / "structured_labels.labels").write_text(json.dumps(labels))
+    else:
+        entry = {"path": "long.wav", "category": "training", "label": {"type": "multi-label", "labels": stretches}}
+        (tmp_path / "training" / "info.labels").write_text(json.dumps({"version": 1, "files": [entry]}))
+    assert said(list_recordings(tmp_path)) == {
+        ("training/long.wav@0.0-1.0s", "yes", "", "train"),
+        ("training/long.wav@1.0-1.8s", "left", "", "train"),
+    }
+
+
+def test_classes_of_teachable_machine_are_cut_out_of_their_recordings(tmp_path: Path) -> None:
+    for word in ("yes", "left", "Background Noise"):
+        place(tmp_path / word / "sample-1.webm", REAL / "_background_noise_" / "running_tap.wav")
+        samples = [
+            {
+                "frequencyFrames": [[-90.1] * 232] * 43,
+                "blob": None,
+                "blobFilePath": "sample-1.webm",
+                "startTime": number,
+                "endTime": number + 1,
+                "recordingDuration": 2,
+            }
+            for number in range(2)
+        ]
+        (tmp_path / word / "samples.json").write_text(json.dumps(samples))
+    listing = list_recordings(tmp_path)
+    assert listing.layout == "teachable-machine"
+    assert said(listing) == {
+        (f"{word}/sample-1.webm@{number}.0-{number + 1}.0s", word, "", "")
+        for word in ("yes", "left")
+        for number in (0, 1)
+    }
+    assert listing.noise == ["Background Noise/sample-1.webm"]
+
+
+@pytest.mark.parametrize("suffix", [".webm", ""])
+def test_files_of_a_project_of_teachable_machine_have_their_class_in_the_name(tmp_path: Path, suffix: str) -> None:
     for word in ("yes", "left", "Background Noise"):
         for number, source in enumerate(real("yes" if word.startswith("B") else word)):
-            place(tmp_path / f"{word}-!-{number}.wav", source)
+            place(tmp_path / f"{word}-!-{number}{suffix}", source)
+    (tmp_path / "manifest.json").write_text('{"type": "audio"}')
     listing = list_recordings(tmp_path)
     assert counts(listing) == {"left": 10, "yes": 10}
     assert len(listing.noise) == 10

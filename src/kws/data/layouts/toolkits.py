@@ -2,20 +2,25 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from kws import files
 from kws.config import BACKGROUND_NOISE
+from kws.data.kinds import is_audio_file
 from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_named, split_within
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
+from kws.data.names import word_of
 from kws.data.splits import read_list
 from kws.text import one_line
 
 WAV_SCP = "wav.scp"
 
-INFO_LABELS = "info.labels"
+INFO_LABELS, STRUCTURED_LABELS = "info.labels", "structured_labels.labels"
+
+SAMPLES, SAMPLE_OF = "samples.json", "-!-"
 
 
 def kaldi(tree: Tree) -> Listing | None:
@@ -77,18 +82,27 @@ def _keyed(tree: Tree, path: str) -> dict[str, str]:
 
 
 def edge_impulse(tree: Tree) -> Listing | None:
-    """Lists an export of Edge Impulse: training/ and testing/ with <label>.<name>.wav, or as info.labels says.
+    """Lists an export of Edge Impulse: training/ and testing/ with <label>.<name>.wav, or as its files of labels say.
 
-    Source: "Export your data" and "Importing datasets: info.labels" in the documentation of Edge Impulse.
+    Recordings may also be .json files of its data acquisition format. Source: "Edge Impulse labels", "Structured
+    labels" and "Uploader" in its documentation, and exports in public repositories, which have info.labels in the root
+    and in training/ and testing/.
     """
-    infos = [path for path in tree.others if path.rpartition("/")[2] == INFO_LABELS]
+    tables = [path for path in tree.others if path.rpartition("/")[2] in (INFO_LABELS, STRUCTURED_LABELS)]
+    in_splits = [path for path in tree.others if path.endswith(".json") and split_named(path.split("/")[0])]
+    tree = tree.with_recordings(path for path in in_splits if is_audio_file(tree.folder / path))
     rows: list[Row] = []
-    for path in infos:
-        folder = path.removesuffix(INFO_LABELS).rstrip("/")
-        for entry in files.read_object(tree.folder / path, files=list)["files"]:
-            rows.append(_edge_impulse_row(entry if isinstance(entry, dict) else {}, folder))
-    if infos:
-        return listing_of(tree, "edge-impulse", rows, infos)
+    for path in tables:
+        folder, _, name = path.rpartition("/")
+        if name == INFO_LABELS:
+            for entry in files.read_object(tree.folder / path, files=list)["files"]:
+                rows += _edge_impulse_rows(entry if isinstance(entry, dict) else {}, folder)
+        else:
+            labelled = files.read_object(tree.folder / path, structuredLabels=dict)["structuredLabels"]
+            for file, labels in labelled.items():
+                rows += _labelled_rows(labels, Row(file=file, near=folder, word="", split=_split_of(folder)))
+    if tables:
+        return listing_of(tree, "edge-impulse", rows, tables)
     splits = {file: split_named(file.split("/")[0]) for file in tree.recordings if file.count("/") == 1}
     names = [file.split("/")[1] for file in splits]
     if not names or len(names) < len(tree.recordings) or not all(name.count(".") >= 2 for name in names):
@@ -99,23 +113,66 @@ def edge_impulse(tree: Tree) -> Listing | None:
     return listing_of(tree, "edge-impulse", rows, [])
 
 
-def _edge_impulse_row(entry: dict[str, Any], folder: str) -> Row:
-    label = entry.get("label", "")
-    if isinstance(label, dict):
-        label = label.get("label", "")
-    split = split_named(str(entry.get("category", ""))) or split_named(str(entry.get("path", "")).split("/")[0])
-    return Row(file=str(entry.get("path", "")), near=folder, word=str(label), split=split)
+def _edge_impulse_rows(entry: dict[str, Any], folder: str) -> list[Row]:
+    """Returns what an entry of info.labels says: a label of the whole recording, or labels of stretches of it."""
+    path, label = str(entry.get("path", "")), entry.get("label", "")
+    split = split_named(str(entry.get("category", ""))) or _split_of(path) or _split_of(folder)
+    row = Row(file=path, near=folder, word="", split=split)
+    if isinstance(label, dict) and isinstance(label.get("labels"), list):
+        return _labelled_rows(label["labels"], row)
+    return [replace(row, word=str(label.get("label", "") if isinstance(label, dict) else label))]
+
+
+def _labelled_rows(labels: Any, row: Row) -> list[Row]:
+    """Returns a row for every labelled stretch, from startIndex to endIndex in milliseconds, the last one included."""
+    found = []
+    for one in labels if isinstance(labels, list) else []:
+        start, end = (_seconds(str(one.get(name))) for name in ("startIndex", "endIndex"))
+        if start is not None and end is not None:
+            found.append(replace(row, word=str(one.get("label", "")), start=start / 1000, end=(end + 1) / 1000))
+    return found
+
+
+def _split_of(path: str) -> str:
+    return split_named(path.split("/")[0])
 
 
 def teachable_machine(tree: Tree) -> Listing | None:
-    """Lists the samples of a project of Teachable Machine, which are named <class>-!-<number>.<suffix>."""
-    named = [file for file in tree.recordings if "-!-" in file.rpartition("/")[2]]
+    """Lists the samples of Teachable Machine.
+
+    A class that was downloaded is a folder with samples.json, which cuts samples out of sample-1.webm, …; the folder is
+    named by whoever unpacked it. In a project (.tm, a zip archive) files are named <class>-!-<number>.
+
+    Source: programs in public repositories that write and read these, as there is no description.
+    """
+    tables = [path for path in tree.others if path.rpartition("/")[2] == SAMPLES and path.count("/") > 0]
+    rows = [row for path in tables for row in _samples(tree, path)]
+    if rows:
+        return listing_of(tree, "teachable-machine", rows, tables)
+    more = [path for path in tree.others if SAMPLE_OF in path.rpartition("/")[2]]
+    tree = tree.with_recordings(path for path in more if is_audio_file(tree.folder / path))
+    named = [file for file in tree.recordings if SAMPLE_OF in file.rpartition("/")[2]]
     if not named or len(named) < len(tree.recordings):
         return None
-    words = [file.rpartition("/")[2].partition("-!-")[0] for file in named]
-    words = [BACKGROUND_NOISE if word == "Background Noise" else word for word in words]  # it makes this class itself
-    rows = [Row(file=file, word=word) for file, word in zip(named, words, strict=True)]
+    rows = [Row(file=file, word=_class_of(file.rpartition("/")[2].partition(SAMPLE_OF)[0])) for file in named]
     return listing_of(tree, "teachable-machine", rows, [])
+
+
+def _samples(tree: Tree, path: str) -> Iterator[Row]:
+    folder = path.rpartition("/")[0]
+    try:
+        samples = files.read_json(tree.folder / path)
+    except ValueError:
+        return
+    for one in samples if isinstance(samples, list) else []:
+        if isinstance(one, dict) and isinstance(one.get("blobFilePath"), str):
+            start, end = (_seconds(str(one.get(name))) for name in ("startTime", "endTime"))
+            word = _class_of(word_of(folder.rpartition("/")[2]))
+            yield Row(file=one["blobFilePath"], near=folder, word=word, start=start, end=end)
+
+
+def _class_of(name: str) -> str:
+    return BACKGROUND_NOISE if name == "Background Noise" else name  # it makes this class itself
 
 
 _LABEL = re.compile(r"(\d+[.,]?\d*)\t(\d+[.,]?\d*)\t(.*)")

@@ -3,6 +3,7 @@
 import functools
 import os
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,13 @@ class Tree:
                     except OSError:  # a link to itself
                         continue
         return Tree(folder, sorted(recordings), sorted(others))
+
+    def with_recordings(self, paths: Iterable[str]) -> "Tree":
+        """Returns a tree in which some of the other files are recordings, too."""
+        more = set(paths)
+        if not more:
+            return self
+        return Tree(self.folder, sorted([*self.recordings, *more]), [path for path in self.others if path not in more])
 
     def find(self, name: str, near: str = "") -> str | None:
         """Returns the recording that a table names, or None if there is none, or more than one.
