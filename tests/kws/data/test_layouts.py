@@ -415,7 +415,7 @@ def test_edge_impulse_exports_labels_three_times_and_sound_as_json(tmp_path: Pat
     (tmp_path / "info.labels").write_text(json.dumps({"version": 1, "files": entries}))
     for category in ("training", "testing"):
         inner = [
-            one | {"path": one["path"].rpartition("/")[2], "boundingBoxes": []}
+            one | {"path": str(one["path"]).rpartition("/")[2], "boundingBoxes": []}
             for one in entries
             if one["category"] == category
         ]

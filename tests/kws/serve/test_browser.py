@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import soundfile
+from phones import encode
 from serve.conftest import Start
 from test_page import Page
 
@@ -143,7 +144,10 @@ def test_files_are_heard_one_after_the_other_and_a_word_set_to_never_is_not_repo
     again = {"name": "again.wav", "mimeType": "audio/wav", "buffer": sound.read_bytes()}
     tab.set_input_files("#file", sound)
     tab.set_input_files("#file", [again, {"name": "text.wav", "mimeType": "audio/wav", "buffer": b"hello"}])
-    playwright.expect(tab.locator("#problem")).to_contain_text("text.wav could not be read", timeout=60_000)
+    playwright.expect(tab.locator("#problem")).to_have_text(
+        "text.wav was not read: the recording must be an audio file, got a text file that begins with 'hello'.",
+        timeout=60_000,
+    )
     assert tab.locator("#log .part").all_inner_texts() == ["again.wav", "yes.wav"]
     assert tab.locator("#log td:nth-child(2)").all_inner_texts() == ["yes"] * 16
     with tab.expect_download() as begun:
@@ -152,6 +156,14 @@ def test_files_are_heard_one_after_the_other_and_a_word_set_to_never_is_not_repo
     assert lines[0] == "source,time,word,probability,seconds"
     assert [line.split(",")[0] for line in lines[1:]] == ["yes.wav"] * 8 + ["again.wav"] * 8
     assert 0.5 < float(lines[1].split(",")[1]) < 1.8  # the word lasts from 1 s to 1.5 s
+
+
+def test_file_that_this_browser_cannot_decode_is_heard_all_the_same(tab: "Tab", sound: Path, tmp_path: Path) -> None:
+    memo = encode(tmp_path / "memo.wma", read_waveform(sound, RATE)[: 5 * RATE], "wma")
+    with tab.expect_response("**/decode") as asked:
+        tab.set_input_files("#file", memo)
+    assert asked.value.status == 200
+    playwright.expect(tab.locator("#status")).to_contain_text("2 words detected", timeout=60_000)
 
 
 def test_one_slider_moves_all_thresholds(tab: "Tab") -> None:

@@ -19,13 +19,14 @@ import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from phones import encode
 from websockets.sync.client import ClientConnection, connect
 
 from kws.data.sources import list_recordings
 from kws.model import onnx
 from kws.model.bundle import Recognizer
 from kws.model.detector import Detector, Thresholds
-from kws.preprocess.audio import read_waveform
+from kws.preprocess.audio import read_bytes, read_waveform
 from kws.recipe import FeatureConfig
 from kws.serve.models import Served
 from kws.serve.page import socket
@@ -309,6 +310,20 @@ def test_recordings_are_kept_listed_played_and_deleted(page: Page) -> None:
     assert page.request("DELETE", "/collection/hello/0123abcd_nohash_1.wav")[0] == 204
     assert page.request("GET", "/collection")[1]["words"] == {}
     assert list(Path(listed["folder"]).iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", ["amr", "webm", "m4a"])
+def test_file_that_a_browser_cannot_decode_is_decoded_for_it(page: Page, tmp_path: Path, suffix: str) -> None:
+    kind = {"content-type": "application/octet-stream"}
+    tone = (0.3 * np.sin(2 * np.pi * 400 * np.arange(RATE) / RATE)).astype(np.float32)
+    path = encode(tmp_path / f"memo.{suffix}", tone, suffix)
+    status, samples = page.request("POST", "/decode", path.read_bytes(), **kind)
+    assert status == 200
+    np.testing.assert_array_equal(np.frombuffer(samples, "<f4"), read_bytes(path.read_bytes(), RATE, 10))
+    status, said = page.request("POST", "/decode", b"%PDF-1.4 no recording", **kind)
+    assert (status, said["error"]) == (400, "the recording must be an audio file, got a PDF document")
+    # A page of another origin may send a file only as plain text or a form, without asking first.
+    assert page.request("POST", "/decode", path.read_bytes(), **{"content-type": "text/plain"})[0] == 415
 
 
 @pytest.mark.parametrize("word", ["Straße", "ja/nein", "نعم", "..", "con", "a, b", "100%", "../../etc", "はい"])
