@@ -37,6 +37,9 @@ STEP = 1 << 23
 THREADS = 16
 """Objects that are downloaded at the same time: most are small, and waiting for the answer takes longest."""
 
+LOUD = ("azure", "httpx")
+"""Packages that log every request, azure with all its headers: of 28 small files, 2,900 lines."""
+
 MODULES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "hf": "huggingface_hub"}
 
 CREDENTIALS = {
@@ -233,6 +236,8 @@ def open_store(url: str) -> Store:
         ConnectionError: the Hub cannot be reached.
     """
     scheme = scheme_of(url)
+    for name in LOUD:
+        logging.getLogger(name).setLevel(logging.WARNING)
     if importlib.util.find_spec(MODULES[scheme]) is None:
         raise ValueError(
             f"the package {MODULES[scheme].replace('_', '-')} must be installed to download from {scheme}://, got "

@@ -431,6 +431,17 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     server.server_close()
 
 
+def test_requests_to_a_store_are_not_logged_one_by_one(
+    hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in stores.LOUD:
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    caplog.set_level(logging.INFO)
+    download("hf://datasets/me/words", "", tmp_path)
+    assert {record.name.split(".")[0] for record in caplog.records} == {"kws"}
+    assert not logging.getLogger("azure.core.pipeline.policies").isEnabledFor(logging.INFO)
+
+
 def test_data_set_of_the_hub_is_brought_as_a_folder_of_one_commit(hub: Hub, tmp_path: Path) -> None:
     hub.failing = 3
     folder = download("hf://datasets/me/words", "", tmp_path / "data")
