@@ -37,7 +37,7 @@ STEP = 1 << 23
 THREADS = 16
 """Objects that are downloaded at the same time: most are small, and waiting for the answer takes longest."""
 
-LOUD = ("azure", "httpx")
+LOUD = ("azure", "httpx", "httpx2")
 """Packages that log every request, azure with all its headers: of 28 small files, 2,900 lines."""
 
 MODULES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "hf": "huggingface_hub"}
