@@ -8,6 +8,7 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -327,6 +328,19 @@ def test_ogg_opus_that_libsndfile_refuses_as_malformed_is_read_by_the_other_deco
     with pytest.raises(soundfile.LibsndfileError, match="malformed"):
         soundfile.read(path)
     assert abs(read_waveform(path, 16_000).size - 48_000) < 480
+
+
+def test_end_of_an_ogg_opus_that_ffmpeg_cut_off_is_read_though_libsndfile_refuses_it(tmp_path: Path) -> None:
+    whole, end = encode(tmp_path / "whole.opus", tone(128_000), "opus"), tmp_path / "end.opus"
+    with av.open(str(whole)) as source, av.open(str(end), "w", format="ogg") as target:
+        packets = [packet for packet in source.demux(source.streams.audio[0]) if packet.size]
+        stream = target.add_stream_from_template(source.streams.audio[0])
+        for packet in packets[399:402]:  # as `ffmpeg -ss 7.98 -c copy` does
+            packet.stream = stream
+            target.mux(packet)
+    with pytest.raises(soundfile.LibsndfileError, match="malformed"):
+        soundfile.read(end)
+    assert read_waveform(end, 16_000).size > 0
 
 
 def test_without_pyav_the_package_is_named(tmp_path: Path) -> None:
