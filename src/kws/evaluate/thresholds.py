@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from kws.evaluate.outcomes import Outcome, Scored, compare, detect
 from kws.model.detector import UNMEASURED, Thresholds, reported
@@ -83,23 +84,13 @@ def choose_thresholds(
         targets = [word for word in targets if word != gate]
         budget -= cost
     tried = [total(scored, words, _with(thresholds, dict.fromkeys(targets, level) | fixed)) for level in levels]
-    expected = expected_alarms(levels, {word: [outcome.false_alarms[word] for outcome in tried] for word in targets})
-    chosen = dict.fromkeys(targets, len(levels))  # index of a level; past the last level: never
-    found = dict.fromkeys(targets, 0)
-    spent = dict.fromkeys(targets, 0.0)
-    while True:
-        best, best_worth = None, 0.0
-        for word in targets:
-            for index in range(chosen[word]):
-                gain = tried[index].found[word] - found[word]
-                cost = expected[word][index] - spent[word]
-                if gain > 0 and sum(spent.values()) + cost <= budget and gain / cost > best_worth:
-                    best, best_worth = (word, index), gain / cost
-        if best is None:
-            break
-        word, index = best
-        chosen[word], found[word], spent[word] = index, tried[index].found[word], expected[word][index]
-    values = {word: levels[index] if index < len(levels) else NEVER for word, index in chosen.items()}
+    alarms = {word: [outcome.false_alarms[word] for outcome in tried] for word in targets}
+    expected = np.array(list(expected_alarms(levels, alarms).values())).reshape(len(targets), len(levels))
+    found = np.array([[outcome.found[word] for outcome in tried] for word in targets]).reshape(expected.shape)
+    chosen = _most_found(found, expected, budget)
+    values = {
+        word: levels[index] if index < len(levels) else NEVER for word, index in zip(targets, chosen, strict=True)
+    }
     spoken = {one.word for stream in scored for one in stream.spoken}
     for word in (word for word in targets if word not in spoken):  # in a short stream: nothing says what it misses
         silent = [level for level, outcome in zip(levels, tried, strict=True) if not outcome.false_alarms[word]]
@@ -125,6 +116,31 @@ def choose_thresholds(
             "limit": limit,
         },
     )
+
+
+def _most_found(
+    found: npt.NDArray[np.int64], expected: npt.NDArray[np.float64], budget: float
+) -> npt.NDArray[np.int64]:
+    """Chooses a level for each word; see `choose_thresholds`.
+
+    Args:
+        found: the detections, [words, levels].
+        expected: the false alarms, [words, levels], falling.
+        budget: the most false alarms of all words together.
+
+    Returns:
+        The indices of the levels, [words]; the number of levels stands for never.
+    """
+    num_words, num_levels = found.shape
+    chosen, has, spent = np.full(num_words, num_levels), np.zeros(num_words, int), np.zeros(num_words)
+    while True:
+        gain, cost = found - has[:, None], expected - spent[:, None]
+        lower = np.arange(num_levels) < chosen[:, None]
+        worth = np.where(lower & (cost <= budget - spent.sum()), gain / np.maximum(cost, 1e-6), 0)
+        word, level = np.unravel_index(worth.argmax(), worth.shape)
+        if worth[word, level] <= 0:
+            return chosen
+        chosen[word], has[word], spent[word] = level, found[word, level], expected[word, level]
 
 
 def _threshold_of_gate(

@@ -103,6 +103,16 @@ def test_false_alarms_are_expected_as_others_like_them_come_not_as_they_were_cou
     assert 0.4 < np.mean(just_above) < 1  # there, none was counted
 
 
+def test_a_lower_threshold_that_costs_no_more_false_alarms_is_taken() -> None:
+    again = dataclasses.replace(SPOKEN[0], begin=20, end=21)
+    stream = dataclasses.replace(
+        scored((1.5, "go", 0.96), (20.5, "go", 0.7), (100.0, "go", 0.95), (200.0, "stop", 0.2)), spoken=[*SPOKEN, again]
+    )
+    chosen = choose_thresholds([stream], WORDS, Thresholds.unmeasured(WORDS), false_alarms_per_hour=2)
+    outcome = compare(detect(stream, WORDS, chosen), stream.spoken, 1)
+    assert (outcome.found["go"], outcome.false_alarms["go"]) == (2, 1)
+
+
 def test_short_streams_are_no_proof_of_rare_false_alarms(caplog: pytest.LogCaptureFixture) -> None:
     stream = dataclasses.replace(scored((1.5, "go", 0.9), (4.5, "stop", 0.6)), seconds=600)
     chosen = choose_thresholds([stream], WORDS, Thresholds.unmeasured(WORDS), false_alarms_per_hour=1)
@@ -448,7 +458,7 @@ def test_command_chooses_thresholds_behind_a_gate_with_which_the_model_then_list
     assert "gate" in capsys.readouterr().out
     thresholds = Thresholds.beside(model, expert.words)
     assert (thresholds.after, thresholds.after_seconds) == ("stop", 4)
-    assert "stop missed" in (tmp_path / "streams.html").read_text()
+    assert "<bdi>stop</bdi> missed" in (tmp_path / "streams.html").read_text()
     for row in json.loads((tmp_path / "streams.json").read_text())["streams"]:
         # A script that shares no code gets the same from the events and the truth alone.
         truth = {"seconds": 3600 * row["hours"], "spoken": row["truth"], "unclear": row["unclear"]}
