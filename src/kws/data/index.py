@@ -192,11 +192,15 @@ class Index(Sequence[Clip]):
         """Returns the index of some rows, in the order in which they are given."""
         return Index({name: self._texts[name].take(rows) for name in TEXTS}, self._numbers.take(rows))
 
-    def of_split(self, split: str) -> "Index":
-        """Returns the clips of one split, in their order."""
+    def rows_of_split(self, split: str) -> Ints:
+        """Returns the rows of the clips of one split, int64 [clips of the split]."""
         splits = self._texts["split"]
         code = splits.distinct().index(split) if split in splits.distinct() else -1
-        return self.take(np.flatnonzero(splits.codes == code))
+        return np.flatnonzero(splits.codes == code)
+
+    def of_split(self, split: str) -> "Index":
+        """Returns the clips of one split, in their order."""
+        return self.take(self.rows_of_split(split))
 
     def labels(self, words: Sequence[str]) -> npt.NDArray[np.int64]:
         """Returns the class of every clip, int64 [clips], as indices into `words`.

@@ -19,7 +19,7 @@ from typing import Any
 
 from kws import files
 from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL, split_digests, split_sources
-from kws.data.digest import content_digest, listing_digest, read_manifest
+from kws.data.digest import Digests, content_digest, listing_digest, names_of, read_manifest
 from kws.data.kinds import kind_of_file
 from kws.data.listing import Listing
 from kws.data.names import THEIR_MANIFEST
@@ -327,6 +327,8 @@ def _build(
         fill(staging)
         listing = list_recordings(staging, layout)
         clips = listing.clips_of(listing.words)
+        digests, names = Digests(staging), names_of(listing)
+        digests.save(names)
         files.write_json(
             staging / files.MANIFEST,
             {
@@ -341,7 +343,7 @@ def _build(
                 "layout_asked_for": layout,
                 "not_read": listing.figures(),
                 # If the quick `listing` digest still matches, a later step trusts `content` without reading the files.
-                "content": content_digest(listing),
+                "content": digests.of_all(names),
                 "listing": listing_digest(listing),
             }
             | extra,

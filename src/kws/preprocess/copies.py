@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kws.data.splits import Divided
-from kws.preprocess.audio import Waveform
 from kws.text import printable
 
 log = logging.getLogger(__name__)
@@ -22,14 +21,6 @@ NAMED = 20
 
 Rows = dict[str, dict[int, str]]
 """By split, rows and what is said of each."""
-
-
-def digest_of(waveform: Waveform) -> np.uint64:
-    """Returns a digest of 64 bits, the same within this process for the same sound in any lossless format; never 0.
-
-    It is Python's own hash of bytes: at 20 µs a clip it is thirteen times as fast as BLAKE2.
-    """
-    return np.uint64(hash(waveform.tobytes()) % 2**64 or 1)
 
 
 @dataclass(frozen=True)

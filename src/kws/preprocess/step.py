@@ -5,22 +5,20 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from kws import files, memory
 from kws.config import BACKGROUND_NOISE, SILENCE, SPLITS, UNKNOWN, parse_words
 from kws.cores import num_cores
 from kws.data import classes, digest, splits
-from kws.data.clip import Clip
 from kws.data.index import Index
 from kws.data.listing import Listing
 from kws.data.sources import AUTO, PAUSES, WORD, list_recordings
@@ -28,11 +26,11 @@ from kws.data.speech import Talk
 from kws.data.splits import Divided
 from kws.data.words import alike, spelled_as
 from kws.preprocess import copies, pauses
-from kws.preprocess.audio import read, read_waveform, require_varied
-from kws.preprocess.features import BATCH, VERSION, mel_spectrogram
+from kws.preprocess.audio import read_waveform
+from kws.preprocess.features import VERSION, mel_spectrogram
 from kws.preprocess.speech import save_speech
-from kws.preprocess.tensors import INDEX, SCHEMA
-from kws.progress import progress
+from kws.preprocess.store import CLIPS_PER_TASK, SOUNDS, SUMS, Store, stored
+from kws.preprocess.tensors import INDEX, NOISE, ROWS, SCHEMA, missing_parts
 from kws.recipe import FeatureConfig, Recipe
 from kws.settings import require
 from kws.text import printable
@@ -41,30 +39,6 @@ from kws.volume import require_volume
 log = logging.getLogger(__name__)
 
 DEFAULT = Recipe()
-
-CLIPS_PER_TASK = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    """Rows of one array for a thread to fill."""
-
-    array: Path
-    first_row: int
-    recordings: Path
-    clips: Sequence[Clip]
-    features: FeatureConfig
-    statistics: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Done:
-    bad: Mapping[int, str]
-    """Rows that could not be filled, and why."""
-    sounds: npt.NDArray[np.uint64]
-    """A digest of the waveform of every clip, [clips], by which copies are found; 0 for those that need not be."""
-    total: npt.NDArray[np.float64]
-    total_squares: npt.NDArray[np.float64]
 
 
 def preprocess(
@@ -78,13 +52,14 @@ def preprocess(
     num_threads: int = 0,
     layout: str = AUTO,
 ) -> Path:
-    """Computes the features of all recordings of some words; does nothing if that has been done before.
+    """Computes the features of all recordings of some words, but for those that were computed before.
 
-    The tensors folder holds `<split>.features.npy` of each split ([clips, num_mels, num_frames], float16 for log-mel);
-    index.npz with the clips, in the order of the rows (see `kws.data.index`); `noise.features.npy` with one-second
-    pieces of the background noise, if there is any; and manifest.json with settings, words, counts, the normalization
-    over the training split, clips and noise left out with the reason, copies, files that are no recordings, matches of
-    the split lists, how many speakers are known, speakers in two splits, and the fingerprint.
+    Features lie in the parts of `kws.preprocess.store`. The tensors folder is an index over them: index.npz with the
+    clips (see `kws.data.index`), and rows.npy with the row of each, int64 [clips], counted through the parts that
+    manifest.json names. It also holds `noise.features.npy` with one-second pieces of the background noise, if there is
+    any; and in manifest.json settings, words, counts, the normalization over the training split, clips and noise left
+    out with the reason, copies, files that are no recordings, matches of the split lists, how many speakers are known,
+    speakers in two splits, and the fingerprint.
 
     Args:
         recordings: a folder in any layout of `kws.data.sources`, with the manifest.json of `kws.download.step` or
@@ -141,13 +116,15 @@ def preprocess(
             split,
         )
 
-    source = digest.fingerprint(listing, clips)
+    digests = digest.Digests(listing.folder)
+    source = digest.fingerprint(listing, clips, digests)
     few = split == "random" and splits.are_few(clips)
     speech = listing.speech if recipe.model.scores == "tokens" else ()
     fingerprint = _fingerprint(
         source, recipe, "random, by word" if few else split, chosen, unknown, listing.layout, speech
     )
     folder = data_root / "tensors" / fingerprint
+    store = Store(data_root, features)
 
     def build(staging: Path) -> None:
         memory.warn_if_scarce("preprocess")
@@ -165,9 +142,12 @@ def preprocess(
             "not_read": listing.figures(),
             "features": dataclasses.asdict(features),
         }
-        manifest |= _compute(listing, staging, divided, recipe, chosen, max_bad_fraction, num_threads)
+        manifest |= _compute(listing, staging, store, digests, divided, recipe, chosen, max_bad_fraction, num_threads)
         files.write_json(staging / files.MANIFEST, manifest)
 
+    if files.is_complete(folder) and (gone := missing_parts(folder)):
+        log.warning("%s is made again, as %d parts of its features are gone", folder, len(gone))
+        (folder / files.MANIFEST).unlink()
     if files.build_folder(folder, build):
         log.info("preprocessed %d clips of %d words to %s", num_clips, len(chosen), folder)
     else:
@@ -285,86 +265,64 @@ def _fingerprint(
 def _compute(
     listing: Listing,
     folder: Path,
+    store: Store,
+    digests: digest.Digests,
     divided: Divided,
     recipe: Recipe,
     words: Sequence[str],
     max_bad_fraction: float,
     num_threads: int,
 ) -> dict[str, Any]:
-    """Fills a tensors folder with arrays, and returns their entries for the manifest."""
+    """Fills a tensors folder with its index, and returns its entries for the manifest."""
     features = recipe.features
-    mel_spectrogram(features)  # made before there are threads, of which each would make its own
-    tasks: list[_Task] = []
-    for split, clips in divided.items():
-        array = _array_path(folder, split)
-        _create(array, len(clips), features)
-        for first in range(0, len(clips), CLIPS_PER_TASK):
-            some = clips[first : first + CLIPS_PER_TASK]
-            tasks.append(
-                _Task(
-                    array=array,
-                    first_row=first,
-                    recordings=listing.folder,
-                    clips=some,
-                    features=features,
-                    statistics=split == "train",
-                )
-            )
+    clips = [clip for split in SPLITS for clip in divided[split]]
+    with workers(min(num_threads or num_cores(), math.ceil(len(clips) / CLIPS_PER_TASK))) as run:
+        keys = digests.keys(clips)
+        unreadable = store.add(listing.folder, clips, keys, run)
+        found = store.find(keys)
+        ends = np.cumsum([len(divided[split]) for split in SPLITS])[:-1]
+        rows = dict(zip(SPLITS, np.split(found.rows, ends), strict=True))
+        sounds = dict(zip(SPLITS, np.split(found.take(SOUNDS), ends), strict=True))
+        of_split = dict(zip(SPLITS, np.split(keys, ends), strict=True))
+        bad = {
+            split: {row: unreadable[of_split[split][row].tobytes()] for row in np.flatnonzero(some < 0).tolist()}
+            for split, some in rows.items()
+        }
 
-    with workers(min(num_threads or num_cores(), len(tasks))) as run:
-        bad: dict[str, dict[int, str]] = {split: {} for split in divided}
-        sounds = {split: np.zeros(len(clips), np.uint64) for split, clips in divided.items()}
-        total = np.zeros(features.num_mels)
-        total_squares = np.zeros(features.num_mels)
-        num_clips = sum(len(clips) for clips in divided.values())
-        with progress(num_clips, "clips", "preprocess") as bar:
-            # In the order of the tasks, so that the sums are reproducible to the last bit.
-            for task, done in zip(tasks, run(_fill, tasks), strict=True):
-                split = task.array.name.split(".")[0]
-                bad[split] |= done.bad
-                sounds[split][task.first_row : task.first_row + len(task.clips)] = done.sounds
-                total += done.total
-                total_squares += done.total_squares
-                bar.update(len(task.clips))
-
-        found = copies.find(divided, sounds)
-        bad_when_read = {split: set(rows) for split, rows in bad.items()}
-        for split, rows in found.contradicting.items():
-            bad[split] |= rows
-        reasons = {divided[split][row].id: bad[split][row] for split in divided for row in sorted(bad[split])}
+        same = copies.find(divided, sounds)
+        for split, contradicting in same.contradicting.items():
+            bad[split] |= contradicting
+        reasons = {divided[split][row].id: bad[split][row] for split in SPLITS for row in sorted(bad[split])}
         for line in grouped(reasons):
             log.warning("%s", line)
-        _check_left_out(reasons, num_clips, max_bad_fraction)
-        found.report(divided)
+        _check_left_out(reasons, len(clips), max_bad_fraction)
+        same.report(divided)
         good: Divided = {}
-        for split, clips in divided.items():
-            left_out = bad[split].keys() | found.in_other_split[split].keys()
-            good[split] = [clip for row, clip in enumerate(clips) if row not in left_out]
+        for split, some in divided.items():
+            left_out = bad[split].keys() | same.in_other_split[split].keys()
+            good[split] = [clip for row, clip in enumerate(some) if row not in left_out]
+            rows[split] = np.delete(rows[split], sorted(left_out))
             rule = f"leave readable clips in {split} that are no copies of clips of another split"
             require(len(good[split]) > 0, "split", rule, 0)
-            unheard = sorted(left_out - bad_when_read[split]) if split == "train" else []
-            for row in unheard:  # the sums hold only what stays
-                values = np.load(_array_path(folder, split), mmap_mode="r")[row].astype(np.float64)
-                total -= values.sum(axis=1)
-                total_squares -= np.square(values).sum(axis=1)
-            if left_out:
-                _drop_rows(_array_path(folder, split), sorted(left_out))
         _check_words(divided, good, reasons)
         Index.of([clip for split in SPLITS for clip in good[split]]).save(folder / INDEX)
-        counts = {split: len(clips) for split, clips in good.items()}
+        np.save(folder / ROWS, np.concatenate([rows[split] for split in SPLITS]))
+        counts = {split: len(some) for split, some in good.items()}
         ((counts["noise"], noise_reasons),) = run(_save_noise, [listing], [folder], [features])
         speech_reasons: dict[str, str] = {}
         if recipe.model.scores == "tokens":
             counts["speech_seconds"], speech_reasons = save_speech(listing, folder, features, words, run)
 
+    total, total_squares = dataclasses.replace(found, rows=rows["train"]).total(SUMS)
     frames = counts["train"] * features.num_frames
     mean = total / frames
     deviation = np.sqrt(np.maximum(total_squares / frames - mean**2, 1e-12))
     return {
+        "parts": {str(part.relative_to(store.folder.parent)): size for part, size in found.parts.items()},
         "counts": counts,
         "normalization": {"mean": mean.tolist(), "std": deviation.tolist()},
         "left_out": reasons,
-        "copies": found.figures(divided),
+        "copies": same.figures(divided),
         "noise_left_out": noise_reasons | speech_reasons,
     }
 
@@ -408,15 +366,6 @@ def grouped(reasons: Mapping[str, str], most: int = 10) -> list[str]:
     return lines if rest <= 0 else [*lines[:most], f"and clips for {rest} other reasons"]
 
 
-def _array_path(folder: Path, split: str) -> Path:
-    return folder / f"{split}.features.npy"
-
-
-def _create(path: Path, num_rows: int, features: FeatureConfig) -> None:
-    shape = (num_rows, features.num_mels, features.num_frames)
-    np.lib.format.open_memmap(path, mode="w+", dtype=features.dtype, shape=shape)
-
-
 @contextlib.contextmanager
 def workers(num_threads: int) -> Iterator[Callable[..., Iterator[Any]]]:
     """Yields a `map` over worker threads, each of which computes with one thread of torch.
@@ -432,48 +381,6 @@ def workers(num_threads: int) -> Iterator[Callable[..., Iterator[Any]]]:
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(before)  # the workers set it for threads that start later, too
-
-
-def _fill(task: _Task) -> _Done:
-    """Writes the features of a task's clips to their rows, a few clips at a time so that they stay in the cache."""
-    spectrogram = mel_spectrogram(task.features)
-    array = np.load(task.array, mmap_mode="r")
-    bad: dict[int, str] = {}
-    sounds = np.zeros(len(task.clips), np.uint64)
-    sums = torch.zeros(2, task.features.num_mels, dtype=torch.float64)
-    # Rows are written, not memory-mapped: a full disk is then an exception, not a signal that kills the process.
-    with task.array.open("r+b") as file, torch.inference_mode():
-        file.seek(array.offset + task.first_row * array.strides[0])
-        for first in range(0, len(task.clips), BATCH):
-            clips = task.clips[first : first + BATCH]
-            waveforms = np.zeros((len(clips), task.features.num_samples), np.float32)
-            for index, clip in enumerate(clips):
-                try:
-                    waveforms[index] = read(task.recordings, clip, task.features)
-                    if clip.word != SILENCE:
-                        require_varied(waveforms[index])
-                        sounds[first + index] = copies.digest_of(waveforms[index])
-                except (ValueError, OSError) as error:
-                    bad[task.first_row + first + index] = str(error)
-            values = spectrogram(torch.from_numpy(waveforms))
-            file.write(_stored(values, task.features).data)
-            if task.statistics:
-                good = [index for index in range(len(clips)) if task.first_row + first + index not in bad]
-                values = values if len(good) == len(clips) else values[good]
-                sums[0] += values.sum((0, 2), dtype=torch.float64)
-                sums[1] += values.square().sum((0, 2), dtype=torch.float64)
-    return _Done(bad=bad, sounds=sounds, total=sums[0].numpy(), total_squares=sums[1].numpy())
-
-
-def _stored(values: Tensor, features: FeatureConfig) -> npt.NDArray[Any]:
-    """Returns features [clips, num_mels, num_frames] as they are stored, in the type and order of the array."""
-    return values.to(getattr(torch, features.dtype)).contiguous().numpy()
-
-
-def _drop_rows(path: Path, rows: Sequence[int]) -> None:
-    """Rewrites an array without some of its rows."""
-    kept = np.delete(np.load(path), rows, axis=0)
-    np.save(path, kept)
 
 
 def _save_noise(listing: Listing, folder: Path, features: FeatureConfig) -> tuple[int, dict[str, str]]:
@@ -494,7 +401,7 @@ def _save_noise(listing: Listing, folder: Path, features: FeatureConfig) -> tupl
         return 0, reasons
     with torch.inference_mode():
         values = mel_spectrogram(features)(torch.from_numpy(np.stack(pieces)))
-    np.save(_array_path(folder, "noise"), _stored(values, features))
+    np.save(folder / NOISE, stored(values, features))
     return len(pieces), reasons
 
 

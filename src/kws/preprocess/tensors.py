@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from kws import files
 from kws.config import require_words
 from kws.data.index import Index
 from kws.preprocess.speech import ARRAY, TABLE
+from kws.preprocess.store import FEATURES
 from kws.recipe import FeatureConfig
 from kws.settings import from_dict, require
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the layout of the folder; those of other versions are made again."""
 
 log = logging.getLogger(__name__)
@@ -29,16 +30,23 @@ INDEX = "index.npz"
 """The file with the clips of all splits, in the order of the rows of each; see `kws.data.index`."""
 
 
+ROWS = "rows.npy"
+"""int64 [clips]: the row of each, counted through the parts that the manifest names."""
+
+NOISE = "noise.features.npy"
+"""Features of one-second pieces of the background noise, [pieces, num_mels, num_frames]."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The clips of one split.
+    """The clips of one split."""
 
-    On the CPU the features are the memory-mapped file: reads come from the page cache, and no data loader process
-    copies them. For a GPU they are in its memory if they fit, otherwise in the mapped file as well.
-    """
-
-    features: Tensor
-    """float16 [clips, num_mels, num_frames] (float32 for raw power)."""
+    parts: Sequence[Tensor]
+    """Features, float16 [clips of the part, num_mels, num_frames] (float32 for raw power): memory-mapped files, so that
+    reads come from the page cache, and no data loader process copies them. For a GPU they are one part in its memory,
+    if they fit there."""
+    rows: Tensor
+    """int64 [clips] on the CPU: the rows of the clips, counted through the parts."""
     labels: Tensor
     """int64 [clips], indices into the words."""
     clips: Index
@@ -57,8 +65,21 @@ class Split:
             Features, float32 [batch, num_mels, num_frames], and labels, int64 [batch], on the device.
         """
         device = self.labels.device
-        features = self.features.index_select(0, _sent(indices, self.features.device))
+        features = gather(self.parts, self.rows[indices])
         return _sent(features, device).float(), self.labels.index_select(0, _sent(indices, device))
+
+
+def gather(parts: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """Returns rows, int64 [clips] on the CPU, counted through parts, [clips of the part, …], where the parts are."""
+    if len(parts) == 1:
+        return parts[0].index_select(0, _sent(rows, parts[0].device))
+    ends = torch.tensor([len(part) for part in parts]).cumsum(0)
+    of_part = torch.bucketize(rows, ends, right=True)
+    found = torch.empty(len(rows), *parts[0].shape[1:], dtype=parts[0].dtype)
+    for number in of_part.unique().tolist():
+        here = (of_part == number).nonzero()[:, 0]
+        found[here] = parts[number].index_select(0, rows[here] - (ends[number] - len(parts[number])))
+    return found
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
@@ -111,6 +132,7 @@ class Tensors:
             normalization=dict,
             counts=dict,
             recordings=dict,
+            parts=dict,
         )
         with self._whole(files.MANIFEST):
             require_words(self.manifest["words"])
@@ -125,15 +147,20 @@ class Tensors:
             require(bool((self.std > 0).all()), "std", "be positive", float(self.std.min()))
 
     @contextlib.contextmanager
-    def _whole(self, name: str) -> Iterator[None]:
-        """Turns errors of the block, which reads a file of the folder, into one that names the file and the remedy."""
+    def _whole(self, name: str | Path) -> Iterator[None]:
+        """Turns errors of the block, which reads a file, into one that names the file and the remedy.
+
+        Args:
+            name: the file, in the tensors folder or as a path.
+        """
         try:
             yield
-        except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, TypeError, KeyError, IndexError, EOFError, FileNotFoundError, zipfile.BadZipFile) as error:
             said = f"no {error}" if isinstance(error, KeyError) else error
+            path = self.folder / name
             raise ValueError(
-                f"{self.folder / name} must be as kws preprocess wrote it, got {said}: delete "
-                f"{self.folder} and run kws preprocess again"
+                f"{path} must be as kws preprocess wrote it, got {said}: delete {path.parent} and run kws preprocess "
+                "again"
             ) from error
 
     def split(self, name: str, most: int = 0) -> Split:
@@ -146,18 +173,34 @@ class Tensors:
         Raises:
             ValueError: a file of the split is damaged.
         """
-        features = self._open(f"{name}.features.npy")
-        if self.device.type != "cuda" or features.nbytes <= torch.cuda.mem_get_info(self.device)[0] // 2:
-            features = features.to(self.device)  # half of the memory that is free, as training needs some, too
-        clips = self._index.of_split(name)
         with self._whole(INDEX):
-            require(len(clips) == len(features) > 0, f"{name} split", f"have {len(features)} clips", len(clips))
+            of_split = self._index.rows_of_split(name)
+            clips = self._index.take(of_split)
+            require(len(clips) > 0, f"{name} split", "have clips", 0)
             labels = torch.from_numpy(clips.labels(self.words)).to(self.device)
+        with self._whole(ROWS):
+            rows = torch.from_numpy(np.load(self.folder / ROWS)[of_split])
+            num_rows = sum(map(len, self._parts))
+            require(bool(((rows >= 0) & (rows < num_rows)).all()), "rows", f"be of {num_rows}", rows.tolist()[:3])
         if most and most < len(clips):
             chosen = torch.linspace(0, len(clips) - 1, most).long()
-            features, labels = features[chosen.to(features.device)], labels[chosen.to(self.device)]
-            clips = clips.take(chosen.numpy())
-        return Split(features=features, labels=labels, clips=clips)
+            rows, labels, clips = rows[chosen], labels[chosen.to(self.device)], clips.take(chosen.numpy())
+        parts = self._parts
+        num_bytes = len(rows) * parts[0][:1].nbytes
+        # Half of the memory that is free, as training needs some, too.
+        if self.device.type == "cuda" and num_bytes <= torch.cuda.mem_get_info(self.device)[0] // 2:
+            resident = torch.empty(len(rows), *parts[0].shape[1:], dtype=parts[0].dtype, device=self.device)
+            for some, target in zip(rows.split(4096), resident.split(4096), strict=True):
+                target.copy_(gather(parts, some))
+            parts, rows = [resident], torch.arange(len(rows))
+        return Split(parts=parts, rows=rows, labels=labels, clips=clips)
+
+    @functools.cached_property
+    def _parts(self) -> list[Tensor]:
+        """The features, memory-mapped."""
+        parts = [self._open(part / FEATURES) for part in parts_of(self.folder, self.manifest)]
+        require(len(parts) > 0, f"{self.folder / files.MANIFEST}", "name parts", 0)
+        return parts
 
     @functools.cached_property
     def _index(self) -> Index:
@@ -166,7 +209,7 @@ class Tensors:
 
     def noise(self) -> Tensor | None:
         """Opens the background noise, [pieces, num_mels, num_frames], or returns None if the recordings had none."""
-        return self._open("noise.features.npy").to(self.device) if self.manifest["counts"]["noise"] else None
+        return self._open(self.folder / NOISE).to(self.device) if self.manifest["counts"]["noise"] else None
 
     def speech(self) -> Speech | None:
         """Opens the running speech, or returns None if the recordings had none, or the recipe did not ask for it.
@@ -196,10 +239,10 @@ class Tensors:
             lengths=lengths.to(self.device),
         )
 
-    def _open(self, name: str) -> Tensor:
-        with self._whole(name):
+    def _open(self, path: Path) -> Tensor:
+        with self._whole(path):
             # Copy-on-write, as torch wants writable memory; nothing is written, so nothing is copied.
-            array = torch.from_numpy(np.load(self.folder / name, mmap_mode="c"))
+            array = torch.from_numpy(np.load(path, mmap_mode="c"))
             shape = [self.features.num_mels, self.features.num_frames]
             require(
                 list(array.shape[1:]) == shape,
@@ -208,3 +251,14 @@ class Tensors:
                 list(array.shape[1:]),
             )
         return array
+
+
+def parts_of(folder: Path, manifest: dict[str, Any]) -> list[Path]:
+    """Returns the folders of the parts that the manifest of a tensors folder names."""
+    return [folder.parents[1] / "features" / part for part in manifest["parts"]]
+
+
+def missing_parts(folder: Path) -> list[Path]:
+    """Returns the parts of a complete tensors folder that are not there."""
+    manifest = files.read_object(folder / files.MANIFEST, parts=dict)
+    return [part for part in parts_of(folder, manifest) if not files.is_complete(part)]

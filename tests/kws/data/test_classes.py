@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tensor_folders import features_of
 
 from kws import files
 from kws.config import SPLITS
@@ -91,7 +92,7 @@ def test_real_words_become_known_unknown_and_silent_clips(real_corpus: Path, tmp
         assert 0 < counts["_unknown_"] <= counts["_silence_"]
         assert heard.isdisjoint(clip for clip, _ in found)
         heard |= {clip for clip, _ in found}
-    array = np.load(folder / "train.features.npy")
+    array = features_of(folder, "train")
     row, clip = next((i, clip) for i, (clip, word) in enumerate(read(folder, "train")) if word == "_silence_")
     waveform = torch.from_numpy(audio.read(real_corpus, clip, FEATURES))
     np.testing.assert_allclose(array[row], MelSpectrogram(FEATURES)(waveform[None])[0], atol=0.02)

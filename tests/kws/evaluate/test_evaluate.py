@@ -16,6 +16,7 @@ import pytest
 import soundfile
 import torch
 from recognizers import MakeRecognizer
+from tensor_folders import copy_tensors
 
 from kws import files, plots
 from kws.data.clip import Clip
@@ -153,7 +154,7 @@ def test_recordings_that_are_gone_are_an_error_for_a_model_of_other_features(
     tone_corpus: Path,
     tmp_path: Path,
 ) -> None:
-    folder = Path(shutil.copytree(tone_tensors, tmp_path / "tensors"))
+    folder = copy_tensors(tone_tensors, tmp_path)
     manifest = files.read_json(folder / files.MANIFEST)
     recordings = Path(shutil.copytree(tone_corpus, tmp_path / "recordings"))
     files.write_json(folder / files.MANIFEST, manifest | {"recordings": {"path": str(recordings)}})

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tensor_folders import features_of
 
 from kws import files
 from kws.config import SPLITS
@@ -85,12 +86,14 @@ def test_real_recordings_become_arrays_of_every_split(real_tensors: tuple[str, P
     assert manifest["counts"]["noise"] > 10
     for name in SPLITS:
         count = manifest["counts"][name]
-        array = np.load(folder / f"{name}.features.npy", mmap_mode="r")
-        assert array.shape == (count, 128, 81)
-        assert array.dtype == RECIPES[preset].features.dtype
+        assert features_of(folder, name).shape == (count, 128, 81)
         clips = clips_of(folder, name)
         assert [WORDS[label] for label in clips.labels(WORDS)] == [clip.word for clip in clips]
         assert len(clips) == count
+    (part,) = manifest["parts"]
+    array = np.load(folder.parents[1] / "features" / part / "features.npy", mmap_mode="r")
+    assert array.dtype == RECIPES[preset].features.dtype
+    assert len(array) == manifest["parts"][part] == 41  # two of the 42 recordings are the same file
     assert folder.name == manifest["fingerprint"]
 
 
@@ -101,7 +104,7 @@ def test_row_of_an_array_is_the_features_of_the_real_clip_of_that_row(
     features = RECIPES[preset].features
     for name in SPLITS:
         clips = clips_of(folder, name)
-        array = np.load(folder / f"{name}.features.npy")
+        array = features_of(folder, name)
         waveforms = np.stack([read_clip(real_corpus / clip.file, features) for clip in clips])
         expected = MelSpectrogram(features)(torch.from_numpy(waveforms)).numpy()
         tolerance = {"atol": 0.01} if features.log else {"rtol": 1e-3, "atol": 1e-3}  # float16, float32
@@ -126,10 +129,10 @@ def test_real_speakers_are_in_one_split_only_and_the_lists_are_kept(
 def test_normalization_is_that_of_the_training_split_alone(real_tensors: tuple[str, Path]) -> None:
     _, folder = real_tensors
     normalization = files.read_json(folder / files.MANIFEST)["normalization"]
-    train = np.load(folder / "train.features.npy").astype(np.float64)
+    train = features_of(folder, "train").astype(np.float64)
     np.testing.assert_allclose(normalization["mean"], train.mean(axis=(0, 2)), atol=1e-3, rtol=1e-4)
     np.testing.assert_allclose(normalization["std"], train.std(axis=(0, 2)), atol=1e-3, rtol=1e-4)
-    everything = np.concatenate([np.load(folder / f"{name}.features.npy") for name in SPLITS]).astype(np.float64)
+    everything = np.concatenate([features_of(folder, name) for name in SPLITS]).astype(np.float64)
     assert np.abs(np.array(normalization["mean"]) - everything.mean(axis=(0, 2))).max() > 1e-2
 
 
@@ -149,10 +152,9 @@ def test_two_threads_give_what_one_gives(tone_corpus: Path, tone_tensors: Path, 
 def test_rows_beyond_one_task_stay_in_order(
     tone_corpus: Path, tone_tensors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kws.preprocess.step.CLIPS_PER_TASK", 7)
+    monkeypatch.setattr("kws.preprocess.store.CLIPS_PER_TASK", 7)
     folder = preprocess(tone_corpus, tmp_path, words="auto", num_threads=1)
-    before, now = (np.load(each / "train.features.npy") for each in (tone_tensors, folder))
-    np.testing.assert_allclose(now, before, atol=0.01)
+    np.testing.assert_array_equal(features_of(folder, "train"), features_of(tone_tensors, "train"))
 
 
 def test_noise_for_training_leaves_the_end_of_every_recording_unheard(tone_corpus: Path, tone_tensors: Path) -> None:
@@ -316,9 +318,9 @@ def test_unreadable_clips_are_listed_and_left_out_and_all_others_stay_in_place(
         clips, before = list(clips_of(folder, name)), list(clips_of(tone_tensors, name))
         assert clips == [clip for clip in before if clip.id not in spoilt]
         rows = [before.index(clip) for clip in clips]
-        now, whole = (np.load(each / f"{name}.features.npy") for each in (folder, tone_tensors))
+        now, whole = (features_of(each, name) for each in (folder, tone_tensors))
         np.testing.assert_array_equal(now, whole[rows])
-        kept.append(np.load(folder / f"{name}.features.npy").astype(np.float64))
+        kept.append(now.astype(np.float64))
     np.testing.assert_allclose(manifest["normalization"]["mean"], kept[0].mean(axis=(0, 2)), atol=1e-3)
 
 
@@ -387,10 +389,10 @@ def test_killed_before_the_manifest_it_starts_again_and_gives_the_same(
 def test_ctrl_c_at_work_ends_it_at_once_with_one_line_and_leaves_nothing_half_done(
     corpus: Path, tmp_path: Path
 ) -> None:
-    clip = next((corpus / "yes").iterdir())
+    random = np.random.default_rng(0)
     for number in range(20_000):  # more than are done before the signal
-        os.link(clip, corpus / "yes" / f"{number:08x}_nohash_1.wav")
-    files.write_json(corpus / files.MANIFEST, {"sha256": "ab" * 32})
+        samples = random.integers(-99, 99, 800, np.int16)
+        soundfile.write(corpus / "yes" / f"{number:08x}_nohash_1.wav", samples, 16_000)
     options = ["--recordings", str(corpus), "--data-root", str(tmp_path), "--words", "auto", "--num-threads", "2"]
     command = [sys.executable, "-m", "kws", "preprocess", *options]
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in the background of a script
@@ -399,13 +401,14 @@ def test_ctrl_c_at_work_ends_it_at_once_with_one_line_and_leaves_nothing_half_do
     finally:
         signal.signal(signal.SIGINT, ignored)
     arrays = tmp_path / "tensors"
-    wait_until(lambda: list(arrays.glob(".*.partial-*/test.features.npy")), lambda: process.poll() is None)
+    parts = tmp_path / "features"
+    wait_until(lambda: list(parts.glob("*/.*.partial-*/features.npy")), lambda: process.poll() is None)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=40)
     assert process.returncode == 130, said
     assert said.splitlines()[-1] == "stopped; run the same command again to resume"
     assert "Traceback" not in said
-    assert list(arrays.glob("[0-9a-f]*/manifest.json")) == []
+    assert list(arrays.glob("[0-9a-f]*/manifest.json")) == list(parts.glob("*/[0-9a-f]*")) == []
 
 
 def test_torch_has_its_threads_back_afterwards(corpus: Path, tmp_path: Path) -> None:
@@ -436,7 +439,7 @@ def test_samples_far_beyond_full_scale_reach_no_statistics(corpus: Path, tone_te
     manifest = files.read_json(folder / files.MANIFEST)
     assert "at most 16 times full scale, got 1e+25" in manifest["left_out"][clip]
     assert np.isfinite([*manifest["normalization"]["mean"], *manifest["normalization"]["std"]]).all()
-    assert np.isfinite(np.load(folder / "train.features.npy")).all()
+    assert np.isfinite(features_of(folder, "train")).all()
 
 
 def test_recordings_of_every_spelling_and_format_become_the_same_clips(
@@ -459,8 +462,9 @@ def test_recordings_of_every_spelling_and_format_become_the_same_clips(
             "yes/\\udce4.wav": "its name is not UTF-8 (rename it)",
         },
     }
-    for name in (*(f"{split}.features.npy" for split in SPLITS), "noise.features.npy"):
-        np.testing.assert_array_equal(np.load(folder / name), np.load(tone_tensors / name))
+    for name in SPLITS:
+        np.testing.assert_array_equal(features_of(folder, name), features_of(tone_tensors, name))
+    assert (folder / "noise.features.npy").read_bytes() == (tone_tensors / "noise.features.npy").read_bytes()
 
 
 def test_lists_that_name_nothing_are_the_reason_and_not_few_speakers(corpus: Path, tmp_path: Path) -> None:

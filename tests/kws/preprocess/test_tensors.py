@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensor_folders import copy_tensors, features_of
 
 from kws import files, steps
 from kws.config import SPLITS
@@ -25,8 +26,8 @@ def test_everything_that_was_stored_is_there_again(tone_tensors: Path) -> None:
     assert tensors.std.tolist() == pytest.approx(manifest["normalization"]["std"])
     for name in SPLITS:
         part = tensors.split(name)
-        assert len(part) == manifest["counts"][name] == len(part.labels) == len(part.features)
-        assert part.features.dtype == torch.float16
+        assert len(part) == manifest["counts"][name] == len(part.labels) == len(part.rows)
+        assert part.parts[0].dtype == torch.float16
         assert {clip.split for clip in part.clips} == {name}
         assert [tensors.words[label] for label in part.labels] == [clip.word for clip in part.clips]
     noise = tensors.noise()
@@ -37,9 +38,8 @@ def test_everything_that_was_stored_is_there_again(tone_tensors: Path) -> None:
 def test_batch_gathers_the_clips_that_were_asked_for(tone_tensors: Path) -> None:
     part = Tensors(tone_tensors).split("train")
     features, labels = part.batch(torch.tensor([5, 0, 5]))
-    stored = np.load(tone_tensors / "train.features.npy")
     assert features.dtype == torch.float32
-    np.testing.assert_array_equal(features.numpy(), stored[[5, 0, 5]].astype(np.float32))
+    np.testing.assert_array_equal(features.numpy(), features_of(tone_tensors, "train")[[5, 0, 5]])
     assert labels.tolist() == [int(part.labels[5]), int(part.labels[0]), int(part.labels[5])]
 
 
@@ -49,20 +49,20 @@ def test_some_clips_are_spread_over_the_split_and_keep_their_rows(tone_tensors: 
     rows = [whole.clips.index(clip) for clip in part.clips]
     assert len(part) == 9
     assert (rows[0], rows[-1]) == (0, len(whole) - 1)
-    assert torch.equal(part.features, whole.features[rows])
+    assert torch.equal(part.rows, whole.rows[rows])
     assert torch.equal(part.labels, whole.labels[rows])
     assert set(part.labels.tolist()) == {0, 1, 2}
     assert len(Tensors(tone_tensors).split("train", most=10**6)) == len(whole)
 
 
 def test_writing_to_opened_tensors_leaves_the_files_alone(tone_tensors: Path) -> None:
-    before = (tone_tensors / "test.features.npy").read_bytes()
-    Tensors(tone_tensors).split("test").features.zero_()
-    assert (tone_tensors / "test.features.npy").read_bytes() == before
+    before = features_of(tone_tensors, "test")
+    Tensors(tone_tensors).split("test").parts[0].zero_()
+    np.testing.assert_array_equal(features_of(tone_tensors, "test"), before)
 
 
 def test_recordings_without_noise_have_none(tone_tensors: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(tone_tensors, tmp_path / "tensors"))
+    folder = copy_tensors(tone_tensors, tmp_path)
     manifest = files.read_json(folder / files.MANIFEST)
     files.write_json(folder / files.MANIFEST, manifest | {"counts": manifest["counts"] | {"noise": 0}})
     assert Tensors(folder).noise() is None
@@ -86,7 +86,7 @@ def test_folder_that_is_handed_over_is_received(tone_tensors: Path, tmp_path: Pa
 
 
 def test_folder_that_is_gone_or_another_is_not_received(tone_tensors: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(tone_tensors, tmp_path / "tensors"))
+    folder = copy_tensors(tone_tensors, tmp_path)
     artifact = str(tmp_path / "tensors.json")
     steps.hand_over(folder, artifact, {})
     files.write_json(folder / files.MANIFEST, {"another": True})
@@ -105,15 +105,17 @@ def test_folder_that_is_gone_or_another_is_not_received(tone_tensors: Path, tmp_
         ("index.npz", b"", "index.npz must be as kws preprocess wrote it, got No data left"),
         ("index.npz", b"PK\x03\x04", "index.npz must be as kws preprocess wrote it, got File is not a zip file"),
         ("index.npz", pickle.dumps([1]), "index.npz must be as kws preprocess wrote it"),
-        ("train.features.npy", b"\x93NUMPY", "train.features.npy must be as kws preprocess wrote it"),
-        ("train.features.npy", pickle.dumps([1]), "train.features.npy must be as kws preprocess wrote it"),
+        ("rows.npy", b"\x93NUMPY", "rows.npy must be as kws preprocess wrote it"),
+        ("features.npy", b"\x93NUMPY", "features.npy must be as kws preprocess wrote it"),
+        ("features.npy", pickle.dumps([1]), "features.npy must be as kws preprocess wrote it"),
     ],
 )
 def test_damaged_tensors_are_refused_with_the_file_and_the_remedy(
     tone_tensors: Path, tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
-    folder = Path(shutil.copytree(tone_tensors, tmp_path / "tensors"))
-    (folder / name).write_bytes(content)
+    folder = copy_tensors(tone_tensors, tmp_path)
+    (path,) = tmp_path.glob(f"*/*/{name}" if name != "features.npy" else f"*/*/*/{name}")
+    path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         Tensors(folder).split("train")
 
@@ -132,7 +134,7 @@ def test_damaged_tensors_are_refused_with_the_file_and_the_remedy(
 def test_manifest_that_does_not_fit_is_refused(
     tone_tensors: Path, tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
-    folder = Path(shutil.copytree(tone_tensors, tmp_path / "tensors"))
+    folder = copy_tensors(tone_tensors, tmp_path)
     files.write_json(folder / files.MANIFEST, files.read_json(folder / files.MANIFEST) | change)
     with pytest.raises(ValueError, match=message):
         Tensors(folder).split("train")

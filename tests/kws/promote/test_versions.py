@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from tensor_folders import copy_tensors
 
 from kws import files
 from kws.cli import main
@@ -66,8 +67,7 @@ def test_exported_models_hear_what_the_trained_one_hears(published: Path, expert
 def test_int8_model_that_cannot_be_evaluated_is_not_published_and_the_manifest_says_why(
     published: Path, expert: Recognizer, tone_tensors: Path, tmp_path: Path
 ) -> None:
-    tensors = tmp_path / "tensors"
-    shutil.copytree(tone_tensors, tensors)
+    tensors = copy_tensors(tone_tensors, tmp_path)
     manifest = files.read_json(tensors / files.MANIFEST)
     manifest["recordings"]["path"] = str(tmp_path / "gone")
     files.write_json(tensors / files.MANIFEST, manifest)
@@ -162,7 +162,7 @@ def test_model_card_names_the_model_that_training_started_from(
 def test_report_shows_robustness_and_the_course_of_the_training(
     expert: Recognizer, tone_tensors: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(tone_tensors, tmp_path / "tensors" / "t")
+    tensors = copy_tensors(tone_tensors, tmp_path)
     (tmp_path / "runs" / "expert").mkdir(parents=True)
     lines = [
         {"epoch": epoch, "train_loss": 1.0, "validation_loss": 1.1, "train_accuracy": 0.5, "validation_accuracy": 0.4}
@@ -170,7 +170,7 @@ def test_report_shows_robustness_and_the_course_of_the_training(
     ]
     (tmp_path / "runs" / "expert" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     pth.save(tmp_path / "model.pth", expert)
-    evaluation = evaluate(tmp_path / "model.pth", tmp_path / "tensors" / "t", tmp_path / "report.html")
+    evaluation = evaluate(tmp_path / "model.pth", tensors, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "<h2>Robustness</h2>" in page
     assert "<h2>Training</h2>" in page
