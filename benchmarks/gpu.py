@@ -24,8 +24,11 @@ from torch import Tensor
 
 from kws import files
 from kws.command import CommandFailed, as_command
-from kws.config import SILENCE, UNKNOWN
-from kws.preprocess.tensors import Tensors
+from kws.config import SILENCE, SPLITS, UNKNOWN
+from kws.data.clip import Clip
+from kws.data.index import Index
+from kws.preprocess.store import FEATURES
+from kws.preprocess.tensors import INDEX, NOISE, ROWS, Tensors
 from kws.recipe import RECIPES, Recipe
 from kws.train.distributed import World
 from kws.train.trainer import Trainer
@@ -152,7 +155,7 @@ def make_trainer(tensors: Tensors, recipe: Recipe, world: World, use_graph: bool
     trainer.losses = []
     if on_host:
         split = trainer.train_split
-        trainer.train_split = dataclasses.replace(split, features=split.features.cpu())
+        trainer.train_split = dataclasses.replace(split, parts=[part.cpu() for part in split.parts])
     return trainer
 
 
@@ -172,16 +175,21 @@ def random_tensors(folder: Path, recipe: Recipe, num_clips: int = 20_000) -> Pat
     shape = (features.num_mels, features.num_frames)
     patterns = random.standard_normal((len(words), *shape))
     counts = {"train": num_clips, "validation": 200, "test": 200, "noise": 200}
-    for split, count in counts.items():
-        labels = random.integers(0, len(words), count)
-        values = np.empty((count, *shape), features.dtype)
-        for begin in range(0, count, 1000):
-            part = 0.3 * patterns[labels[begin : begin + 1000]]
-            part += random.standard_normal(part.shape)
-            values[begin : begin + 1000] = part - 6 if features.log else np.exp(part)
-        np.save(folder / f"{split}.features.npy", values)
-        np.save(folder / f"{split}.labels.npy", labels)
-        files.write_json(folder / f"{split}.clips.json", [f"{split}/{number}" for number in range(count)])
+    labels = random.integers(0, len(words), sum(counts.values()))
+    values = np.empty((len(labels), *shape), features.dtype)
+    for begin in range(0, len(labels), 1000):
+        block = 0.3 * patterns[labels[begin : begin + 1000]]
+        block += random.standard_normal(block.shape)
+        values[begin : begin + 1000] = block - 6 if features.log else np.exp(block)
+    part, folder = folder / "features" / "random", folder / "tensors" / "random"
+    for made in (part, folder):
+        made.mkdir(parents=True)
+    np.save(part / FEATURES, values)
+    np.save(folder / NOISE, values[-counts["noise"] :])
+    splits = [split for split in SPLITS for _ in range(counts[split])]
+    clips = [Clip(file=f"{row}", word=words[labels[row]], split=split) for row, split in enumerate(splits)]
+    Index.of(clips).save(folder / INDEX)
+    np.save(folder / ROWS, np.arange(len(clips)))
     mean, std = (-6.0, 1.05) if features.log else (0.0, 1.0)
     manifest = {
         "words": words,
@@ -190,6 +198,7 @@ def random_tensors(folder: Path, recipe: Recipe, num_clips: int = 20_000) -> Pat
         "normalization": {"mean": [mean] * features.num_mels, "std": [std] * features.num_mels},
         "counts": counts,
         "recordings": {},
+        "parts": {"random": len(values)},
     }
     files.write_json(folder / files.MANIFEST, manifest)
     return folder

@@ -93,18 +93,19 @@ def recordings() -> Path:
     return folder
 
 
-def many_recordings(copies: int = 5) -> Path:
-    """Returns the clips several times over, as links: so many that the start of the workers is negligible."""
+def many_recordings(num_clips: int = 20_000) -> Path:
+    """Returns as many clips: real ones, each copy with a last sample of its own, so that it is another recording."""
     source = recordings()
-    folder = FOLDER / f"{source.name}-x{copies}"
+    folder = FOLDER / f"{source.name}-{num_clips}"
 
     def build(staging: Path) -> None:
-        for clip in source.glob("[a-z]*/*.wav"):
-            (staging / clip.parent.name).mkdir(exist_ok=True)
-            for copy in range(copies):
-                os.link(clip, staging / clip.parent.name / f"{copy}{clip.name}")
-        digest = files.read_json(source / files.MANIFEST).get("sha256", source.name)
-        files.write_json(staging / files.MANIFEST, {"sha256": f"{digest}-x{copies}"})
+        clips = sorted(source.glob("[a-z]*/*.wav"))
+        for number in range(num_clips):
+            copy, row = divmod(number, len(clips))
+            target = staging / clips[row].parent.name / f"{copy}{clips[row].name}"
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(clips[row].read_bytes()[:-2] + copy.to_bytes(2, "little"))
+        files.write_json(staging / files.MANIFEST, {"num_clips": num_clips})
 
     files.build_folder(folder, build)
     return folder

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import math
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,8 @@ from kws import files
 from kws.command import as_command
 from kws.config import SPLITS
 from kws.data.index import Index
-from kws.preprocess.tensors import INDEX
+from kws.preprocess.store import FEATURES
+from kws.preprocess.tensors import INDEX, ROWS
 
 
 def growth(_: Effort) -> Row:
@@ -27,21 +30,30 @@ def growth(_: Effort) -> Row:
 
 
 def _repeated(num_clips: int) -> Path:
-    """Returns tensors with the same training clips again and again."""
+    """Returns tensors with the same training clips again and again, in as many more parts, which are links."""
     source = measure.tensors()
-    folder = measure.FOLDER / f"{source.name}-{num_clips}"
+    folder = source.with_name(f"{source.name}-{num_clips}")
+    manifest = files.read_json(source / files.MANIFEST)
+    index, rows = Index.load(source / INDEX), np.load(source / ROWS)
+    train = index.rows_of_split("train")
+    num_rows = sum(manifest["parts"].values())
+    times = math.ceil(num_clips / len(train))
+    parts = {}
+    for number, (part, count) in itertools.product(range(times), manifest["parts"].items()):
+        parts[f"{part}-{number}"] = count
+        target = source.parents[1] / "features" / f"{part}-{number}"
+        target.mkdir(exist_ok=True)
+        if not (target / FEATURES).exists():
+            os.link(source.parents[1] / "features" / part / FEATURES, target / FEATURES)
 
     def build(staging: Path) -> None:
         shutil.copytree(source, staging, dirs_exist_ok=True)
-        features = np.load(source / "train.features.npy", mmap_mode="r")
-        shape = (num_clips, *features.shape[1:])
-        array = np.lib.format.open_memmap(staging / "train.features.npy", "w+", features.dtype, shape)
-        for first in range(0, num_clips, len(features)):
-            array[first : first + len(features)] = features[: num_clips - first]
-        index = Index.load(source / INDEX)
-        train, others = index.of_split("train"), (index.of_split(name) for name in SPLITS if name != "train")
-        repeated = (dataclasses.replace(train[row % len(train)], file=f"{row}.wav") for row in range(num_clips))
-        Index.of([*repeated, *itertools.chain(*others)]).save(staging / INDEX)
+        repeated = (dataclasses.replace(index[train[row % len(train)]], file=f"{row}.wav") for row in range(num_clips))
+        others = [row for name in SPLITS if name != "train" for row in index.rows_of_split(name)]
+        Index.of([*repeated, *index.take(np.array(others))]).save(staging / INDEX)
+        copies = [rows[train] + number * num_rows for number in range(times)]
+        np.save(staging / ROWS, np.concatenate([np.concatenate(copies)[:num_clips], rows[others]]))
+        files.write_json(staging / files.MANIFEST, manifest | {"parts": parts})
 
     files.build_folder(folder, build)
     return folder

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import logging
+import os
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -76,7 +77,8 @@ class Digests:
     def save(self, names: Sequence[str]) -> None:
         """Writes the digests of files to the folder, where they are valid for as long as the files do not change."""
         names = [name for name in names if not name.startswith("../")]
-        texts, status = Texts.of(names), [(self.folder / name).stat() for name in names]
+        texts, status = Texts.of(names), [os.stat(f"{self.folder}/{name}") for name in names]
+        digests = np.frombuffer(b"".join(self.of(names)), np.uint8).reshape(-1, 32)
         with (self.folder / DIGESTS).open("wb") as file:
             np.savez(
                 file,
@@ -85,7 +87,7 @@ class Digests:
                 pool=texts.pool,
                 sizes=np.array([one.st_size for one in status], np.int64),
                 times=np.array([one.st_mtime_ns for one in status], np.int64),
-                digests=np.frombuffer(b"".join(self.of(names)), np.uint8).reshape(-1, 32),
+                digests=digests,
             )
 
     def _compute(self, names: Sequence[str]) -> dict[str, bytes]:
@@ -104,7 +106,7 @@ def _read(root: Path, prefix: str) -> dict[str, bytes]:
             columns = (names, stored["sizes"].tolist(), stored["times"].tolist(), stored["digests"])
         for name, size, time, digest in zip(*columns, strict=True):
             with contextlib.suppress(FileNotFoundError):
-                status = (root / name).stat()
+                status = os.stat(f"{root}/{name}")
                 if (status.st_size, status.st_mtime_ns) == (size, time):
                     found[name] = digest.tobytes()
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -130,7 +132,7 @@ def listing_digest(listing: Listing) -> str:
     """Returns the SHA-256 of names, sizes and modification times: quick to compute, and different after an edit."""
     digest = hashlib.sha256()
     for name in names_of(listing):
-        status = (listing.folder / name).stat()
+        status = os.stat(f"{listing.folder}/{name}")
         digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
@@ -164,7 +166,7 @@ def known_digest(listing: Listing) -> str | None:
         before, now = Counter(manifest["words"]), Counter({word: len(some) for word, some in listing.clips.items()})
         changed = ", ".join(sorted((now - before) | (before - now))[:5])
         log.warning(
-            "%s was edited (or copied) after its download%s: reading every file again",
+            "%s was edited (or copied) after its download%s: reading what has changed",
             listing.folder,
             f" (the number of recordings changed for {changed})" if changed else "",
         )

@@ -1,5 +1,5 @@
 """The second step: converts recordings to tensors.
 
-In: a recordings folder. Out: tensors/<fingerprint>/ with features, labels and clip ids of each split.
-Start with step.py; audio.py reads a clip, features.py defines its features.
+In: a recordings folder. Out: tensors/<fingerprint>/, an index of the clips over parts of features in features/.
+Start with step.py; audio.py reads a clip, features.py defines its features, store.py keeps them.
 """

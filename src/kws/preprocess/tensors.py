@@ -76,7 +76,7 @@ def gather(parts: Sequence[Tensor], rows: Tensor) -> Tensor:
     ends = torch.tensor([len(part) for part in parts]).cumsum(0)
     of_part = torch.bucketize(rows, ends, right=True)
     found = torch.empty(len(rows), *parts[0].shape[1:], dtype=parts[0].dtype)
-    for number in of_part.unique().tolist():
+    for number in sorted(set(of_part.tolist())):
         here = (of_part == number).nonzero()[:, 0]
         found[here] = parts[number].index_select(0, rows[here] - (ends[number] - len(parts[number])))
     return found
@@ -190,8 +190,8 @@ class Tensors:
         # Half of the memory that is free, as training needs some, too.
         if self.device.type == "cuda" and num_bytes <= torch.cuda.mem_get_info(self.device)[0] // 2:
             resident = torch.empty(len(rows), *parts[0].shape[1:], dtype=parts[0].dtype, device=self.device)
-            for some, target in zip(rows.split(4096), resident.split(4096), strict=True):
-                target.copy_(gather(parts, some))
+            for first in range(0, len(rows), 4096):
+                resident[first : first + 4096] = gather(parts, rows[first : first + 4096])
             parts, rows = [resident], torch.arange(len(rows))
         return Split(parts=parts, rows=rows, labels=labels, clips=clips)
 
