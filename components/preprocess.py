@@ -15,6 +15,7 @@ def preprocess(
     split: str,
     max_bad_fraction: float,
     data_root: str,
+    computed: list[int],
     tensors: Output[Dataset],
 ) -> None:
     """Computes the mel spectrograms of all clips in tensors/<fingerprint>/ on the volume, unless they are there.
@@ -28,6 +29,7 @@ def preprocess(
         split: speaker or random; empty: as the recipe says.
         max_bad_fraction: largest fraction of unreadable recordings that are left out.
         data_root: path of the mounted volume.
+        computed: what the shards of this step computed before, if there are any: a number of clips for each.
         tensors: manifest of the tensors folder.
     """
     from pathlib import Path

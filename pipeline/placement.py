@@ -6,6 +6,7 @@ A `Placement` is a value that is passed to the compiler, so that one process can
     KWS_PVC             the claim that is mounted (kws-data)
     KWS_GPUS_PER_NODE   GPUs of a training pod (0; 1 where training is to run on CUDA)
     KWS_LAUNCHER        pytorchjob or trainjob: what the train step launches (pytorchjob)
+    KWS_SHARDS          pods among which preprocessing is spread where there are 200,000 clips or more (1)
     KWS_PYTORCHJOB      JSON with further fields of `kws.launch.cluster_config.ClusterConfig`
 
 No step has a retry policy of Kubeflow Pipelines: see docs/cluster.md, "What is retried".
@@ -40,6 +41,7 @@ class Resources:
 RESOURCES = {
     "download": Resources(cpu="500m", memory="512Mi", cpu_limit="2", memory_limit="2Gi"),
     "preprocess": Resources(cpu="1", memory="2Gi", cpu_limit="4", memory_limit="4Gi"),
+    "features": Resources(cpu="1", memory="2Gi", cpu_limit="4", memory_limit="4Gi"),
     "train": Resources(cpu="100m", memory="256Mi", cpu_limit="1", memory_limit="1Gi"),
     "evaluate": Resources(cpu="500m", memory="1Gi", cpu_limit="2", memory_limit="4Gi"),
     "promote": Resources(cpu="500m", memory="1Gi", cpu_limit="2", memory_limit="4Gi"),
@@ -65,11 +67,18 @@ class Placement:
     model_registry: str = ""
     """Address of a Kubeflow Model Registry in which the promote step registers versions; empty: none."""
 
+    preprocess_shards: int = 1
+    """The most pods that compute features at the same time, where clips are many; 1: the preprocess step alone."""
+
+    clips_per_shard: int = 100_000
+    """The least clips of each of these pods."""
+
     training: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `ClusterConfig` that differ from their defaults: cpu, memory, gpus_per_node, node_selector, …"""
 
     def __post_init__(self) -> None:
         require(self.launches in JOBS, "KWS_LAUNCHER", f"be {' or '.join(JOBS)} on a cluster", self.launches)
+        require(1 <= self.preprocess_shards <= 1000, "KWS_SHARDS", "be between 1 and 1000", self.preprocess_shards)
         assert self.training_pods is not None  # a wrong field or value is an error here, not in the middle of compiling
 
     @property
@@ -127,6 +136,8 @@ def read_placement(
     """
     gpus = environment.get("KWS_GPUS_PER_NODE") or ("1" if device == "cuda" else "0")
     require(gpus.isdigit(), "KWS_GPUS_PER_NODE", "be a whole number", gpus)
+    shards = environment.get("KWS_SHARDS") or "1"
+    require(shards.isdigit(), "KWS_SHARDS", "be a whole number", shards)
     fields = {"gpus_per_node": int(gpus)} | read_settings(environment.get(SETTINGS) or "{}")
     return Placement(
         runtime=names["runtime"],
@@ -134,5 +145,6 @@ def read_placement(
         pvc=claim_name(environment),
         launches=launches or environment.get("KWS_LAUNCHER") or JOBS[0],
         model_registry=environment.get(MODEL_REGISTRY, ""),
+        preprocess_shards=int(shards),
         training=fields | {name: value for name, value in training.items() if value},
     )

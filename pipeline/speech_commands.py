@@ -10,6 +10,7 @@ from kfp.dsl.base_component import BaseComponent
 
 from components.download import download
 from components.evaluate import evaluate
+from components.features import features
 from components.preprocess import preprocess
 from components.promote import promote
 from components.train import train
@@ -54,15 +55,26 @@ def speech_commands(placement: Placement) -> BaseComponent:
         handed on by Kubeflow Pipelines' local runner.
         """
         downloaded = download(source=source, layout=layout, sha256=sha256, data_root=data_root)
+        chosen = {"words": words, "unknown_words": unknown_words, "preset": preset, "set": set, "split": split}
+        shards = {}
+        computed: list[int] | dsl.Collected = []
+        if (num_shards := placement.preprocess_shards) > 1:
+            with dsl.ParallelFor(list(range(num_shards)), parallelism=num_shards) as shard:
+                shards["features"] = features(
+                    recordings=downloaded.outputs["recordings"],
+                    **chosen,
+                    data_root=data_root,
+                    shard=shard,
+                    num_shards=num_shards,
+                    clips_per_shard=placement.clips_per_shard,
+                )
+            computed = dsl.Collected(shards["features"].output)
         preprocessed = preprocess(
             recordings=downloaded.outputs["recordings"],
-            words=words,
-            unknown_words=unknown_words,
-            preset=preset,
-            set=set,
-            split=split,
+            **chosen,
             max_bad_fraction=max_bad_fraction,
             data_root=data_root,
+            computed=computed,
         )
         trained = train(
             tensors=preprocessed.outputs["tensors"],
@@ -93,7 +105,7 @@ def speech_commands(placement: Placement) -> BaseComponent:
             data_root=data_root,
         )
         placement.place(
-            download=downloaded, preprocess=preprocessed, train=trained, evaluate=evaluated, promote=promoted
+            download=downloaded, preprocess=preprocessed, train=trained, evaluate=evaluated, promote=promoted, **shards
         )
 
     return pipeline

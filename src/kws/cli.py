@@ -125,23 +125,30 @@ def _add_preprocess(add: Add) -> None:
     command.add_argument(
         "--num-threads", type=int, default=0, metavar="N", help="worker threads (default: one for every core)"
     )
+    command.add_argument(
+        "--shard",
+        metavar="K/N",
+        help="only compute the features of the K-th of N shares of the clips, from 0 on, and print their number; "
+        "any number of machines with the same data root may do so before one preprocesses",
+    )
 
 
 def _preprocess(options: argparse.Namespace) -> int:
-    from kws.preprocess.step import preprocess
+    from kws.preprocess.step import compute_shard, preprocess
     from kws.recipe import make_recipe
 
-    folder = preprocess(
-        options.recordings.resolve(),
-        options.data_root,
-        make_recipe(options.preset, options.set.split(), split=options.split),
-        words=options.words,
-        unknown_words=options.unknown_words,
-        max_bad_fraction=options.max_bad_fraction,
-        num_threads=options.num_threads,
-        layout=options.layout,
-    )
-    print(folder)
+    recipe = make_recipe(options.preset, options.set.split(), split=options.split)
+    clips: dict[str, Any] = {
+        name: getattr(options, name) for name in ("words", "unknown_words", "num_threads", "layout")
+    }
+    recordings, root = options.recordings.resolve(), options.data_root
+    if options.shard is None:
+        print(preprocess(recordings, root, recipe, max_bad_fraction=options.max_bad_fraction, **clips))
+        return 0
+    shard, _, number = options.shard.partition("/")
+    require(shard.isdigit() and number.isdigit(), "shard", "be two numbers such as 0/4", options.shard)
+    of: dict[str, Any] = {"shard": int(shard), "num_shards": int(number), "clips_per_shard": 1}
+    print(compute_shard(recordings, root, recipe, **of, **clips))
     return 0
 
 

@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from kws import files, memory
 from kws.config import BACKGROUND_NOISE, SILENCE, SPLITS, UNKNOWN, parse_words
 from kws.cores import num_cores
 from kws.data import classes, digest, splits
+from kws.data.clip import Clip
 from kws.data.index import Index
 from kws.data.listing import Listing
 from kws.data.sources import AUTO, PAUSES, WORD, list_recordings
@@ -81,14 +84,135 @@ def preprocess(
         ValueError: words are missing, a split is empty, or too many clips cannot be read.
         UnclearLayout: the recordings can be read in more than one way.
     """
-    features, split = recipe.features, recipe.split
     require(0 <= max_bad_fraction <= 1, "max_bad_fraction", "be between 0 and 1", max_bad_fraction)
     require_volume(data_root)
+    plan = _plan(recordings, recipe, words, unknown_words, layout)
+    listing, divided, store = plan.listing, plan.divided, Store(data_root, recipe.features)
+    digests = digest.Digests(listing.folder)
+    source = digest.fingerprint(listing, plan.chosen, digests)
+    few = recipe.split == "random" and splits.are_few(plan.chosen)
+    speech = listing.speech if recipe.model.scores == "tokens" else ()
+    fingerprint = _fingerprint(
+        source, recipe, "random, by word" if few else recipe.split, plan.words, plan.unknown, listing.layout, speech
+    )
+    folder = data_root / "tensors" / fingerprint
+
+    def build(staging: Path) -> None:
+        memory.warn_if_scarce("preprocess")
+        manifest: dict[str, Any] = {
+            "schema": SCHEMA,
+            "fingerprint": fingerprint,
+            "recordings": {"path": str(recordings), "fingerprint": source, "layout": listing.layout},
+            "words": list(plan.words),
+            "unknown_words": list(plan.unknown),
+            "split": recipe.split,
+            "unknown_clips": recipe.unknown_clips,
+            "lists": plan.lists.figures,
+            "speakers": splits.known_speakers(divided),
+            "speakers_in_two_splits": plan.leaks,
+            "not_read": listing.figures(),
+            "features": dataclasses.asdict(recipe.features),
+        }
+        manifest |= _compute(
+            listing, staging, store, digests, divided, recipe, plan.words, max_bad_fraction, num_threads
+        )
+        files.write_json(staging / files.MANIFEST, manifest)
+
+    if files.is_complete(folder) and (gone := missing_parts(folder)):
+        log.warning("%s is made again, as %d parts of its features are gone", folder, len(gone))
+        (folder / files.MANIFEST).unlink()
+    if files.build_folder(folder, build):
+        log.info("preprocessed %d clips of %d words to %s", plan.num_clips, len(plan.words), folder)
+    else:
+        _check_left_out(files.read_json(folder / files.MANIFEST)["left_out"], plan.num_clips, max_bad_fraction)
+        log.info("%s is complete: nothing to do", folder)
+    return folder
+
+
+def compute_shard(
+    recordings: Path,
+    data_root: Path,
+    recipe: Recipe = DEFAULT,
+    *,
+    shard: int,
+    num_shards: int,
+    clips_per_shard: int = 100_000,
+    words: str = "all",
+    unknown_words: str = "",
+    num_threads: int = 0,
+    layout: str = AUTO,
+) -> int:
+    """Computes the features of a share of the clips that `preprocess` will need, where there are so many that it pays.
+
+    Shards may run at the same time, on any machines, be killed and be repeated: the parts that are complete stay. What
+    a shard does not compute, `preprocess` does.
+
+    Args:
+        recordings: see `preprocess`.
+        data_root: where `preprocess` will make the tensors.
+        recipe: determines the features, and the clips.
+        shard: the number of the share, from 0 on.
+        num_shards: the most shares into which the clips are divided.
+        clips_per_shard: the least clips of a share; where there is only one such share, nothing is done.
+        words: see `preprocess`.
+        unknown_words: see `preprocess`.
+        num_threads: see `preprocess`.
+        layout: see `preprocess`.
+
+    Returns:
+        The number of clips of the share whose features are there now.
+
+    Raises:
+        ValueError: as `preprocess`, but clips that cannot be read are left to it.
+    """
+    require(0 <= shard < num_shards, "shard", f"be between 0 and {num_shards - 1}", shard)
+    require_volume(data_root)
+    plan = _plan(recordings, recipe, words, unknown_words, layout)
+    num_shards = min(num_shards, plan.num_clips // clips_per_shard)
+    if num_shards < 2 or shard >= num_shards:
+        log.info("%d clips need no shard %d: nothing to do", plan.num_clips, shard)
+        return 0
+    first, end = (plan.num_clips * number // num_shards for number in (shard, shard + 1))
+    clips = list(itertools.islice(plan.clips(), first, end))
+    keys = digest.Digests(plan.listing.folder).keys(clips)
+    with workers(num_threads or num_cores()) as run:
+        unreadable = Store(data_root, recipe.features).add(plan.listing.folder, clips, keys, run)
+    for line in grouped({key.hex(): reason for key, reason in unreadable.items()}):
+        log.warning("%s", line)
+    return len(clips) - len(unreadable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """The clips of a data set, and how they are divided."""
+
+    listing: Listing
+    chosen: Sequence[Clip]
+    """All clips of the words and of the unknown words."""
+    divided: Divided
+    words: tuple[str, ...]
+    """The classes."""
+    unknown: tuple[str, ...]
+    lists: splits.Lists
+    leaks: Mapping[str, int]
+
+    @property
+    def num_clips(self) -> int:
+        return sum(map(len, self.divided.values()))
+
+    def clips(self) -> Iterator[Clip]:
+        """Yields the clips of all splits."""
+        return itertools.chain.from_iterable(self.divided[split] for split in SPLITS)
+
+
+def _plan(recordings: Path, recipe: Recipe, words: str, unknown_words: str, layout: str) -> _Plan:
+    """Finds the clips and divides them; see `preprocess`."""
+    split = recipe.split
     listing = list_recordings(recordings, layout)
     log.info("found %s%s", listing.describe(), pauses.describe_length(listing))
     listing.report()
     if listing.layout == PAUSES:
-        listing = pauses.cut(listing, features.sample_rate)
+        listing = pauses.cut(listing, recipe.features.sample_rate)
     chosen = _find_words(listing, words)
     unknown = _find_unknown_words(listing, unknown_words, chosen)
     listing = listing.spelled((*chosen, *unknown))
@@ -115,45 +239,9 @@ def preprocess(
             f"leave clips in train, validation and test ({name} gets none of {num_clips}; {_remedy(split, lists)})",
             split,
         )
-
-    digests = digest.Digests(listing.folder)
-    source = digest.fingerprint(listing, clips, digests)
-    few = split == "random" and splits.are_few(clips)
-    speech = listing.speech if recipe.model.scores == "tokens" else ()
-    fingerprint = _fingerprint(
-        source, recipe, "random, by word" if few else split, chosen, unknown, listing.layout, speech
+    return _Plan(
+        listing=listing, chosen=clips, divided=divided, words=chosen, unknown=unknown, lists=lists, leaks=leaks
     )
-    folder = data_root / "tensors" / fingerprint
-    store = Store(data_root, features)
-
-    def build(staging: Path) -> None:
-        memory.warn_if_scarce("preprocess")
-        manifest: dict[str, Any] = {
-            "schema": SCHEMA,
-            "fingerprint": fingerprint,
-            "recordings": {"path": str(recordings), "fingerprint": source, "layout": listing.layout},
-            "words": list(chosen),
-            "unknown_words": list(unknown),
-            "split": split,
-            "unknown_clips": recipe.unknown_clips,
-            "lists": lists.figures,
-            "speakers": splits.known_speakers(divided),
-            "speakers_in_two_splits": leaks,
-            "not_read": listing.figures(),
-            "features": dataclasses.asdict(features),
-        }
-        manifest |= _compute(listing, staging, store, digests, divided, recipe, chosen, max_bad_fraction, num_threads)
-        files.write_json(staging / files.MANIFEST, manifest)
-
-    if files.is_complete(folder) and (gone := missing_parts(folder)):
-        log.warning("%s is made again, as %d parts of its features are gone", folder, len(gone))
-        (folder / files.MANIFEST).unlink()
-    if files.build_folder(folder, build):
-        log.info("preprocessed %d clips of %d words to %s", num_clips, len(chosen), folder)
-    else:
-        _check_left_out(files.read_json(folder / files.MANIFEST)["left_out"], num_clips, max_bad_fraction)
-        log.info("%s is complete: nothing to do", folder)
-    return folder
 
 
 def _remedy(split: str, lists: splits.Lists) -> str:
