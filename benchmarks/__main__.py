@@ -20,6 +20,8 @@ from kws.command import as_command
 
 ROWS: dict[str, Callable[[Effort], Row]] = {
     "preprocess_vs_plain": preprocessing.versus_plain,
+    "preprocess_added_vs_anew": preprocessing.of_added,
+    "preprocess_time_growth": preprocessing.growth,
     "train_loop_vs_resident_batch": training.loop_versus_resident_batch,
     "train_vs_plain": training.versus_plain,
     "train_flops_vs_peak": training.flops_versus_peak,

@@ -28,7 +28,7 @@ from kws.config import SILENCE, SPLITS, UNKNOWN
 from kws.data.clip import Clip
 from kws.data.index import Index
 from kws.preprocess.store import FEATURES
-from kws.preprocess.tensors import INDEX, NOISE, ROWS, Tensors
+from kws.preprocess.tensors import INDEX, NOISE, ROWS, Part, Tensors
 from kws.recipe import RECIPES, Recipe
 from kws.train.distributed import World
 from kws.train.trainer import Trainer
@@ -155,7 +155,7 @@ def make_trainer(tensors: Tensors, recipe: Recipe, world: World, use_graph: bool
     trainer.losses = []
     if on_host:
         split = trainer.train_split
-        trainer.train_split = dataclasses.replace(split, parts=[part.cpu() for part in split.parts])
+        trainer.train_split = dataclasses.replace(split, parts=[Part(part.features.cpu()) for part in split.parts])
     return trainer
 
 

@@ -3,6 +3,7 @@
 import logging
 import mimetypes
 import os
+import sys
 from pathlib import Path
 
 from kws.config import BACKGROUND_NOISE, RUNNING_SPEECH
@@ -62,7 +63,8 @@ def word_folders(folder: Path) -> Listing:
 def clip_of(file: str) -> Clip:
     """Returns the clip of a recording `<word>/<speaker>_nohash_<n>.wav`."""
     folder, _, name = file.rpartition("/")
-    return Clip(file=file, word=plain(word_of(folder)), speaker=speaker_of(name))
+    word, speaker = plain(word_of(folder)), speaker_of(name)
+    return Clip(file=file, word=sys.intern(word), speaker=sys.intern(speaker))  # clips share them
 
 
 def list_tree(folder: Path) -> list[Path]:

@@ -60,6 +60,8 @@ def read_lists(lists: Mapping[str, Path], clips: Sequence[Clip]) -> Lists:
         lists: the list files, by split.
         clips: the clips of all chosen words.
     """
+    if not lists:
+        return Lists(split_of={})
     exactly = {clip.file for clip in clips}
     alike: dict[str, list[str]] = {}
     for clip in clips:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import mmap
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,14 +38,42 @@ NOISE = "noise.features.npy"
 """Features of one-second pieces of the background noise, [pieces, num_mels, num_frames]."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """Features of some clips."""
+
+    features: Tensor
+    """float16 [clips, num_mels, num_frames] (float32 for raw power)."""
+    file: mmap.mmap | None = None
+    """The file in which they are memory-mapped: reads come from the page cache, and no data loader process copies them.
+    None: they are in memory."""
+    offset: int = 0
+    """Where they begin in the file, in bytes."""
+
+    @staticmethod
+    def open(path: Path) -> "Part":
+        """Maps a .npy file into memory, to be read at random: reading ahead would read a hundred times as much."""
+        # Copy-on-write, as torch wants writable memory; nothing is written, so nothing is copied.
+        array = np.load(path, mmap_mode="c")
+        file: mmap.mmap = array._mmap
+        file.madvise(mmap.MADV_RANDOM)
+        return Part(torch.from_numpy(array), file, array.offset)
+
+    def will_need(self, row: int) -> None:
+        """Has the features of a clip read, if they are not in the page cache, without waiting for them."""
+        if self.file is not None:
+            size = self.features[0].nbytes
+            first = self.offset + row * size
+            aligned = first - first % mmap.PAGESIZE
+            self.file.madvise(mmap.MADV_WILLNEED, aligned, first + size - aligned)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """The clips of one split."""
 
-    parts: Sequence[Tensor]
-    """Features, float16 [clips of the part, num_mels, num_frames] (float32 for raw power): memory-mapped files, so that
-    reads come from the page cache, and no data loader process copies them. For a GPU they are one part in its memory,
-    if they fit there."""
+    parts: Sequence[Part]
+    """The features: memory-mapped files, or for a GPU one part in its memory, if they fit there."""
     rows: Tensor
     """int64 [clips] on the CPU: the rows of the clips, counted through the parts."""
     labels: Tensor
@@ -68,16 +97,30 @@ class Split:
         features = gather(self.parts, self.rows[indices])
         return _sent(features, device).float(), self.labels.index_select(0, _sent(indices, device))
 
+    def will_need(self, indices: Tensor) -> None:
+        """Has the features of clips, int64 [batch], read from the disk while something else is computed."""
+        for part, row in _places(self.parts, self.rows[indices]):
+            part.will_need(row)
 
-def gather(parts: Sequence[Tensor], rows: Tensor) -> Tensor:
-    """Returns rows, int64 [clips] on the CPU, counted through parts, [clips of the part, …], where the parts are."""
-    if parts[0].is_cuda:
-        return parts[0].index_select(0, _sent(rows, parts[0].device))
-    ends = torch.tensor([len(part) for part in parts]).cumsum(0)
-    of_part = torch.bucketize(rows, ends, right=True)
-    within = rows - ends[of_part]  # from the end of the part
+
+def gather(parts: Sequence[Part], rows: Tensor) -> Tensor:
+    """Returns rows, int64 [clips] on the CPU, counted through parts, where the parts are."""
+    features = parts[0].features
+    if features.is_cuda:
+        return features.index_select(0, _sent(rows, features.device))
+    places = _places(parts, rows)
+    for part, row in places:  # all are read at the same time
+        part.will_need(row)
     # Twice as fast as selecting from each part at once, and from one as well.
-    return torch.stack([parts[part][row] for part, row in zip(of_part.tolist(), within.tolist(), strict=True)])
+    return torch.stack([part.features[row] for part, row in places])
+
+
+def _places(parts: Sequence[Part], rows: Tensor) -> list[tuple[Part, int]]:
+    """Returns the part of each row, and the row in it."""
+    ends = torch.tensor([len(part.features) for part in parts]).cumsum(0)
+    of_part = torch.bucketize(rows, ends, right=True)
+    within = rows - torch.cat([torch.zeros(1, dtype=torch.int64), ends])[of_part]
+    return [(parts[part], row) for part, row in zip(of_part.tolist(), within.tolist(), strict=True)]
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
@@ -178,23 +221,23 @@ class Tensors:
             labels = torch.from_numpy(clips.labels(self.words)).to(self.device)
         with self._whole(ROWS):
             rows = torch.from_numpy(np.load(self.folder / ROWS)[of_split])
-            num_rows = sum(map(len, self._parts))
+            num_rows = sum(len(part.features) for part in self._parts)
             require(bool(((rows >= 0) & (rows < num_rows)).all()), "rows", f"be of {num_rows}", rows.tolist()[:3])
         if most and most < len(clips):
             chosen = torch.linspace(0, len(clips) - 1, most).long()
             rows, labels, clips = rows[chosen], labels[chosen.to(self.device)], clips.take(chosen.numpy())
-        parts = self._parts
-        num_bytes = len(rows) * parts[0][:1].nbytes
+        parts, features = self._parts, self._parts[0].features
+        num_bytes = len(rows) * features[:1].nbytes
         # Half of the memory that is free, as training needs some, too.
         if self.device.type == "cuda" and num_bytes <= torch.cuda.mem_get_info(self.device)[0] // 2:
-            resident = torch.empty(len(rows), *parts[0].shape[1:], dtype=parts[0].dtype, device=self.device)
+            resident = torch.empty(len(rows), *features.shape[1:], dtype=features.dtype, device=self.device)
             for first in range(0, len(rows), 4096):
                 resident[first : first + 4096] = gather(parts, rows[first : first + 4096])
-            parts, rows = [resident], torch.arange(len(rows))
+            parts, rows = [Part(resident)], torch.arange(len(rows))
         return Split(parts=parts, rows=rows, labels=labels, clips=clips)
 
     @functools.cached_property
-    def _parts(self) -> list[Tensor]:
+    def _parts(self) -> list[Part]:
         """The features, memory-mapped."""
         parts = [self._open(part / FEATURES) for part in parts_of(self.folder, self.manifest)]
         require(len(parts) > 0, f"{self.folder / files.MANIFEST}", "name parts", 0)
@@ -207,7 +250,7 @@ class Tensors:
 
     def noise(self) -> Tensor | None:
         """Opens the background noise, [pieces, num_mels, num_frames], or returns None if the recordings had none."""
-        return self._open(self.folder / NOISE).to(self.device) if self.manifest["counts"]["noise"] else None
+        return self._open(self.folder / NOISE).features.to(self.device) if self.manifest["counts"]["noise"] else None
 
     def speech(self) -> Speech | None:
         """Opens the running speech, or returns None if the recordings had none, or the recipe did not ask for it.
@@ -237,18 +280,12 @@ class Tensors:
             lengths=lengths.to(self.device),
         )
 
-    def _open(self, path: Path) -> Tensor:
+    def _open(self, path: Path) -> Part:
         with self._whole(path):
-            # Copy-on-write, as torch wants writable memory; nothing is written, so nothing is copied.
-            array = torch.from_numpy(np.load(path, mmap_mode="c"))
-            shape = [self.features.num_mels, self.features.num_frames]
-            require(
-                list(array.shape[1:]) == shape,
-                "features",
-                f"have the shape {shape} for each clip",
-                list(array.shape[1:]),
-            )
-        return array
+            part, shape = Part.open(path), [self.features.num_mels, self.features.num_frames]
+            found = list(part.features.shape[1:])
+            require(found == shape, "features", f"have the shape {shape} for each clip", found)
+        return part
 
 
 def parts_of(folder: Path, manifest: dict[str, Any]) -> list[Path]:

@@ -172,6 +172,7 @@ class Trainer:
         while position.clips_done + self.step_clips <= self.num_clips:
             torch.manual_seed(self._draw("step", position.clips_done, world.rank))
             must_stop = world.start_any(self.stop_asked)
+            self.train_split.will_need(self.share_of(order, position.clips_done + self.step_clips, world.rank))
             self.unread.append(self.step(self.share_of(order, position.clips_done, world.rank)))
             position.clips_done += self.step_clips
             position.step += 1

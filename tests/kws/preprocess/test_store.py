@@ -211,4 +211,4 @@ def test_tensors_whose_parts_are_gone_say_so_and_are_made_again(tone_corpus: Pat
 def test_arrays_have_the_type_of_the_preset(tone_corpus: Path, tmp_path: Path) -> None:
     recipe = RECIPES["baseline"]
     folder = preprocess(tone_corpus, tmp_path, recipe, words="auto", num_threads=1)
-    assert Tensors(folder).split("train").parts[0].numpy().dtype == recipe.features.dtype
+    assert Tensors(folder).split("train").parts[0].features.numpy().dtype == recipe.features.dtype

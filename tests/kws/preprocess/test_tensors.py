@@ -27,7 +27,7 @@ def test_everything_that_was_stored_is_there_again(tone_tensors: Path) -> None:
     for name in SPLITS:
         part = tensors.split(name)
         assert len(part) == manifest["counts"][name] == len(part.labels) == len(part.rows)
-        assert part.parts[0].dtype == torch.float16
+        assert part.parts[0].features.dtype == torch.float16
         assert {clip.split for clip in part.clips} == {name}
         assert [tensors.words[label] for label in part.labels] == [clip.word for clip in part.clips]
     noise = tensors.noise()
@@ -57,7 +57,7 @@ def test_some_clips_are_spread_over_the_split_and_keep_their_rows(tone_tensors: 
 
 def test_writing_to_opened_tensors_leaves_the_files_alone(tone_tensors: Path) -> None:
     before = features_of(tone_tensors, "test")
-    Tensors(tone_tensors).split("test").parts[0].zero_()
+    Tensors(tone_tensors).split("test").parts[0].features.zero_()
     np.testing.assert_array_equal(features_of(tone_tensors, "test"), before)
 
 

@@ -238,7 +238,7 @@ def test_tensors_of_another_preset_are_refused_with_the_remedy(tensors: Path, tm
 def test_a_loss_that_is_no_number_stops_with_the_clips_of_the_batch(tensors: Path, tmp_path: Path) -> None:
     one = Trainer(Tensors(tensors), settings(), ALONE)
     lost = int(one._order()[16 + 3])  # in the second batch
-    one.train_split.parts[0][one.train_split.rows[lost]] = torch.nan
+    one.train_split.parts[0].features[one.train_split.rows[lost]] = torch.nan
     with pytest.raises(FloatingPointError, match=f"got nan at step 1 of epoch 0; .*{one.train_split.clips[lost].id}"):
         list(one.train_epoch())
 
@@ -248,7 +248,7 @@ def lose_together(rank: int, tensors: Path, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     one = Trainer(Tensors(tensors), settings(), World(rank=rank, size=2, device=torch.device("cpu")))
     lost = int(one._order()[16 + 1])  # the first clip of the second process in the second step
-    one.train_split.parts[0][one.train_split.rows[lost]] = torch.nan
+    one.train_split.parts[0].features[one.train_split.rows[lost]] = torch.nan
     try:
         list(one.train_epoch())
     except FloatingPointError as error:
