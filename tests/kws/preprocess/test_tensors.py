@@ -1,6 +1,7 @@
 """Tensors, opened again, and handed from step to step."""
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from tensor_folders import copy_tensors, features_of
 
 from kws import files, steps
 from kws.config import SPLITS
-from kws.preprocess.tensors import Tensors
+from kws.preprocess.tensors import Part, Tensors, gather
 from kws.recipe import RECIPES
 
 
@@ -138,3 +139,22 @@ def test_manifest_that_does_not_fit_is_refused(
     files.write_json(folder / files.MANIFEST, files.read_json(folder / files.MANIFEST) | change)
     with pytest.raises(ValueError, match=message):
         Tensors(folder).split("train")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs a way to empty the page cache of a file")
+def test_clips_that_are_not_in_memory_are_read_without_their_neighbours(tmp_path: Path) -> None:
+    """Of features larger than memory, what is read beside a clip pushes others out of the page cache."""
+    path = tmp_path / "features.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 9, (3000, 128, 81), np.int16).view(np.float16))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    part, rows = Part.open(path), torch.arange(0, 3000, 100)
+
+    def read_bytes() -> int:
+        return int(Path("/proc/self/io").read_text().split("read_bytes: ")[1].split()[0])
+
+    before = read_bytes()
+    found = gather([part], rows)
+    assert read_bytes() - before <= 2 * found.nbytes
+    assert torch.equal(found.view(torch.int16), torch.from_numpy(np.load(path))[rows].view(torch.int16))
