@@ -17,7 +17,7 @@ from noise_recordings import make_recordings, pack
 
 from kws import files
 from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL
-from kws.data.digest import content_digest
+from kws.data.digest import DIGESTS, content_digest
 from kws.data.sources import list_recordings
 from kws.download import archives
 from kws.download import transfer as module
@@ -417,7 +417,7 @@ def test_single_top_folder_of_an_archive_is_dropped(tmp_path: Path) -> None:
     archive = pack(make_recordings(tmp_path / "recordings"), tmp_path / "my words.tgz", wrapping="yes")
     folder = download(str(archive), "", tmp_path / "data")
     assert folder.name.startswith("my-words-")
-    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "no", "yes"]
+    assert sorted(path.name for path in folder.iterdir()) == [DIGESTS, "manifest.json", "no", "yes"]
     assert len(list((folder / "yes").iterdir())) == 6
 
 
@@ -446,7 +446,7 @@ def test_hidden_members_that_macos_packs_are_left_out(tmp_path: Path) -> None:
     copied = download(str(recordings), "", tmp_path / "data")
     for folder in (archived, copied):
         assert files.read_json(folder / files.MANIFEST)["words"] == {"no": 6, "yes": 6}
-        assert list(folder.rglob(".*")) == []
+        assert list(folder.rglob(".*")) == [folder / DIGESTS]
 
 
 def test_folder_becomes_a_snapshot_with_lists_and_noise(tmp_path: Path) -> None:

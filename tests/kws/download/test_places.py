@@ -21,6 +21,7 @@ from noise_recordings import make_recordings, pack
 
 from kws import files
 from kws.config import PipelineConfig, split_sources
+from kws.data.digest import DIGESTS
 from kws.data.sources import list_recordings
 from kws.download import credentials, transfer
 from kws.download.addresses import is_signed, resolve
@@ -289,7 +290,7 @@ def test_several_sources_become_one_data_set_without_a_copy(
     source = f"{file_server.url(archive.name)}\n{mine}"
     folder = download(source, "", tmp_path / "data")
     assert folder.name.startswith("2-sources-")
-    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "parts.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [DIGESTS, "manifest.json", "parts.json"]
     manifest = files.read_json(folder / files.MANIFEST)
     assert manifest["words"] == {"no": 40, "stop": 10, "yes": 30}
     assert manifest["num_clips"] == 80
