@@ -14,7 +14,7 @@ from kws.config import RUNNING_SPEECH
 from kws.preprocess.features import mel_spectrogram
 from kws.preprocess.step import preprocess
 from kws.preprocess.tensors import Tensors
-from kws.recipe import RECIPES, FeatureConfig
+from kws.recipe import RECIPES, Recipe
 
 STREAMS = RECIPES["streams"]
 RATE = 16_000
@@ -49,7 +49,7 @@ def test_speech_of_the_training_split_is_stored_at_one_level_and_marked_where_a_
     assert speech is not None
     assert speech.lengths.tolist() == [31 * 80, 2 * 80]
     assert speech.ends.tolist() == [31 * 80, 33 * 80]
-    assert speech.features.shape == (33 * 80, 128)
+    assert speech.features.shape == (33 * 80, STREAMS.features.num_mels)
     for part in speech.features.float().split(speech.lengths.tolist()):
         assert float(part.exp().sum(1).mean()) == pytest.approx(1, rel=0.01)
     waveform, _ = soundfile.read(corpus / RUNNING_SPEECH / "5_nohash_0.wav", dtype="float32")
@@ -88,6 +88,6 @@ def test_without_running_speech_synthetic_voices_read_sentences(
 
 
 def test_models_of_clips_need_no_speech(corpus: Path, tmp_path: Path, tone_corpus: Path) -> None:
-    folder = preprocess(corpus, tmp_path, words="no,yes", unknown_words="auto", num_threads=1)
+    recipe = Recipe(features=STREAMS.features, unknown_clips=STREAMS.unknown_clips)
+    folder = preprocess(corpus, tmp_path, recipe, words="no,yes", unknown_words="auto", num_threads=1)
     assert Tensors(folder).speech() is None
-    assert FeatureConfig() == STREAMS.features
