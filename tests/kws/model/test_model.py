@@ -35,7 +35,7 @@ def test_features_of_clips_become_a_score_for_every_word(stem: str, frames_per_t
 @pytest.mark.parametrize("preset", sorted(RECIPES))
 def test_presets_score_35_words_with_finite_numbers(preset: str) -> None:
     model = build(RECIPES[preset].model, RECIPES[preset].features).eval()
-    scores = model(torch.rand(2, 128, 81))
+    scores = model(torch.rand(2, RECIPES[preset].features.num_mels, 81))
     assert scores.shape == (2, 35)
     assert scores.isfinite().all()
 
@@ -133,7 +133,7 @@ def test_order_of_frames_counts_only_with_positions(positions: bool) -> None:
 def test_gradient_of_one_batch_reaches_every_parameter(preset: str) -> None:
     model = build(RECIPES[preset].model, RECIPES[preset].features)
     torch.manual_seed(0)
-    scores = model(torch.randn(4, 128, 81))
+    scores = model(torch.randn(4, RECIPES[preset].features.num_mels, 81))
     scores = scores if scores.ndim == 2 else scores.mean(dim=1)  # of tokens, while in training
     nn.functional.cross_entropy(scores, torch.tensor([0, 1, 2, 34])).backward()
     unreached = [

@@ -41,7 +41,8 @@ def test_model_of_every_preset_gives_the_same_probabilities_as_a_file(
     torch.manual_seed(1)
     model = AudioTransformer(RECIPES[preset].model, features, 5).eval()
     if features.normalize:
-        model.set_normalization(torch.full((128,), -7.0), torch.full((128,), 4.0))
+        bins = (features.num_mels,)
+        model.set_normalization(torch.full(bins, -7.0), torch.full(bins, 4.0))
     recognizer = Recognizer(model=model, words=list("abcde"), features=features, temperature=0.5)
     onnx.export(recognizer, tmp_path / "model.onnx")
     waveforms = real_waveforms(real_corpus, features)
