@@ -489,3 +489,25 @@ def test_stored_probabilities_give_the_events_of_the_detector_behind_a_gate_too(
     assert detect(kept, expert.words, thresholds) == [
         (pytest.approx(event.time, abs=1e-3), event.word, event.probability) for event in events
     ]
+
+
+def test_events_that_are_published_score_as_research_says_by_both_ways() -> None:
+    folder = Path(__file__).parents[3] / "research" / "stream"
+    truth = json.loads((folder / "truth.json").read_text())
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    figures = score_events.score(truth, events)
+    assert (figures["spoken"], round(figures["missed"], 3), figures["false_alarms"]) == (642, 0.254, 13)
+    spoken = [
+        Utterance(
+            begin=begin,
+            end=end,
+            kind=kind,
+            word=word,
+            source=source,
+            unclear=[(first, last) for first, last in truth["unclear"] if begin - 1 <= last and first <= end + 1],
+        )
+        for begin, end, kind, word, source in truth["spoken"]
+    ]
+    outcome = compare([(one["time"], one["word"], one["probability"]) for one in events], spoken, figures["hours"])
+    assert (outcome.spoken.total(), round(outcome.missed, 3)) == (642, 0.254)
+    assert outcome.false_alarms.total() == 13
