@@ -50,7 +50,7 @@ def choose_thresholds(
     one in every stream of that length.
 
     A word that is not spoken in the streams gets the lowest threshold, from `UNMEASURED` on, at which it causes no
-    false alarm.
+    false alarm; so does one that would never be reported where the streams are too short for the limit.
 
     If there is a gate, the threshold of its word is chosen first, for `GATE_SHARE` of the limit. The other words then
     have what it leaves; as they count only while the gate is open, their thresholds can be much lower.
@@ -92,7 +92,9 @@ def choose_thresholds(
         word: levels[index] if index < len(levels) else NEVER for word, index in zip(targets, chosen, strict=True)
     }
     spoken = {one.word for stream in scored for one in stream.spoken}
-    for word in (word for word in targets if word not in spoken):  # in a short stream: nothing says what it misses
+    short = limit > false_alarms_per_hour
+    # Nothing says what a word misses that was not spoken, nor in a short stream what one costs.
+    for word in (word for word in targets if word not in spoken or (short and values[word] == NEVER)):
         silent = [level for level, outcome in zip(levels, tried, strict=True) if not outcome.false_alarms[word]]
         values[word] = max(UNMEASURED, silent[0]) if silent else NEVER
     result = _with(thresholds, {word: (values | fixed)[word] for word in reported(words)})

@@ -25,7 +25,7 @@ from kws.evaluate.streams import evaluate_streams, poisson_interval
 from kws.evaluate.thresholds import NEVER, choose_thresholds, expected_alarms
 from kws.model import bundle, onnx
 from kws.model.bundle import Recognizer
-from kws.model.detector import Detector, Thresholds
+from kws.model.detector import UNMEASURED, Detector, Thresholds
 from kws.preprocess.tensors import Tensors
 from research import score_events
 
@@ -117,6 +117,10 @@ def test_short_streams_are_no_proof_of_rare_false_alarms(caplog: pytest.LogCaptu
     stream = dataclasses.replace(scored((1.5, "go", 0.9), (4.5, "stop", 0.6)), seconds=600)
     chosen = choose_thresholds([stream], WORDS, Thresholds.unmeasured(WORDS), false_alarms_per_hour=1)
     assert chosen.measured_on["limit"] == pytest.approx(6)
+    loud = [(100.0 + 10 * i, "stop", 0.3 + 0.05 * i) for i in range(9)]  # up to 0.7
+    stream = dataclasses.replace(scored((1.5, "go", 0.9), (4.5, "stop", 0.6), *loud), seconds=600)
+    chosen = choose_thresholds([stream], WORDS, Thresholds.unmeasured(WORDS), false_alarms_per_hour=1)
+    assert UNMEASURED <= chosen.thresholds["stop"] < 1, "not never"
     assert "for 6 false alarms an hour, not 1" in caplog.text
 
 
