@@ -99,6 +99,8 @@ class Split:
 
     def will_need(self, indices: Tensor) -> None:
         """Has the features of clips, int64 [batch], read from the disk while something else is computed."""
+        if self.parts[0].file is None:  # all are in memory
+            return
         for part, row in _places(self.parts, self.rows[indices]):
             part.will_need(row)
 
