@@ -135,6 +135,7 @@ class Script:
             log.warning("%d recordings of running speech without a text are left out", len(talks) - len(self._talks))
         self._sentences: dict[str, Waveform] = {}
         self._texts: dict[str, str] = {}
+        self._sizes: dict[str, int] = {}
         if not self._talks:
             spoken = speak_sentences(NUM_SENTENCES, rate, [seed, *split.encode()], without=targets)
             for number, one in enumerate(spoken):
@@ -175,7 +176,7 @@ class Script:
 
         def speak(kind: str, source: str, gaps: tuple[float, float]) -> None:
             nonlocal time, open_until
-            whole = self._read_sentence(source).size if kind == "sentence" else self.features.num_samples
+            whole = self._size_of_sentence(source) if kind == "sentence" else self.features.num_samples
             begin = time + round(float(random.uniform(*gaps)), 4)
             time = begin + min(whole / rate, LONGEST_SENTENCE)
             word = self._clips[source].word if kind in ("word", "gate", "closed") else ""
@@ -261,7 +262,7 @@ class Script:
                 # Where a word is spoken is estimated from its place among the letters, as in `Talk.places_of`.
                 talk = self._talks.get(one.source)
                 text = self._texts[one.source] if talk is None else talk.text
-                whole = self._read_sentence(one.source).size / self.features.sample_rate
+                whole = self._size_of_sentence(one.source) / self.features.sample_rate
                 first, last = (round(len(text) * min(max((at - one.begin) / whole, 0.0), 1.0)) for at in (begin, end))
                 before, text, after = text[:first], text[first:last], text[last:]
             found.append(
@@ -281,6 +282,12 @@ class Script:
         if source in self._talks:
             return read_waveform(self.recordings / source, self.features.sample_rate)
         return self._sentences[source]
+
+    def _size_of_sentence(self, source: str) -> int:
+        """Returns the samples of a sentence, for which it is decoded once however often it is spoken."""
+        if source not in self._sizes:
+            self._sizes[source] = self._read_sentence(source).size
+        return self._sizes[source]
 
     def _read(self, source: str) -> Waveform:
         return read(self.recordings, self._clips[source], self.features)
