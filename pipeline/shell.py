@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 from kws.command import CommandFailed
@@ -23,11 +22,6 @@ _AWAY = re.compile(r"The connection to the server .* was refused|Unable to conne
 def docker() -> str:
     """Returns the Docker client: the one that the environment variable DOCKER names, or docker."""
     return os.environ.get("DOCKER") or "docker"
-
-
-def namespace_of(kubectl: Sequence[str]) -> str:
-    """Returns the namespace that is among the flags of kubectl."""
-    return kubectl[kubectl.index("--namespace") + 1]
 
 
 def run(*command: str, remedy: str = "", stdin: str | None = None, timeout: float | None = None) -> str:

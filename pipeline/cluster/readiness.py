@@ -7,7 +7,7 @@ from typing import Any
 
 from kws.kube.pods import waiting_reason
 from pipeline.cluster.run_pods import LASTING
-from pipeline.shell import ClusterError, namespace_of, run
+from pipeline.shell import ClusterError, run
 
 READY_SECONDS = 300
 """How long pods may take to become ready."""
@@ -28,7 +28,7 @@ def wait_for_deployment(kubectl: Sequence[str], name: str, hint: str = "") -> No
         ClusterError: they are not ready in time, or wait for what will not come; the message has Kubernetes' words.
     """
     selector = f"app.kubernetes.io/name={name}"
-    namespace = namespace_of(kubectl)
+    namespace = kubectl[kubectl.index("--namespace") + 1]
     look = f"kubectl -n {namespace} describe pods -l {selector} tells more"
     _wait(kubectl, ("rollout", "status", f"deployment/{name}"), ("-l", selector), name, look, hint)
 
