@@ -25,7 +25,8 @@ CHANCE = 0.05
 class Listened:
     """How a model compares with the champion in streams."""
 
-    is_clearly_worse: bool
+    difference: int
+    """Positive: clearly better than the champion; negative: clearly worse; 0: neither, or not compared."""
     sentence: str
     """The figures of both, or why they were not compared; empty if the new model has not listened to streams."""
 
@@ -37,8 +38,8 @@ def compare_in_streams(
 
     Each listens with the thresholds that are published with it. A difference is clear if it is beyond chance: of
     misses, by McNemar's exact test on the words that one of the two missed; of false alarms in the same hours, by the
-    exact binomial test. A model that is clearly worse in one of them, and not clearly better in the other, is clearly
-    worse.
+    exact binomial test. A model is clearly better if it is so in one of them and not clearly worse in the other, and
+    the other way round.
 
     Args:
         recognizer: the new model.
@@ -48,12 +49,12 @@ def compare_in_streams(
     """
     rows = evaluation.get("streams", [])
     if not rows:
-        return Listened(is_clearly_worse=False, sentence="")
+        return Listened(difference=0, sentence="")
     try:
         return _compare(recognizer, evaluation, rows[0], champion, recordings)
     except (OSError, ValueError) as error:
         log.warning("%s is not compared in streams: %s", champion.name, error)
-        return Listened(is_clearly_worse=False, sentence=f"not compared in streams: {error}")
+        return Listened(difference=0, sentence=f"not compared in streams: {error}")
 
 
 def _compare(
@@ -95,9 +96,8 @@ def _compare(
     found, wrong = assign(row["detections"], script.spoken)
     other_found, other_wrong = assign(detect(heard, rival.words, others), script.spoken)
     misses, other_misses = words - found, words - other_found
-    # Positive: worse than the champion; negative: better.
-    missed = _clear(len(misses - other_misses), len(other_misses - misses))
-    alarms = _clear(len(wrong), len(other_wrong))
+    missed = _clear(len(other_misses - misses), len(misses - other_misses))
+    alarms = _clear(len(other_wrong), len(wrong))
     hours = script.seconds / 3600
 
     def figures(missed: set[int], alarms: int) -> str:
@@ -107,7 +107,7 @@ def _compare(
         f"in {hours:.2f} h of streams with {len(words)} words at {row['snr_db']:g} dB it misses "
         f"{figures(misses, len(wrong))}, {champion.name} {figures(other_misses, len(other_wrong))}"
     )
-    return Listened(is_clearly_worse=missed + alarms > 0, sentence=sentence)
+    return Listened(difference=missed + alarms, sentence=sentence)
 
 
 def _clear(number: int, other: int) -> int:

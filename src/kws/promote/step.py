@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kws import files, memory
 from kws.cores import computing
-from kws.evaluate.accuracy import evaluate_tensors
+from kws.evaluate.accuracy import evaluate_tensors, wilson
 from kws.model import bundle as pth
 from kws.model import versions
 from kws.preprocess.tensors import Tensors
@@ -173,11 +173,12 @@ def _decide(
     is_better = accuracy > other
     verb = "beats" if is_better else "does not beat"
     reason = f"accuracy {accuracy:.2%} {verb} {other:.2%} of {champion} on the same clips"
-    listened = compare_in_streams(
-        made.recognizer, files.read_json(made.evaluation), folder, Path(tensors.manifest["recordings"]["path"])
-    )
+    evaluation = files.read_json(made.evaluation)
+    listened = compare_in_streams(made.recognizer, evaluation, folder, Path(tensors.manifest["recordings"]["path"]))
     if listened.sentence:
         reason += f"; {listened.sentence}"
-    if is_better and listened.is_clearly_worse:
+    if listened.difference < 0:
         return False, f"{reason}, which is clearly worse", other
+    if listened.difference > 0 and other <= wilson(accuracy, evaluation["num_clips"])[1]:
+        return True, f"{reason}, which is clearly better, and on clips they differ by no more than chance", other
     return is_better, reason, other

@@ -65,13 +65,13 @@ def test_model_that_misses_what_the_champion_hears_is_clearly_worse(
 ) -> None:
     spoken = len(words_of(script, *expert.words))
     deaf = compare_in_streams(expert, evaluation_of(expert, script, []), champion, tone_corpus)
-    assert deaf.is_clearly_worse
+    assert deaf.difference < 0
     assert f"h of streams with {spoken} words at 20 dB it misses " in deaf.sentence
     assert "it misses 100.0% at 0.0 false alarms per hour, old " in deaf.sentence
     same = compare_in_streams(
         expert, evaluation_of(expert, script, words_of(script, "stop", "yes")), champion, tone_corpus
     )
-    assert not same.is_clearly_worse
+    assert same.difference == 0
 
 
 def test_model_that_raises_more_false_alarms_and_misses_no_less_is_clearly_worse(
@@ -79,7 +79,7 @@ def test_model_that_raises_more_false_alarms_and_misses_no_less_is_clearly_worse
 ) -> None:
     alarms = [(float(time), "stop", 0.9) for time in np.arange(0.05, script.seconds, 0.7)]
     heard = sorted(words_of(script, "stop", "yes") + alarms)
-    assert compare_in_streams(expert, evaluation_of(expert, script, heard), champion, tone_corpus).is_clearly_worse
+    assert compare_in_streams(expert, evaluation_of(expert, script, heard), champion, tone_corpus).difference < 0
 
 
 def test_why_models_are_not_compared_in_streams_is_said(
@@ -98,10 +98,10 @@ def test_why_models_are_not_compared_in_streams_is_said(
     files.write_json(tmp_path / "thresholds.json", gated.as_json())
     found = compare_in_streams(expert, evaluation, tmp_path, tone_corpus)
     assert found.sentence == f"not compared in streams: {tmp_path.name} has another gate"
-    assert not found.is_clearly_worse
+    assert found.difference == 0
 
 
-def test_more_accurate_model_that_is_clearly_worse_in_streams_is_published_but_no_champion(
+def test_a_clear_difference_in_streams_outweighs_accuracy(
     expert: Recognizer, script: Script, tone_tensors: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "data"
@@ -137,8 +137,13 @@ def test_more_accurate_model_that_is_clearly_worse_in_streams_is_published_but_n
     assert f"| yes | 20 dB | {len(words_of(script, 'yes'))} | 100.0 % (" in card
     heard = publish(
         dataclasses.replace(expert, about={"run": "new"}),
-        dict.fromkeys(expert.words, 0.8),
+        {"no": NEVER, "stop": 0.8, "yes": 0.8},
         words_of(script, "stop", "yes"),
     )
     assert heard.is_champion
     assert "false alarms per hour, old " in heard.reason
+    as_accurate = dataclasses.replace(expert, about={"run": "better"})
+    better = publish(as_accurate, dict.fromkeys(expert.words, 0.8), words_of(script, *expert.words))
+    assert better.is_champion
+    assert better.reason.startswith("accuracy 100.00% does not beat 100.00% of new on the same clips; in ")
+    assert better.reason.endswith(", which is clearly better, and on clips they differ by no more than chance")
