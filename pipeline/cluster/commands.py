@@ -118,6 +118,8 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
     flag("--to", type=Path, default=Path("var/models"), metavar="DIR", help=folder + DEFAULT)
     flag = add("deploy", _deploy, where, built)
     flag("--image", default="", help="image of the server (default: that of this revision)")
+    kept = "keep the sound of words that are heard, on the volume in collected/, until they are reviewed at /review"
+    flag("--collect", choices=("yes", "no"), default="no", help=kept + DEFAULT)
     add("models", _models, volume, where)
     rollback = _flags(volume, where)
     add_registry(rollback, "in which to mark the champion")
@@ -358,7 +360,7 @@ def _deploy(options: Options) -> None:
     """
     cluster = cluster_of(options)
     image = options.image or docker_images.image_names(registry=options.registry)["serving"]
-    models.deploy(cluster, image=image, claim=claim_name(os.environ))
+    models.deploy(cluster, image=image, claim=claim_name(os.environ), collect=options.collect == "yes")
 
 
 def _models(options: Options) -> None:

@@ -87,25 +87,27 @@ def _copy(volume: Volume, path: str, target: Path, digest: str) -> None:
     console.print(f"{target.name}  {files.human_bytes(target.stat().st_size)}  sha256 {digest}", soft_wrap=True)
 
 
-def deploy(cluster: Cluster, *, image: str, claim: str) -> None:
-    """Applies manifests/serving with an image, and waits until its pods are ready.
+def deploy(cluster: Cluster, *, image: str, claim: str, collect: bool = False) -> None:
+    """Applies manifests/serving or serving-collect with an image, and waits until its pods are ready.
 
     Args:
         cluster: where the server runs; the claim must exist in its namespace.
         image: the image of the server.
         claim: the PersistentVolumeClaim with models/.
+        collect: whether the server keeps what it hears, for review.
 
     Raises:
         ClusterError: the cluster refuses, or the pods do not become ready; the message says why.
     """
     cluster.claim(claim)
-    manifests.apply(
-        cluster.kubectl, manifests.rendered("serving", {"serving": image}, namespace=cluster.namespace, claim=claim)
-    )
+    folder = "serving-collect" if collect else "serving"
+    things = manifests.rendered(folder, {"serving": image}, namespace=cluster.namespace, claim=claim)
+    manifests.apply(cluster.kubectl, things)
     out.print(f"waiting for {DEPLOYMENT} in {cluster.namespace}, {image}: up to {READY_SECONDS} s", soft_wrap=True)
     wait_for_deployment(cluster.kubectl, DEPLOYMENT, "a server without a champion is not ready until there is one")
     out.print(
-        f"next: kubectl -n {cluster.namespace} port-forward service/{DEPLOYMENT} 8080:80, then http://localhost:8080",
+        f"next: kubectl -n {cluster.namespace} port-forward service/{DEPLOYMENT} 8080:80, then http://localhost:8080"
+        + (", and /review for what it heard" if collect else ""),
         soft_wrap=True,
     )
 

@@ -221,6 +221,10 @@ class ServeConfig(Settings):
     collect: str = ""
     """Folder for the recordings that people make on the page; empty: the page does not offer to record."""
 
+    keep_heard: bool = False
+    """Also keep in that folder, for 30 days, the sound of words that streams detect, nearly detect, or that listeners
+    mark, until they are reviewed at /review."""
+
     poll_seconds: float = number(1.0, above=0)
     """Seconds between two reads of champion.json."""
 
@@ -231,6 +235,7 @@ class ServeConfig(Settings):
         super().__post_init__()
         plain = self.model_name.replace("-", "").replace("_", "").isalnum()
         require(plain, "model_name", "consist of letters, digits, - and _", self.model_name)
+        require(not self.keep_heard or self.collect != "", "keep_heard", "have a folder, --collect DIR", self.collect)
 
 
 def split_sources(sources: str) -> list[str]:

@@ -32,7 +32,15 @@ from pipeline.kind import preflight
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "manifests"
-LOCAL = ("overlays/kind", "overlays/storage-class", "overlays/profile", "trainer-v2", "serving", "kserve")
+LOCAL = (
+    "overlays/kind",
+    "overlays/storage-class",
+    "overlays/profile",
+    "trainer-v2",
+    "serving",
+    "serving-collect",
+    "kserve",
+)
 REMOTE = ("kubeflow-pipelines/cluster-scoped", "kubeflow-pipelines", "training-operator")
 KUBERNETES = "1.34"
 
@@ -312,14 +320,18 @@ def test_the_server_is_called_on_its_two_ports_by_pods_and_calls_nobody() -> Non
 
 
 def test_the_server_is_started_with_flags_that_it_has_and_stops_before_its_pod_is_killed() -> None:
-    for overlay in ("serving", "kserve"):
+    for overlay in ("serving", "serving-collect", "kserve"):
         for spec in (spec for thing in rendered(overlay) for spec in pod_specs(thing)):
             (container,) = spec["containers"]
-            flags = container["args"][::2]
+            flags = [text for text in container["args"] if text.startswith("--")]
             assert {flag[2:].replace("-", "_") for flag in flags} - {"data_root"} <= set(field_docs(ServeConfig))
             drain = float(container["args"][container["args"].index("--drain-seconds") + 1])
             assert drain + 30 <= spec["terminationGracePeriodSeconds"]
-            assert all(mount.get("readOnly") for mount in container["volumeMounts"] if mount["name"] == "data")
+            writable = [
+                mount for mount in container["volumeMounts"] if mount["name"] == "data" and not mount.get("readOnly")
+            ]
+            collected = {"name": "data", "mountPath": "/data/collected", "subPath": "collected"}
+            assert writable == ([collected] if overlay == "serving-collect" else [])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc, as the container does")

@@ -250,7 +250,15 @@ def create_app(service: Service) -> FastAPI:
         return Response(service.metrics(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
     collect = Path(config.collect) if config.collect else None
-    app.include_router(router(lambda: service.models.current, collect, config.max_streams, service.models.data_root))
+    app.include_router(
+        router(
+            lambda: service.models.current,
+            collect,
+            config.max_streams,
+            service.models.data_root,
+            keep_heard=config.keep_heard,
+        )
+    )
     return app
 
 

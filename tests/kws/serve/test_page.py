@@ -46,10 +46,11 @@ class Page:
         most_streams: int = 64,
         data_root: Path | None = None,
         port: int = 0,
+        keep_heard: bool = False,
     ) -> None:
         self.model = model
         app = FastAPI()
-        app.include_router(router(lambda: self.model, collect, most_streams, data_root))
+        app.include_router(router(lambda: self.model, collect, most_streams, data_root, keep_heard))
         listening = sockets.create_server(("127.0.0.1", port))
         self.port = listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

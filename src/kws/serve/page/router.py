@@ -11,7 +11,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 
 from kws.preprocess.audio import TooLong, read_bytes
+from kws.serve.page import review
 from kws.serve.page.collection import Collection
+from kws.serve.page.heard import Heard
 from kws.serve.page.socket import Listener, Model
 
 MOST_BYTES = 1 << 20
@@ -45,19 +47,22 @@ def router(
     collect: Path | None = None,
     most_streams: int = 64,
     data_root: Path | None = None,
+    keep_heard: bool = False,
 ) -> APIRouter:
-    """Returns the routes of the page: /, /page/…, /listen, /decode, /card, /collection/….
+    """Returns the routes of the page: /, /review, /page/…, /listen, /decode, /card, /collection/…, /heard/….
 
     Args:
         current: returns the model that is served, or None if there is none yet.
         collect: the folder in which to store recordings; None: recordings are refused.
         most_streams: largest number of WebSocket connections at the same time.
         data_root: the folder whose champion is served, or None.
+        keep_heard: whether to keep in `collect` what streams hear, for review.
 
     Raises:
         OSError: the folder cannot be created.
     """
     collection = Collection(collect) if collect is not None else None
+    heard = Heard(collect) if collect is not None and keep_heard else None
     folder = importlib.resources.files("kws.serve.page") / "static"
     static = {entry.name: entry.read_bytes() for entry in folder.iterdir() if Path(entry.name).suffix in KINDS}
     static["curve.js"] = importlib.resources.files("kws").joinpath("curve.js").read_bytes()  # the report has it, too
@@ -67,6 +72,9 @@ def router(
 
     async def index(request: Request) -> Response:
         return send("index.html")
+
+    async def review_page(request: Request) -> Response:
+        return send("review.html")
 
     async def file(request: Request) -> Response:
         name = request.path_params["name"]
@@ -109,9 +117,15 @@ def router(
     def collecting(handler: Callable[[Request, Collection], Awaitable[Response]]) -> Handler:
         async def handle(request: Request) -> Response:
             if collection is None:
-                return _error(404, "recordings are kept only by a server that was started with --collect DIR")
+                raise FileNotFoundError("recordings are kept only by a server that was started with --collect DIR")
+            return await handler(request, collection)
+
+        return guarded(handle)
+
+    def guarded(handler: Handler) -> Handler:
+        async def handle(request: Request) -> Response:
             try:
-                return await handler(request, collection)
+                return await handler(request)
             except FileNotFoundError as error:
                 return _error(404, str(error))
             except ValueError as error:
@@ -150,6 +164,7 @@ def router(
     return APIRouter(
         routes=[
             Route("/", index, include_in_schema=False),
+            Route("/review", review_page, include_in_schema=False),
             Route("/page/{name}", file, include_in_schema=False),
             Route("/decode", decode, methods=["POST"], include_in_schema=False),
             Route("/card", card, include_in_schema=False),
@@ -157,7 +172,8 @@ def router(
             Route("/collection/{word:path}", collecting(add), methods=["POST"], include_in_schema=False),
             Route(recording, collecting(play), methods=["GET"], include_in_schema=False),
             Route(recording, collecting(delete), methods=["DELETE"], include_in_schema=False),
-            WebSocketRoute("/listen", Listener(current, most_streams).__call__),
+            *review.routes(current, heard, collection, guarded),
+            WebSocketRoute("/listen", Listener(current, most_streams, heard).__call__),
         ]
     )
 

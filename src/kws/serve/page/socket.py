@@ -10,6 +10,9 @@ If there is a gate, hello says after which word and for how many seconds the oth
 many they yet are. With {"armed": [words]} only these words are reported, whether the gate is open or not, until
 {"armed": null}: a timer that rings arms "stop".
 
+If the server keeps what it hears, hello has "keeps": true, a detection the name under which its sound is kept, and
+{"missed": word} keeps the last seconds, which is answered with {"type": "kept", "name"}; see heard.py.
+
 A connection counts as a stream from its first samples to `finish`, or until none have come for a while: a page that is
 only open takes no one's place, and stays open as long as it likes.
 
@@ -20,6 +23,7 @@ model computes.
 import asyncio
 import base64
 import json
+import os
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -30,6 +34,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from kws.model.detector import Detector, Floats, Thresholds, Window, reported
 from kws.model.predict import AnyRecognizer
 from kws.preprocess.numpy_features import mel_filters
+from kws.serve.page.heard import Heard, Keeper
 
 MOST_BYTES = 1 << 18
 """Largest size of a message: 8 s of sound."""
@@ -71,9 +76,10 @@ class _Full(Exception):
 class Listener:
     """Handles WebSocket connections, up to a maximum number of streams at the same time."""
 
-    def __init__(self, current: Callable[[], Model | None], most_streams: int) -> None:
+    def __init__(self, current: Callable[[], Model | None], most_streams: int, heard: Heard | None = None) -> None:
         self.current = current
         self.most_streams = most_streams
+        self.heard = heard
         self.streams: dict[WebSocket, float] = {}
         """When samples last came, by connection."""
 
@@ -111,49 +117,62 @@ class Listener:
             got = hello.get("rate") if isinstance(hello, dict) else type(hello).__name__
             raise ValueError(f"rate in the first message must be {rate}, as in {{'rate': {rate}}}, got {got!r}")
         detector, offset, odd = _begin(model), 0.0, b""
+        speaker = os.urandom(4).hex()
+        keeper = self._keeper(detector, model, speaker)
         armed: list[str] | None = None
-        await socket.send_json(_hello(model, armed))
+        await socket.send_json(_hello(model, armed, keeps=keeper is not None))
         while True:
             message = await _receive(socket)
             now = self.current()
             if now is not None and now is not model:  # another champion, whose times continue those of the one before
                 offset += detector.samples / rate
                 model, detector = now, _begin(now)
+                keeper = self._keeper(detector, model, speaker)
                 if armed is not None:  # those that the new model knows
                     armed = [word for word in armed if word in reported(model.recognizer.words)]
                 detector.hold(armed)
-                await socket.send_json(_hello(model, armed))
+                await socket.send_json(_hello(model, armed, keeps=keeper is not None))
             if isinstance(message, bytes):
                 self._count(socket)
                 data = odd + message
                 odd = data[len(data) // 2 * 2 :]
-                samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2") / np.float32(32768)
-                for heard, frames in await asyncio.to_thread(_feed, detector, samples):
-                    await _send(socket, heard, offset, frames)
+                pcm = np.frombuffer(data[: len(data) // 2 * 2], "<i2")
+                for heard, frames, kept in await asyncio.to_thread(_feed, detector, pcm, keeper):
+                    await _send(socket, heard, offset, frames, kept)
             elif "thresholds" in message:
                 _change(detector, model, message["thresholds"])
             elif "armed" in message:
                 armed = _armed(message["armed"])
                 detector.hold(armed)
+            elif "missed" in message:
+                if keeper is None or not isinstance(message["missed"], str):
+                    raise ValueError("missed must be a word, of a server that was started with --keep-heard")
+                name = await asyncio.to_thread(keeper.missed, message["missed"][:60])
+                await socket.send_json({"type": "kept", "name": name})
             elif message.get("finish"):
                 for heard in await asyncio.to_thread(detector.finish):
-                    await _send(socket, heard, offset, None)
+                    await _send(socket, heard, offset, None, keeper.step(heard) if keeper else "")
                 self.streams.pop(socket, None)
                 await socket.send_json({"type": "finished"})
                 thresholds = detector.thresholds
                 detector, offset, odd = _begin(model), 0.0, b""
+                keeper = self._keeper(detector, model, speaker)
                 detector.set_thresholds(thresholds)
                 detector.hold(armed)
             else:
                 got = ", ".join(message) or "nothing"
-                raise ValueError(f"a message must have thresholds, armed or finish, got {got}")
+                raise ValueError(f"a message must have thresholds, armed, missed or finish, got {got}")
+
+    def _keeper(self, detector: Detector, model: Model, speaker: str) -> Keeper | None:
+        rate = model.recognizer.features.sample_rate
+        return Keeper(self.heard, detector, model.version, rate, speaker) if self.heard else None
 
 
 def _begin(model: Model) -> Detector:
     return Detector(model.recognizer, model.thresholds)
 
 
-def _hello(model: Model, armed: list[str] | None) -> dict[str, Any]:
+def _hello(model: Model, armed: list[str] | None, *, keeps: bool) -> dict[str, Any]:
     features = model.recognizer.features
     filters = mel_filters(features)
     bins = {hertz: hertz * features.n_fft // features.sample_rate for hertz in MARKS_HERTZ}
@@ -168,6 +187,7 @@ def _hello(model: Model, armed: list[str] | None) -> dict[str, Any]:
         "after": model.thresholds.after,
         "after_seconds": model.thresholds.after_seconds,
         "armed": armed,
+        "keeps": keeps,
         "num_mels": features.num_mels,
         "frame_seconds": features.hop_length / features.sample_rate,
         "marks": {hertz: int(filters[place].argmax()) for hertz, place in bins.items() if place < len(filters)},
@@ -184,14 +204,17 @@ def _armed(words: Any) -> list[str] | None:
     raise ValueError(f"armed must be a list of words, or null for all, got {str(words)[:40]!r}")
 
 
-def _feed(detector: Detector, samples: Any) -> list[tuple[Window, bytes]]:
-    """Feeds samples one hop at a time, and returns each window with its share of the new frames."""
-    found: list[tuple[Window, bytes]] = []
+def _feed(detector: Detector, pcm: Any, keeper: Keeper | None) -> list[tuple[Window, bytes, str]]:
+    """Feeds samples one hop at a time; returns each window, its new frames, and the name of its sound if it is kept."""
+    found: list[tuple[Window, bytes, str]] = []
     hop = detector.hop_samples
-    for first in range(0, samples.size, hop):
-        if windows := detector.feed(samples[first : first + hop]):
-            parts = np.array_split(detector.newest_frames, len(windows))
-            found += [(heard, _picture(part, detector)) for heard, part in zip(windows, parts, strict=True)]
+    for first in range(0, pcm.size, hop):
+        piece = pcm[first : first + hop]
+        if keeper is not None:
+            keeper.add(piece)
+        if windows := detector.feed(piece / np.float32(32768)):
+            for heard, part in zip(windows, np.array_split(detector.newest_frames, len(windows)), strict=True):
+                found.append((heard, _picture(part, detector), keeper.step(heard) if keeper else ""))
     return found
 
 
@@ -201,7 +224,7 @@ def _picture(frames: Floats, detector: Detector) -> bytes:
     return ((frames + 6) * (255 / 9)).clip(0, 255).astype(np.uint8).tobytes()
 
 
-async def _send(socket: WebSocket, heard: Window, offset: float, frames: bytes | None) -> None:
+async def _send(socket: WebSocket, heard: Window, offset: float, frames: bytes | None, kept: str) -> None:
     message: dict[str, Any] = {
         "type": "heard",
         "time": round(heard.time + offset, 3),
@@ -223,6 +246,7 @@ async def _send(socket: WebSocket, heard: Window, offset: float, frames: bytes |
                 "begin": round(one.begin + offset, 3),
                 "end": round(one.end + offset, 3),
             }
+            | ({"kept": kept} if kept else {})
         )
 
 

@@ -2,6 +2,7 @@
 import { $, apart, button, element, problem, state, status } from "./state.js";
 import { RATE, toPcm, wav } from "./sound.js";
 import { keep } from "./teach.js";
+import { review } from "./review.js";
 
 const MOST_LINES = 1000; // a second of sound is kept for each: 32 MB
 const records = [];
@@ -32,6 +33,13 @@ export function showDetection(found) {
   if (state.collects) actions.append(" ", button("Keep", `Keep the sound at ${at} as a recording of the word named below`, async () => {
     const clip = await keep($("word").value.normalize("NFC").trim() || found.word, pcm);
     if (clip) status(`Kept as ${clip.split("/").map(apart).join("/")}.`);
+  }));
+  if (found.kept) actions.append(" ", button("Wrong", `Mark ${found.word} at ${at} as wrong, for review`, async (event) => {
+    const mark = event.currentTarget;
+    if (await review(found.kept, { kind: "wrong" }, problem)) {
+      mark.disabled = true;
+      status(`Marked as wrong: “${apart(found.word)}” at ${at} can be reviewed.`);
+    }
   }));
   const after = (state.origin - source.from) / RATE; // the server's clock may have begun anew since
   const length = `${(after + found.begin).toFixed(2)}–${(after + found.end).toFixed(2)}`;

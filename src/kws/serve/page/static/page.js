@@ -59,6 +59,7 @@ function connect() {
       shown.nothing();
       if (finished) finished();
     },
+    kept: ({ name }) => (name ? status("The last two seconds are kept for review.") : problem("The server cannot keep sound; see its log.")),
     error: (message) => problem(`The server reported an error: ${message.error}`),
     closed() {
       state.ready = false;
@@ -74,6 +75,8 @@ function connect() {
 function hello(message) {
   state.ready = true;
   state.defaults = message.thresholds;
+  $("keeps").hidden = !message.keeps;
+  if (message.keeps) $("not-stored")?.remove();
   const same = message.words.join() === state.words.join() && message.after === state.gate.after;
   state.gate = { after: message.after, afterSeconds: message.after_seconds, armed: message.armed };
   Object.assign(state, { words: message.words, reported: message.reported, numMels: message.num_mels,
@@ -95,6 +98,7 @@ function hello(message) {
 }
 
 onThresholds(() => stream.say({ thresholds: state.thresholds }));
+$("missed").onclick = () => (state.listening ? stream.say({ missed: "" }) : status("Start the microphone first."));
 
 // Takes samples of the microphone: keeps them and sends them to the server.
 function take(samples) {
