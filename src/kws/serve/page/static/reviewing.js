@@ -17,7 +17,7 @@ function row(sound, words) {
   word.setAttribute("aria-label", `Word that is spoken in the sound of ${at}`);
   const audio = Object.assign(element("audio"), { controls: true, preload: "none", src: `heard/${sound.name}` });
   audio.setAttribute("aria-label", `Sound of ${at}`);
-  const share = sound.kind === "missed" ? "" : `${(100 * sound.probability).toFixed(1)} % of ${(100 * sound.threshold).toFixed(1)} %`;
+  const share = sound.kind === "missed" ? "" : `${(100 * sound.probability).toFixed(1)} % (from ${(100 * sound.threshold).toFixed(1)} % on)`;
   const line = element("tr");
   const done = async (said, text) => {
     if (!(await review(sound.name, said, problem))) return;
