@@ -100,6 +100,8 @@ class Placement:
             task.set_memory_request(resources.memory).set_memory_limit(resources.memory_limit)
             # KFP's cache key has the name of the claim but not its contents: a scheduled retraining would not train.
             task.set_caching_options(False)
+            # The images do so anyway; a namespace with the restricted pod security standard wants to read it.
+            kubernetes.set_security_context(task, run_as_non_root=True)
             kubernetes.mount_pvc(task, pvc_name=self.pvc, mount_path=PipelineConfig().data_root)
         # Credentials, certificates and proxies, if there is such a secret.
         kubernetes.use_secret_as_volume(

@@ -1,5 +1,7 @@
 """A stand-in for a cluster: an HTTP server on 127.0.0.1 that answers as Kubernetes and Kubeflow Pipelines do."""
 
+import base64
+import gzip
 import json
 import re
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +25,8 @@ class StandIn(ThreadingHTTPServer):
         """Why no pod is let in, in the words of the API."""
         self.events: list[dict[str, Any]] = []
         self.nodes: dict[str, str] = {}
+        self.compressed = False
+        """Whether the nodes of a workflow are compressed, as Argo does where there are many."""
         self.logs: dict[str, list[str]] = {}
         self.kept: dict[str, list[str]] = {}
         self.forbidden = False
@@ -77,7 +81,8 @@ class _Answers(BaseHTTPRequestHandler):
             return 403
         if path.endswith("/workflows"):
             nodes = {str(i): {"name": name, "message": text} for i, (name, text) in enumerate(server.nodes.items())}
-            return {"items": [{"status": {"nodes": nodes}}]}
+            packed = base64.b64encode(gzip.compress(json.dumps(nodes).encode())).decode()
+            return {"items": [{"status": {"compressedNodes": packed} if server.compressed else {"nodes": nodes}}]}
         if path == "/api/v1/nodes":
             return {"items": server.nodes_of_cluster}
         if path == "/api/v1/pods":

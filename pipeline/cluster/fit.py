@@ -31,6 +31,9 @@ NONE = Decimal(0)
 _DRIVER = {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"cpu": "500m", "memory": "512Mi"}}
 """The resources of a driver, as Kubeflow Pipelines 2.17 compiles them; Argo adds two containers without any."""
 
+LIMIT_RANGE = "a LimitRange with defaults (as manifests/overlays/profile/limits.yaml has) adds what they lack"
+"""The remedy where a quota demands limits that Kubeflow's and Argo's own containers do not state."""
+
 _RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
@@ -206,9 +209,8 @@ def _require_admitted(api: Api, namespace: str, image: str) -> None:
         # A quota that is used up becomes free again, and whether policies let in a pod of that name says nothing.
         if any(words in error.message for words in ("must specify", "usage per ", "usage ratio per ")):
             raise ClusterError(
-                f"the pods of Kubeflow's own drivers must be let into namespace {namespace}, got: {error.message}; a "
-                "LimitRange with defaults (as manifests/overlays/profile/limits.yaml has) adds what they lack, or "
-                "--unchecked submits anyway"
+                f"the pods of Kubeflow's own drivers must be let into namespace {namespace}, got: {error.message}; "
+                f"{LIMIT_RANGE}, or --unchecked submits anyway"
             ) from error
     except KubeError:
         pass

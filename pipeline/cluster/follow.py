@@ -15,6 +15,7 @@ from kws.kube.errors import KubeError, NotFound
 from kws.kube.log_lines import LineSorter
 from pipeline.cluster.argo_steps import FINISHED, Step, duration, nth, outcome, steps_of
 from pipeline.cluster.connect import Cluster, kubeflow_errors
+from pipeline.cluster.fit import LIMIT_RANGE
 from pipeline.cluster.results import artifacts_of, console, out, show_result
 from pipeline.cluster.run_pods import Pods, Tail, Wait
 from pipeline.shell import ClusterError
@@ -189,8 +190,8 @@ class Following:
         # Where a driver's pod could not be created, Kubeflow lists no step that came before.
         for index, step in enumerate(steps):
             if step.state in ("PENDING", "SKIPPED"):
-                state = "SUCCEEDED" if self.pods.succeeded(step.name) else "SKIPPED"
-                steps[index] = replace(step, state=state)
+                (by_pods,) = self.pods.updated([replace(step, state="PENDING")])
+                steps[index] = by_pods if by_pods.state == "SUCCEEDED" else replace(step, state="SKIPPED")
         if not console.is_terminal:
             self._print(steps, [], over=True)
         out.print(step_table(steps, {}, self.pods))
@@ -233,7 +234,8 @@ class Following:
             f"neither the API nor a pod says why ({', '.join(step.name for step in failed) or 'no step'} failed; logs "
             "and pods are kept for an hour after the end)"
         )
-        console.print(f"[red]the run failed[/]{' at' if failed else ':'} {escape(reason)}", soft_wrap=True)
+        remedy = f"; {LIMIT_RANGE}" if "must specify" in reason else ""
+        console.print(f"[red]the run failed[/]{' at' if failed else ':'} {escape(reason)}{remedy}", soft_wrap=True)
         console.print(
             f"make retry RUN={self.short_id} resumes at the step that failed, with the settings of this run; others "
             "(MEMORY=, CPU=, NUM_NODES= …) need a new one: make pipeline",

@@ -3,6 +3,9 @@
 Any of it may be refused or missing: then less is shown, and the reason is kept in `Pods.problem`.
 """
 
+import base64
+import gzip
+import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,6 +43,7 @@ _DRIVER = "Kubeflow's driver of the step has not ended, which calls the API of K
 _NO_POD = "there is no pod yet; Argo's workflow controller creates them"
 _NOT_REPORTED = "all steps have ended, which the persistence agent of Kubeflow Pipelines has not reported yet"
 _STAMP = re.compile(r"[IWEF]\d{4} \S+ +\d+ \S+\] ?")
+_REFUSED = re.compile(r'^pods "[^"]+" is forbidden')
 _ARGO = re.compile(r"time=\S+ level=\w+ msg=")
 
 Result = TypeVar("Result")
@@ -121,15 +125,17 @@ class Pods:
         messages: dict[str, str] | None = None
         if steps and all(step.state == "SUCCEEDED" for step in steps):
             found += self._hangs((), steps[-1].name, _NOT_REPORTED)
-        for step in running or [step.name for step in steps if step.state == "PENDING"][:1]:
+        # One that failed is tried again, perhaps with the whole run, for as long as the run goes on.
+        for step in running or [step.name for step in steps if step.state in ("PENDING", "FAILED")][:1]:
             pods = [pod for pod in self._of_step(step) if not has_ended(pod)]
             if step not in running:  # what must end before any step begins
                 pods += [pod for pod in self.of_steps if is_root_driver(pod_node(pod)[1]) and not has_ended(pod)]
-            found += self._waits_of(pods, step) or self._hangs(pods, step)
+            refused: list[Wait] = []
             if not pods:
                 messages = self.messages() if messages is None else messages
                 said = [text for name, text in messages.items() if step_of_node(name, [step]) and "forbidden" in text]
-                found += [Wait(step=step, pod=step, reason=message) for message in said[-1:]]
+                refused = [Wait(step=step, pod=step, reason=message) for message in said[-1:]]
+            found += self._waits_of(pods, step) or refused or self._hangs(pods, step)
             if step == "train" and pods:
                 found += self._waits_of([pod for pod in self.of_training if not has_ended(pod)], step, training=True)
                 if not self.of_training:
@@ -183,10 +189,13 @@ class Pods:
         return by_time(self._list(EVENTS, fieldSelector="type=Warning", limit=500))
 
     def messages(self) -> dict[str, str]:
-        """Returns Argo's messages about the nodes of the run, by node name; an empty string where there is none."""
+        """Returns Argo's messages about the nodes of the run, by node name; an empty string where there is none.
+
+        The name of a pod that was refused is left out, as every attempt has another, and the reason is to be told once.
+        """
         listed = self._list(WORKFLOWS, labelSelector=f"pipeline/runid={self.run_id}")
-        nodes = [node for each in listed for node in each.get("status", {}).get("nodes", {}).values()]
-        return {node["name"]: node.get("message", "") for node in nodes}
+        nodes = [node for each in listed for node in _nodes(each.get("status", {})).values()]
+        return {node["name"]: _REFUSED.sub("the pod is forbidden", node.get("message", "")) for node in nodes}
 
     def endings(self, step: Step) -> list[str]:
         """Returns for each attempt of a step why it failed, in the words of Kubernetes or Argo; empty if unknown."""
@@ -197,14 +206,6 @@ class Pods:
         # An hour after a run has ended its pods are deleted: then a missing pod tells nothing.
         gone = "its pod vanished" if self.of_steps else ""
         return [ended.get(node) or said.get(node) or ("" if node in ended else gone) for node in step.attempts]
-
-    def succeeded(self, step: str) -> bool:
-        """Tells whether there is a pod of a step, not of its driver, that succeeded."""
-        return any(
-            step_of_node(name, [step]) and "-driver" not in name and pod["status"].get("phase") == "Succeeded"
-            for pod in self.of_steps
-            for _, name in [pod_node(pod)]
-        )
 
     def pod_of(self, node: str) -> tuple[str, str]:
         """Returns name and uid of the latest pod of a node, which has another after a retry; empty if there is none."""
@@ -231,6 +232,12 @@ class Pods:
             if error.status != 400:  # the container of a log has not started
                 self.problem = str(error)
             return None
+
+
+def _nodes(status: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the nodes in the status of a workflow, which Argo compresses where there are hundreds, as of attempts."""
+    packed = status.get("compressedNodes")
+    return dict(json.loads(gzip.decompress(base64.b64decode(packed))) if packed else status.get("nodes") or {})
 
 
 class Tail:

@@ -470,7 +470,26 @@ def test_a_run_whose_driver_no_quota_lets_in_says_so_and_which_steps_succeeded(s
     assert status == 1
     assert re.search(r"download +succeeded", text)
     assert re.search(r"preprocess +not run", text)
-    assert "must specify limits.cpu for: init,wait" in text
+    assert "must specify limits.cpu for: init,wait; a LimitRange with defaults (" in " ".join(text.split())
+
+
+def test_a_step_that_failed_and_whose_next_attempts_are_not_let_in_says_why_at_once_and_once(
+    stand_in: StandIn, said: Any
+) -> None:
+    """Argo tries the run again, from its first step, and compresses the nodes of so many attempts."""
+    again = running("download")
+    for task in again["run_details"]["task_details"]:
+        if task["display_name"].startswith("download"):
+            task["state"] = "FAILED"
+    attempts = [f"speech-commands-tqsdf(0).root({i}).download({j}).executor(0)" for i in (1, 0) for j in (1, 0)]
+    forbidden = 'pods "{}" is forbidden: violates PodSecurity "restricted:latest"'
+    stand_in.nodes = {name: forbidden.format(number) for number, name in enumerate(attempts)}
+    stand_in.compressed = True
+    failed = again | {"state": "FAILED"}
+    stand_in.runs = [again, again, failed]
+    text = " ".join(said()[1].split())
+    assert text.count('download waits: the pod is forbidden: violates PodSecurity "restricted:latest"') == 1
+    assert 'the run failed at download: the pod is forbidden: violates PodSecurity "restricted:latest"' in text
 
 
 def step_pod(step: str, phase: str) -> dict[str, Any]:
