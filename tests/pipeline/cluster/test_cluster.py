@@ -86,6 +86,13 @@ def test_the_secret_of_downloads_is_mounted_in_that_step_alone_and_need_not_exis
     assert mount["optional"] is True
 
 
+def test_every_step_says_that_it_does_not_run_as_root_as_restricted_namespaces_demand(package: Path) -> None:
+    _, platform = yaml.safe_load_all(package.read_text())
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    said = {name.removeprefix("exec-"): each["securityContext"]["runAsNonRoot"] for name, each in executors.items()}
+    assert said == dict.fromkeys(STEPS, True)
+
+
 def test_every_step_has_requests_and_limits_of_cpu_and_memory(package: Path) -> None:
     for step, container in containers_of(package).items():
         assert {"resourceCpuRequest", "resourceCpuLimit", "resourceMemoryRequest", "resourceMemoryLimit"} <= set(
