@@ -139,7 +139,9 @@ class Pods:
             if step == "train" and pods:
                 found += self._waits_of([pod for pod in self.of_training if not has_ended(pod)], step, training=True)
                 if not self.of_training:
-                    events = [event for event in self._warnings() if self._ours(event["involvedObject"])]
+                    # Not what says how a job ended that had pods.
+                    events = [event for event in self._warnings() if event["reason"].startswith("Failed")]
+                    events = [event for event in events if self._ours(event["involvedObject"])]
                     found += [
                         Wait(step=step, pod=event["involvedObject"]["name"], reason=words(event), training=True)
                         for event in events[-1:]

@@ -25,6 +25,8 @@ class Output:
     def __init__(self, path: Path, show: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)):
         self.path, self.show = path, show
         self.file: IO[str] | None = None
+        self.lost = False
+        """Whether lines could not be written, which is said once."""
         self.lines = LineSorter()
         self.error = ""
         self.was_killed = False
@@ -56,9 +58,9 @@ class Output:
                 self.file = self.path.open("a", buffering=1)
             self.file.write(line + "\n")
         except OSError as error:  # lines must still be shown if the volume is full or unavailable
-            if self.file is not None:
+            if not self.lost:
                 self.show(f"{self.path} cannot be written: {error}")
-            self.file = None
+            self.file, self.lost = None, True
 
     def close(self) -> None:
         """Closes the file."""

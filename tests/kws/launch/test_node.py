@@ -209,3 +209,16 @@ def test_messages_of_libraries_go_to_the_log_file_alone(tmp_path: Path) -> None:
     sorted_out.close()
     assert shown == [lines[0], lines[10]]
     assert (tmp_path / "logs" / "worker-0.log").read_text().splitlines() == lines
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_a_log_that_cannot_be_written_is_told_once_and_its_lines_are_shown_all_the_same(tmp_path: Path) -> None:
+    shown: list[str] = []
+    (tmp_path / "worker-0.log").symlink_to("/dev/full")
+    full = Output(tmp_path / "worker-0.log", shown.append)
+    for number in range(3):
+        full.write(f"epoch {number}")
+    full.close()
+    assert [line for line in shown if line.startswith("epoch")] == ["epoch 0", "epoch 1", "epoch 2"]
+    (complaint,) = (line for line in shown if not line.startswith("epoch"))
+    assert complaint.endswith("worker-0.log cannot be written: [Errno 28] No space left on device")
