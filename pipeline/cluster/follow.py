@@ -187,11 +187,14 @@ class Following:
             time.sleep(POLL_SECONDS)
             details = next(watch(self.cluster, self.run_id))
             steps = self._look(details)
-        # Where a driver's pod could not be created, Kubeflow lists no step that came before.
+        # Where pods are refused, Kubeflow lists no step that came before, or lists its refused attempts alone.
         for index, step in enumerate(steps):
-            if step.state in ("PENDING", "SKIPPED"):
-                (by_pods,) = self.pods.updated([replace(step, state="PENDING")])
-                steps[index] = by_pods if by_pods.state == "SUCCEEDED" else replace(step, state="SKIPPED")
+            if step.state in ("PENDING", "SKIPPED", "FAILED"):
+                (by_pods,) = self.pods.updated([Step(name=step.name)])
+                if by_pods.state == "SUCCEEDED":
+                    steps[index] = by_pods
+                elif step.state == "PENDING":
+                    steps[index] = replace(step, state="SKIPPED")
         if not console.is_terminal:
             self._print(steps, [], over=True)
         out.print(step_table(steps, {}, self.pods))

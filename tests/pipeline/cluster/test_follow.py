@@ -485,11 +485,15 @@ def test_a_step_that_failed_and_whose_next_attempts_are_not_let_in_says_why_at_o
     forbidden = 'pods "{}" is forbidden: violates PodSecurity "restricted:latest"'
     stand_in.nodes = {name: forbidden.format(number) for number, name in enumerate(attempts)}
     stand_in.compressed = True
-    failed = again | {"state": "FAILED"}
-    stand_in.runs = [again, again, failed]
+    stand_in.runs = [again, again, again | {"state": "FAILED"}]
     text = " ".join(said()[1].split())
-    assert text.count('download waits: the pod is forbidden: violates PodSecurity "restricted:latest"') == 1
-    assert 'the run failed at download: the pod is forbidden: violates PodSecurity "restricted:latest"' in text
+    reason = 'the pod is forbidden: violates PodSecurity "restricted:latest"'
+    assert text.count(f"download waits: {reason}") == 1
+    assert f"the run failed at download: {reason}" in text
+    stand_in.pods = [step_pod("download", "Succeeded")]  # the first time
+    text = said()[1]
+    assert re.search(r"^download +succeeded", text, flags=re.M)
+    assert f"the run failed: {reason}" in " ".join(text.split())
 
 
 def step_pod(step: str, phase: str) -> dict[str, Any]:
