@@ -76,7 +76,8 @@ class Registry(JsonServer):
 
 
 @pytest.fixture
-def server() -> Iterator[Registry]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    monkeypatch.setattr(registry, "SECONDS", 60.0)  # the machine of the tests may be busy
     with running(Registry()) as server:
         yield server
 
