@@ -96,12 +96,12 @@ class Pods:
 
         The API has what its persistence agent reported last, which may be minutes ago.
         """
-        return [self._updated(step) if step.state in ("PENDING", "RUNNING") else step for step in steps]
+        return [step if step.state in ("SUCCEEDED", "SKIPPED") else self._updated(step) for step in steps]
 
     def _updated(self, step: Step) -> Step:
         pods = sorted(self._of_step(step.name), key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
         pods = [pod for pod in pods if not is_driver(pod_node(pod)[1])]
-        if not pods:
+        if not pods or (step.state in ("FAILED", "CANCELED") and has_ended(pods[-1])):  # and no retry has begun
             return step
         attempts = step.attempts + tuple(dict.fromkeys(pod_node(pod)[0] for pod in pods))
         ended = pods[-1]["status"].get("phase") == "Succeeded"
@@ -109,7 +109,7 @@ class Pods:
             step,
             state="SUCCEEDED" if ended else "RUNNING",  # one that failed may be tried again: the API has the last word
             start=step.start or made_at(pods[0]),
-            end=step.end or (ended_at(pods[-1]) if ended else None),
+            end=(step.end or ended_at(pods[-1])) if ended else None,
             attempts=tuple(dict.fromkeys(attempts)),
         )
 

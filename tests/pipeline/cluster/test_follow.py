@@ -519,6 +519,21 @@ def test_steps_are_shown_by_their_pods_while_kubeflow_reports_none(stand_in: Sta
     assert re.search(r"^download +succeeded.*^preprocess +succeeded", after, flags=re.S | re.M)
 
 
+def test_a_step_that_is_retried_shows_its_log_though_kubeflow_still_reports_it_as_failed(
+    stand_in: StandIn, said: Any
+) -> None:
+    before = running("train")
+    for task in before["run_details"]["task_details"]:
+        if task["display_name"].startswith("train"):
+            task |= {"state": "FAILED", "end_time": task["start_time"]}
+    stand_in.runs = [*[before] * 3, recorded("succeeded")]
+    stand_in.pods = [train_pod(phase="Running")]
+    stand_in.logs[stand_in.pods[0]["metadata"]["name"]] = ["adopted the job"]
+    text = said()[1]
+    assert "train      running" in text
+    assert text.count("train      │ adopted the job") == 1
+
+
 @pytest.mark.usefixtures("nothing_reported")
 def test_a_pod_that_failed_is_not_yet_a_step_that_failed(stand_in: StandIn, said: Any) -> None:
     stand_in.pods = [step_pod("download", "Failed")]
