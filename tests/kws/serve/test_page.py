@@ -192,6 +192,16 @@ def test_another_champion_takes_over_in_the_middle_of_a_stream(page: Page, serve
     assert times[0] > tone.size / RATE
 
 
+def test_page_that_only_is_open_is_told_of_another_champion(page: Page, served: Served) -> None:
+    with page.listen() as client:
+        assert json.loads(client.recv())["version"] == "v1"
+        page.model = dataclasses.replace(served, version="v2")
+        try:
+            assert json.loads(client.recv(timeout=60))["version"] == "v2"
+        finally:
+            page.model = served
+
+
 @pytest.mark.parametrize(
     ("messages", "said"),
     [

@@ -42,6 +42,9 @@ MOST_BYTES = 1 << 18
 PATIENCE_SECONDS = 60.0
 """Seconds to wait for the first message, and without samples after which a connection no longer counts as a stream."""
 
+LOOK_SECONDS = 1.0
+"""How often a connection on which nothing comes looks for another champion."""
+
 MARKS_HERTZ = (500, 1000, 2000, 4000)
 """Frequencies that the page marks on the axis of the spectrogram."""
 
@@ -121,8 +124,12 @@ class Listener:
         keeper = self._keeper(detector, model, speaker)
         armed: list[str] | None = None
         await socket.send_json(_hello(model, armed, keeps=keeper is not None))
+        message: bytes | dict[str, Any] | None
         while True:
-            message = await _receive(socket)
+            try:
+                message = await asyncio.wait_for(_receive(socket), LOOK_SECONDS)
+            except TimeoutError:
+                message = None
             now = self.current()
             if now is not None and now is not model:  # another champion, whose times continue those of the one before
                 offset += detector.samples / rate
@@ -132,6 +139,8 @@ class Listener:
                     armed = [word for word in armed if word in reported(model.recognizer.words)]
                 detector.hold(armed)
                 await socket.send_json(_hello(model, armed, keeps=keeper is not None))
+            if message is None:
+                continue
             if isinstance(message, bytes):
                 self._count(socket)
                 data = odd + message
