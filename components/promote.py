@@ -12,6 +12,7 @@ def promote(
     evaluation: Input[Artifact],
     report: Input[HTML],
     min_accuracy: float,
+    keep_runs: int,
     data_root: str,
     decision: Output[Artifact],
 ) -> None:
@@ -23,6 +24,7 @@ def promote(
         evaluation: metrics of the model on that split.
         report: the page of the evaluation.
         min_accuracy: accuracy that a champion must reach.
+        keep_runs: finished runs to keep on the volume; 0: all.
         data_root: path of the mounted volume.
         decision: the version, whether it is champion, and why.
     """
@@ -43,6 +45,7 @@ def promote(
         Path(data_root),
         min_accuracy,
         os.environ.get(MODEL_REGISTRY, ""),
+        keep_runs,
     )
     files.write_json(Path(decision.path), asdict(decided))
     decision.metadata.update({name: value for name, value in asdict(decided).items() if value is not None})

@@ -48,6 +48,7 @@ def speech_commands(placement: Placement) -> BaseComponent:
         debug: bool = DEFAULT.debug,
         min_accuracy: float = DEFAULT.min_accuracy,
         false_alarms_per_hour: float = DEFAULT.false_alarms_per_hour,
+        keep_runs: int = DEFAULT.keep_runs,
     ) -> None:
         """Recordings in, the model in use out; see `kws.config.PipelineConfig` for the parameters.
 
@@ -102,6 +103,7 @@ def speech_commands(placement: Placement) -> BaseComponent:
             evaluation=evaluated.outputs["evaluation"],
             report=evaluated.outputs["report"],
             min_accuracy=min_accuracy,
+            keep_runs=keep_runs,
             data_root=data_root,
         )
         placement.place(

@@ -7,7 +7,7 @@ import os
 import subprocess
 import time
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 
 from rich.table import Table
 
-from kws.config import PipelineConfig, split_sources
+from kws.config import CleanConfig, PipelineConfig, split_sources
 from kws.download.addresses import is_signed
 from kws.download.credentials import SECRET
 from kws.kube.errors import KubeError
 from kws.launch.cluster_config import SETTINGS, ClusterConfig, claim_name
 from kws.promote import registry
-from kws.settings import add_registry, field_docs, require
+from kws.settings import add_flag, add_registry, field_docs, read_flags, require
 from pipeline.cluster import models, runs, schedules
 from pipeline.cluster.connect import Cluster, explained, kubeflow_errors
 from pipeline.cluster.fit import require_fit
@@ -126,6 +126,11 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
     flag = add("rollback", _rollback, rollback)
     flag("--version", default="", help="a folder of models/ (default: the previous champion)")
     flag("--reason", default="", help="the reason to record")
+    cleaned = _flags(volume, where)
+    for name in field_docs(CleanConfig):
+        add_flag(cleaned, CleanConfig, name)
+    add_registry(cleaned, "whose live entries keep their versions")
+    add("clean", _clean, cleaned)
     add("ui", _ui, where)
     add("tensorboard", _tensorboard, where)
 
@@ -380,13 +385,35 @@ def _rollback(options: Options) -> None:
         registry.try_register(address, root, now)
         out.print(f"champion {now}, before {before or 'none'}", soft_wrap=True)
         return
+    arguments = [f"--version={options.version}", f"--reason={options.reason}", f"--by={versions.who()}"]
+    out.print(_kws_on_cluster(options, "rollback", arguments), soft_wrap=True)
+
+
+def _kws_on_cluster(options: Options, command: str, arguments: Sequence[str]) -> str:
+    """Runs a command of kws in a pod that mounts the volume; see `kws.cli`."""
+    address = options.model_registry
     role = "runtime" if address else "serving"  # only the former has the client of the registry
     image = options.image or docker_images.image_names(registry=options.registry)[role]
-    arguments = [f"--version={options.version}", f"--reason={options.reason}", f"--by={versions.who()}"]
-    if address:
-        arguments.append(f"--model-registry={address}")
-    said = models.rollback(cluster_of(options), arguments, image=image, claim=claim_name(os.environ))
-    out.print(said, soft_wrap=True)
+    flags = [*arguments, *([f"--model-registry={address}"] if address else [])]
+    return models.call_kws(cluster_of(options), command, flags, image=image, claim=claim_name(os.environ))
+
+
+def _clean(options: Options) -> None:
+    """Delete runs, versions, tensors, features and data sets that nothing needs any more.
+
+    What schedules name is needed, too. It is said what and how much; --dry-run only says it.
+    """
+    from kws.promote.clean import clean
+
+    if root := _local_root(options):
+        needed = () if options.data_root else schedules.needed(cluster_of(options))
+        config = read_flags(CleanConfig, options, needed="\n".join([*needed, *filter(None, [options.needed])]))
+        clean(root, config, model_registry=options.model_registry, say=functools.partial(out.print, soft_wrap=True))
+        return
+    config = read_flags(CleanConfig, options)
+    needed = [*schedules.needed(cluster_of(options)), *filter(None, config.needed.split("\n"))]
+    arguments = [f"--keep={config.keep}", f"--days={config.days}", *(f"--needed={name}" for name in needed)]
+    out.print(_kws_on_cluster(options, "clean", arguments + ["--dry-run"] * config.dry_run), soft_wrap=True)
 
 
 def _ui(options: Options) -> int:

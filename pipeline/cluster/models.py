@@ -150,19 +150,20 @@ def table_of_models(volume: Volume) -> Table:
     return table
 
 
-def rollback(cluster: Cluster, arguments: Sequence[str], *, image: str, claim: str) -> str:
-    """Makes an earlier version champion on the volume of a cluster, in a pod that is deleted at the end.
+def call_kws(cluster: Cluster, command: str, arguments: Sequence[str], *, image: str, claim: str) -> str:
+    """Runs a command of kws with the volume of a cluster as its data root, in a pod that is deleted at the end.
 
     Args:
         cluster: whose volume it is; the claim must exist in its namespace.
-        arguments: of `kws rollback`.
+        command: such as rollback, clean or approve.
+        arguments: its flags.
         image: an image with the command kws, and for a Model Registry with its client.
         claim: the PersistentVolumeClaim.
 
     Returns:
-        What `kws rollback` printed.
+        What it printed.
     """
     with reader_pod(cluster, claim=claim, image=image, read_only=False) as volume:
-        command = ["env", f"{CLAIM_VARIABLE}={claim}", "kws", "rollback", f"--data-root={volume.mount_path}"]
+        call = ["env", f"{CLAIM_VARIABLE}={claim}", "kws", command, f"--data-root={volume.mount_path}"]
         # Warnings about the registry are on standard error, which `run` does not return.
-        return run(*volume.exec, "sh", "-c", 'exec "$@" 2>&1', "sh", *command, *arguments).strip()
+        return run(*volume.exec, "sh", "-c", 'exec "$@" 2>&1', "sh", *call, *arguments).strip()

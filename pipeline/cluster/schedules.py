@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from rich.table import Table
 
-from kws.config import PipelineConfig
+from kws.config import PipelineConfig, split_sources
 from kws.kube.client import CONFIG_MAPS, DEPLOYMENTS
 from kws.kube.errors import KubeError
 from pipeline.cluster.argo_steps import FINISHED
@@ -127,6 +127,15 @@ def schedule(
         _delete_schedule(cluster, each)
     out.print(f"{'replaced' if before else 'made'} schedule {name}: {cron}, one run at a time, no catch-up")
     out.print(f"{cluster.ui}/#/recurringrun/details/{made.recurring_run_id}", soft_wrap=True)
+
+
+def needed(cluster: Cluster) -> list[str]:
+    """Returns what the schedules name: sources of recordings, and models to start from."""
+    found: list[str] = []
+    for each in _schedules(cluster):
+        given = (each.runtime_config.parameters if each.runtime_config else None) or {}
+        found += [*split_sources(str(given.get("source", ""))), str(given.get("init", ""))]
+    return sorted({name for name in found if name})
 
 
 def table_of_schedules(cluster: Cluster) -> Table:

@@ -25,9 +25,9 @@ from typing import Any, NoReturn
 
 from kws import files
 from kws.command import as_command
-from kws.config import PipelineConfig, ServeConfig, SynthesizeConfig, parse_words
+from kws.config import CleanConfig, PipelineConfig, ServeConfig, SynthesizeConfig, parse_words
 from kws.parser import CommandParser
-from kws.settings import add_flag, add_registry, field_docs, require
+from kws.settings import add_flag, add_registry, field_docs, read_flags, require
 
 Add = Callable[..., argparse.ArgumentParser]
 
@@ -59,6 +59,7 @@ def _run(argv: Sequence[str] | None) -> NoReturn:
     _add_export(add)
     _add_serve(add)
     _add_rollback(add)
+    _add_clean(add)
     options = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names that are not UTF-8 are printed unchanged
         sys.stdout.reconfigure(errors="surrogateescape")
@@ -88,7 +89,7 @@ def _add_synthesize(add: Add) -> None:
 def _synthesize(options: argparse.Namespace) -> int:
     from kws.download.synthesize import synthesize
 
-    config = SynthesizeConfig(**{name: getattr(options, name) for name in field_docs(SynthesizeConfig)})
+    config = read_flags(SynthesizeConfig, options)
     words = parse_words(config.words)
     assert words is not None
     synthesize(
@@ -178,8 +179,11 @@ def _train(options: argparse.Namespace) -> int:
     require(processes > 0, "processes_per_node", "be positive", processes)
     if processes == 1:
         from kws.train.__main__ import run
+        from kws.train.runs import delete_checkpoints
 
-        print(run(options))
+        folder = run(options)
+        delete_checkpoints(folder)
+        print(folder)
         return 0
     require(
         options.runs is not None and options.tensors is not None,
@@ -494,11 +498,7 @@ def _add_serve(add: Add) -> None:
 def _serve(options: argparse.Namespace) -> int:
     from kws.serve.server import run
 
-    run(
-        options.model,
-        options.data_root,
-        ServeConfig(**{name: getattr(options, name) for name in field_docs(ServeConfig)}),
-    )
+    run(options.model, options.data_root, read_flags(ServeConfig, options))
     return 0
 
 
@@ -518,6 +518,22 @@ def _rollback(options: argparse.Namespace) -> int:
     before, now = versions.rollback(options.data_root, options.version, by=options.by, reason=options.reason)
     registry.try_register(options.model_registry, options.data_root, now)
     print(f"champion {now}, before {before or 'none'}" if before != now else f"champion {now}, as before")
+    return 0
+
+
+def _add_clean(add: Add) -> None:
+    command = add("clean", _clean, "delete runs, versions, tensors, features and data sets that nothing needs any more")
+    command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="the folder that holds runs/")
+    for name in field_docs(CleanConfig):
+        add_flag(command, CleanConfig, name)
+    add_registry(command, "whose live entries keep their versions")
+
+
+def _clean(options: argparse.Namespace) -> int:
+    from kws.promote.clean import clean
+
+    config = read_flags(CleanConfig, options)
+    clean(options.data_root, config, model_registry=options.model_registry, say=print)
     return 0
 
 

@@ -116,6 +116,10 @@ class PipelineConfig(Settings):
     false_alarms_per_hour: float = number(1.0, above=0)
     """Largest number of false alarms per hour of running speech and noise, by which detection thresholds are chosen."""
 
+    keep_runs: int = number(0, at_least=0)
+    """Finished runs to keep, with their versions and data: at its end a run deletes what is older and not needed, as
+    kws clean does; 0: everything stays."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(split_sources(self.source) != [], "source", "be a URL, an archive or a folder", self.source)
@@ -148,6 +152,24 @@ class PipelineConfig(Settings):
             seed=self.seed,
             debug=self.debug,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanConfig(Settings):
+    """What stays on a volume that is cleaned (`kws.promote.clean`)."""
+
+    keep: int = number(10, above=0)
+    """Finished runs to keep, with their versions and data; champion, candidate, the champion before, and what a run in
+    progress needs are kept, too."""
+
+    days: float = number(2.0, at_least=0)
+    """What was used so many days ago or later is kept; less than a run takes endangers runs in progress."""
+
+    needed: str = field(default="", metadata={"repeats": "\n"})
+    """A version, a path below the data root such as runs/NAME/best.pth, or a source of recordings that is needed."""
+
+    dry_run: bool = False
+    """Only say what would be deleted, and how much it is."""
 
 
 @dataclass(frozen=True, kw_only=True)

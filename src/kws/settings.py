@@ -260,6 +260,15 @@ def add_flag(
     parser.add_argument(flag, type=kind, metavar=name.upper(), help=f"{text} ({note})", action=action, **given)
 
 
+def read_flags(cls: type[Config], options: argparse.Namespace, **more: Any) -> Config:
+    """Returns settings from the flags of `add_flag`, and given values.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    return cls(**{name: getattr(options, name) for name in field_docs(cls)} | more)
+
+
 class _Joined(argparse.Action):
     """Joins the values of a repeated flag."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from kws import files
 from kws.command import settle_user
+from kws.volume import use
 
 
 def start() -> None:
@@ -43,6 +44,7 @@ def hand_over(folder: Path, artifact: str, figures: dict[str, Any]) -> dict[str,
     Returns:
         The content of the manifest as the metadata of the artifact.
     """
+    use(folder.parents[1], folder)
     manifest = {"path": str(folder), "sha256": files.sha256_of(folder / files.MANIFEST)} | figures
     files.write_json(Path(artifact), manifest)
     return {str(name): storable(value) for name, value in manifest.items()}
@@ -56,7 +58,7 @@ def receive(artifact: str) -> Path:
     """
     manifest = files.read_object(Path(artifact), path=str, sha256=str)
     folder = Path(manifest["path"])
-    if not files.is_complete(folder):
+    if not use(folder.parents[1], folder):
         raise ValueError(
             f"the folder of {artifact} must be on the volume, got {folder}, which is missing or incomplete; run the "
             "step before again"

@@ -42,6 +42,36 @@ def require_volume(folder: Path) -> None:
         _try(folder, place)
 
 
+LOCK = "clean"
+"""Name of the lock of a data root that `kws.promote.clean` holds while it decides what nobody uses."""
+
+
+def use(data_root: Path, *folders: Path) -> bool:
+    """Notes that folders are in use from now on, by their time of modification, so that cleaning leaves them there.
+
+    Returns:
+        Whether they are all there, complete.
+    """
+    try:
+        with files.lock(data_root / LOCK):
+            for folder in folders:
+                os.utime(folder)
+    except OSError as error:  # what is mounted to be read is cleaned by others, or not at all
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT):
+            raise
+    return all(map(files.is_complete, folders))
+
+
+def last_used(path: Path) -> float:
+    """Returns when a folder was last used, or a file or the folder or something directly in it changed; 0: it is gone.
+
+    In seconds since 1970.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return max(path.stat().st_mtime, *(entry.lstat().st_mtime for entry in path.glob("*")), 0.0)
+    return 0.0
+
+
 def _try(folder: Path, place: Path) -> None:
     one, two, built, final = (place / name for name in ("one", "two", "built", "final"))
     with _need(folder, "take files"):

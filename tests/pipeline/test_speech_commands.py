@@ -76,7 +76,7 @@ def test_no_step_is_cached_as_all_use_the_volume(spec: dict[str, Any]) -> None:
 
 def test_parameters_are_few_flat_and_those_of_the_settings_with_their_defaults(spec: dict[str, Any]) -> None:
     parameters = spec["root"]["inputDefinitions"]["parameters"]
-    assert len(parameters) <= 20
+    assert len(parameters) <= 24
     assert set(parameters) == set(PipelineConfig.__dataclass_fields__)
     for name, value in PipelineConfig().arguments().items():
         assert parameters[name].get("defaultValue") == value, name

@@ -33,7 +33,7 @@ from kws.download.transfer import Remote, decoded, discard, fetch, look
 from kws.progress import progress
 from kws.settings import require
 from kws.text import printable
-from kws.volume import require_volume
+from kws.volume import require_volume, use
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,9 @@ def download(source: str, sha256: str, data_root: Path, layout: str = AUTO) -> P
     require_volume(data_root)
     credentials.load()
     try:
-        return _download(source, sha256, data_root, layout)
+        while not use(data_root, folder := _download(source, sha256, data_root, layout)):
+            log.info("%s was deleted meanwhile", folder)
+        return folder
     except OSError as error:
         if not files.is_full(error):
             raise

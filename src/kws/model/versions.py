@@ -104,6 +104,11 @@ def champion(data_root: Path) -> str | None:
     return None if record is None else str(record["version"])
 
 
+def states(data_root: Path) -> dict[str, str]:
+    """Returns which version is the champion."""
+    return {version: "champion" for version in [champion(data_root)] if version}
+
+
 def find_model(name: str, data_root: Path) -> tuple[str, Path]:
     """Finds the `.pth` file of a model.
 

@@ -37,7 +37,7 @@ from kws.preprocess.tensors import INDEX, NOISE, ROWS, SCHEMA, missing_parts
 from kws.recipe import FeatureConfig, Recipe
 from kws.settings import require
 from kws.text import printable
-from kws.volume import require_volume
+from kws.volume import require_volume, use
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def preprocess(
         )
         files.write_json(staging / files.MANIFEST, manifest)
 
-    if files.is_complete(folder) and (gone := missing_parts(folder)):
+    if use(data_root, folder) and (gone := missing_parts(folder)):
         log.warning("%s is made again, as %d parts of its features are gone", folder, len(gone))
         (folder / files.MANIFEST).unlink()
     if files.build_folder(folder, build):

@@ -28,6 +28,7 @@ from kws.preprocess.audio import read, require_varied
 from kws.preprocess.features import BATCH, VERSION, mel_spectrogram
 from kws.progress import progress
 from kws.recipe import FeatureConfig
+from kws.volume import use
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +103,8 @@ class Store:
         if len(parts):
             rows = np.where(rows >= 0, rows - unused[np.minimum(of_part, len(parts) - 1)], -1)
         used = {part: len(column) for part, column, count in zip(parts, columns, counts, strict=True) if count}
+        if not use(self.folder.parents[1], *used):
+            return self.find(keys)  # what was deleted meanwhile is computed again
         return Rows(parts=used, rows=rows.astype(np.int64))
 
     def add(self, recordings: Path, clips: Sequence[Clip], keys: Keys, run: Run) -> dict[bytes, str]:

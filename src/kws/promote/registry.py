@@ -1,4 +1,4 @@
-"""Registers versions in Kubeflow's Model Registry, and marks which one is champion.
+"""Registers versions in Kubeflow's Model Registry, and marks which one is champion. The others are archived there.
 
 Each of the three records (model, version, artifact) is written only if it is missing, so that the next call completes
 what an interrupted one left. Nothing depends on the registry: if it is unavailable, the run goes on with a warning.
@@ -10,10 +10,10 @@ import logging
 import math
 import os
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kws import files
 from kws.config import PipelineConfig
@@ -57,6 +57,22 @@ def try_register(address: str, data_root: Path, version: str) -> bool:
     return True
 
 
+def live_versions(address: str) -> set[str]:
+    """Returns the versions whose entries in a registry are not archived.
+
+    Raises:
+        ValueError: see `register`.
+    """
+
+    async def names(client: "RegistryClient") -> set[str]:
+        await client.find_api()
+        model = await client.get_registered_model_by_params(MODEL_NAME)
+        listed = await client.all_versions(model.id) if model else []
+        return {str(one.name) for one in listed if one.state == "LIVE"}
+
+    return _call(address, names)
+
+
 def register(address: str, data_root: Path, version: str) -> None:
     """Registers a version and marks the champion; may be called repeatedly.
 
@@ -65,7 +81,15 @@ def register(address: str, data_root: Path, version: str) -> None:
     """
     folder = versions.version_folder(data_root, version)
     manifest = versions.read_manifest(folder)
-    champion = versions.champion(data_root)
+    states = versions.states(data_root)
+    _call(address, lambda client: _register(client, data_root, folder, manifest, states))
+
+
+Result = TypeVar("Result")
+
+
+def _call(address: str, calls: "Callable[[RegistryClient], Coroutine[Any, Any, Result]]") -> Result:
+    """Connects to a registry and returns the result of calls to it; see `register`."""
     parsed = urllib.parse.urlsplit(address)
     if parsed.scheme not in ("http", "https") or not parsed.hostname:
         raise ValueError(
@@ -76,9 +100,8 @@ def register(address: str, data_root: Path, version: str) -> None:
         from kws.promote.registry_client import connect
 
         client = connect(parsed, _token())
-        calls = _register(client, data_root, folder, manifest, champion)
         with ThreadPoolExecutor(1) as thread:  # in a notebook, an event loop is already running in this one
-            thread.submit(asyncio.run, asyncio.wait_for(calls, SECONDS)).result()
+            return thread.submit(asyncio.run, asyncio.wait_for(calls(client), SECONDS)).result()
     except TimeoutError as error:
         raise ValueError(
             f"it must answer within {SECONDS:g} s, got no answer; check the address, and whether this pod can reach "
@@ -96,9 +119,15 @@ def register(address: str, data_root: Path, version: str) -> None:
 
 
 async def _register(
-    client: "RegistryClient", data_root: Path, folder: Path, manifest: Mapping[str, Any], champion: str | None
+    client: "RegistryClient", data_root: Path, folder: Path, manifest: Mapping[str, Any], states: Mapping[str, str]
 ) -> None:
-    from model_registry.types import ArtifactState, ModelArtifact, ModelVersion, RegisteredModel
+    from model_registry.types import ArtifactState, ModelArtifact, ModelVersion, ModelVersionState, RegisteredModel
+
+    def state_of(name: str) -> tuple[dict[str, Any], ModelVersionState]:
+        state = states.get(name, "published")
+        live = state in ("champion", "candidate")
+        properties = {"champion": state == "champion", "state": state}
+        return properties, ModelVersionState.LIVE if live else ModelVersionState.ARCHIVED
 
     await client.find_api()
     version = manifest["version"]
@@ -108,12 +137,14 @@ async def _register(
             RegisteredModel(name=MODEL_NAME, owner=versions.STEP, description="Spoken command words")
         )
     known = await client.get_model_version_by_params(model.id, version)
-    properties = _properties(folder, manifest) | {"champion": version == champion}
+    marks, state = state_of(version)
+    properties = _properties(folder, manifest) | marks
     if known is None:
         known = await client.upsert_model_version(
-            ModelVersion(name=version, author=versions.STEP, custom_properties=properties), model.id
+            ModelVersion(name=version, author=versions.STEP, custom_properties=properties, state=state), model.id
         )
-    elif (known.custom_properties or {}) != properties:
+    elif (said := known.custom_properties or {}) != properties:
+        known.state = state if said.get("state") != marks["state"] else known.state  # or as a person restored it
         known.custom_properties = properties
         known = await client.upsert_model_version(known, model.id)
     listed = await client.get_model_version_artifacts(known.id)
@@ -128,9 +159,9 @@ async def _register(
         )
         await client.upsert_model_version_artifact(artifact, known.id)
     for other in await client.all_versions(model.id):
-        said = dict(other.custom_properties or {})
-        if other.name != version and said.get("champion") != (other.name == champion):
-            other.custom_properties = said | {"champion": other.name == champion}
+        said, (marks, state) = dict(other.custom_properties or {}), state_of(other.name)
+        if other.name != version and said != said | marks:
+            other.custom_properties, other.state = said | marks, state
             await client.upsert_model_version(other, model.id)
 
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kws import files, memory
+from kws.config import CleanConfig
 from kws.cores import computing
 from kws.evaluate.accuracy import evaluate_tensors, wilson
 from kws.model import bundle as pth
 from kws.model import versions
 from kws.preprocess.tensors import Tensors
 from kws.promote import registry
+from kws.promote.clean import clean
 from kws.promote.listening import compare_in_streams
 from kws.promote.publish import Version, fill
 from kws.settings import require
@@ -45,6 +47,7 @@ def promote(
     data_root: Path,
     min_accuracy: float,
     model_registry: str = "",
+    keep_runs: int = 0,
 ) -> Decision:
     """Publishes a model as a version, and makes it champion if it is better than the current one.
 
@@ -56,6 +59,7 @@ def promote(
         data_root: where to make `models/<version>/`; the version has the name of the training run.
         min_accuracy: test accuracy that a champion must reach, 0 to 1.
         model_registry: address of a Kubeflow Model Registry in which to register the version; empty: none.
+        keep_runs: finished runs to keep (see `kws.promote.clean`); 0: all.
 
     Returns:
         The decision with its reason, whether or not the model becomes champion.
@@ -95,6 +99,11 @@ def promote(
     )
     log.info("%s is %schampion: %s", version, "" if is_champion else "not ", reason)
     registry.try_register(model_registry, data_root, version)
+    if keep_runs:
+        try:
+            clean(data_root, CleanConfig(keep=keep_runs), model_registry=model_registry)
+        except Exception as error:  # the model is published: no trouble with what is old may fail the run
+            log.warning("nothing was deleted: %s", error)
     return decision
 
 

@@ -3,7 +3,7 @@
 runs/<timestamp>-<run id>/
     config.json      the recipe, and the fingerprint of the tensors
     init.pth         with train.init: a copy of the model to start from
-    checkpoints/     step-<n>.pth, the latest few
+    checkpoints/     step-<n>.pth, the latest few, until the run is complete
     best.pth         the model of the epoch with the best validation accuracy
     metrics.jsonl    one line for every epoch
     events.out.*     TensorBoard
@@ -219,6 +219,12 @@ def init_of(folder: Path) -> dict[str, str] | None:
         record,
     )
     return {"model": record["model"], "sha256": record["sha256"]}
+
+
+def delete_checkpoints(folder: Path) -> None:
+    """Deletes the checkpoints of a run that is complete: nothing resumes it."""
+    assert files.is_complete(folder)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def owned(folder: Path) -> contextlib.AbstractContextManager[None]:

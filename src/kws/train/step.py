@@ -9,7 +9,7 @@ from kws.launch.choose import launcher as choose_launcher
 from kws.launch.job import Launcher, Training, job_name
 from kws.recipe import Recipe
 from kws.settings import require
-from kws.train.runs import describe, fit_to_tensors, open_run
+from kws.train.runs import delete_checkpoints, describe, fit_to_tensors, open_run
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +87,10 @@ def train(
         if files.is_complete(folder):
             log.info("%s is complete: nothing to do", folder)
             launcher.clean_up(job)
+            delete_checkpoints(folder)
             return folder
         launcher.run(job, job_manifest)
     if not files.is_complete(folder):
         raise AssertionError(f"training succeeded but left no {files.MANIFEST} in {folder}")
+    delete_checkpoints(folder)
     return folder

@@ -127,7 +127,7 @@ def test_what_is_not_known_of_a_version_is_left_out_also_within_a_running_event_
 
     asyncio.run(in_a_notebook())
     properties = server.versions[0]["customProperties"]
-    assert sorted(properties) == ["champion", "num_clips", "words"]
+    assert sorted(properties) == ["champion", "num_clips", "state", "words"]
 
 
 def test_version_that_is_known_is_not_written_again(server: Registry, tmp_path: Path) -> None:

@@ -29,10 +29,11 @@ COMMANDS = {
     "deploy": IMAGE,
     "models": IMAGE,
     "rollback": IMAGE,
+    "clean": IMAGE,
     "ui": [],
     "tensorboard": [],
 }
-IN_PODS = ("pull", "models", "rollback", "ui", "tensorboard")
+IN_PODS = ("pull", "models", "rollback", "clean", "ui", "tensorboard")
 """Commands that call kubectl, where the volume is not a folder of this machine."""
 
 
