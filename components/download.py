@@ -21,7 +21,7 @@ def download(source: str, layout: str, sha256: str, data_root: str, recordings: 
     from kws import files, steps
     from kws.download.step import download
 
-    steps.start()
+    steps.start("download")
     folder = download(source, sha256, Path(data_root), layout)
     manifest = files.read_json(folder / files.MANIFEST)
     figures = {"num_clips": manifest["num_clips"], "num_words": len(manifest["words"])}

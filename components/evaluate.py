@@ -31,10 +31,12 @@ def evaluate(
     from kws import files, steps
     from kws.evaluate.step import evaluate
 
-    steps.start()
+    steps.start("evaluate")
     found = evaluate(Path(model.path), steps.receive(tensors.path), Path(report.path), false_alarms_per_hour)
     for name in ("accuracy", "macro_f1", "calibration_error", "num_clips"):
         metrics.log_metric(name, getattr(found, name))
+    for name, value in steps.used().items():
+        metrics.log_metric(name, value)
     words, matrix = found.of_hardest()  # Kubeflow's database holds no matrix of a thousand words
     confusion.log_confusion_matrix(steps.storable(words), matrix.astype(int).tolist())
     files.write_json(Path(evaluation.path), found.summary())

@@ -41,7 +41,7 @@ def features(
     from kws.preprocess.step import compute_shard
     from kws.recipe import make_recipe
 
-    steps.start()
+    steps.start("features")
     return compute_shard(
         steps.receive(recordings.path),
         Path(data_root),

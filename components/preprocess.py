@@ -38,7 +38,7 @@ def preprocess(
     from kws.preprocess.step import preprocess
     from kws.recipe import make_recipe
 
-    steps.start()
+    steps.start("preprocess")
     folder = preprocess(
         steps.receive(recordings.path),
         Path(data_root),

@@ -12,9 +12,11 @@ def promote(
     evaluation: Input[Artifact],
     report: Input[HTML],
     min_accuracy: float,
+    approval: str,
     keep_runs: int,
     data_root: str,
     decision: Output[Artifact],
+    comparison: Output[HTML],
 ) -> None:
     """Publishes models/<version>/ on the volume; succeeds whether or not the version becomes champion.
 
@@ -24,9 +26,11 @@ def promote(
         evaluation: metrics of the model on that split.
         report: the page of the evaluation.
         min_accuracy: accuracy that a champion must reach.
+        approval: yes, if a better model must wait for a person to approve it.
         keep_runs: finished runs to keep on the volume; 0: all.
         data_root: path of the mounted volume.
-        decision: the version, whether it is champion, and why.
+        decision: the version, whether it is champion or candidate, and why.
+        comparison: a candidate beside the champion: words, and clips on which they differ to listen to.
     """
     import os
     from dataclasses import asdict
@@ -36,7 +40,7 @@ def promote(
     from kws.promote.step import promote
     from kws.settings import MODEL_REGISTRY
 
-    steps.start()
+    steps.start("promote")
     decided = promote(
         Path(model.path),
         steps.receive(tensors.path),
@@ -46,6 +50,10 @@ def promote(
         min_accuracy,
         os.environ.get(MODEL_REGISTRY, ""),
         keep_runs,
+        approval == "yes",
+        Path(comparison.path),
     )
     files.write_json(Path(decision.path), asdict(decided))
-    decision.metadata.update({name: value for name, value in asdict(decided).items() if value is not None})
+    decision.metadata.update(
+        {name: value for name, value in asdict(decided).items() if value is not None} | steps.used()
+    )

@@ -50,7 +50,7 @@ def train(
     from kws.train import runs
     from kws.train.step import train
 
-    steps.start()
+    steps.start("train")
     recipe = make_recipe(
         preset,
         set.split(),
@@ -72,4 +72,4 @@ def train(
     )
     shutil.copyfile(folder / runs.BEST, model.path)
     about = files.read_json(folder / files.MANIFEST) | {"path": str(folder / runs.BEST)}
-    model.metadata.update(steps.storable(about))
+    model.metadata.update(steps.storable(about) | steps.used())

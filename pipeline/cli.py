@@ -13,6 +13,8 @@ from pipeline.flags import add_parameters, read_parameters
 
 DEMO = Path("var/demo")
 
+ONLY_NEW = "train nothing if data and recipe are those of a version that there is, as scheduled runs do"
+
 EPILOG = """examples:
   python -m pipeline compile -o speech-commands.yaml
   python -m pipeline run --source speech_commands_v0.02.tar.gz --data-root var/data
@@ -40,6 +42,7 @@ def _call(argv: Sequence[str] | None) -> None:
         default="subprocess",
         help="where the steps run: in processes or in containers (default: %(default)s)",
     )
+    run.add_argument("--only-new", action="store_true", help=ONLY_NEW)
     run.add_argument("--json", type=Path, metavar="FILE", help="also write the summary to this file, as JSON")
     add_parameters(run, required=("data_root",))
     run.set_defaults(call=_run)
@@ -59,7 +62,7 @@ def _call(argv: Sequence[str] | None) -> None:
 def _run(options: argparse.Namespace) -> None:
     from pipeline.local import run, show
 
-    summary = run(read_parameters(options), options.runner)
+    summary = run(read_parameters(options), options.runner, options.only_new)
     show(summary)
     if options.json:
         files.write_json(options.json, summary)

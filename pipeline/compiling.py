@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,22 @@ def version_name(path: Path) -> str:
 
 def steps_of_spec(spec: Mapping[str, Any]) -> list[str]:
     """Returns the steps of a pipeline spec in execution order; steps that can run at the same time by name."""
-    tasks = spec["root"]["dag"]["tasks"]
+    return _in_order(spec["root"]["dag"]["tasks"], spec.get("components", {}))
+
+
+def _in_order(tasks: Mapping[str, Any], components: Mapping[str, Any]) -> list[str]:
+    """Returns tasks in execution order; a group of tasks (a condition, an exit handler) as what is in it."""
     done: list[str] = []
     while len(done) < len(tasks):
         done += sorted(n for n in tasks if n not in done and set(tasks[n].get("dependentTasks", ())) <= set(done))
-    return done
+    steps: list[str] = []
+    for name in done:
+        inner = components.get(tasks[name]["componentRef"]["name"], {}).get("dag", {}).get("tasks")
+        steps += _in_order(inner, components) if inner else [name]
+    return steps
+
+
+def tasks_of_spec(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the tasks of the pipeline, and of each group of tasks in it, by name."""
+    yield spec["root"]["dag"]["tasks"]
+    yield from (one["dag"]["tasks"] for one in spec.get("components", {}).values() if "dag" in one)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from kws import outcomes
 from kws.config import PipelineConfig, is_path, split_sources
 from kws.download.credentials import variables
 from pipeline.kind.docker_images import inspect
@@ -60,7 +61,8 @@ def local_runner(config: PipelineConfig, outputs: Path, image: str) -> "tuple[Do
         tmpfs={"/tmp": "mode=1777"},
         mounts=mounts,
         environment=variables(os.environ)
-        | {name: os.environ.get(name, "") for source in sources if (name := source.removeprefix("env:")) != source},
+        | {name: os.environ.get(name, "") for source in sources if (name := source.removeprefix("env:")) != source}
+        | {outcomes.RUN: outputs.name, outcomes.ADDRESS: os.environ.get(outcomes.ADDRESS, "")},
         shm_size="1g",
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],

@@ -19,14 +19,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from kws import files, processes
+from kws import files, outcomes, processes
 from kws.command import STOPPED, CommandFailed
 from kws.config import PipelineConfig, is_path, split_sources
 from kws.kube.log_lines import LineSorter
 from kws.model.versions import find_model
 from kws.settings import require
 from kws.train.runs import find_run
-from pipeline.compiling import compile_to
+from pipeline.compiling import compile_to, tasks_of_spec
 from pipeline.placement import Placement
 
 OUTPUTS = "artifacts"
@@ -117,7 +117,7 @@ class _WithoutExecutorInput(io.TextIOBase):
         self.stream.flush()
 
 
-def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
+def run(config: PipelineConfig, runner: str, only_new: bool = False) -> dict[str, Any]:
     """Compiles the pipeline and runs the result.
 
     When a stopped run is started again, finished steps find their folders complete and training resumes from its last
@@ -126,9 +126,11 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
     Args:
         config: the parameters; `data_root` is a folder of this machine.
         runner: subprocess or docker.
+        only_new: whether nothing is trained if data and recipe are those of a version that there is.
 
     Returns:
-        The summary: accuracy, num_clips, words, steps, and the paths of what was made.
+        The summary: steps and seconds; unless nothing was new, accuracy, num_clips, words, version, and the paths of
+        what was made.
 
     Raises:
         PipelineFailed: a step failed.
@@ -151,14 +153,18 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
 
             read_start(model, config.recipe())
     # Without a cluster the train step trains by itself, so it needs the image that has torch.
-    placement = Placement()
+    placement = Placement(
+        only_new=only_new,
+        notify="environment" if os.environ.get(outcomes.ADDRESS) else "",
+        outcomes_folder=str(data_root / outcomes.FOLDER),
+    )
     mine.mkdir(parents=True)
     if runner == "docker":
         from pipeline.containers import local_runner
         from pipeline.kind.docker_images import image_names
 
         image = image_names()["runtime"]
-        placement = Placement(runtime=image, launcher=image)
+        placement = dataclasses.replace(placement, runtime=image, launcher=image)
         chosen, config = local_runner(config, mine, image)
     else:
         chosen = local.SubprocessRunner(use_venv=False)
@@ -170,6 +176,7 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="kws-pipeline-") as scratch, _temporary_files_in(scratch):
             compiled = compile_to(Path(scratch) / "speech-commands.yaml", placement)
             _adapt(compiled)
+            os.environ[outcomes.RUN] = mine.name
             local.init(runner=chosen, pipeline_root=str(mine), raise_on_error=True)
             # kfp warns that the placement has no effect here, which is expected.
             with (
@@ -184,8 +191,7 @@ def run(config: PipelineConfig, runner: str) -> dict[str, Any]:
         raise PipelineFailed(f"{failed[0]} failed; its log is above") from error
     finally:
         logging.getLogger().removeFilter(times)
-    (run_outputs,) = mine.iterdir()
-    return _summarize(run_outputs, data_root, times.steps)
+    return _summarize(mine, data_root, times.steps)
 
 
 @contextlib.contextmanager
@@ -223,7 +229,9 @@ def _adapt(path: Path) -> None:
     import yaml
 
     pipeline, *platforms = yaml.safe_load_all(path.read_text(encoding="utf-8"))
-    pipeline["root"]["dag"]["tasks"]["train"]["inputs"]["parameters"]["run_id"] = {"runtimeValue": {"constant": ""}}
+    for tasks in tasks_of_spec(pipeline):
+        if "train" in tasks:
+            tasks["train"]["inputs"]["parameters"]["run_id"] = {"runtimeValue": {"constant": ""}}
     path.write_text(yaml.safe_dump_all([pipeline, *platforms]), encoding="utf-8")
 
 
@@ -248,13 +256,28 @@ def _artifact(outputs: Path, step: str, name: str) -> Path:
     Raises:
         PipelineFailed: it is missing although the step succeeded.
     """
-    found = sorted((outputs / step).rglob(name))
+    found = sorted(path for path in outputs.rglob(name) if path.parent.name == step)
     if not found:
         raise PipelineFailed(f"{step} succeeded but left no {name}; its log is above")
     return found[0]
 
 
+def _used(outputs: Path, step: str) -> dict[str, float]:
+    """Returns what a step used, from the metadata of its artifacts; see `kws.steps.used`."""
+    listed = files.read_json(_artifact(outputs, step, "executor_output.json")).get("artifacts", {})
+    found = [one["metadata"] for kind in listed.values() for one in kind["artifacts"]]
+    return next(({name: one[name] for name in one if name in _USED} for one in found if "cpu_seconds" in one), {})
+
+
+_USED = ("cpu_seconds", "peak_memory_bytes", "read_bytes", "write_bytes")
+
+
 def _summarize(outputs: Path, data_root: Path, steps: list[Step]) -> dict[str, Any]:
+    listed = [dataclasses.asdict(step) for step in steps]
+    listed = [one | _used(outputs, one["name"]) for one in listed if one["name"] not in ("changes", "notify")]
+    spent = {"steps": listed, "seconds": round(sum(step.seconds for step in steps), 1)}
+    if "promote" not in [step.name for step in steps]:
+        return spent | {"nothing_new": True, "artifacts": str(outputs)}
     evaluation = files.read_json(_artifact(outputs, "evaluate", "evaluation"))
     decision = files.read_json(_artifact(outputs, "promote", "decision"))
     tensors = files.read_json(_artifact(outputs, "preprocess", "tensors"))
@@ -266,10 +289,10 @@ def _summarize(outputs: Path, data_root: Path, steps: list[Step]) -> dict[str, A
         "num_clips": sum(tensors["counts"][split] for split in ("train", "validation", "test")),
         "num_test_clips": evaluation["num_clips"],
         "words": tensors["words"],
-        "steps": [dataclasses.asdict(step) for step in steps],
-        "seconds": round(sum(step.seconds for step in steps), 1),
+        **spent,
         "version": decision["version"],
         "is_champion": decision["is_champion"],
+        "is_candidate": decision["is_candidate"],
         "reason": decision["reason"],
         "model": str(folder / "model.pth"),
         "report": str(folder / "report.html"),
@@ -287,23 +310,36 @@ def show(summary: Mapping[str, Any]) -> None:
 
     table = Table(title="speech-commands")
     table.add_column("step")
-    table.add_column("time", justify="right")
+    for name in ("time", "CPU", "memory", "read", "written"):
+        table.add_column(name, justify="right")
     for step in summary["steps"]:
-        table.add_row(step["name"], f"{step['seconds']:.1f} s")
+        moved = [files.human_bytes(step[name]) if name in step else "" for name in _USED[1:]]
+        cpu = f"{step['cpu_seconds']:.1f} s" if "cpu_seconds" in step else ""
+        table.add_row(step["name"], f"{step['seconds']:.1f} s", cpu, *moved)
     table.add_section()
     table.add_row("all", f"{summary['seconds']:.1f} s")
     console = Console()
     console.print(table)
+    if summary.get("nothing_new"):
+        console.print("nothing new: data and recipe are those of a version that there is, so nothing was trained")
+        return
     count = f"{summary['num_test_clips']} clips of {len(summary['words'])} words"
     facts = {
         "accuracy": Text.assemble((f"{summary['accuracy']:.2%}", "bold"), f" on the test split ({count})"),
-        "champion": Text(f"{'yes' if summary['is_champion'] else 'no'}: {summary['reason']}"),
+        "champion": Text(f"{_STATES[summary['is_champion'], summary['is_candidate']]}: {summary['reason']}"),
     } | {
         name: Text(_short(summary[name]), Style(link=Path(summary[name]).as_uri()))
         for name in ("model", "report", "tensorboard")
     }
     for name, fact in facts.items():  # outside the table, which would wrap or cut a long path
         console.print(Text(f"{name:13}") + fact, soft_wrap=True)
+
+
+_STATES = {
+    (True, False): "yes",
+    (False, False): "no",
+    (False, True): "a candidate that waits (kws candidates, kws approve)",
+}
 
 
 def _short(path: str) -> str:

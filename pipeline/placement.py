@@ -7,6 +7,8 @@ A `Placement` is a value that is passed to the compiler, so that one process can
     KWS_GPUS_PER_NODE   GPUs of a training pod (0; 1 where training is to run on CUDA)
     KWS_LAUNCHER        pytorchjob or trainjob: what the train step launches (pytorchjob)
     KWS_SHARDS          pods among which preprocessing is spread where there are 200,000 clips or more (1)
+    KWS_DEADLINE_HOURS  hours after which a run is ended (0: none)
+    KWS_TTL_DAYS        days after its end after which the pods of a run are deleted (0: as the cluster has it)
     KWS_PYTORCHJOB      JSON with further fields of `kws.launch.cluster_config.ClusterConfig`
 
 No step has a retry policy of Kubeflow Pipelines: see docs/cluster.md, "What is retried".
@@ -17,12 +19,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from components import images
+from kws import outcomes
 from kws.config import PipelineConfig
 from kws.download.credentials import SECRET, SECRET_FOLDER
 from kws.launch.cluster_config import CLAIM, CLAIM_VARIABLE, SETTINGS, ClusterConfig, claim_name, read_settings
 from kws.settings import MODEL_REGISTRY, from_dict, require
 
 if TYPE_CHECKING:
+    from kfp.dsl import PipelineConfig as PipelineConfiguration
     from kfp.dsl import PipelineTask
 
 JOBS = ("pytorchjob", "trainjob")
@@ -45,6 +49,8 @@ RESOURCES = {
     "train": Resources(cpu="100m", memory="256Mi", cpu_limit="1", memory_limit="1Gi"),
     "evaluate": Resources(cpu="500m", memory="1Gi", cpu_limit="2", memory_limit="4Gi"),
     "promote": Resources(cpu="500m", memory="1Gi", cpu_limit="2", memory_limit="4Gi"),
+    "changes": Resources(cpu="100m", memory="256Mi", cpu_limit="1", memory_limit="1Gi"),
+    "notify": Resources(cpu="100m", memory="128Mi", cpu_limit="1", memory_limit="512Mi"),
 }
 
 
@@ -67,6 +73,24 @@ class Placement:
     model_registry: str = ""
     """Address of a Kubeflow Model Registry in which the promote step registers versions; empty: none."""
 
+    only_new: bool = False
+    """Whether a run ends, green, before training if a version was trained on the same data by the same recipe."""
+
+    notify: str = ""
+    """Secret that has the address of a hook as `address`, which is told how runs end; empty: nobody is told."""
+
+    outcomes_folder: str = f"{PipelineConfig().data_root}/{outcomes.FOLDER}"
+    """Folder where steps note how they ended, for the step that tells it."""
+
+    ui: str = ""
+    """Address of the UI of Kubeflow Pipelines, for links in what is told."""
+
+    deadline_hours: int = 0
+    """After so many hours Kubeflow Pipelines ends a run; 0: never."""
+
+    ttl_days: int = 0
+    """So many days after its end the pods of a run are deleted (it stays listed); 0: as the cluster has it."""
+
     preprocess_shards: int = 1
     """The most pods that compute features at the same time, where clips are many; 1: the preprocess step alone."""
 
@@ -86,6 +110,16 @@ class Placement:
         """How the pods of a training job run."""
         own = {"image": self.runtime, "pvc": self.pvc, "mount_path": PipelineConfig().data_root}
         return from_dict(ClusterConfig, own | dict(self.training))
+
+    @property
+    def pipeline_config(self) -> "PipelineConfiguration":
+        """Deadline and time to live of a run, as Kubeflow Pipelines 2.17 has them."""
+        from kfp.dsl import PipelineConfig as PipelineConfiguration
+
+        return PipelineConfiguration(
+            active_deadline_seconds=3600 * self.deadline_hours or None,
+            ttl_seconds_after_finished=86400 * self.ttl_days or None,
+        )
 
     def place(self, **tasks: "PipelineTask") -> None:
         """Sets for every step of the pipeline, by name, where and how it runs."""
@@ -107,6 +141,12 @@ class Placement:
         kubernetes.use_secret_as_volume(
             tasks["download"], secret_name=SECRET, mount_path=str(SECRET_FOLDER), optional=True
         )
+        if self.notify:
+            for task in tasks.values():
+                task.set_env_variable(outcomes.VARIABLE, self.outcomes_folder)
+                kubernetes.use_field_path_as_env(task, outcomes.RUN, "metadata.labels['pipeline/runid']")
+            kubernetes.use_secret_as_env(tasks["notify"], self.notify, {"address": outcomes.ADDRESS}, optional=True)
+            tasks["notify"].set_env_variable(outcomes.UI, self.ui)
         for variable, value in self.training_pods.to_environment().items():
             tasks["train"].set_env_variable(variable, value)
         if self.launches != JOBS[0]:  # the default of the step on a cluster
@@ -122,6 +162,7 @@ def read_placement(
     *,
     device: str = "cpu",
     launches: str = "",
+    notify: str = "",
     **training: str,
 ) -> Placement:
     """Returns the placement that follows from a caller's choices and the environment.
@@ -131,6 +172,7 @@ def read_placement(
         names: the images by role, runtime and launcher.
         device: what training runs on, cpu or cuda.
         launches: what the train step launches; empty: as KWS_LAUNCHER says.
+        notify: the secret with the address of a hook; empty: none.
         training: fields of `ClusterConfig`, which take precedence over KWS_PYTORCHJOB; an empty one has no effect.
 
     Raises:
@@ -138,8 +180,11 @@ def read_placement(
     """
     gpus = environment.get("KWS_GPUS_PER_NODE") or ("1" if device == "cuda" else "0")
     require(gpus.isdigit(), "KWS_GPUS_PER_NODE", "be a whole number", gpus)
-    shards = environment.get("KWS_SHARDS") or "1"
-    require(shards.isdigit(), "KWS_SHARDS", "be a whole number", shards)
+    numbers = {}
+    for name, default in (("KWS_SHARDS", "1"), ("KWS_DEADLINE_HOURS", "0"), ("KWS_TTL_DAYS", "0")):
+        given = environment.get(name) or default
+        require(given.isdigit(), name, "be a whole number", given)
+        numbers[name] = int(given)
     fields = {"gpus_per_node": int(gpus)} | read_settings(environment.get(SETTINGS) or "{}")
     return Placement(
         runtime=names["runtime"],
@@ -147,6 +192,9 @@ def read_placement(
         pvc=claim_name(environment),
         launches=launches or environment.get("KWS_LAUNCHER") or JOBS[0],
         model_registry=environment.get(MODEL_REGISTRY, ""),
-        preprocess_shards=int(shards),
+        notify=notify,
+        preprocess_shards=numbers["KWS_SHARDS"],
+        deadline_hours=numbers["KWS_DEADLINE_HOURS"],
+        ttl_days=numbers["KWS_TTL_DAYS"],
         training=fields | {name: value for name, value in training.items() if value},
     )

@@ -10,9 +10,11 @@ retried when its pod vanishes. Then the step `train` of the workflow `w` consist
     w(0).root(0).train(0).executor(0)        a pod, and (1) the pod of the second attempt
     w(0).root(0).train-driver(0)             the pod that prepares it
 
-With other settings it is just `w.root.train.executor`. A node's id is a digest of its name, which tells them apart.
+With other settings it is just `w.root.train.executor`. Steps in a condition or an exit handler have its name in front
+of theirs, `w(0).root(0).condition-1(0).train(0)`. A node's id is a digest of its name, which tells them apart.
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,13 +111,19 @@ def _attempts(tasks: "Sequence[V2beta1PipelineTaskDetail]", step: str) -> Iterat
     """Yields the ids of the pods of a step: children of its executors, found by the names that they must have."""
     workflow = next((child.pod_name.rpartition("-")[0] for task in tasks for child in task.child_tasks or []), "")
     children = {child.pod_name for task in tasks for child in task.child_tasks or []}
-    most = range(_MOST_ATTEMPTS)
-    plain = f"{workflow}.root.{step}.executor"  # with Argo's own settings, or a retry policy on the pod alone
-    paths = [f"{workflow}({i}).root({j}).{step}({k}).executor" for i in most for j in most for k in most]
-    for executor in (plain, *paths):
-        if node_id(executor) in children:
-            again = [each for i in most if (each := node_id(f"{executor}({i})")) in children]
-            yield from again or [node_id(executor)]
+    most, found = range(_MOST_ATTEMPTS), {task.display_name or "" for task in tasks}
+    groups = sorted((name for name in found if re.fullmatch(r"(exit-handler|condition)-\d+", name)), reverse=True)
+    for inside in dict.fromkeys([(), *((group,) for group in groups), tuple(groups)]):
+        plain = ".".join((workflow, "root", *inside, step, "executor"))  # with Argo's own settings, or a retry policy
+        paths = [
+            "".join((f"{workflow}({i}).root({j})", *map(".{}({})".format, inside, numbers), f".{step}({k}).executor"))
+            for i, j, k in itertools.product(most, most, most)
+            for numbers in itertools.product(range(2), repeat=len(inside))
+        ]
+        for executor in (plain, *paths):
+            if node_id(executor) in children:
+                again = [each for i in most if (each := node_id(f"{executor}({i})")) in children]
+                yield from again or [node_id(executor)]
 
 
 _MOST_ATTEMPTS = 6

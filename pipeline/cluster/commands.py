@@ -15,11 +15,13 @@ from urllib.parse import urlsplit
 
 from rich.table import Table
 
+from kws import files
 from kws.config import CleanConfig, PipelineConfig, split_sources
 from kws.download.addresses import is_signed
 from kws.download.credentials import SECRET
 from kws.kube.errors import KubeError
 from kws.launch.cluster_config import SETTINGS, ClusterConfig, claim_name
+from kws.model import versions
 from kws.promote import registry
 from kws.settings import add_flag, add_registry, field_docs, read_flags, require
 from pipeline.cluster import models, runs, schedules
@@ -39,6 +41,7 @@ from pipeline.shell import ClusterError, docker
 if TYPE_CHECKING:
     from kfp_server_api import V2beta1Run
 
+FORCE = "approve it even if it is old, or there is another champion than it was compared with"
 DEFAULT = " (default: %(default)s)"
 Options = argparse.Namespace
 Command = Callable[[Options], int | None]
@@ -61,7 +64,11 @@ def placement_of(options: Options, cluster: Cluster | None = None, num_nodes: in
     pods = {"cpu": options.cpu, "memory": options.memory}
     if cluster is not None and cluster.kind and SETTINGS not in os.environ:
         pods = kind.training_pods(num_nodes) | {name: value for name, value in pods.items() if value}
-    return read_placement(os.environ, names, device=options.device, launches=options.launcher, **pods)
+    found = read_placement(
+        os.environ, names, device=options.device, launches=options.launcher, notify=options.notify, **pods
+    )
+    only_new = getattr(options, "only_new", False) or not getattr(options, "always", True)
+    return dataclasses.replace(found, only_new=only_new, ui=cluster.ui if cluster and options.notify else "")
 
 
 def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -89,6 +96,8 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
 
     flag = add("compile", _compile, built, pods)
     flag("-o", "--output", type=Path, default=Path("speech-commands.yaml"), metavar="FILE", help="the file" + DEFAULT)
+    new = "leave out training if data and recipe are those of a version that there is, as schedules do"
+    flag("--only-new", action="store_true", help=new)
     flag = add("submit", _submit, started, where, built, pods, parameters)
     flag("--name", default="", help="name of the run (default: the time)")
     flag("--unchecked", action="store_true", help="submit even if pods do not fit the nodes or quotas")
@@ -103,6 +112,7 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
     flag("--cron", required=True, help=fields)
     flag("--time-zone", default="", help="such as Europe/Berlin, for all schedules of the cluster (default: its own)")
     flag("--name", default=runs.EXPERIMENT, help="name of the schedule" + DEFAULT)
+    flag("--always", action="store_true", help="train even if neither data nor recipe have changed since a version")
     add("schedules", _schedules, where)
     flag = add("unschedule", _unschedule, where)
     flag("--name", default=runs.EXPERIMENT, help="name or id of the schedule" + DEFAULT)
@@ -126,6 +136,15 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
     flag = add("rollback", _rollback, rollback)
     flag("--version", default="", help="a folder of models/ (default: the previous champion)")
     flag("--reason", default="", help="the reason to record")
+    flag = add("candidates", _candidates, volume, where)
+    flag("--to", type=Path, default=Path("var/candidate.html"), metavar="FILE", help="where to put the page" + DEFAULT)
+    decided = _flags(volume, where)
+    add_registry(decided, "in which to mark it")
+    decided.add_argument("--version", default="", help="the candidate that is meant (default: whichever waits)")
+    decided.add_argument("--reason", default="", help="the reason to record")
+    decided.add_argument("--force", action="store_true", help=FORCE)
+    add("approve", _approve, decided)
+    add("reject", _reject, decided)
     cleaned = _flags(volume, where)
     for name in field_docs(CleanConfig):
         add_flag(cleaned, CleanConfig, name)
@@ -201,6 +220,9 @@ def _pods() -> argparse.ArgumentParser:
         group.add_argument(f"--{name}", default="", metavar=name.upper(), help=f"{docs[name]} (default: {default})")
     launcher = "the job that trains: pytorchjob, of the training operator, or trainjob, of Kubeflow Trainer v2 (first "
     launcher += "python -m pipeline install --overlay trainer-v2) (default: the variable KWS_LAUNCHER, or pytorchjob)"
+    told = "secret that has the address of a hook as `address`: a run that fails, has a candidate or a new champion "
+    told += "posts JSON there (default: none)"
+    group.add_argument("--notify", default="", metavar="SECRET", help=told)
     group.add_argument("--launcher", choices=JOBS, default="", help=launcher)
     return parser
 
@@ -294,8 +316,8 @@ def _retry(options: Options) -> int:
 def _schedule(options: Options) -> None:
     """Retrain at fixed times.
 
-    One run at a time; missed runs are not caught up on. A schedule of the same name is replaced. Nothing is cached:
-    every run looks for new recordings and trains.
+    One run at a time; missed runs are not caught up on. A schedule of the same name is replaced. Every run looks for
+    new recordings; it trains unless data and recipe are those of a version that there is (--always: even then).
     """
     config, cluster = _parameters(options), cluster_of(options)
     placement = placement_of(options, cluster, config.num_nodes)
@@ -377,8 +399,6 @@ def _models(options: Options) -> None:
 
 def _rollback(options: Options) -> None:
     """Make an earlier version champion. It is recorded who did it and why; servers switch within seconds."""
-    from kws.model import versions
-
     address = options.model_registry
     if root := _local_root(options):
         before, now = versions.rollback(root, options.version, reason=options.reason)
@@ -396,6 +416,39 @@ def _kws_on_cluster(options: Options, command: str, arguments: Sequence[str]) ->
     image = options.image or docker_images.image_names(registry=options.registry)[role]
     flags = [*arguments, *([f"--model-registry={address}"] if address else [])]
     return models.call_kws(cluster_of(options), command, flags, image=image, claim=claim_name(os.environ))
+
+
+def _candidates(options: Options) -> None:
+    """Show the candidate beside the champion: on each word, and in a page the clips on which they differ."""
+    with _volume_of(options, "serving") as volume:
+        out.print(models.table_of_candidate(volume), soft_wrap=True)
+        page = volume.read(f"{versions.MODELS}/{versions.COMPARISON}")
+    if page:
+        with files.atomic_write(options.to) as file:
+            file.write(page)
+        out.print(f"side by side, with sounds: {options.to}", soft_wrap=True)
+
+
+def _approve(options: Options) -> None:
+    """Make the candidate champion. It is recorded who did it and why; servers switch within seconds."""
+    _decide(options, "approve")
+
+
+def _reject(options: Options) -> None:
+    """Refuse the candidate. It is recorded who did it and why."""
+    _decide(options, "reject")
+
+
+def _decide(options: Options, command: str) -> None:
+    if root := _local_root(options):
+        version = versions.decide(
+            root, command == "approve", options.version, reason=options.reason, force=options.force
+        )
+        registry.try_register(options.model_registry, root, version)
+        out.print(f"{version}: {versions.states(root)[version]}", soft_wrap=True)
+        return
+    arguments = [f"--version={options.version}", f"--reason={options.reason}", f"--by={versions.who()}"]
+    out.print(_kws_on_cluster(options, command, arguments + ["--force"] * options.force), soft_wrap=True)
 
 
 def _clean(options: Options) -> None:

@@ -16,7 +16,7 @@ from kws.kube.log_lines import LineSorter
 from pipeline.cluster.argo_steps import FINISHED, Step, duration, nth, outcome, steps_of
 from pipeline.cluster.connect import Cluster, kubeflow_errors
 from pipeline.cluster.fit import LIMIT_RANGE
-from pipeline.cluster.results import artifacts_of, console, out, show_result
+from pipeline.cluster.results import artifacts_of, console, out, show_result, used
 from pipeline.cluster.run_pods import Pods, Tail, Wait
 from pipeline.shell import ClusterError
 
@@ -197,8 +197,12 @@ class Following:
                     steps[index] = replace(step, state="SKIPPED")
         if not console.is_terminal:
             self._print(steps, [], over=True)
-        out.print(step_table(steps, {}, self.pods))
+        succeeded = [step for step in steps if step.state == "SUCCEEDED"]
+        out.print(step_table(steps, {step.name: used(artifacts_of(self._log(step))) for step in succeeded}, self.pods))
         state = outcome(details)
+        if state == "SUCCEEDED" and _had_nothing_new(steps):
+            out.print("nothing new: data and recipe are those of a version that there is, so nothing was trained")
+            return 0
         if state == "SUCCEEDED":
             show_result(self.cluster, self.run_id, self._artifacts(steps))
             return 0
@@ -275,12 +279,18 @@ class Following:
         }
 
 
-def _settled(details: "V2beta1Run", steps: Iterable[Step]) -> bool:
+def _settled(details: "V2beta1Run", steps: Sequence[Step]) -> bool:
     """Tells whether the states of the steps agree with that of the run, which they trail by some seconds."""
     states = {step.state for step in steps}
     if details.state == "SUCCEEDED":
-        return states == {"SUCCEEDED"}
+        return states - ({"SKIPPED"} if _had_nothing_new(steps) else set()) == {"SUCCEEDED"}
     return "RUNNING" not in states and bool(states & {"FAILED", "CANCELED"})
+
+
+def _had_nothing_new(steps: Iterable[Step]) -> bool:
+    """Tells whether a run ended before training, as no data and no settings were new."""
+    states = {step.name: step.state for step in steps}
+    return states.get("changes") == "SUCCEEDED" and states.get("train") == "SKIPPED"
 
 
 def _word(state: str) -> str:
@@ -324,7 +334,7 @@ def step_table(steps: Iterable[Step], logs: Mapping[str, str], pods: Pods | None
 
     Args:
         steps: the steps of the run.
-        logs: the last log line by step.
+        logs: the last log line by step, or what it used.
         pods: tell why attempts ended; None leaves that out.
     """
     table = Table(box=None, pad_edge=False)

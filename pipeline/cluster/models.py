@@ -17,6 +17,8 @@ from pipeline.shell import ClusterError, run
 
 CHAMPION = "champion"
 DEPLOYMENT = "kws-serving"
+NO_VERSIONS = (versions.CHAMPION, versions.CANDIDATES, versions.COMPARISON)
+"""Files of models/."""
 
 
 def pull(volume: Volume, to: Path, version: str = CHAMPION) -> Path:
@@ -71,7 +73,7 @@ def pull(volume: Volume, to: Path, version: str = CHAMPION) -> Path:
 
 
 def _there_are(volume: Volume) -> str:
-    found = [name for name in volume.names("models") if not name.startswith(".") and name != versions.CHAMPION]
+    found = [name for name in volume.names("models") if not name.startswith(".") and name not in NO_VERSIONS]
     return f"versions: {', '.join(found)}" if found else "no version was published yet"
 
 
@@ -124,7 +126,7 @@ def table_of_models(volume: Volume) -> Table:
     short = [Column(name, no_wrap=True) for name in ("accuracy", "words", "preset")]
     table = Table(Column("", no_wrap=True), whole, *short, "files", box=None)
     for version in sorted(volume.names(versions.MODELS), reverse=True):
-        if version.startswith(".") or version == versions.CHAMPION:
+        if version.startswith(".") or version in NO_VERSIONS:
             continue
         text = volume.read(f"{versions.MODELS}/{version}/{files.MANIFEST}")
         if text is None:  # it is being published
@@ -147,6 +149,22 @@ def table_of_models(volume: Volume) -> Table:
             str(manifest.get("about", {}).get("preset", "")),
             ", ".join(name.removeprefix("model.") for name in manifest["files"] if name.startswith("model.")),
         )
+    return table
+
+
+def table_of_candidate(volume: Volume) -> Table:
+    """Returns a table of the candidate on a volume beside the champion.
+
+    Raises:
+        ValueError: none waits, or the file is damaged.
+    """
+    path = f"{versions.MODELS}/{versions.CANDIDATES}"
+    found = versions.waiting(versions.parse_proposals(volume.read(path) or b'{"proposals": []}', path))
+    table = Table("word", "clips", "candidate", "champion", box=None)
+    for row in found["words"]:
+        table.add_row(row["word"], str(row["num_clips"]), *(f"{recall:.1%}" for recall in row["recall"]))
+    table.title = f"candidate {found['version']}, champion {found['against'] or 'none'}, since {found['since']}"
+    table.caption, table.caption_justify = str(found["reason"]), "left"
     return table
 
 

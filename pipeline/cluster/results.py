@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from rich.console import Console
 from rich.markup import escape
 
+from kws.files import human_bytes
 from pipeline.cluster.connect import Cluster
 
 out = Console(highlight=False)
@@ -37,6 +38,20 @@ def artifacts_of(lines: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {name: each["artifacts"][0] for name, each in listed.items() if each.get("artifacts")}
 
 
+def used(artifacts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns what a step used, as `kws.steps.used` left it with one of the step's artifacts; empty if it did not."""
+    for one in artifacts.values():
+        if "cpu_seconds" in (found := one.get("metadata", {})):
+            moved = [
+                f"{human_bytes(found[f'{verb}_bytes'])} {verb}"
+                for verb in ("read", "write")
+                if f"{verb}_bytes" in found
+            ]
+            memory = f"{human_bytes(found['peak_memory_bytes'])} of memory"
+            return ", ".join([f"{found['cpu_seconds']:.0f} s of CPU", memory, *moved]).replace("write", "written")
+    return ""
+
+
 def show_result(cluster: Cluster, run_id: str, artifacts: Mapping[str, Mapping[str, Any]]) -> None:
     """Prints the results of a run, as `make demo` does.
 
@@ -55,7 +70,11 @@ def show_result(cluster: Cluster, run_id: str, artifacts: Mapping[str, Mapping[s
         )
     version = str(decision.get("version", ""))
     if version:
-        facts["champion"] = f"{'yes' if decision.get('is_champion') else 'no'}: {escape(str(decision['reason']))}"
+        waits = (
+            "a candidate that waits (python -m pipeline candidates, approve)" if decision.get("is_candidate") else ""
+        )
+        state = waits or ("yes" if decision.get("is_champion") else "no")
+        facts["champion"] = f"{state}: {escape(str(decision['reason']))}"
         facts["version"] = version
     if report := artifacts.get("report", {}).get("uri"):
         facts["report"] = report_link(cluster, report, version)

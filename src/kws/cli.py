@@ -59,6 +59,7 @@ def _run(argv: Sequence[str] | None) -> NoReturn:
     _add_export(add)
     _add_serve(add)
     _add_rollback(add)
+    _add_approval(add)
     _add_clean(add)
     options = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names that are not UTF-8 are printed unchanged
@@ -518,6 +519,47 @@ def _rollback(options: argparse.Namespace) -> int:
     before, now = versions.rollback(options.data_root, options.version, by=options.by, reason=options.reason)
     registry.try_register(options.model_registry, options.data_root, now)
     print(f"champion {now}, before {before or 'none'}" if before != now else f"champion {now}, as before")
+    return 0
+
+
+def _add_approval(add: Add) -> None:
+    command = add("candidates", _candidates, "show the candidate that waits for approval, and what became of others")
+    command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="the folder that holds models/")
+    for name, help_ in (("approve", "make the candidate champion"), ("reject", "refuse the candidate")):
+        command = add(name, _decide, f"{help_}, and record who and why")
+        command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="the folder with models/")
+        command.add_argument("--version", default="", help="the candidate that is meant (default: whichever waits)")
+        command.add_argument("--reason", default="", help="the reason to record")
+        command.add_argument("--by", default="", help="who decided (default: user and machine)")
+        command.add_argument(
+            "--force", action="store_true", help="approve it even if it is old or the champion another"
+        )
+        add_registry(command, "in which to mark it")
+
+
+def _candidates(options: argparse.Namespace) -> int:
+    from kws.model import versions
+
+    for one in versions.proposals(options.data_root):
+        print(f"{one['version']}\t{one['state']}\t{one['since']}\t{one['reason']}")
+    found = versions.waiting(versions.proposals(options.data_root))
+    print(f"\n{'word':<20} {'clips':>6} {'candidate':>10} {'champion':>10}   ({found['version']}, {found['against']})")
+    for row in found["words"]:
+        print(f"{row['word']:<20} {row['num_clips']:>6} " + " ".join(f"{recall:>10.1%}" for recall in row["recall"]))
+    print(f"\nside by side, with sounds: {options.data_root / versions.MODELS / versions.COMPARISON}")
+    return 0
+
+
+def _decide(options: argparse.Namespace) -> int:
+    from kws.model import versions
+    from kws.promote import registry
+
+    root, is_approved = options.data_root, options.command == "approve"
+    version = versions.decide(
+        root, is_approved, options.version, by=options.by, reason=options.reason, force=options.force
+    )
+    registry.try_register(options.model_registry, root, version)
+    print(f"{version}: {versions.states(root)[version]}")
     return 0
 
 

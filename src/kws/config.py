@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from kws.recipe import Recipe, make_recipe
-from kws.settings import Settings, number, require
+from kws.settings import Settings, choice, number, require
 from kws.text import one_line, plain, wrong_with
 
 SPEECH_COMMANDS_URL = "https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
@@ -115,6 +115,9 @@ class PipelineConfig(Settings):
 
     false_alarms_per_hour: float = number(1.0, above=0)
     """Largest number of false alarms per hour of running speech and noise, by which detection thresholds are chosen."""
+
+    approval: str = choice("no", "yes")
+    """yes: a better model becomes a candidate, and champion when a person approves it; the run does not wait."""
 
     keep_runs: int = number(0, at_least=0)
     """Finished runs to keep, with their versions and data: at its end a run deletes what is older and not needed, as

@@ -4,20 +4,41 @@ Large data stays on the volume. What is passed between steps is a small manifest
 the digest of the folder's own manifest.json, and a few figures for users.
 """
 
+import contextlib
 import logging
+import resource
 import sys
 from pathlib import Path
 from typing import Any
 
-from kws import files
+from kws import files, outcomes
 from kws.command import settle_user
 from kws.volume import use
 
 
-def start() -> None:
-    """Sends log messages of `kws` to the log of the step."""
+def start(step: str) -> None:
+    """Sends log messages of `kws` to the log of the step, and has it noted how the step ends if somebody is told."""
     settle_user()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    outcomes.begin(step)
+
+
+def used() -> dict[str, float]:
+    """Returns what this process and its finished children have used: CPU seconds, peak memory and bytes moved.
+
+    Peak memory is that of the largest process. Bytes are those of a disk or of a network's file system: what the page
+    cache had is not counted, and nothing is where /proc does not tell.
+    """
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    unit = 1 if sys.platform == "darwin" else 1024
+    found = {
+        "cpu_seconds": round(sum(one.ru_utime + one.ru_stime for one in usages), 1),
+        "peak_memory_bytes": float(max(one.ru_maxrss for one in usages) * unit),
+    }
+    with contextlib.suppress(OSError):
+        counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+        found |= {name: float(counts[name]) for name in ("read_bytes", "write_bytes")}
+    return found
 
 
 def storable(value: Any) -> Any:
@@ -47,7 +68,7 @@ def hand_over(folder: Path, artifact: str, figures: dict[str, Any]) -> dict[str,
     use(folder.parents[1], folder)
     manifest = {"path": str(folder), "sha256": files.sha256_of(folder / files.MANIFEST)} | figures
     files.write_json(Path(artifact), manifest)
-    return {str(name): storable(value) for name, value in manifest.items()}
+    return {str(name): storable(value) for name, value in manifest.items()} | used()
 
 
 def receive(artifact: str) -> Path:

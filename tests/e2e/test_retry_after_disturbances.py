@@ -42,7 +42,7 @@ from live_cluster import (
 from kws import files
 from kws.launch.job_status import verdict
 from kws.model import versions
-from kws.train.checkpoint import checkpoints_of
+from kws.train.runs import BEST
 from pipeline import shell
 from pipeline.cluster import argo_steps
 from pipeline.kind import local_cluster as kind
@@ -127,14 +127,8 @@ class Run:
         return found
 
     def weights(self) -> dict[str, Any]:
-        """Returns the weights of the last checkpoint, the averaged ones included."""
-        state = torch.load(checkpoints_of(self.folder())[-1], weights_only=True)
-        return {
-            f"{part} {name}": value
-            for part in ("model", "averaged")
-            for name, value in state[part].items()
-            if isinstance(value, torch.Tensor)
-        }
+        """Returns the weights of the best model."""
+        return dict(torch.load(self.folder() / BEST, weights_only=True)["weights"])
 
     def pod_of(self, step: str) -> str:
         """Returns the running pod of a step, or ""."""

@@ -95,6 +95,7 @@ def test_path_of_the_summary_is_whole_on_its_line_however_long_and_odd(capsys: p
             "words": ["no", "yes"],
             "accuracy": 0.5,
             "is_champion": True,
+            "is_candidate": False,
             "reason": "[x]",
             "model": path,
             "report": path,

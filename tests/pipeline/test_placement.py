@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from pipeline.compiling import compile_to
-from pipeline.placement import Placement
+from pipeline.placement import Placement, read_placement
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for folder in ("src/kws", "components", "pipeline") for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -36,7 +36,7 @@ for number, order in enumerate(orders):
     for index in order:
         importlib.import_module(names[index])
     from pipeline.compiling import compile_to
-    from pipeline.placement import Placement
+    from pipeline.placement import Placement, read_placement
     for name, fields in json.loads(sys.argv[4]).items():
         compile_to(folder / f"{name}-{number}.yaml", Placement(**fields))
 """
@@ -127,3 +127,14 @@ def test_a_launcher_that_no_cluster_has_is_refused() -> None:
 def test_a_field_of_the_training_pods_that_there_is_not_is_refused_before_compiling() -> None:
     with pytest.raises(ValueError, match="must have fields among image"):
         Placement(training={"cores": "3"})
+
+
+def test_a_deadline_and_a_time_to_live_are_those_of_the_environment(tmp_path: Path) -> None:
+    names = {"runtime": "kws-runtime:1", "launcher": "kws-launcher:1"}
+    limited = read_placement({"KWS_DEADLINE_HOURS": "12", "KWS_TTL_DAYS": "3"}, names)
+    _, platform = yaml.safe_load_all(compile_to(tmp_path / "limited.yaml", limited).read_text())
+    found = platform["platforms"]["kubernetes"]["pipelineConfig"]
+    assert found["activeDeadlineSeconds"] == 12 * 3600
+    assert found["resourceTtlOnCompletion"] == 3 * 86400
+    with pytest.raises(ValueError, match="KWS_TTL_DAYS must be a whole number"):
+        read_placement({"KWS_TTL_DAYS": "1.5"}, names)

@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from json_server import JsonServer, running
 
 from kws import files
 from kws.config import PipelineConfig
 from kws.download.synthesize import synthesize
 from kws.model import bundle
+from pipeline.compiling import compile_to, steps_of_spec, tasks_of_spec
+from pipeline.placement import Placement
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = {"download", "preprocess", "train", "evaluate", "promote"}
@@ -113,11 +116,49 @@ def test_a_wrong_parameter_is_one_line_with_the_rule(tmp_path: Path) -> None:
     assert done.stderr.strip() == "error: split must be speaker or random, got 'half'"
 
 
-def test_a_step_that_fails_makes_the_run_fail_by_name(tmp_path: Path) -> None:
-    done = pipeline("run", "--source", tmp_path / "nothing.tar.gz", "--data-root", tmp_path / "data")
+class Hook(JsonServer):
+    """Keeps what is posted."""
+
+    def __init__(self) -> None:
+        self.heard: list[dict[str, Any]] = []
+        super().__init__()
+
+    def answer(self, method: str, path: str, query: dict[str, str], body: bytes, headers: Any) -> tuple[int, Any]:
+        self.heard.append(json.loads(body))
+        return 200, {}
+
+
+def test_a_step_that_fails_makes_the_run_fail_by_name_and_a_hook_is_told(tmp_path: Path) -> None:
+    with running(Hook()) as hook:
+        flags = ("--source", tmp_path / "nothing.tar.gz", "--data-root", tmp_path / "data")
+        done = pipeline("run", *flags, KWS_NOTIFY=hook.address)
     assert done.returncode == 1
     assert "download failed" in done.stderr
     assert "nothing.tar.gz" in done.stdout
+    (told,) = hook.heard
+    assert (told["state"], told["step"]) == ("failed", "download")
+    assert "nothing.tar.gz" in told["sentence"]
+    assert told["sentence"] in told["text"]
+
+
+def test_steps_that_a_placement_adds_skip_what_is_not_new_and_tell_how_the_run_ended(tmp_path: Path) -> None:
+    path = compile_to(tmp_path / "all.yaml", Placement(only_new=True, notify="hook", preprocess_shards=2))
+    found, platform = yaml.safe_load_all(path.read_text())
+    assert steps_of_spec(found) == [
+        "download", "features", "preprocess", "changes", "train", "evaluate", "promote", "notify"
+    ]  # fmt: skip
+    assert found["root"]["dag"]["tasks"]["notify"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    conditions = [
+        task["triggerPolicy"]
+        for tasks in tasks_of_spec(found)
+        for task in tasks.values()
+        if "condition" in task.get("triggerPolicy", {})
+    ]
+    assert conditions == [{"condition": "inputs.parameter_values['pipelinechannel--changes-Output'] == 'new'"}]
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    (secret,) = executors["exec-notify"]["secretAsEnv"]
+    assert (secret["secretName"], secret["optional"]) == ("hook", True)
+    assert all(executor["pvcMount"] for executor in executors.values())
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +188,8 @@ def test_the_compiled_pipeline_goes_from_recordings_to_a_champion_with_two_proce
         "--json",
         summary_file,
     )
-    done = pipeline("run", *flags, "--epochs", "2")
+    with running(Hook()) as hook:
+        done = pipeline("run", *flags, "--epochs", "2", KWS_NOTIFY=hook.address)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads(summary_file.read_text())
     assert [step["name"] for step in summary["steps"]] == ["download", "preprocess", "train", "evaluate", "promote"]
@@ -155,6 +197,9 @@ def test_the_compiled_pipeline_goes_from_recordings_to_a_champion_with_two_proce
     assert summary["words"] == ["no", "stop", "yes"]
     assert summary["num_clips"] == 90
     assert summary["is_champion"]
+    assert [(told["state"], told["figures"]["version"]) for told in hook.heard] == [("champion", summary["version"])]
+    assert all(step["cpu_seconds"] > 0 and step["peak_memory_bytes"] > 1e7 for step in summary["steps"])
+    assert not (Path(summary["tensorboard"]) / "checkpoints").exists()
 
     recognizer = bundle.load(Path(summary["model"]))
     assert recognizer.words == summary["words"]
@@ -175,3 +220,19 @@ def test_the_compiled_pipeline_goes_from_recordings_to_a_champion_with_two_proce
     assert files.read_json(data_root / "models/champion.json")["version"] in (version.name, again["version"])
     assert again["is_champion"] == (again["accuracy"] == 1 and summary["accuracy"] < 1)
     assert len(list((data_root / "tensors").glob("*/manifest.json"))) == 1
+
+    # As a schedule would start it: neither the recordings nor the recipe have changed.
+    done = pipeline("run", *flags, "--epochs", "2", "--only-new")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"nothing new: data and recipe are those of {version.name}" in done.stdout
+    third = json.loads(summary_file.read_text())
+    assert [step["name"] for step in third["steps"]] == ["download", "preprocess"]
+    assert third["nothing_new"]
+    assert len(list((data_root / "runs").glob("*-*"))) == 2
+
+    # Another recipe is new, and the old one is still the champion where a person must approve the change.
+    done = pipeline("run", *flags, "--epochs", "1", "--seed", "7", "--only-new", "--approval", "yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = json.loads(summary_file.read_text())
+    assert not last["is_champion"]
+    assert files.read_json(data_root / "models/champion.json")["version"] in (version.name, again["version"])

@@ -18,6 +18,7 @@ from torch import Tensor
 from kws import files
 from kws.cores import computing
 from kws.data.clip import Clip, class_of
+from kws.data.index import Index
 from kws.data.sources import AUTO, list_recordings
 from kws.model.bundle import Recognizer
 from kws.model.calibration import expected_calibration_error
@@ -212,9 +213,17 @@ def compare(known: Sequence[str], probabilities: Tensor, truth: Sequence[str], c
 
 
 def evaluate_tensors(recognizer: Recognizer, tensors: Tensors, split: str = "test") -> Evaluation:
-    """Evaluates a model on a split of the tensors.
+    """Evaluates a model on a split of the tensors; see `recognize`."""
+    return compare(recognizer.words, *recognize(recognizer, tensors, split))
 
-    If the model has other features than the tensors, it is evaluated on the recordings of the same clips.
+
+def recognize(recognizer: Recognizer, tensors: Tensors, split: str = "test") -> tuple[Tensor, list[str], Index]:
+    """Applies a model to a split of the tensors.
+
+    If the model has other features than the tensors, it hears the recordings of the same clips.
+
+    Returns:
+        Probabilities, float32 [clips, words of the model], the true words, and the clips.
 
     Raises:
         ValueError: the model has other features, and the recordings no longer exist or cannot be read.
@@ -232,7 +241,7 @@ def evaluate_tensors(recognizer: Recognizer, tensors: Tensors, split: str = "tes
         probabilities = predict_clips(recognizer, recordings, part.clips, unreadable)
         for clip, reason in unreadable.items():
             raise ValueError(f"recordings must be as preprocessing read them, got {recordings / clip}: {reason}")
-    return compare(recognizer.words, probabilities, truth, part.clips)
+    return probabilities, truth, part.clips
 
 
 @computing()

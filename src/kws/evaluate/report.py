@@ -13,16 +13,21 @@ from matplotlib.figure import Figure
 from kws import files, plots
 from kws.data.clip import Clip
 from kws.data.digest import read_manifest
-from kws.evaluate.accuracy import Evaluation
+from kws.evaluate.accuracy import Evaluation, recognize
 from kws.evaluate.faults import describe_faults
 from kws.evaluate.streams import StreamReport
+from kws.model.bundle import Recognizer
 from kws.model.detector import THRESHOLDS, Thresholds
 from kws.model.predict import AnyRecognizer
 from kws.preprocess.audio import Waveform, read
 from kws.preprocess.features import mel_spectrogram
+from kws.preprocess.tensors import Tensors
 
 MOST_BYTES_ALONE = 32_000_000
 """Bytes of sounds and pictures in `streams.html`, which lies on a disk and is no artifact of Kubeflow."""
+
+MOST_DIFFERING = 60
+"""Clips with sound in a comparison, about 35 kB each."""
 
 
 def write_report(
@@ -62,6 +67,54 @@ def write_report(
     )
     with files.atomic_write(path, "w") as file:
         file.write(page)
+
+
+def write_comparison(
+    path: Path, candidate: Recognizer, champion: Recognizer, names: Sequence[str], tensors: Tensors, reason: str
+) -> list[dict[str, Any]]:
+    """Writes a page with two models side by side, atomically: words, and the clips on which they differ, to be heard.
+
+    Args:
+        path: the file.
+        candidate: the new model.
+        champion: the model in use.
+        names: their versions.
+        tensors: the tensors folder whose test split both hear.
+        reason: how they compare on the whole, in a sentence.
+
+    Returns:
+        The rows of words: `word`, `num_clips`, and `recall` of both, 0 to 1.
+    """
+    heard: list[list[tuple[str, float]]] = []
+    for recognizer in (candidate, champion):
+        probabilities, truth, clips = recognize(recognizer, tensors)
+        best, words = probabilities.max(-1), recognizer.words
+        heard.append([(words[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)])
+    of_word: dict[str, list[int]] = {}
+    for number, word in enumerate(truth):
+        of_word.setdefault(word, []).append(number)
+    rows = [
+        {
+            "word": word,
+            "num_clips": len(numbers),
+            "recall": [sum(of[number][0] == word for number in numbers) / len(numbers) for of in heard],
+        }
+        for word, numbers in sorted(of_word.items())
+    ]
+    differing = [number for number, (one, other) in enumerate(zip(*heard, strict=True)) if one[0] != other[0]]
+    differing.sort(key=lambda number: (truth[number] not in (heard[0][number][0], heard[1][number][0]), number))
+    recordings = Path(tensors.manifest["recordings"]["path"])
+    shown = [
+        {"clip": clips[number].id, "truth": truth[number], "heard": [of[number] for of in heard]}
+        | _show(candidate, recordings, clips[number])
+        for number in differing[:MOST_DIFFERING]
+    ]
+    page = _render(
+        "comparison.html.jinja", names=names, reason=reason, rows=rows, num_differing=len(differing), shown=shown
+    )
+    with files.atomic_write(path, "w") as file:
+        file.write(page)
+    return rows
 
 
 def _render(name: str, **values: Any) -> str:

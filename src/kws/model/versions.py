@@ -7,13 +7,16 @@ models/<version>/       manifest.json holds the SHA-256 of every other file, and
     reference.wav       a clip; manifest.json has the probabilities that each model gave it on publication
     evaluation.json, report.html, MODEL_CARD.md
 models/champion.json    the version in use, since when, by whom and why, and earlier champions
+models/candidates.json  versions that wait or waited for a person's approval, and what became of them
+models/candidate.html   the last of them beside the champion
 """
 
+import calendar
 import getpass
 import itertools
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ from kws.volume import require_volume
 
 MODELS = "models"
 CHAMPION = "champion.json"
+CANDIDATES = "candidates.json"
+COMPARISON = "candidate.html"
 MODEL = "model.pth"
 ONNX = "model.onnx"
 INT8 = "model.int8.onnx"
@@ -105,8 +110,9 @@ def champion(data_root: Path) -> str | None:
 
 
 def states(data_root: Path) -> dict[str, str]:
-    """Returns which version is the champion."""
-    return {version: "champion" for version in [champion(data_root)] if version}
+    """Returns which versions are champion, candidate or rejected; others have no state."""
+    found = {one["version"]: one["state"] for one in proposals(data_root) if one["state"] in ("candidate", "rejected")}
+    return found | {version: "champion" for version in [champion(data_root)] if version}
 
 
 def find_model(name: str, data_root: Path) -> tuple[str, Path]:
@@ -275,6 +281,113 @@ def rollback(data_root: Path, version: str = "", *, by: str = "", reason: str = 
     return now, version
 
 
+def proposals(data_root: Path) -> list[dict[str, Any]]:
+    """Returns what was proposed as champion, the latest last; only the last may be waiting.
+
+    Each has `version`, `accuracy`, `reason`, `against` (the champion then), `since`, `words` (a row for each, if it
+    waits) and `state`: candidate, approved, rejected or replaced by a later one; and then `by`, `decided` and `why`.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = data_root / MODELS / CANDIDATES
+    try:
+        return parse_proposals(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        return []
+
+
+def parse_proposals(text: bytes, name: str) -> list[dict[str, Any]]:
+    """Parses a candidates.json; see `proposals`."""
+    found = files.parse_object(text, name, proposals=list)["proposals"]
+    fits = all(isinstance(one, dict) and is_name(one.get("version")) and one.get("state") for one in found)
+    require(fits, name, "be as kws wrote it (delete it: the next run proposes anew)", "something else")
+    return list(found)
+
+
+def propose(data_root: Path, version: str, accuracy: float, reason: str, words: list[dict[str, Any]]) -> None:
+    """Makes a version the candidate, in the place of one that waits. The caller must hold the lock of the champion.
+
+    Args:
+        data_root: the folder that holds models/.
+        version: the version.
+        accuracy: its accuracy, 0 to 1.
+        reason: how it compares with the champion.
+        words: how both do on each word.
+    """
+    before = [one for one in proposals(data_root) if one["version"] != version]
+    for one in before:
+        if one["state"] == "candidate":
+            one |= {"state": "replaced", "decided": _now(), "by": STEP, "why": f"by {version}", "words": []}
+    new = {"version": version, "accuracy": accuracy, "reason": reason, "against": champion(data_root), "since": _now()}
+    new |= {"words": words, "state": "candidate"}
+    files.write_json(data_root / MODELS / CANDIDATES, {"proposals": [*before[-KEPT:], new]})
+
+
+def waiting(proposals: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the proposal that waits.
+
+    Raises:
+        ValueError: none does.
+    """
+    for one in proposals[-1:]:
+        if one["state"] == "candidate":
+            return one
+    raise ValueError("a candidate must wait, got none: a run with --approval yes proposes one")
+
+
+def decide(
+    data_root: Path, is_approved: bool, version: str = "", *, by: str = "", reason: str = "", force: bool = False
+) -> str:
+    """Makes the candidate champion, or rejects it, and records who decided and why.
+
+    Args:
+        data_root: the folder that holds models/.
+        is_approved: whether it becomes champion.
+        version: the candidate that is meant; empty: whichever waits.
+        by: who decided; empty: user and machine.
+        reason: why.
+        force: approve it even if it is old, or was compared with another champion than there is now.
+
+    Returns:
+        The version.
+
+    Raises:
+        ValueError: no candidate waits, or another one, or it may not be approved without force; all stays as it was.
+    """
+    require_volume(data_root)
+    with files.lock(data_root / MODELS / CHAMPION):
+        found = waiting(proposals(data_root))
+        require(version in ("", found["version"]), "version", f"be {found['version']}, which waits", version)
+        version, now = found["version"], champion(data_root)
+        if is_approved:
+            folder = version_folder(data_root, version)
+            require_servable(folder)
+            verify(folder)
+            days = (time.time() - calendar.timegm(time.strptime(found["since"], _TIME))) / 86400
+            if not force and days > CANDIDATE_DAYS:
+                raise ValueError(
+                    f"a candidate must be at most {CANDIDATE_DAYS} days old, got {days:.0f}; --force overrules"
+                )
+            if not force and found["against"] != now:
+                raise ValueError(
+                    f"the champion must be {found['against']}, with which {version} was compared, got {now}; "
+                    "--force overrules"
+                )
+            said = f"approved by {by or who()}" + (f" ({reason})" if reason else "")
+            if now != version:
+                appoint(data_root, version, found["accuracy"], by=STEP, reason=f"{found['reason']}; {said}")
+        decided = {"by": by or who(), "decided": _now(), "why": reason, "words": []}
+        decided["state"] = "approved" if is_approved else "rejected"
+        others = [one for one in proposals(data_root) if one["version"] != version]
+        files.write_json(data_root / MODELS / CANDIDATES, {"proposals": [*others, found | decided]})
+    return str(version)
+
+
+CANDIDATE_DAYS = 30
+"""A candidate that is older was compared with a world that is no more."""
+
+
 def was_rolled_back(data_root: Path, version: str) -> dict[str, Any] | None:
     """Returns the champion record of the rollback that replaced a version, or None if it was not rolled back.
 
@@ -315,4 +428,7 @@ def who() -> str:
 
 
 def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return time.strftime(_TIME, time.gmtime())
+
+
+_TIME = "%Y-%m-%dT%H:%M:%SZ"

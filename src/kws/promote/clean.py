@@ -90,7 +90,8 @@ def clean(
         What was deleted, or would be.
 
     Raises:
-        ValueError: champion.json is damaged, or the registry does not answer: what is needed is not known.
+        ValueError: champion.json or candidates.json is damaged, or the registry does not answer: what is needed is
+            not known.
     """
     if not config.dry_run:
         require_volume(data_root)
@@ -133,6 +134,7 @@ class _Survey:
 
         # Versions, and the runs that they are of: a version has the name of its run, maybe with a digest behind it.
         wanted = {record["version"], *before[-1:]} | self.named
+        wanted |= {one["version"] for one in versions.proposals(self.root) if one["state"] == "candidate"}
         kept_versions = {
             name for name, manifest in published.items() if name in wanted or _run_of(name, manifest) in latest
         } | {name for name in published if self._in_use("models", name)}
@@ -151,23 +153,11 @@ class _Survey:
         named = {Path(trained[name]["tensors"]["path"]).name for name in kept_runs & trained.keys()}
         named |= {str(published[name].get("about", {}).get("tensors", "")) for name in kept_versions}
         kept_tensors = {name for name in tensors if name in named or self._in_use("tensors", name)}
-        kept_parts = {part for name in kept_tensors for part in tensors[name].get("parts", ())}
-
-        kept_data = {Path(tensors[name].get("recordings", {}).get("path", "")).name for name in kept_tensors}
-        data = {name: read_manifest(self.root / "datasets" / name) or {} for name in self._names("datasets")}
-        kept_data |= {name for name in data if self._in_use("datasets", name)}
-        for source in self.sources:
-            of_source = [name for name, manifest in data.items() if manifest.get("source") == source]
-            kept_data |= set(sorted(of_source, key=lambda name: last_used(self.root / "datasets" / name))[-1:])
-        for name in [name for name in kept_data if parts.is_of_parts(self.root / "datasets" / name)]:
-            several = files.read_object(self.root / "datasets" / name / parts.PARTS, parts=list)["parts"]
-            kept_data |= {part["folder"] for part in several}
-
         for name in self._names("artifacts")[: -self.keep]:
             self._delete("artifacts", name, re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{4}", name) is not None)
         for name in published.keys() - kept_versions:
             own = {*published[name].get("files", ()), files.MANIFEST}
-            self._delete("models", name, published[name].get("version") == name, lambda entry, own=own: entry in own)
+            self._delete("models", name, published[name].get("version") == name, own.__contains__)
         for name in sorted(trained.keys() - kept_runs):
             self._delete("runs", name, "recipe" in trained[name], _OF_RUN.fullmatch)
         for name in sorted(kept_runs & set(finished)):  # of earlier releases, or of processes that were killed
@@ -175,21 +165,35 @@ class _Survey:
                 self._delete(f"runs/{name}", "checkpoints", True, _OF_CHECKPOINTS.fullmatch)
         for name in sorted(tensors.keys() - kept_tensors):
             self._delete("tensors", name, tensors[name].get("fingerprint") == name, _OF_ARRAYS.fullmatch)
+        gone = {piece.path.name for piece in self.found.pieces if piece.kind == "tensors"}
+        left = [tensors[name] for name in tensors.keys() - gone]
+        kept_parts = {part for manifest in left for part in manifest.get("parts", ())}
         for settings in self._names("features"):
             for name in self._names(f"features/{settings}"):
                 if f"{settings}/{name}" not in kept_parts and not self._in_use(f"features/{settings}", name):
                     ours = re.fullmatch("[0-9a-f]{16}/[0-9a-f]{16}", f"{settings}/{name}") is not None
                     self._delete(f"features/{settings}", name, ours, _OF_ARRAYS.fullmatch)
-        for name in sorted(
-            data.keys() - kept_data, key=lambda name: not parts.is_of_parts(self.root / "datasets" / name)
-        ):
-            self._delete("datasets", name, _is_as_downloaded(self.root / "datasets" / name, data[name]))
+        self._plan_data({Path(manifest.get("recordings", {}).get("path", "")).name for manifest in left})
         for folder in ("models", "tensors", "datasets", *(f"features/{name}" for name in self._names("features"))):
             self._leftovers(folder)
         for path in sorted((self.root / "downloads").glob("[!.]*")):
             if last_used(path) < self.recent and _is_free(path.with_name(path.name.removesuffix(".json"))):
                 self._delete("downloads", path.name, True)
         return self.found
+
+    def _plan_data(self, kept: set[str]) -> None:
+        """Adds the data sets that are not needed; `kept` are those that tensors name."""
+        folder = self.root / "datasets"
+        data = {name: read_manifest(folder / name) or {} for name in self._names("datasets")}
+        several = [name for name in data if parts.is_of_parts(folder / name)]
+        kept |= {name for name in data if self._in_use("datasets", name)}
+        for source in self.sources:
+            of_source = [name for name, manifest in data.items() if manifest.get("source") == source]
+            kept |= set(sorted(of_source, key=lambda name: last_used(folder / name))[-1:])
+        for name in kept & set(several):
+            kept |= {part["folder"] for part in files.read_object(folder / name / parts.PARTS, parts=list)["parts"]}
+        for name in sorted(data.keys() - kept, key=lambda name: name not in several):
+            self._delete("datasets", name, _is_as_downloaded(folder / name, data[name]))
 
     def _names(self, folder: str) -> list[str]:
         """Returns the complete folders in a folder, and of runs/ and artifacts/ all, sorted; no links."""

@@ -3,14 +3,18 @@
 The files of a version are described in `kws.model.versions`.
 """
 
+import html
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from kws import files, memory
+from kws import files, memory, outcomes
 from kws.config import CleanConfig
 from kws.cores import computing
 from kws.evaluate.accuracy import evaluate_tensors, wilson
+from kws.evaluate.report import write_comparison
 from kws.model import bundle as pth
 from kws.model import versions
 from kws.preprocess.tensors import Tensors
@@ -36,6 +40,8 @@ class Decision:
     accuracy: float
     champion_accuracy: float | None
     """Accuracy of the previous champion on the same clips; None if they were not compared."""
+    is_candidate: bool = False
+    """Whether it waits for a person's approval."""
 
 
 @computing()
@@ -48,6 +54,8 @@ def promote(
     min_accuracy: float,
     model_registry: str = "",
     keep_runs: int = 0,
+    approval: bool = False,
+    comparison: Path | None = None,
 ) -> Decision:
     """Publishes a model as a version, and makes it champion if it is better than the current one.
 
@@ -60,6 +68,8 @@ def promote(
         min_accuracy: test accuracy that a champion must reach, 0 to 1.
         model_registry: address of a Kubeflow Model Registry in which to register the version; empty: none.
         keep_runs: finished runs to keep (see `kws.promote.clean`); 0: all.
+        approval: whether a better model becomes a candidate, which `kws approve` makes champion.
+        comparison: where to write a page with the candidate beside the champion, or why there is none.
 
     Returns:
         The decision with its reason, whether or not the model becomes champion.
@@ -83,21 +93,37 @@ def promote(
         champion, without = _champion(data_root)
         # Without the lock, as the champion may have to listen for minutes.
         is_champion, reason, other = _decide(made, accuracy, min_accuracy, champion, without, data_root)
+        waits = approval and is_champion and champion != version
+        words = _beside(made, champion, data_root, reason) if waits else []
         with files.lock(data_root / versions.MODELS / versions.CHAMPION):
             if _champion(data_root)[0] == champion:
-                if is_champion and champion != version:
+                if waits:
+                    versions.propose(data_root, version, accuracy, reason, words)
+                elif is_champion and champion != version:
                     versions.appoint(data_root, version, accuracy, by=versions.STEP, reason=reason)
                 break
         log.info("the champion is another one by now: %s is compared again", version)
     decision = Decision(
         version=version,
         path=str(folder),
-        is_champion=is_champion,
+        is_champion=is_champion and not waits,
         reason=reason,
         accuracy=accuracy,
         champion_accuracy=other,
+        is_candidate=waits,
     )
-    log.info("%s is %schampion: %s", version, "" if is_champion else "not ", reason)
+    state = "candidate" if waits else "champion" if is_champion else "not champion"
+    log.info("%s is %s: %s%s", version, state, reason, "; kws approve makes it champion" if waits else "")
+    figures = {
+        "version": version,
+        "accuracy": accuracy,
+        "champion_accuracy": other,
+        "report": str(folder / "report.html"),
+    }
+    outcomes.note("promote", state, reason, **figures)
+    if comparison is not None:
+        page = data_root / versions.MODELS / versions.COMPARISON
+        shutil.copyfile(page, comparison) if words else comparison.write_text(f"<p>{html.escape(reason)}</p>\n")
     registry.try_register(model_registry, data_root, version)
     if keep_runs:
         try:
@@ -105,6 +131,17 @@ def promote(
         except Exception as error:  # the model is published: no trouble with what is old may fail the run
             log.warning("nothing was deleted: %s", error)
     return decision
+
+
+def _beside(made: Version, champion: str | None, data_root: Path, reason: str) -> list[dict[str, Any]]:
+    """Writes models/candidate.html, and returns how both models do on each word; empty if there is no other."""
+    try:
+        rival = pth.load(data_root / versions.MODELS / str(champion) / versions.MODEL)
+        page, names = data_root / versions.MODELS / versions.COMPARISON, (made.name, str(champion))
+        return write_comparison(page, made.recognizer, rival, names, Tensors(made.tensors), reason)
+    except (ValueError, OSError) as error:
+        log.warning("%s is not shown beside the champion: %s", made.name, error)
+        return []
 
 
 def _champion(data_root: Path) -> tuple[str | None, str]:
@@ -166,6 +203,8 @@ def _decide(
             ),
             None,
         )
+    if versions.states(data_root).get(version) == "rejected":
+        return False, "it was rejected; kws rollback brings it back", None
     if champion is None:
         return True, f"accuracy {accuracy:.2%}, and {without}", None
     folder = data_root / versions.MODELS / champion

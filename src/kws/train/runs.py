@@ -153,6 +153,16 @@ def find_unfinished(runs: Path, config: dict[str, Any]) -> Path | None:
     return None
 
 
+def find_published(data_root: Path, config: dict[str, Any]) -> str:
+    """Returns the latest version of a finished run with the same settings, or ""."""
+    for version in reversed(versions.versions(data_root)):
+        folder = data_root / "runs" / version
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            if files.is_complete(folder) and not differences(files.read_object(folder / CONFIG), config):
+                return version
+    return ""
+
+
 def open_run(runs: Path, run_id: str, config: dict[str, Any], stack: contextlib.ExitStack | None = None) -> Path:
     """Finds or makes a run folder; several processes that open the same run at once get the same folder.
 

@@ -4,12 +4,12 @@ import contextlib
 import logging
 from pathlib import Path
 
-from kws import files
+from kws import files, outcomes
 from kws.launch.choose import launcher as choose_launcher
 from kws.launch.job import Launcher, Training, job_name
 from kws.recipe import Recipe
 from kws.settings import require
-from kws.train.runs import delete_checkpoints, describe, fit_to_tensors, open_run
+from kws.train.runs import delete_checkpoints, describe, find_published, fit_to_tensors, open_run
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,22 @@ def default_processes(recipe: Recipe, tensors: Path, launcher: Launcher, num_nod
         return 1
     most = gpus or min(int(cores), config.batch_size // (MIN_SHARE * num_nodes))
     return max((count for count in range(1, most + 1) if config.batch_size % (count * num_nodes) == 0), default=1)
+
+
+def is_new(tensors: Path, data_root: Path, recipe: Recipe) -> bool:
+    """Tells whether no version on the volume was trained on the same tensors by the same recipe; logs which one was.
+
+    What is not compared: the model that a recipe starts from by the name `champion`, as a model that was trained from
+    the champion before would be trained again whenever it becomes champion itself.
+    """
+    config = describe(tensors, fit_to_tensors(recipe, tensors))
+    version = find_published(data_root, config)
+    if version:
+        outcomes.note("changes", "same")
+        log.info(
+            "nothing new: data and recipe are those of %s, so nothing is trained (schedule --always trains)", version
+        )
+    return not version
 
 
 def train(

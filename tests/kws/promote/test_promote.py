@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import multiprocessing
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -14,9 +15,9 @@ import pytest
 import torch
 from recognizers import MakeRecognizer
 
-from kws import files
+from kws import cli, files
 from kws.evaluate.accuracy import evaluate_tensors
-from kws.model import bundle
+from kws.model import bundle, versions
 from kws.model.bundle import Recognizer
 from kws.model.detector import Thresholds
 from kws.preprocess.tensors import Tensors
@@ -36,13 +37,16 @@ def data_root(tmp_path: Path) -> Path:
 def publish(data_root: Path, tone_tensors: Path, tmp_path: Path) -> Publish:
     """Evaluates a model and promotes it, as the steps of the pipeline do."""
 
-    def call(recognizer: Recognizer, min_accuracy: float = 0.0, tensors: Path = tone_tensors) -> Decision:
+    def call(
+        recognizer: Recognizer, min_accuracy: float = 0.0, tensors: Path = tone_tensors, approval: bool = False
+    ) -> Decision:
         folder = tmp_path / "steps" / str(recognizer.about.get("run")).replace("/", "-")
         model, report, evaluation = folder / "model.pth", folder / "report.html", folder / "evaluation.json"
         bundle.save(model, recognizer)
         files.write_json(evaluation, evaluate_tensors(recognizer, Tensors(tone_tensors)).summary())
         report.write_text("<!doctype html>")
-        return promote(model, tensors, evaluation, report, data_root, min_accuracy)
+        page = folder / "comparison.html"
+        return promote(model, tensors, evaluation, report, data_root, min_accuracy, approval=approval, comparison=page)
 
     return call
 
@@ -372,3 +376,99 @@ def test_card_claims_unseen_speakers_only_where_all_are_named_and_none_is_in_two
     card = (tmp_path / "MODEL_CARD.md").read_text()
     assert said in card
     assert ("unseen in training." in card) == ("unseen" in said)
+
+
+def kws(*arguments: object) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*map(str, arguments)])
+
+
+def test_with_approval_a_better_model_waits_beside_the_champion_until_it_is_approved(
+    publish: Publish, weak: Recognizer, expert: Recognizer, data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not publish(weak, approval=True).is_champion, "the first one waits, too"
+    kws("approve", "--data-root", data_root, "--by", "me")
+    decision = publish(expert, approval=True)
+    assert (decision.is_champion, decision.is_candidate) == (False, True)
+    assert champion(data_root)["version"] == "weak"
+    assert versions.states(data_root) == {"weak": "champion", "expert": "candidate"}
+
+    capsys.readouterr()
+    kws("candidates", "--data-root", data_root)
+    shown = capsys.readouterr().out
+    rows = [line.split() for line in shown.splitlines() if line.startswith(("no ", "stop ", "yes "))]
+    assert [row[0] for row in rows] == ["no", "stop", "yes"]
+    assert all(row[2] == "100.0%" for row in rows)
+    assert any(row[3] != "100.0%" for row in rows)
+    page = (data_root / "models" / "candidate.html").read_text()
+    assert "Candidate expert, champion weak" in page
+    assert page.count("<audio") >= 1
+
+    with pytest.raises(ValueError, match="version must be expert, which waits, got 'weak'"):
+        versions.decide(data_root, True, "weak")
+    kws("approve", "--data-root", data_root, "--by", "me", "--reason", "it hears better")
+    record = champion(data_root)
+    assert record["version"] == "expert"
+    assert record["reason"].endswith("approved by me (it hears better)")
+    assert versions.was_rolled_back(data_root, "weak") is None
+    with pytest.raises(ValueError, match="a candidate must wait, got none"):
+        versions.decide(data_root, True)
+
+
+def test_a_rejected_version_never_comes_back_by_itself(
+    publish: Publish, weak: Recognizer, expert: Recognizer, data_root: Path
+) -> None:
+    publish(weak)
+    publish(expert, approval=True)
+    kws("reject", "--data-root", data_root, "--reason", "it mishears me")
+    assert versions.states(data_root) == {"weak": "champion", "expert": "rejected"}
+    for approval in (True, False):
+        again = publish(expert, approval=approval)
+        assert (again.is_champion, again.is_candidate) == (False, False)
+        assert again.reason.startswith("it was rejected")
+
+
+def test_a_later_candidate_takes_the_place_of_one_that_waits(
+    publish: Publish, weak: Recognizer, expert: Recognizer, data_root: Path
+) -> None:
+    publish(weak)
+    publish(expert, approval=True)
+    publish(renamed(expert, "twin"), approval=True)
+    assert [(one["version"], one["state"]) for one in versions.proposals(data_root)] == [
+        ("expert", "replaced"),
+        ("twin", "candidate"),
+    ]
+
+
+def test_a_candidate_that_is_old_or_was_compared_with_another_champion_needs_force(
+    publish: Publish, weak: Recognizer, expert: Recognizer, data_root: Path
+) -> None:
+    publish(weak)
+    publish(expert, approval=True)
+    path = data_root / "models" / "candidates.json"
+    (proposal,) = versions.proposals(data_root)
+    files.write_json(path, {"proposals": [proposal | {"since": "2020-01-01T00:00:00Z"}]})
+    with pytest.raises(ValueError, match=r"at most 30 days old, got \d+; --force overrules"):
+        versions.decide(data_root, True)
+    files.write_json(path, {"proposals": [proposal | {"against": "another"}]})
+    with pytest.raises(ValueError, match="the champion must be another, with which expert was compared, got weak"):
+        versions.decide(data_root, True)
+    assert champion(data_root)["version"] == "weak"
+    assert versions.decide(data_root, True, force=True) == "expert"
+    assert champion(data_root)["version"] == "expert"
+
+
+def test_at_its_end_a_run_may_delete_what_nothing_needs(
+    publish: Publish, weak: Recognizer, expert: Recognizer, data_root: Path, tone_tensors: Path, tmp_path: Path
+) -> None:
+    for recognizer in (weak, renamed(weak, "worse"), expert, renamed(expert, "twin")):
+        publish(recognizer)
+    for path in (data_root / "models").glob("*/"):
+        os.utime(path, (0, 0))
+        for file in path.iterdir():
+            os.utime(file, (0, 0))
+    steps = tmp_path / "steps" / "expert"
+    promote(
+        steps / "model.pth", tone_tensors, steps / "evaluation.json", steps / "report.html", data_root, 0.0, keep_runs=1
+    )
+    assert versions.versions(data_root) == ["expert", "weak"], "champion, and the one before"

@@ -235,3 +235,28 @@ def test_version_lies_on_the_claim_of_a_cluster_or_in_a_folder_of_this_machine(
     monkeypatch.setenv(CLAIM_VARIABLE, "speech")
     assert registry.uri_of(Path("/data"), "v1") == "pvc://speech/models/v1"
     assert registry.uri_of(tmp_path, "v1") == (tmp_path / "models" / "v1").resolve().as_uri()
+
+
+def test_the_registry_says_champion_candidate_or_rejected_and_archives_the_others(
+    server: Registry, tmp_path: Path
+) -> None:
+    for version in ("v1", "v2", "v3"):
+        registry.register(server.address, tmp_path, published(tmp_path, version))
+
+    def said() -> dict[str, tuple[str, str]]:
+        return {
+            one["name"]: (one["customProperties"]["state"]["string_value"], one["state"]) for one in server.versions
+        }
+
+    archived = ("published", "ARCHIVED")
+    assert said() == {"v1": archived, "v2": archived, "v3": ("champion", "LIVE")}
+    versions.propose(tmp_path, "v2", 0.96, "better", [])
+    registry.register(server.address, tmp_path, "v2")
+    assert said() == {"v1": archived, "v2": ("candidate", "LIVE"), "v3": ("champion", "LIVE")}
+    assert registry.live_versions(server.address) == {"v2", "v3"}
+    versions.decide(tmp_path, False)
+    registry.register(server.address, tmp_path, "v2")
+    assert said()["v2"] == ("rejected", "ARCHIVED")
+    server.versions[0]["state"] = "LIVE"  # a person restores it, which stays so
+    registry.register(server.address, tmp_path, "v2")
+    assert registry.live_versions(server.address) == {"v1", "v3"}

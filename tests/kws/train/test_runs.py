@@ -1,6 +1,7 @@
 """Run folders, and which process may start one."""
 
 import contextlib
+import dataclasses
 import logging
 import select
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kws import files
+from kws.recipe import Recipe, make_recipe
 from kws.train import runs
 
 SETTINGS = {"recipe": {"train": {"init": ""}}}
@@ -86,3 +88,19 @@ def test_training_refuses_damaged_settings(tmp_path: Path, content: object, mess
     files.write_json(tmp_path / runs.CONFIG, content)
     with pytest.raises(ValueError, match=message):
         runs.read_config(tmp_path)
+
+
+def test_nothing_is_new_only_if_a_published_run_had_the_same_data_and_recipe(tmp_path: Path) -> None:
+    config = {"tensors": {"path": "/a", "fingerprint": "1"}, "recipe": dataclasses.asdict(Recipe())}
+    name = "20260101-000000-a"
+    assert runs.find_published(tmp_path, config) == ""
+    files.write_json(tmp_path / "runs" / name / runs.CONFIG, config)
+    files.write_json(tmp_path / "models" / name / files.MANIFEST, {})
+    assert runs.find_published(tmp_path, config) == "", "the run has not finished"
+    files.write_json(tmp_path / "runs" / name / files.MANIFEST, {})
+    moved = config | {"tensors": {"path": "/b", "fingerprint": "1"}}
+    assert runs.find_published(tmp_path, moved) == name
+    assert runs.find_published(tmp_path, config | {"tensors": {"path": "/a", "fingerprint": "2"}}) == ""
+    assert runs.find_published(tmp_path, config | {"recipe": dataclasses.asdict(make_recipe(epochs=7))}) == ""
+    (tmp_path / "models" / name / files.MANIFEST).unlink()
+    assert runs.find_published(tmp_path, config) == "", "its promotion failed"

@@ -30,10 +30,13 @@ COMMANDS = {
     "models": IMAGE,
     "rollback": IMAGE,
     "clean": IMAGE,
+    "candidates": IMAGE,
+    "approve": IMAGE,
+    "reject": IMAGE,
     "ui": [],
     "tensorboard": [],
 }
-IN_PODS = ("pull", "models", "rollback", "clean", "ui", "tensorboard")
+IN_PODS = ("pull", "models", "rollback", "candidates", "approve", "reject", "ui", "tensorboard")
 """Commands that call kubectl, where the volume is not a folder of this machine."""
 
 

@@ -80,8 +80,16 @@ def test_a_node_is_found_by_its_id_among_those_of_other_steps() -> None:
     assert again["train"] == ("speech-commands-x6sgt-1229726666", "speech-commands-x6sgt-1699352903")
 
 
-def test_plain_node_names_of_argos_own_settings_are_steps_too() -> None:
-    plain = "w.root.train.executor"
+@pytest.mark.parametrize(
+    "plain",
+    [
+        "w.root.train.executor",
+        "w.root.condition-1.train.executor",
+        "w(0).root(0).exit-handler-1(0).condition-2(1).train(0).executor",
+    ],
+)
+def test_node_names_of_argos_own_settings_and_within_groups_are_steps_too(plain: str) -> None:
+    groups = [part.partition("(")[0] for part in plain.split(".")[2:-2]]
     tasks = [
         {
             "display_name": name,
@@ -93,6 +101,7 @@ def test_plain_node_names_of_argos_own_settings_are_steps_too() -> None:
         for name, state, children in [
             ("w", "RUNNING", [steps.node_id("w.root")]),
             ("root", "RUNNING", [steps.node_id("w.root.train")]),
+            *((group, "RUNNING", []) for group in groups),
             ("train", "RUNNING", [steps.node_id(plain)]),
             ("executor", "RUNNING", [steps.node_id(f"{plain}({i})") for i in range(3)]),
         ]
