@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from kws import files
 from kws.command import as_command
-from kws.config import CleanConfig, PipelineConfig, ServeConfig, SynthesizeConfig, parse_words
+from kws.config import FORMATS, CleanConfig, PipelineConfig, ServeConfig, SynthesizeConfig, parse_words
 from kws.parser import CommandParser
 from kws.settings import add_flag, add_registry, field_docs, read_flags, require
 
@@ -385,7 +385,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _add_predict(add: Add) -> None:
     command = add("predict", _predict, "recognize the word in each recording, and print file<TAB>word<TAB>probability")
-    command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth or .onnx file")
+    command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth file, or one of kws export")
     command.add_argument("--top", type=int, default=1, metavar="K", help="print the K most probable words (default: 1)")
     command.add_argument("--json", action="store_true", help="print JSON instead of lines")
     command.add_argument("files", type=Path, nargs="+", metavar="FILE", help="recordings, or folders of them")
@@ -466,19 +466,24 @@ def _listen(options: argparse.Namespace) -> int:
 
 
 def _add_export(add: Add) -> None:
-    command = add("export", _export, "write a model as one ONNX file that maps waveforms to probabilities")
+    command = add("export", _export, "write a model in a form that runs elsewhere, from waveforms to probabilities")
     command.add_argument("--model", type=Path, required=True, metavar="FILE", help="a .pth file")
     command.add_argument(
         "--int8", action="store_true", help="quantize matrices to 8 bits: smaller and faster; check with kws evaluate"
     )
-    command.add_argument("output", type=Path, metavar="OUTPUT", help="the .onnx file to write")
+    endings = ", ".join(f"{suffix} ({name})" for name, suffix in FORMATS.items())
+    command.add_argument(
+        "output", type=Path, metavar="OUTPUT", help=f"what to write; its ending says as what: {endings}"
+    )
 
 
 def _export(options: argparse.Namespace) -> int:
-    from kws.model import bundle, onnx
+    from kws.model import bundle, formats
 
-    onnx.export(bundle.load(options.model), options.output, options.int8)
-    print(options.output)
+    figures = formats.of_file(options.output).export(
+        bundle.load(options.model), options.output, options.int8, options.model.parent
+    )
+    print(options.output, *(f"{name} {value:,}" for name, value in figures.items()), sep="\n")
     return 0
 
 

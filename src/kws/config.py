@@ -42,6 +42,15 @@ SILENCE = "_silence_"
 
 SPLITS = ("train", "validation", "test")
 
+FORMATS = {"onnx": ".onnx", "c": ".c", "litert": ".tflite", "page": ".html"}
+"""The formats in which a model is exported, which are modules of `kws.model`, and how their files end."""
+
+INT8 = "-int8"
+"""What follows the name of a format whose matrices have 8 bits."""
+
+DEFAULT_FORMATS = "onnx,onnx-int8"
+"""The formats in which a version is published."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig(Settings):
@@ -113,6 +122,10 @@ class PipelineConfig(Settings):
     min_accuracy: float = number(0.8, at_least=0, at_most=1)
     """Test accuracy that a model must reach to become the champion."""
 
+    formats: str = DEFAULT_FORMATS
+    """Forms in which to publish the model besides model.pth: of onnx, c and litert, each also with -int8, in which
+    matrices have 8 bits."""
+
     false_alarms_per_hour: float = number(1.0, above=0)
     """Largest number of false alarms per hour of running speech and noise, by which detection thresholds are chosen."""
 
@@ -127,6 +140,7 @@ class PipelineConfig(Settings):
         super().__post_init__()
         require(split_sources(self.source) != [], "source", "be a URL, an archive or a folder", self.source)
         split_digests(self.sha256)
+        parse_formats(self.formats)
         self.recipe()
 
     def arguments(self) -> dict[str, Any]:
@@ -310,6 +324,20 @@ def parse_words(words: str, at_least: int = 2) -> tuple[str, ...] | None:
         wrong = wrong_with(name)
         require(not wrong, "a word", wrong.removeprefix("the name of a word must "), one_line(name))
     return names
+
+
+def parse_formats(names: str) -> list[tuple[str, bool]]:
+    """Splits a list such as onnx,onnx-int8,c into formats, and whether each is in 8 bits.
+
+    Raises:
+        ValueError: there is no such format.
+    """
+    found = []
+    for name in filter(None, (one.strip() for one in names.split(","))):
+        known = [*FORMATS, *(one + INT8 for one in FORMATS)]
+        require(name in known, "formats", f"be among {', '.join(known)}", name)
+        found.append((name.removesuffix(INT8), name.endswith(INT8)))
+    return found
 
 
 def join_words(words: Iterable[str]) -> str:

@@ -217,8 +217,8 @@ class MelFrames:
     def __init__(self, config: FeatureConfig, frames_per_block: int) -> None:
         self.config = config
         self._mel = MelSpectrogram(config)
-        before = config.n_fft // 2 - (config.n_fft - config.win_length) // 2
-        self._pending = np.zeros(before, np.float32)
+        self.silent_samples = config.n_fft // 2 - (config.n_fft - config.win_length) // 2
+        self._pending = np.zeros(self.silent_samples, np.float32)
         self._step = frames_per_block * config.hop_length
         self._needed = self._step - config.hop_length + config.win_length
 
@@ -378,6 +378,19 @@ class Detector:
         self.samples = 0
         """Number of samples received so far."""
         self.is_log = config.log
+
+    def shape(self) -> dict[str, Any]:
+        """Returns the numbers with which the twin in `kws.model.page` computes the same, as JSON values."""
+        return {
+            "hop_frames": self.hop_frames,
+            "hop_seconds": self.hop_seconds,
+            "window_frames": self._window_frames,
+            "num_windows": self._smoothed.maxlen,
+            "lag": self.lag,
+            "kept_frames": len(self._frames),
+            "silent_samples": self._mel.silent_samples,
+            "margin": self._margin,
+        }
 
     def set_thresholds(self, thresholds: Mapping[str, float]) -> None:
         """Changes the thresholds in mid-stream."""

@@ -9,11 +9,9 @@ so that a caller who gives only waveforms need not know of it.
 """
 
 import contextlib
-import copy
 import dataclasses
 import json
 import logging
-import math
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -31,8 +29,10 @@ from kws.recipe import FeatureConfig
 from kws.settings import from_dict, require
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from onnxruntime import InferenceSession
     from torch import Tensor
+    from torch.nn import Module
 
     from kws.model.bundle import Recognizer
 
@@ -147,7 +147,7 @@ def _recognizer(session: "InferenceSession", metadata: Mapping[str, str]) -> Onn
     return recognizer
 
 
-def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
+def export(recognizer: "Recognizer", path: Path, int8: bool = False, beside: Path | None = None) -> dict[str, float]:
     """Writes a model as ONNX, atomically.
 
     The graph contains the mel spectrogram (the Fourier transform as a matrix product), the model, the temperature and
@@ -158,86 +158,31 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
         path: the file to write.
         int8: quantize the matrices of the model to 8 bits with a scale for every column, and activations at run time
             (dynamic quantization). Convolutions and features stay in float32.
+        beside: not needed.
+
+    Returns:
+        No figures, see `kws.model.formats`.
 
     Raises:
         ValueError: the length of the window is odd.
     """
     import onnx
     import torch
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from torch import Tensor
 
-    config = recognizer.features
-    model = copy.deepcopy(recognizer.model).cpu().eval()
-    require(config.win_length % 2 == 0, "win_length", "be even for an export", config.win_length)
-    half = config.win_length // 2
-    block = math.gcd(half, config.hop_length)
+    from kws.model.whole import WaveformToWords
 
-    class WaveformToWords(torch.nn.Module):
-        blocks: Tensor
-        cosines: Tensor
-        sines: Tensor
-        mel_filters: Tensor
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-            for name, value in _spectrum(config, block).items():
-                self.register_buffer(name, value)
-
-        def halves(self, padded: Tensor, first: int) -> Tensor:
-            """Gathers half windows from blocks of samples; the first half window starts at sample `first`."""
-            num_blocks = (config.hop_length * (config.num_frames - 1) + half) // block
-            # No -1, which onnxruntime cannot infer if there are no clips.
-            blocks = padded[:, first : first + num_blocks * block].reshape(padded.size(0), num_blocks, block)
-            return blocks[:, self.blocks].reshape(padded.size(0), config.num_frames, half)
-
-        def forward(self, waveforms: Tensor, features: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-            edge = config.n_fft // 2
-            padded = torch.nn.functional.pad(waveforms[:, None], (edge, edge), mode="reflect")[:, 0]
-            behind = self.halves(padded, edge)  # [N, T, win_length / 2], from the middle of a window onwards
-            before = self.halves(padded, edge - half + 1).flip(2)  # and backwards
-            # About the middle of a window cosines are even and sines odd, so half of the products are enough.
-            power = ((behind + before) @ self.cosines).square() + ((behind - before) @ self.sines).square()
-            mel = power @ self.mel_filters
-            if config.log:
-                mel = (mel + config.log_offset).log()
-            if not of_tokens:
-                return recognizer.probabilities(self.model(torch.cat((mel.transpose(1, 2), features))))
-            tokens = recognizer.probabilities(self.model.token_scores(features))
-            return recognizer.probabilities(self.model(mel.transpose(1, 2))), tokens
-
+    config, model = recognizer.features, recognizer.model
     of_tokens = model.config.scores == "tokens"
-    example = torch.zeros(2, config.num_samples), torch.zeros(2, config.num_mels, config.num_frames)
+    inputs = {
+        "waveforms": torch.zeros(2, config.num_samples),
+        "features": torch.zeros(2, config.num_mels, config.num_frames),
+    }
     axes = {"waveforms": {0: "clips"}, "features": {0: "spectrograms"}, "probabilities": {0: "rows"}}
+    outputs = ["probabilities"]
     if of_tokens:
         axes |= {"features": {0: "streams", 2: "frames"}, "tokens": {0: "streams", 1: "tokens"}}
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")
-        whole, small = Path(folder) / "whole.onnx", Path(folder) / "small.onnx"
-        # The tracing exporter takes half a second and no further packages, the newer one 20 s.
-        torch.onnx.export(
-            WaveformToWords().eval(),
-            example,
-            whole,
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=["waveforms", "features"],
-            output_names=["probabilities", "tokens"] if of_tokens else ["probabilities"],
-            dynamic_axes=axes,
-        )
-        if int8:
-            kept = [node.name for node in onnx.load(whole).graph.node if FEATURES & set(node.input)]
-            with _silent_root_logger():
-                quantize_dynamic(
-                    whole,
-                    small,
-                    op_types_to_quantize=["MatMul", "Gemm"],
-                    per_channel=True,
-                    weight_type=QuantType.QInt8,
-                    nodes_to_exclude=kept,
-                )
-        graph = onnx.load(small if int8 else whole)
+        outputs.append("tokens")
+    graph = trace(WaveformToWords(recognizer), inputs, outputs, axes, int8)
     none = np.empty((0, config.num_mels, config.num_frames), np.float32)
     graph.graph.initializer.append(onnx.numpy_helper.from_array(none, "features"))
     about = {
@@ -251,6 +196,55 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False) -> None:
     onnx.helper.set_model_props(graph, about)
     with files.atomic_write(path) as file:
         file.write(graph.SerializeToString())
+    return {}
+
+
+def trace(
+    module: "Module",
+    inputs: dict[str, "Tensor"],
+    outputs: list[str],
+    axes: Mapping[str, Mapping[int, str]],
+    int8: bool = False,
+) -> "ModelProto":
+    """Returns the graph of a module of `kws.model.whole`.
+
+    Args:
+        module: the module.
+        inputs: an example of each input, by name.
+        outputs: names of the results.
+        axes: names of the axes of inputs and outputs that have any length.
+        int8: quantize, see `export`.
+    """
+    import onnx
+    import torch
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        whole, small = Path(folder) / "whole.onnx", Path(folder) / "small.onnx"
+        # The tracing exporter takes half a second and no further packages, the newer one 20 s.
+        torch.onnx.export(
+            module.eval(),
+            tuple(inputs.values()),
+            whole,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=outputs,
+            dynamic_axes=axes,
+        )
+        if int8:
+            kept = [node.name for node in onnx.load(whole).graph.node if FEATURES & set(node.input)]
+            with _silent_root_logger():
+                quantize_dynamic(
+                    whole,
+                    small,
+                    op_types_to_quantize=["MatMul", "Gemm"],
+                    per_channel=True,
+                    weight_type=QuantType.QInt8,
+                    nodes_to_exclude=kept,
+                )
+        return onnx.load(small if int8 else whole)
 
 
 @contextlib.contextmanager
@@ -268,28 +262,3 @@ def _silent_root_logger() -> Iterator[None]:
         yield
     finally:
         logging.getLogger().removeFilter(drop)
-
-
-def _spectrum(config: FeatureConfig, block: int) -> dict[str, "Tensor"]:
-    """Returns the constants of the mel spectrogram.
-
-    Returns:
-        `blocks`, the blocks of samples in each half window, int64 [frames, win_length / 2 / block]; `cosines` and
-        `sines`, the windowed Fourier transform, float32 [win_length / 2, bins]; and `mel_filters`, float32
-        [bins, num_mels].
-    """
-    import torch
-
-    from kws.preprocess.features import mel_spectrogram
-
-    half = config.win_length // 2
-    hop = config.hop_length // block
-    angles = 2 * math.pi / config.n_fft * torch.outer(torch.arange(half).double(), torch.arange(config.n_fft // 2 + 1))
-    window = torch.hann_window(config.win_length, dtype=torch.float64)[half:, None]
-    window[0] /= 2  # the middle is in both halves
-    return {
-        "blocks": hop * torch.arange(config.num_frames)[:, None] + torch.arange(half // block),
-        "cosines": (angles.cos() * window).float(),
-        "sines": (angles.sin() * window).float(),
-        "mel_filters": mel_spectrogram(config).filters,
-    }

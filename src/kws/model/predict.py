@@ -1,18 +1,21 @@
-"""Recognizes recordings with any model, `.pth` or ONNX. An ONNX model needs no torch."""
+"""Recognizes recordings with any model, a `.pth` or a file of `kws.model.formats`, which needs no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from kws.config import FORMATS
 from kws.data.folder import list_tree
+from kws.model import formats
 from kws.preprocess.audio import read_clip
 
 if TYPE_CHECKING:
     from kws.model.bundle import Recognizer
+    from kws.model.formats import Exported
     from kws.model.onnx import OnnxRecognizer
 
-AnyRecognizer: TypeAlias = "Recognizer | OnnxRecognizer"
+AnyRecognizer: TypeAlias = "Recognizer | OnnxRecognizer | Exported"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,7 @@ class Prediction:
 
 
 def load(path: Path, num_threads: int = 0) -> AnyRecognizer:
-    """Reads a `.onnx` file, or else a `.pth` file.
+    """Reads a `.pth` file, or one of `kws.model.formats` if its name ends so.
 
     Args:
         path: the file.
@@ -34,10 +37,8 @@ def load(path: Path, num_threads: int = 0) -> AnyRecognizer:
         ValueError: the file is not a model, or is damaged.
         FileNotFoundError: there is no such file.
     """
-    if path.suffix == ".onnx":
-        from kws.model import onnx
-
-        return onnx.load(path, num_threads)
+    if path.suffix in FORMATS.values():
+        return formats.of_file(path).load(path, num_threads)
     from kws.model import bundle
 
     return bundle.load(path)

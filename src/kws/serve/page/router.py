@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 
+from kws.model import page
 from kws.preprocess.audio import TooLong, read_bytes
 from kws.serve.page import review
 from kws.serve.page.collection import Collection
@@ -84,19 +85,7 @@ def router(
         model = current()
         if model is None:
             return _error(503, NO_MODEL)
-        return JSONResponse(
-            {
-                "version": model.version,
-                "card": model.card,
-                "words": list(model.recognizer.words),
-                "parameters": model.recognizer.num_parameters,
-                "about": {
-                    name: value
-                    for name, value in model.recognizer.about.items()
-                    if isinstance(value, str | int | float | bool)
-                },
-            }
-        )
+        return JSONResponse(page.card(model.recognizer, model.version, model.card))
 
     async def decode(request: Request) -> Response:
         """Decodes a file that the browser cannot: samples, float32 [any]."""

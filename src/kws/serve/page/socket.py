@@ -32,8 +32,8 @@ import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from kws.model.detector import Detector, Floats, Thresholds, Window, reported
+from kws.model.page import hello
 from kws.model.predict import AnyRecognizer
-from kws.preprocess.numpy_features import mel_filters
 from kws.serve.page.heard import Heard, Keeper
 
 MOST_BYTES = 1 << 18
@@ -44,9 +44,6 @@ PATIENCE_SECONDS = 60.0
 
 LOOK_SECONDS = 1.0
 """How often a connection on which nothing comes looks for another champion."""
-
-MARKS_HERTZ = (500, 1000, 2000, 4000)
-"""Frequencies that the page marks on the axis of the spectrogram."""
 
 UNSUPPORTED, TRY_AGAIN = 1003, 1013
 """Close codes: for an invalid message; for too many streams, or no model yet."""
@@ -182,25 +179,8 @@ def _begin(model: Model) -> Detector:
 
 
 def _hello(model: Model, armed: list[str] | None, *, keeps: bool) -> dict[str, Any]:
-    features = model.recognizer.features
-    filters = mel_filters(features)
-    bins = {hertz: hertz * features.n_fft // features.sample_rate for hertz in MARKS_HERTZ}
-    return {
-        "type": "hello",
-        "version": model.version,
-        "words": list(model.recognizer.words),
-        "reported": reported(model.recognizer.words),
-        "thresholds": dict(model.thresholds.thresholds),
-        "false_alarms_per_hour": model.thresholds.as_json()["false_alarms_per_hour"],
-        "curves": model.thresholds.measured_on.get("curves", []),
-        "after": model.thresholds.after,
-        "after_seconds": model.thresholds.after_seconds,
-        "armed": armed,
-        "keeps": keeps,
-        "num_mels": features.num_mels,
-        "frame_seconds": features.hop_length / features.sample_rate,
-        "marks": {hertz: int(filters[place].argmax()) for hertz, place in bins.items() if place < len(filters)},
-    }
+    about = hello(model.recognizer, model.thresholds, model.version)
+    return {"type": "hello", **about, "armed": armed, "keeps": keeps}
 
 
 def _change(detector: Detector, model: Model, values: Any) -> None:
