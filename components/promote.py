@@ -15,6 +15,7 @@ def promote(
     approval: str,
     keep_runs: int,
     data_root: str,
+    formats: str,
     decision: Output[Artifact],
     comparison: Output[HTML],
 ) -> None:
@@ -29,6 +30,7 @@ def promote(
         approval: yes, if a better model must wait for a person to approve it.
         keep_runs: finished runs to keep on the volume; 0: all.
         data_root: path of the mounted volume.
+        formats: the forms in which to publish the model.
         decision: the version, whether it is champion or candidate, and why.
         comparison: a candidate beside the champion: words, and clips on which they differ to listen to.
     """
@@ -52,6 +54,7 @@ def promote(
         keep_runs,
         approval == "yes",
         Path(comparison.path),
+        formats,
     )
     files.write_json(Path(decision.path), asdict(decided))
     decision.metadata.update(

@@ -54,6 +54,7 @@ def speech_commands(placement: Placement) -> BaseComponent:
         processes_per_node: str = "",
         debug: bool = DEFAULT.debug,
         min_accuracy: float = DEFAULT.min_accuracy,
+        formats: str = DEFAULT.formats,
         false_alarms_per_hour: float = DEFAULT.false_alarms_per_hour,
         approval: str = DEFAULT.approval,
         keep_runs: int = DEFAULT.keep_runs,
@@ -111,6 +112,7 @@ def speech_commands(placement: Placement) -> BaseComponent:
                     approval=approval,
                     keep_runs=keep_runs,
                     data_root=data_root,
+                    formats=formats,
                 )
         placement.place(
             download=downloaded, preprocess=preprocessed, train=trained, evaluate=evaluated, promote=promoted, **more

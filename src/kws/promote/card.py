@@ -34,7 +34,7 @@ def write_card(
     evaluation: Mapping[str, Any],
     tensors: Mapping[str, Any],
     thresholds: Thresholds,
-    int8: str,
+    formats: Mapping[str, str],
 ) -> None:
     """Writes MODEL_CARD.md, atomically.
 
@@ -45,7 +45,7 @@ def write_card(
         evaluation: content of evaluation.json.
         tensors: content of the manifest.json of the tensors.
         thresholds: the published thresholds.
-        int8: a sentence that says whether model.int8.onnx was published, and why.
+        formats: sentences that say whether a file was published, and why, by name of the file.
     """
     template = importlib.resources.files("kws.promote").joinpath("card.md.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(
@@ -66,7 +66,7 @@ def write_card(
         init=init and init | {"model": Path(init["model"]).name},  # the folders of a machine are no one else's business
         digests={
             name: files.sha256_of(path.parent / name)
-            for name in (versions.MODEL, versions.ONNX, versions.INT8)
+            for name in (versions.MODEL, versions.ONNX, *formats)
             if (path.parent / name).is_file()
         },
         versions=", ".join(f"{name} {value}" for name, value in about.get("versions", {}).items()) or "unknown",
@@ -82,7 +82,7 @@ def write_card(
         thresholds=f"chosen for at most {thresholds.false_alarms_per_hour:.1f} false alarms per hour."
         if measured
         else "0.8 for every word, as none were measured.",
-        int8=int8,
+        formats=formats,
         percent=_percent,
         missed=_missed,
         alarms=_alarms,

@@ -12,19 +12,21 @@ import soundfile
 import torch
 
 from kws import files
+from kws.config import DEFAULT_FORMATS, parse_formats
 from kws.evaluate.accuracy import Evaluation, compare, predict_clips
-from kws.model import onnx, versions
+from kws.model import formats, onnx, versions
 from kws.model.bundle import Recognizer
 from kws.model.detector import THRESHOLDS, Thresholds
 from kws.model.onnx import OnnxRecognizer
+from kws.model.predict import AnyRecognizer, load
 from kws.preprocess.audio import Waveform, read, read_clip
 from kws.preprocess.tensors import Tensors
 from kws.promote.card import write_card
 
 log = logging.getLogger(__name__)
 
-INT8_LOSS = 0.005
-"""Largest loss of accuracy (0 to 1) with which the 8-bit model is still published."""
+LOSS = 0.005
+"""Largest loss of accuracy (0 to 1) with which an exported model is still published."""
 
 ONNX_GAP = 2e-3
 """Largest difference between the probabilities of model.onnx and model.pth."""
@@ -40,7 +42,9 @@ class Version:
     evaluation: Path
     report: Path
     tensors: Path
-    """The tensors folder, on whose test split the 8-bit model is evaluated."""
+    """The tensors folder, on whose test split the exported models are evaluated."""
+    formats: str = DEFAULT_FORMATS
+    """The formats to publish, see `kws.config.parse_formats`; model.onnx always is."""
 
 
 def fill(staging: Path, version: Version) -> None:
@@ -64,7 +68,7 @@ def fill(staging: Path, version: Version) -> None:
     onnx.export(recognizer, staging / versions.ONNX)
     exported = onnx.load(staging / versions.ONNX)
     _compare(recognizer, exported, reference)
-    int8 = _publish_int8(staging, recognizer, exported, tensors)
+    published = _publish(staging, version, exported, tensors)
     thresholds = _thresholds(evaluation, recognizer)
     files.write_json(staging / THRESHOLDS, thresholds.as_json())
     write_card(
@@ -74,7 +78,7 @@ def fill(staging: Path, version: Version) -> None:
         evaluation=evaluation,
         tensors=tensors.manifest,
         thresholds=thresholds,
-        int8=int8,
+        formats=published,
     )
     heard = {
         name: onnx.load(staging / name, num_threads=1).predict(reference[None])[0].astype(float).round(6).tolist()
@@ -87,7 +91,7 @@ def fill(staging: Path, version: Version) -> None:
         "words": recognizer.words,
         "accuracy": float(evaluation["accuracy"]),
         "about": recognizer.about,
-        "int8": int8,
+        "formats": published,
         "reference": heard,
         "files": {path.name: files.sha256_of(path) for path in sorted(staging.iterdir())},
     }
@@ -125,24 +129,38 @@ def _compare(recognizer: Recognizer, exported: OnnxRecognizer, reference: Wavefo
         )
 
 
-def _publish_int8(staging: Path, recognizer: Recognizer, exported: OnnxRecognizer, tensors: Tensors) -> str:
-    """Writes the 8-bit model if it is accurate enough, and returns a sentence about the result."""
+def _publish(staging: Path, version: Version, exported: OnnxRecognizer, tensors: Tensors) -> dict[str, str]:
+    """Writes the formats that are accurate enough, and returns a sentence about each, by the name of its file."""
     recordings = Path(tensors.manifest["recordings"]["path"])
-    path = staging / versions.INT8
-    onnx.export(recognizer, path, int8=True)
-    try:
-        whole, small = (_evaluate(each, tensors, recordings) for each in (exported, onnx.load(path)))
-    except (OSError, ValueError) as error:
-        path.unlink()
-        return f"not published, as it could not be evaluated: {error}"
-    figures = f"accuracy {small.accuracy:.2%} on the test split, model.onnx {whole.accuracy:.2%}"
-    if small.accuracy < whole.accuracy - INT8_LOSS:
-        path.unlink()
-        return f"not published: {figures}, more than half a point apart"
-    return f"published: {figures}"
+    said = {}
+    whole: Evaluation | None = None
+    for name, int8 in parse_formats(version.formats):
+        path = staging / formats.file_name(name, int8)
+        if path.name == versions.ONNX:
+            continue
+        if name == "page":
+            said[path.name] = "not published: `kws export` makes it from model.pth"
+            continue
+        try:
+            figures = formats.find(name).export(version.recognizer, path, int8)
+            whole = whole or _evaluate(exported, tensors, recordings)
+            accuracy = _evaluate(load(path), tensors, recordings).accuracy
+        except (OSError, ValueError) as error:
+            said[path.name] = f"not published, as it could not be evaluated: {error}"
+        else:
+            shown = f"accuracy {accuracy:.2%} on the test split, model.onnx {whole.accuracy:.2%}"
+            if accuracy >= whole.accuracy - LOSS:
+                said[path.name] = "; ".join(
+                    (f"published: {shown}", *(f"{what} {value:,}" for what, value in figures.items()))
+                )
+                continue
+            said[path.name] = f"not published: {shown}, more than half a point apart"
+        for one in (path, path.with_suffix(".h") if name == "c" else path):
+            one.unlink(missing_ok=True)
+    return said
 
 
-def _evaluate(recognizer: OnnxRecognizer, tensors: Tensors, recordings: Path) -> Evaluation:
+def _evaluate(recognizer: AnyRecognizer, tensors: Tensors, recordings: Path) -> Evaluation:
     """Evaluates an exported model on the recordings of the test split.
 
     Raises:

@@ -178,7 +178,7 @@ def _properties(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "accuracy": manifest.get("accuracy"),
         "words": ", ".join(manifest.get("words", [])),
-        "int8": manifest.get("int8"),
+        "int8": manifest.get("formats", {}).get(versions.INT8),
     }
     found |= {name: manifest.get("about", {}).get(name) for name in ("run", "preset", "tensors")}
     with contextlib.suppress(OSError, ValueError):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kws import files, memory, outcomes
-from kws.config import CleanConfig
+from kws.config import DEFAULT_FORMATS, CleanConfig
 from kws.cores import computing
 from kws.evaluate.accuracy import evaluate_tensors, wilson
 from kws.evaluate.report import write_comparison
@@ -56,6 +56,7 @@ def promote(
     keep_runs: int = 0,
     approval: bool = False,
     comparison: Path | None = None,
+    formats: str = DEFAULT_FORMATS,
 ) -> Decision:
     """Publishes a model as a version, and makes it champion if it is better than the current one.
 
@@ -70,6 +71,7 @@ def promote(
         keep_runs: finished runs to keep (see `kws.promote.clean`); 0: all.
         approval: whether a better model becomes a candidate, which `kws approve` makes champion.
         comparison: where to write a page with the candidate beside the champion, or why there is none.
+        formats: the formats to publish besides model.onnx, see `kws.config.parse_formats`.
 
     Returns:
         The decision with its reason, whether or not the model becomes champion.
@@ -86,7 +88,13 @@ def promote(
     version = _free_name(model, recognizer, data_root / versions.MODELS)
     folder = versions.version_folder(data_root, version)
     made = Version(
-        name=version, recognizer=recognizer, model=model, evaluation=evaluation, report=report, tensors=tensors
+        name=version,
+        recognizer=recognizer,
+        model=model,
+        evaluation=evaluation,
+        report=report,
+        tensors=tensors,
+        formats=formats,
     )
     files.build_folder(folder, lambda staging: fill(staging, made))
     while True:

@@ -371,7 +371,7 @@ def test_card_claims_unseen_speakers_only_where_all_are_named_and_none_is_in_two
         evaluation=dict.fromkeys(("accuracy", "macro_f1", "calibration_error"), 0.9) | {"num_clips": 1, "words": []},
         tensors=manifest | tensors,
         thresholds=Thresholds.unmeasured(expert.words),
-        int8="",
+        formats={},
     )
     card = (tmp_path / "MODEL_CARD.md").read_text()
     assert said in card

@@ -34,7 +34,15 @@ def published(expert: Recognizer, tone_tensors: Path, tmp_path_factory: pytest.T
     pth.save(folder / "model.pth", expert)
     found = evaluate(folder / "model.pth", tone_tensors, folder / "report.html")
     files.write_json(folder / "evaluation.json", found.summary())
-    promote(folder / "model.pth", tone_tensors, folder / "evaluation.json", folder / "report.html", folder, 0.5)
+    promote(
+        folder / "model.pth",
+        tone_tensors,
+        folder / "evaluation.json",
+        folder / "report.html",
+        folder,
+        0.5,
+        formats="onnx,onnx-int8,litert,page",
+    )
     return folder
 
 
@@ -61,7 +69,16 @@ def test_exported_models_hear_what_the_trained_one_hears(published: Path, expert
         np.testing.assert_allclose(heard, manifest["reference"][name], atol=1e-4)
         assert heard.argmax() == expected.argmax()
     np.testing.assert_allclose(manifest["reference"][versions.ONNX], expected, atol=1e-3)
-    assert manifest["int8"] == "published: accuracy 100.00% on the test split, model.onnx 100.00%"
+    assert manifest["formats"][versions.INT8] == "published: accuracy 100.00% on the test split, model.onnx 100.00%"
+
+
+def test_every_format_that_a_run_asks_for_is_published_or_left_out_with_a_reason(published: Path) -> None:
+    folder, manifest = version_files(published)
+    said = manifest["formats"]
+    assert list(said) == [versions.INT8, "model.tflite", "model.html"]
+    assert said["model.html"] == "not published: `kws export` makes it from model.pth"
+    assert (folder / "model.tflite").is_file() == said["model.tflite"].startswith("published: accuracy")
+    assert all(f"| `{name}` | {sentence} |" in (folder / versions.CARD).read_text() for name, sentence in said.items())
 
 
 def test_int8_model_that_cannot_be_evaluated_is_not_published_and_the_manifest_says_why(
@@ -84,7 +101,9 @@ def test_int8_model_that_cannot_be_evaluated_is_not_published_and_the_manifest_s
         ),
     )
     found = versions.verify(tmp_path / "staging")
-    assert found["int8"].startswith("not published, as it could not be evaluated: 12 recordings cannot be read")
+    assert found["formats"][versions.INT8].startswith(
+        "not published, as it could not be evaluated: 12 recordings cannot be read"
+    )
     assert versions.INT8 not in found["files"]
     assert list(found["reference"]) == [versions.ONNX]
 
@@ -149,7 +168,7 @@ def test_model_card_names_the_model_that_training_started_from(
         tmp_path / "card.md",
         dataclasses.replace(expert, about=expert.about | {"init": init}),
         version="v",
-        int8="",
+        formats={},
         evaluation=files.read_json(published / "evaluation.json"),
         tensors=Tensors(tone_tensors).manifest,
         thresholds=Thresholds.unmeasured(expert.words),
