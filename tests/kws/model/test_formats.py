@@ -1,5 +1,6 @@
 """Every format in which a model is exported, against the model on real clips."""
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -86,15 +87,13 @@ int main(void) {
 
 
 @needs_compiler
-def test_model_of_every_preset_is_written_in_c(real_corpus: Path, tmp_path: Path) -> None:
-    for preset in ("streams", "baseline"):
-        features = RECIPES[preset].features
-        torch.manual_seed(1)
-        model = AudioTransformer(RECIPES[preset].model, features, 3).eval()
-        recognizer = Recognizer(model=model, words=list("abc"), features=features)
-        clip = read_clip(min(real_corpus.glob("[a-z]*/*.wav")), features)[None]
-        c.export(recognizer, tmp_path / "model.c", int8=preset == "streams")
-        np.testing.assert_allclose(load(tmp_path / "model.c").predict(clip), recognizer.predict(clip), atol=0.05)
+def test_model_whose_tokens_get_scores_is_written_in_c(real_corpus: Path, tmp_path: Path) -> None:
+    features, config = RECIPES["streams"].features, dataclasses.replace(RECIPES["streams"].model, num_layers=1)
+    torch.manual_seed(1)
+    recognizer = Recognizer(model=AudioTransformer(config, features, 3).eval(), words=list("abc"), features=features)
+    clip = read_clip(min(real_corpus.glob("[a-z]*/*.wav")), features)[None]
+    c.export(recognizer, tmp_path / "model.c")
+    np.testing.assert_allclose(load(tmp_path / "model.c").predict(clip), recognizer.predict(clip), atol=2e-4)
 
 
 @needs_compiler
