@@ -84,7 +84,7 @@ class PipelineConfig(Settings):
     words) or baseline (what the project started from)."""
 
     set: str = field(default="", metadata={"repeats": " "})
-    """Other settings of the recipe to change, separated by spaces: train.weight_decay=0.1 augment.gain_db=6"""
+    """Other settings of the recipe to change, separated by spaces: train.weight_decay=0.1 augment.gain_db=-6,6"""
 
     split: str | None = None
     """How clips are divided into train, validation and test: speaker (each speaker in one split only) or random

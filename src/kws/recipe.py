@@ -144,8 +144,8 @@ class AugmentConfig(Settings):
     time_shift: int = number(8, at_least=0)
     """Largest time shift in frames, in either direction."""
 
-    gain_db: float = number(10.0, at_least=0)
-    """Largest change of level in dB, in either direction."""
+    gain_db: tuple[float, float] = (-30.0, 10.0)
+    """Range of the change of level, in dB: people also speak softly, and far from their microphone."""
 
     noise_probability: float = number(0.8, at_least=0, at_most=1)
     """Probability of adding background noise to a clip, if the archive has any."""
@@ -179,20 +179,21 @@ class AugmentConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low, high = self.noise_snr_db
-        require(low <= high, "noise_snr_db", "be in order", self.noise_snr_db)
+        for name in ("gain_db", "noise_snr_db"):
+            low, high = getattr(self, name)
+            require(low <= high, name, "be in order", (low, high))
 
     @property
     def is_on(self) -> bool:
         """Whether anything changes."""
-        strengths = (self.time_shift, self.gain_db, self.noise_probability, self.time_stretch, self.frequency_warp)
+        strengths = (self.time_shift, self.noise_probability, self.time_stretch, self.frequency_warp)
         masks = (self.num_time_masks, self.num_frequency_masks)
-        return any((*strengths, *masks, self.bandlimit_probability))
+        return any((*strengths, *self.gain_db, *masks, self.bandlimit_probability))
 
 
 NO_AUGMENTATION = AugmentConfig(
     time_shift=0,
-    gain_db=0.0,
+    gain_db=(0.0, 0.0),
     noise_probability=0.0,
     time_stretch=0.0,
     frequency_warp=0.0,

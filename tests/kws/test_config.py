@@ -165,8 +165,8 @@ def test_texts_of_a_pipeline_mean_what_values_mean() -> None:
     texts = make_recipe(epochs="7", learning_rate="1e-3", seed="5", split="random")
     assert texts == make_recipe(epochs=7, learning_rate=1e-3, seed=5, split="random")
     assert (
-        PipelineConfig(epochs=7, preset="streams", set="augment.gain_db=3").arguments().items()
-        >= {"epochs": "7", "batch_size": "", "set": "augment.gain_db=3", "num_nodes": 1}.items()
+        PipelineConfig(epochs=7, preset="streams", set="augment.gain_db=-3,3").arguments().items()
+        >= {"epochs": "7", "batch_size": "", "set": "augment.gain_db=-3,3", "num_nodes": 1}.items()
     )
 
 

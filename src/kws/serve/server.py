@@ -403,6 +403,7 @@ async def serve(models: Models, config: ServeConfig) -> None:
             access_log=False,
             timeout_graceful_shutdown=30,
             timeout_keep_alive=75,
+            ws_ping_timeout=None,  # a client answers a ping behind all sound that it has sent, be it minutes
         )
     )
     try:

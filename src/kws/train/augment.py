@@ -44,7 +44,7 @@ class Augment:
         config = self.config
         if config.time_shift or config.time_stretch or config.frequency_warp:
             features = self._warp(features)
-        if config.gain_db or self.noise is not None:
+        if any(config.gain_db) or self.noise is not None:
             features = self._change_power(features)
         if config.bandlimit_probability:
             features = self._limit_band(features)
@@ -75,8 +75,8 @@ class Augment:
         """Changes the level and adds background noise, in the power domain: powers of independent sounds add up."""
         config, clips, device = self.config, len(features), features.device
         power = (features.exp() - self.offset).clamp_(min=0)
-        if config.gain_db:
-            power *= power_ratio(uniform((clips, 1, 1), -config.gain_db, config.gain_db, device))
+        if any(config.gain_db):
+            power *= power_ratio(uniform((clips, 1, 1), *config.gain_db, device))
         if self.noise is not None:
             pieces = torch.randint(len(self.noise), (clips,), device=device)
             noise = (self.noise.index_select(0, pieces).float().exp() - self.offset).clamp_(min=0)

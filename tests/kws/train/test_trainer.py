@@ -538,7 +538,7 @@ def test_a_signal_writes_a_checkpoint_and_exits_with_the_status_of_a_shell(
 
 def test_a_run_that_was_opened_says_by_itself_how_to_train(tensors: Path, tmp_path: Path) -> None:
     recipe = make_recipe(
-        "streams", ["augment.gain_db=3"], epochs=1, batch_size=32, learning_rate=1e-3, seed=7, debug=True
+        "streams", ["augment.gain_db=-3,3"], epochs=1, batch_size=32, learning_rate=1e-3, seed=7, debug=True
     )
     folder = runs.open_run(tmp_path, "mine", runs.describe(tensors, recipe))
     assert runs.read_config(folder) == (tensors, recipe)

@@ -358,7 +358,7 @@ RUN = (*WHERE, *BUILT, "EPOCHS=5", "NUM_NODES=3", "PROCESSES_PER_NODE=2", "PRESE
         ("images", (*BUILT, "TORCH=locked", "BASE_IMAGE=mine:1")),
         ("kind-up", ("DEVICE=cuda",)),
         ("pipeline", (*RUN, "MEMORY=5Gi", "INIT=champion", "LAUNCHER=trainjob", "UNKNOWN_WORDS=auto", "SEED=7")),
-        ("pipeline", ("SET=train.weight_decay=0.1 augment.gain_db=6",)),
+        ("pipeline", ("SET=train.weight_decay=0.1 augment.gain_db=-6,6",)),
         ("follow", WHERE),
         ("retry", WHERE),
         ("schedule", (*RUN, "CRON=0 3 * * 1", "TIME_ZONE=Europe/Berlin")),

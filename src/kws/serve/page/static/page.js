@@ -12,6 +12,7 @@ import { beginTeaching } from "./teach.js";
 
 const LATE = 1.5; // seconds from which on the page says how late it is
 const TOO_LATE = 5; // seconds from which on sound is dropped, so that it does not become later
+const AHEAD = 10; // seconds of a file that are sent before they are heard: the network would take it whole, and answer no ping
 const JAM_SHOWN = 3000; // milliseconds for which sound that was lost is told
 let stream = null; // to the server, for the microphone
 let retries = 0;
@@ -220,6 +221,7 @@ function hear(samples) {
   return new Promise((resolve, reject) => {
     let open = true;
     let sent = 0;
+    let heard = 0; // seconds
     const fail = (why) => {
       open = false;
       reject(new Error(why));
@@ -234,11 +236,12 @@ function hear(samples) {
           const piece = samples.subarray(sent, sent + RATE / 10);
           state.ring.add(piece);
           own.send(piece);
-          while (open && own.isFull) await pause(5);
+          while (open && (own.isFull || sent / RATE > heard + AHEAD)) await pause(5);
         }
         own.say({ finish: true });
       },
       heard(message) {
+        heard = message.time;
         shown.heard(message);
         $("progress").value = message.time / (samples.length / RATE);
       },
