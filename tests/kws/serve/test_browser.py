@@ -176,16 +176,31 @@ def test_one_slider_moves_all_thresholds(tab: "Tab") -> None:
     playwright.expect(tab.locator("#threshold-no")).to_have_attribute("aria-valuetext", "60 %")
 
 
-def test_file_that_loses_its_server_is_told_as_heard_in_part(
+def test_file_is_sent_little_ahead_and_told_as_heard_in_part_when_its_server_is_lost(
     chromium: "Browser", start: Start, expert_onnx: Path, tmp_path: Path
 ) -> None:
+    """What waits in the network delays the browser's answer to a ping, for want of which a server ends the stream."""
     server = start("--model", expert_onnx)
     soundfile.write(tmp_path / "long.wav", np.zeros(600 * RATE), RATE)
     with chromium.new_page() as tab:
+        tab.add_init_script(
+            """const send = WebSocket.prototype.send;
+            window.sent = 0;
+            WebSocket.prototype.send = function (data) {
+                window.sent += data.byteLength || 0;
+                send.call(this, data);
+            }"""
+        )
         tab.goto(server.url)
         playwright.expect(tab.locator("#start")).to_be_enabled(timeout=30_000)
         tab.set_input_files("#file", tmp_path / "long.wav")
         playwright.expect(tab.locator("#progress")).not_to_have_js_property("value", 0, timeout=60_000)
+        server.process.send_signal(signal.SIGSTOP)
+        tab.wait_for_timeout(1000)
+        ahead = tab.evaluate("window.sent / 32000 - 600 * document.querySelector('#progress').value")
+        assert 9 < ahead < 11
+        newest = """(canvas) => canvas.getContext("2d").getImageData(canvas.width - 1, 0, 1, 1).data[3]"""
+        assert tab.locator("#spectrogram").evaluate(newest) == 255  # the pictures end with what was heard
         server.process.kill()
         playwright.expect(tab.locator("#problem")).to_contain_text("long.wav was not heard to its end", timeout=30_000)
         playwright.expect(tab.locator("#status")).to_have_text("long.wav was heard only in part.")
@@ -260,7 +275,13 @@ def test_level_is_told_as_too_quiet_too_loud_or_silent(tab: "Tab") -> None:
             """async ([word, noise]) => {
                 const { clearLevel, level, levelFault } = await import("/page/pictures.js");
                 clearLevel();
-                for (const peak of [noise, word, noise]) level(new Float32Array(800).fill(peak));
+                let now = 0;
+                performance.now = () => now;
+                for (const peak of [noise, word, noise]) {
+                    level(new Float32Array(800).fill(peak));
+                    if (levelFault() === "silent") return "too early";
+                    now += 400;
+                }
                 return levelFault();
             }""",
             [word, noise],

@@ -3,8 +3,9 @@ import { $, element, state } from "./state.js";
 import { RATE } from "./sound.js";
 
 const SECONDS = 5;
-const LATEST = 0.6 * RATE; // if the spectrogram is later than this, the waveform goes on without it
+const LATEST = 0.6 * RATE; // if the spectrogram of the microphone is later than this, the waveform goes on without it
 const HELD = 2000; // milliseconds for which the loudest and the softest level count
+const SILENT = 1000; // milliseconds of silence before it is told: a microphone begins with some
 const TOO_QUIET = 0.08; // peak of speech at -22 dB, below which words are misheard
 const SPEECH = 4; // how far speech rises above the softest level
 let columns = []; // { at: position of the frame in the ring, mels }
@@ -55,7 +56,7 @@ export function levelFault() {
   if (!peaks.length) return "";
   const loudest = Math.max(...peaks.map((one) => one.peak));
   const softest = Math.min(...peaks.map((one) => one.peak));
-  if (loudest <= 1e-4) return "silent";
+  if (loudest <= 1e-4) return performance.now() - peaks[0].when >= SILENT ? "silent" : "";
   if (loudest >= 0.999) return "loud";
   return loudest > SPEECH * softest && loudest > 1e-3 && loudest < TOO_QUIET ? "quiet" : "";
 }
@@ -69,15 +70,17 @@ const TEXTS = { silent: "Only silence: is the microphone muted?", loud: "Too lou
 
 function showLevel() {
   const last = peaks[peaks.length - 1];
-  const decibels = state.listening && last ? Math.max(-60, last.decibels) : -60;
-  const text = state.listening && !state.file ? TEXTS[levelFault()] || "" : "";
+  const shown = state.listening && !state.file; // the level is that of the microphone
+  const decibels = shown && last ? Math.max(-60, last.decibels) : -60;
+  const text = shown ? TEXTS[levelFault()] || "" : "";
   for (const meter of document.querySelectorAll("meter")) meter.value = decibels;
   for (const place of document.querySelectorAll(".level-fault")) if (place.textContent !== text) place.textContent = text;
 }
 
 export function draw() {
   const newest = columns.length ? columns[columns.length - 1] : null;
-  const end = Math.round(newest && newest.at > state.ring.total - LATEST ? newest.at : state.ring.total);
+  const together = newest && (state.file || newest.at > state.ring.total - LATEST);
+  const end = Math.round(together ? newest.at : state.ring.total);
   drawWaveform(end);
   if (drawn !== newest || (newest && newest.at !== end)) drawSpectrogram(end);
   drawn = newest;
