@@ -64,7 +64,7 @@ def growth(effort: Effort) -> Row:
 
 def _clips(recordings: Path) -> list[Path]:
     words = [folder.name for folder in recordings.iterdir() if folder.is_dir()]
-    return [recordings / clip.file for clip in list_recordings(recordings).clips_of(words)]
+    return [recordings / clip.file for clip in list_recordings(recordings).clips.of_words(words)]
 
 
 def _preprocess(recordings: Path) -> float:

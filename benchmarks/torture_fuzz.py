@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from kws.data import splits
 from kws.data.folder import clip_of
+from kws.data.index import Index
 from kws.download import transfer
 from kws.download.archives import unpack
 from kws.download.step import download
@@ -55,7 +56,8 @@ def _wav(folder: Path) -> Iterator[tuple[bytes, Read]]:
 
 @contextlib.contextmanager
 def _lists(folder: Path) -> Iterator[tuple[bytes, Read]]:
-    clips = [clip_of(f"{word}/{number:08x}_nohash_0.wav") for word in ("yes", "no") for number in range(5)]
+    files = [f"{word}/{number:08x}_nohash_0.wav" for word in ("yes", "no") for number in range(5)]
+    clips = Index.of(map(clip_of, files))
 
     def read(content: bytes) -> None:
         (folder / "testing_list.txt").write_bytes(content)

@@ -93,8 +93,7 @@ def make(point: str, recordings: Path, folder: Path) -> tuple[Path, int, int]:
         Its folder, and how many clips and speakers train.
     """
     listing = list_recordings(recordings)
-    clips = listing.clips_of(tuple(listing.words))
-    divided = splits.by_speaker(clips, splits.read_lists(listing.lists, clips))
+    divided = splits.by_speaker(listing.clips, splits.read_lists(listing.lists, listing.clips))
     kept, change = choose(point, divided["train"])
 
     def build(staging: Path) -> None:

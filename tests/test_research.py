@@ -10,6 +10,7 @@ import torch
 from kws.config import SPLITS
 from kws.data import splits
 from kws.data.folder import clip_of
+from kws.data.index import Index
 from kws.recipe import FeatureConfig
 from research import curve, cut_archive, peers
 
@@ -47,10 +48,8 @@ def test_the_fit_finds_the_exponent_of_a_power_law() -> None:
 def test_a_list_has_no_speaker_in_two_splits(name: str, counts: list[int]) -> None:
     clips = cut_archive.read_list(Path(cut_archive.__file__).parent / "lists" / f"{name}.txt")
     assert [len(some) for some in clips.values()] == counts
-    assert splits.speakers_in_two_splits({split: [clip_of(file) for file in clips[split]] for split in SPLITS}) == {
-        "speakers": 0,
-        "clips": 0,
-    }
+    divided = {split: Index.of(map(clip_of, clips[split])) for split in SPLITS}
+    assert splits.speakers_in_two_splits(divided) == {"speakers": 0, "clips": 0}
 
 
 def test_what_is_cut_out_has_the_listed_clips_and_their_splits(real_archive: Path, tmp_path: Path) -> None:

@@ -1,15 +1,13 @@
 """The classes that are no words: clips of unknown words are chosen, and clips of silence cut out of noise."""
 
-import hashlib
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Mapping
 
 import numpy as np
 
 from kws.config import SILENCE, SPLITS
 from kws.data.clip import Clip
-from kws.data.splits import Divided
+from kws.data.index import Index
+from kws.data.splits import Divided, order_by_hash
 from kws.recipe import FeatureConfig
 
 HELD_OUT_NOISE = 0.2
@@ -26,7 +24,7 @@ SILENCE_GAIN_DB = (-30, 0)
 """Range of the gain of silence, as rooms may be quiet."""
 
 
-def choose_unknown(divided: Mapping[str, Sequence[Clip]], counts: Mapping[str, int]) -> Divided:
+def choose_unknown(divided: Mapping[str, Index], counts: Mapping[str, int]) -> Divided:
     """Chooses clips of the unknown words: the same number of every word, in the order of a hash of their ids.
 
     Args:
@@ -35,13 +33,14 @@ def choose_unknown(divided: Mapping[str, Sequence[Clip]], counts: Mapping[str, i
     """
     chosen = {}
     for split in SPLITS:
-        seen: Counter[str] = Counter()
-        ranked = []
-        for clip in sorted(divided[split], key=_hash):
-            seen[clip.word] += 1
-            ranked.append((seen[clip.word], clip))  # its rank among the clips of its word
-        ranked.sort(key=lambda pair: pair[0])
-        chosen[split] = sorted((clip for _, clip in ranked[: counts[split]]), key=attrgetter("id"))
+        clips = divided[split].sorted()
+        order = order_by_hash(clips.ids)
+        words = clips.numbered("word", list(clips.counts()))[order]
+        by_word = np.argsort(words, kind="stable")
+        _, first, sizes = np.unique(words[by_word], return_index=True, return_counts=True)
+        rank = np.empty(len(order), np.int64)  # of a clip among those of its word
+        rank[by_word] = np.arange(len(order)) - np.repeat(first, sizes)
+        chosen[split] = clips.take(np.sort(order[np.argsort(rank, kind="stable")[: counts[split]]]))
     return chosen
 
 
@@ -64,7 +63,7 @@ def cut_silence(lengths: Mapping[str, int], counts: Mapping[str, int], features:
             for name, length in sorted(lengths.items())
         }
         names = [name for name, (low, high) in ranges.items() if high >= low]
-        drawn = [
+        drawn = (
             Clip(
                 file=name,
                 word=SILENCE,
@@ -73,15 +72,11 @@ def cut_silence(lengths: Mapping[str, int], counts: Mapping[str, int], features:
                 gain=int(random.integers(*SILENCE_GAIN_DB, endpoint=True)),
             )
             for name in (names[i % len(names)] for i in range(counts[split] if names else 0))
-        ]
-        found[split] = sorted(drawn, key=attrgetter("id"))
+        )
+        found[split] = Index.of(drawn).sorted()
     return found
 
 
-def mean_per_word(clips: Sequence[Clip]) -> int:
+def mean_per_word(clips: Index) -> int:
     """Returns the average number of clips per word, rounded up."""
-    return -(-len(clips) // max(len({clip.word for clip in clips}), 1))
-
-
-def _hash(clip: Clip) -> bytes:
-    return hashlib.sha256(clip.id.encode()).digest()
+    return -(-len(clips) // max(len(clips.counts()), 1))

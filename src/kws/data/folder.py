@@ -1,17 +1,21 @@
 """The layout of Speech Commands: a folder of recordings for every word."""
 
+import functools
+import itertools
 import logging
 import mimetypes
 import os
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from kws.config import BACKGROUND_NOISE, RUNNING_SPEECH
 from kws.data.clip import Clip
+from kws.data.index import Index
 from kws.data.kinds import is_audio_file
-from kws.data.listing import Listing
+from kws.data.listing import Listing, NotRead
 from kws.data.names import is_recording, is_utf8, speaker_of, word_of
-from kws.data.words import by_word
+from kws.data.pack import Pack
+from kws.data.words import merged
 from kws.text import plain, printable, wrong_with
 
 log = logging.getLogger(__name__)
@@ -27,32 +31,45 @@ def word_folders(folder: Path) -> Listing:
     `_running_speech_` recordings of people who talk (see `kws.data.speech`). The lists of validation and test clips may
     lie beside the folders. A speaker's name stands in the file's before `_nohash_`.
     """
-    found: dict[str, list[str]] = {}  # files by word
+    noise: list[str] = []
     lists: dict[str, Path] = {}
-    not_read: dict[str, str] = {}
+    not_read = NotRead()
     unreadable: dict[str, str] = {}
-    for entry in _scan(folder):
-        split = next((split for split, name in LISTS.items() if name == entry.name.lower()), None)
-        if entry.name == RUNNING_SPEECH:
-            continue  # of any layout, see `kws.data.sources`
-        if _is_folder(entry):
-            recordings, others = _list_word(entry)
-            wrong = "" if entry.name == BACKGROUND_NOISE else wrong_with(plain(word_of(entry.name)))
-            if recordings and wrong:
-                others = {f"{printable(entry.name)}/": wrong}
-            elif recordings:
-                found[entry.name] = recordings
-            elif sounds := [name for name in others if _may_be_sound(name)]:
-                unreadable[entry.name] = sounds[0]
-            not_read |= others
-        elif split and _is_file(entry):
-            lists[split] = Path(entry.path)
-        elif is_recording(entry.name):
-            not_read[printable(entry.name)] = "recordings must lie in the folder of their word"
-    noise = found.pop(BACKGROUND_NOISE, [])
+
+    def clips() -> Iterator[Clip]:
+        for file in pack.names() if (pack := Pack.of(folder)) else ():
+            if file.count("/") != 1:
+                not_read.add(printable(file), "recordings must lie in the folder of their word")
+            elif not (wrong := _wrong_with_word(file.split("/")[0])):
+                yield clip_of(file)
+            else:
+                not_read.add(printable(file), wrong)
+        for entry in _scan(folder):
+            split = next((split for split, name in LISTS.items() if name == entry.name.lower()), None)
+            if entry.name == RUNNING_SPEECH:
+                continue  # of any layout, see `kws.data.sources`
+            if _is_folder(entry):
+                others: dict[str, str] = {}
+                recordings = _list_word(entry, others)
+                if entry.name == BACKGROUND_NOISE:
+                    noise.extend(sorted(recordings))
+                elif (first := next(recordings, None)) is None:
+                    sounds = [name for name in sorted(others) if _may_be_sound(name)]
+                    unreadable.update(zip([entry.name], sounds, strict=False))
+                elif wrong := _wrong_with_word(entry.name):
+                    others = {f"{printable(entry.name)}/": wrong}
+                else:
+                    yield from map(clip_of, itertools.chain([first], recordings))
+                for name, reason in sorted(others.items()):
+                    not_read.add(name, reason)
+            elif split and _is_file(entry):
+                lists[split] = Path(entry.path)
+            elif is_recording(entry.name):
+                not_read.add(printable(entry.name), "recordings must lie in the folder of their word")
+
     return Listing(
         folder=folder,
-        clips=by_word(clip_of(file) for some in found.values() for file in some),
+        clips=merged(Index.of(clips())),
         noise=noise,
         lists=lists,
         not_read=not_read,
@@ -63,8 +80,17 @@ def word_folders(folder: Path) -> Listing:
 def clip_of(file: str) -> Clip:
     """Returns the clip of a recording `<word>/<speaker>_nohash_<n>.wav`."""
     folder, _, name = file.rpartition("/")
-    word, speaker = plain(word_of(folder)), speaker_of(name)
-    return Clip(file=file, word=sys.intern(word), speaker=sys.intern(speaker))  # clips share them
+    return Clip(file=file, word=_word_of(folder), speaker=speaker_of(name))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _word_of(folder: str) -> str:
+    return plain(word_of(folder))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _wrong_with_word(folder: str) -> str:
+    return wrong_with(_word_of(folder))
 
 
 def list_tree(folder: Path) -> list[Path]:
@@ -88,29 +114,29 @@ def list_tree(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _list_word(folder: "os.DirEntry[str]") -> tuple[list[str], dict[str, str]]:
-    """Returns the files in a word folder, sorted, and the other files with the reasons why they are not read."""
-    found: list[str] = []
-    others: dict[str, str] = {}
-    for entry in _scan(folder):
-        name = f"{folder.name}/{entry.name}"
-        if not is_recording(entry.name) and not (_is_file(entry) and is_audio_file(entry.path)):
-            kind = "a folder in the folder of a word" if _is_folder(entry) else "no recording by its name"
-            others[printable(name)] = f"it is {kind}"
-        elif not is_utf8(entry.name):
-            others[printable(name)] = "its name is not UTF-8 (rename it)"
-        elif not _is_file(entry):
-            others[name] = "it is no regular file"
-        else:
-            found.append(name)
-    return found, others
+def _list_word(folder: "os.DirEntry[str]", others: dict[str, str]) -> Iterator[str]:
+    """Yields the recordings in a word folder; adds the other files with the reasons why they are not read."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = f"{folder.name}/{entry.name}"
+            if entry.name.startswith("."):
+                continue
+            if not is_recording(entry.name) and not (_is_file(entry) and is_audio_file(entry.path)):
+                kind = "a folder in the folder of a word" if _is_folder(entry) else "no recording by its name"
+                others[printable(name)] = f"it is {kind}"
+            elif not is_utf8(entry.name):
+                others[printable(name)] = "its name is not UTF-8 (rename it)"
+            elif not _is_file(entry):
+                others[name] = "it is no regular file"
+            else:
+                yield name
 
 
 def _may_be_sound(name: str) -> bool:
     return (mimetypes.guess_type(name)[0] or "").startswith(("audio/", "video/"))
 
 
-def _scan(folder: "Path | os.DirEntry[str]") -> list["os.DirEntry[str]"]:
+def _scan(folder: Path) -> list["os.DirEntry[str]"]:
     with os.scandir(folder) as entries:
         return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
 

@@ -1,159 +1,176 @@
-"""The index of a data set: its clips in columns, so that a million of them open in a moment and take little memory."""
+"""The clips of a data set in columns, from the listing to training: a million of them take some 60 MB."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from kws.config import SPLITS
 from kws.data.clip import Clip, class_of
 from kws.settings import require
 
+T = TypeVar("T")
+
 Ints = npt.NDArray[np.integer]
 
-TEXTS = ("file", "word", "speaker", "split")
-"""The fields of a clip that are texts; the others are numbers."""
+Strings = npt.NDArray[Any]
+"""An array of texts, of the type TEXT."""
+
+TEXT = np.dtypes.StringDType()
 
 WHOLE = -1
 """The begin of a clip that is a whole recording, and its row."""
 
-Floats = npt.NDArray[np.float64]
+NAMED = ("word", "speaker", "split")
+"""The fields of which many clips have the same text: columns of numbers, int32, that count the distinct texts."""
+
+NUMBERS: Mapping[str, tuple[Any, float]] = {
+    "begin": (np.int64, WHOLE),
+    "gain": (np.int16, 0),
+    "row": (np.int64, WHOLE),
+    "start": (np.float64, np.nan),
+    "end": (np.float64, np.nan),
+}
+"""The fields that are numbers, with their types and what stands for none; the stretch is start and end. A column in
+which all are none takes no memory."""
+
+PARTS = ("begin", "row", "start")
+"""The numbers that say which part of its file a clip is."""
+
+BATCH = 1 << 12
+"""How many clips are Python objects at a time."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Numbers:
-    """The fields of clips that are numbers, each [rows]."""
-
-    begin: Ints
-    """int64, or WHOLE."""
-    gain: Ints
-    """int16."""
-    row: Ints
-    """int64, or WHOLE."""
-    start: Floats
-    """Where the stretch begins, in seconds, or NaN."""
-    end: Floats
-    """Where it ends."""
-
-    @staticmethod
-    def of(clips: Sequence[Clip]) -> "Numbers":
-        """Makes the columns."""
-        stretches = np.array([clip.stretch or (np.nan, np.nan) for clip in clips], np.float64).reshape(-1, 2)
-        return Numbers(
-            begin=np.array([WHOLE if clip.begin is None else clip.begin for clip in clips], np.int64),
-            gain=np.array([clip.gain for clip in clips], np.int16),
-            row=np.array([WHOLE if clip.row is None else clip.row for clip in clips], np.int64),
-            start=stretches[:, 0],
-            end=stretches[:, 1],
-        )
-
-    @staticmethod
-    def load(stored: Mapping[str, npt.NDArray[Any]]) -> "Numbers":
-        """Reads what `arrays` returned; an index of an earlier version has neither rows nor stretches."""
-        begin = stored["begin"]
-        none = np.full(len(begin), np.nan)
-        row = stored["row"] if "row" in stored else np.full(len(begin), WHOLE)
-        start, end = (stored.get(name, none) for name in ("start", "end"))
-        return Numbers(begin=begin, gain=stored["gain"], row=row, start=start, end=end)
-
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Returns the columns by name; of rows and stretches only if there are any."""
-        found: dict[str, npt.NDArray[Any]] = {"begin": self.begin, "gain": self.gain}
-        if (self.row != WHOLE).any():
-            found["row"] = self.row
-        if not np.isnan(self.start).all():
-            found |= {"start": self.start, "end": self.end}
-        return found
-
-    def take(self, rows: Ints | slice) -> "Numbers":
-        """Returns the columns of some rows."""
-        return Numbers(**{one.name: getattr(self, one.name)[rows] for one in fields(self)})
-
-    def fields_of(self, row: int) -> dict[str, Any]:
-        """Returns the fields of the clip in a row."""
-        begin, number, start, end = (
-            int(self.begin[row]),
-            int(self.row[row]),
-            float(self.start[row]),
-            float(self.end[row]),
-        )
-        return {
-            "begin": None if begin == WHOLE else begin,
-            "gain": int(self.gain[row]),
-            "row": None if number == WHOLE else number,
-            "stretch": None if np.isnan(start) else (start, end),
-        }
+def strings(texts: Iterable[str]) -> Strings:
+    """Makes an array of texts of which there may be millions."""
+    return _emptied([np.array(some, TEXT) for some in _batches(texts)])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Texts:
-    """A column of texts, of which each distinct one is stored once."""
+def _emptied(arrays: list[Strings]) -> Strings:
+    """Joins arrays of texts and frees each on the way, as two copies of all would be in memory otherwise."""
+    found, end = np.empty(sum(map(len, arrays)), TEXT), 0
+    arrays.reverse()
+    while arrays:
+        some = arrays.pop()
+        found[end : end + len(some)] = some
+        end += len(some)
+    return found
 
-    codes: Ints
-    """int32 [rows]: which text."""
-    ends: Ints
-    """int64 [distinct texts]: where each ends in the pool."""
-    pool: npt.NDArray[np.uint8]
-    """uint8 [bytes]: the distinct texts in UTF-8, one after the other."""
 
-    @staticmethod
-    def of(texts: Iterable[str]) -> "Texts":
-        """Makes a column."""
-        known: dict[str, int] = {}
-        codes = np.array([known.setdefault(text, len(known)) for text in texts], np.int32)
-        encoded = [text.encode() for text in known]
-        ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
-        return Texts(codes=codes, ends=ends, pool=np.frombuffer(b"".join(encoded), np.uint8))
+class Lookup:
+    """Finds texts among millions, by a key that they have in common with what is looked for, in 16 bytes each."""
 
-    def require_whole(self, num_rows: int) -> None:
-        """Checks that the arrays fit each other.
+    def __init__(self, texts: Strings, key: Callable[[str], str] = str) -> None:
+        self._texts, self._key = texts, key
+        hashes = self._hashes(texts)
+        self._order = np.argsort(hashes, kind="stable")
+        self._sorted = hashes[self._order]
 
-        Raises:
-            ValueError: they do not.
-        """
-        ends, codes = self.ends, self.codes
-        fits = [array.ndim == 1 and array.dtype.kind in "iu" for array in (codes, ends, self.pool)]
-        fits += [len(codes) == num_rows, bool((np.diff(ends, prepend=0) >= 0).all())]
-        fits += [(int(ends[-1]) if len(ends) else 0) == self.pool.size]
-        fits += [num_rows == 0 or bool(0 <= codes.min() <= codes.max() < len(ends))]
-        require(all(fits), "the index", f"hold {num_rows} whole clips", f"{len(codes)} rows, {self.pool.size} bytes")
+    def rows(self, text: str) -> list[int]:
+        """Returns the rows of the texts with the same key as this one."""
+        key = self._key(text)
+        first, end = np.searchsorted(self._sorted, hash(key)), np.searchsorted(self._sorted, hash(key), "right")
+        return [row for row in self._order[first:end].tolist() if self._key(self._texts[row]) == key]
 
-    def __getitem__(self, row: int) -> str:
-        return self.text(int(self.codes[row]))
+    def row_of(self, texts: Strings) -> Ints:
+        """Returns the row of each of many texts, or -1, [texts]; the key is to be the text itself."""
+        if len(self._sorted) == 0:
+            return np.full(len(texts), -1)
+        at = np.searchsorted(self._sorted, self._hashes(texts))
+        rows = self._order[np.minimum(at, len(self._sorted) - 1)]
+        return np.where(self._texts[rows] == texts, rows, -1)
 
-    def text(self, code: int) -> str:
-        """Returns one of the distinct texts."""
-        return self.pool[self.ends[code - 1] if code else 0 : self.ends[code]].tobytes().decode()
-
-    def distinct(self) -> list[str]:
-        """Returns the distinct texts, in the order of their codes."""
-        return [self.text(code) for code in range(len(self.ends))]
-
-    def take(self, rows: Ints | slice) -> "Texts":
-        """Returns the column of some rows."""
-        return Texts(codes=self.codes[rows], ends=self.ends, pool=self.pool)
+    def _hashes(self, texts: Strings) -> Ints:
+        return np.fromiter((hash(self._key(text)) for text in texts), np.int64, len(texts))
 
 
 class Index(Sequence[Clip]):
     """The clips of a data set, or of some rows of it. A clip is made when it is asked for."""
 
-    def __init__(self, texts: dict[str, Texts], numbers: Numbers) -> None:
+    def __init__(self, columns: Mapping[str, npt.NDArray[Any]], texts: Mapping[str, Sequence[str]], rows: Ints) -> None:
+        self._columns = columns
         self._texts = texts
-        self._numbers = numbers
+        self._rows = rows
+        self._is_whole = False
+        """Whether the rows are all rows of the columns, in their order."""
 
     @staticmethod
-    def of(clips: Sequence[Clip]) -> "Index":
+    def of(clips: Iterable[Clip]) -> "Index":
         """Makes the index of some clips, in their order."""
-        texts = {name: Texts.of(getattr(clip, name) for clip in clips) for name in TEXTS}
-        return Index(texts, Numbers.of(clips))
+        known: dict[str, dict[str, int]] = {name: {} for name in NAMED}
+        found: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in ("file", *NAMED, *NUMBERS)}
+        num_clips = 0
+        for some in _batches(clips):
+            found["file"].append(np.array([clip.file for clip in some], TEXT))
+            for name, texts in known.items():
+                codes = [texts.setdefault(getattr(clip, name), len(texts)) for clip in some]
+                found[name].append(np.array(codes, np.int32))
+            stretches = np.array([clip.stretch or (np.nan, np.nan) for clip in some], np.float64)
+            columns = {"begin": [clip.begin for clip in some], "row": [clip.row for clip in some]}
+            numbers = {name: np.array([WHOLE if one is None else one for one in few]) for name, few in columns.items()}
+            numbers |= {
+                "gain": np.array([clip.gain for clip in some]),
+                "start": stretches[:, 0],
+                "end": stretches[:, 1],
+            }
+            for name, values in numbers.items():
+                found[name].append(_compact(name, values))
+            num_clips += len(some)
+        joined = {"file": _emptied(found.pop("file"))}
+        joined |= {name: np.concatenate(found[name]) for name in NAMED if found[name]}
+        joined |= {name: np.concatenate([_none(name, 0), *found[name]]) for name in NUMBERS if _any(found[name])}
+        return Index._whole(joined, {name: list(one) for name, one in known.items()})
+
+    @staticmethod
+    def _whole(columns: dict[str, npt.NDArray[Any]], texts: Mapping[str, Sequence[str]]) -> "Index":
+        """Makes an index of all rows of columns; those that are not given have no values."""
+        size = len(columns["file"])
+        missing = {name: _none(name, size) for name in NUMBERS if name not in columns}
+        codes = {name: np.zeros(size, np.int32) for name in NAMED if name not in columns}
+        index = Index(columns | missing | codes, texts, np.arange(size))
+        index._is_whole = True
+        return index
+
+    @staticmethod
+    def joined(parts: Sequence["Index"]) -> "Index":
+        """Returns the clips of several indices, one after the other."""
+        first = parts[0]
+        if all(part._columns is first._columns for part in parts):
+            return Index(first._columns, first._texts, np.concatenate([part._rows for part in parts]))
+        texts, columns = dict[str, list[str]](), {"file": np.concatenate([part.files for part in parts])}
+        for name in NAMED:
+            known: dict[str, int] = {}
+            codes = [
+                np.array([known.setdefault(text, len(known)) for text in part._texts[name]] or [0], np.int32)
+                for part in parts
+            ]
+            columns[name] = np.concatenate([new[part._of(name)] for part, new in zip(parts, codes, strict=True)])
+            texts[name] = list(known)
+        for name in NUMBERS:
+            if _any([part._columns[name] for part in parts]):
+                columns[name] = np.concatenate([part._of(name) for part in parts])
+        return Index._whole(columns, texts)
 
     def save(self, path: Path) -> None:
         """Writes the index as one .npz file, uncompressed."""
-        arrays = {f"{name}.{part}": getattr(self._texts[name], part) for name in TEXTS for part in _PARTS}
+        arrays = {name: self._of(name) for name in NUMBERS if name in ("begin", "gain") or _any([self._columns[name]])}
+        columns: dict[str, tuple[Ints, Strings]] = {"file": (np.arange(len(self), dtype=np.int32), self.files)}
+        if _any([self._columns[name] for name in PARTS]):  # a file may have several clips
+            files, of_clip = np.unique(self.files, return_inverse=True)
+            columns["file"] = of_clip.astype(np.int32), files
+        for name in NAMED:  # in the order in which they occur: equal clips make equal files
+            used, first, of_clip = np.unique(self._of(name), return_index=True, return_inverse=True)
+            order = np.argsort(first)
+            there = strings(self._texts[name][code] for code in used[order].tolist())
+            columns[name] = np.argsort(order).astype(np.int32)[of_clip], there
+        for name, (codes, texts) in columns.items():
+            arrays[f"{name}.codes"] = codes
+            arrays[f"{name}.ends"], arrays[f"{name}.pool"] = pooled(texts)
         with path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **self._numbers.arrays(), **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
 
     @staticmethod
     def load(path: Path) -> "Index":
@@ -164,16 +181,21 @@ class Index(Sequence[Clip]):
             KeyError, EOFError, zipfile.BadZipFile: the file is damaged in another way.
         """
         with np.load(path, allow_pickle=False) as stored:
-            texts = {name: Texts(**{part: stored[f"{name}.{part}"] for part in _PARTS}) for name in TEXTS}
-            index = Index(texts, Numbers.load(stored))
-        for column in texts.values():
-            column.require_whole(len(index))
-        for name, numbers in index._numbers.arrays().items():
-            require(len(numbers) == len(index), "the index", f"hold {len(index)} numbers {name}", len(numbers))
-        return index
+            columns = {name: _compact(name, stored[name]) for name in NUMBERS if name in stored}
+            texts: dict[str, Sequence[str]] = {}
+            for name in ("file", *NAMED):
+                codes, ends, pool = (stored[f"{name}.{part}"] for part in ("codes", "ends", "pool"))
+                _require_whole(codes, ends, pool, len(columns["begin"]))
+                found = unpooled(ends, pool)
+                columns[name], texts[name] = (found[codes], ()) if name == "file" else (codes, found.tolist())
+        size = len(columns["file"])
+        for name in NUMBERS:
+            numbers = columns.get(name, columns["file"])
+            require(len(numbers) == size, "the index", f"hold {size} numbers {name}", len(numbers))
+        return Index._whole(columns, texts)
 
     def __len__(self) -> int:
-        return len(self._numbers.begin)
+        return len(self._rows)
 
     @overload
     def __getitem__(self, row: int) -> Clip: ...
@@ -182,25 +204,114 @@ class Index(Sequence[Clip]):
     def __getitem__(self, row: int | slice) -> "Clip | Index":
         if isinstance(row, slice):
             return self.take(row)
-        texts: dict[str, Any] = {name: self._texts[name][row] for name in TEXTS}
-        return Clip(**texts, **self._numbers.fields_of(row))
+        return next(self._clips(self._rows[[row]]))
 
     def __iter__(self) -> Iterator[Clip]:
-        return (self[row] for row in range(len(self)))
+        for first in range(0, len(self), BATCH):
+            yield from self._clips(self._rows[first : first + BATCH])
+
+    def _clips(self, rows: Ints) -> Iterator[Clip]:
+        texts = [[self._texts[name][code] for code in self._columns[name][rows].tolist()] for name in NAMED]
+        numbers = [self._columns[name][rows].tolist() for name in NUMBERS]
+        for file, word, speaker, split, begin, gain, row, start, end in zip(
+            self._columns["file"][rows].tolist(), *texts, *numbers, strict=True
+        ):
+            yield Clip(
+                file=file,
+                word=word,
+                speaker=speaker,
+                split=split,
+                row=None if row == WHOLE else row,
+                stretch=(start, end) if start == start else None,  # not NaN
+                begin=None if begin == WHOLE else begin,
+                gain=gain,
+            )
+
+    def _of(self, name: str) -> npt.NDArray[Any]:
+        column = self._columns[name]
+        return column if self._is_whole else np.asarray(column[self._rows])
+
+    def _own(self) -> list[str]:
+        """Returns the names of the columns that have values."""
+        return ["file", *NAMED, *(name for name in NUMBERS if _any([self._columns[name]]))]
+
+    @property
+    def files(self) -> Strings:
+        """The file of every clip, [clips]."""
+        return self._of("file")
+
+    def distinct_files(self) -> Strings:
+        """Returns every file once, in the order in which they occur."""
+        files = self.files
+        if not _any([self._columns[name] for name in PARTS]):
+            return files  # each is a clip
+        return files[np.sort(np.unique(files, return_index=True)[1])]
+
+    @property
+    def ids(self) -> Strings:
+        """The id of every clip, [clips]."""
+        are_files = not _any([self._columns[name] for name in PARTS])
+        return self.files if are_files else strings(clip.id for clip in self)
 
     def take(self, rows: Ints | slice) -> "Index":
         """Returns the index of some rows, in the order in which they are given."""
-        return Index({name: self._texts[name].take(rows) for name in TEXTS}, self._numbers.take(rows))
+        return Index(self._columns, self._texts, self._rows[rows])
+
+    def sorted(self) -> "Index":
+        """Returns the clips in the order of their ids."""
+        ids = self.ids
+        if bool((ids[1:] >= ids[:-1]).all()):
+            return self
+        found = self.take(np.argsort(ids, kind="stable"))
+        # In their order in the columns, all files need no copy later.
+        return Index._whole({name: found._of(name) for name in self._own()}, self._texts) if self._is_whole else found
+
+    def counts(self, name: str = "word") -> dict[str, int]:
+        """Returns how many clips have each text of a column, sorted by the text."""
+        counts = np.bincount(self._of(name), minlength=len(self._texts[name])).tolist()
+        return {text: count for text, count in sorted(zip(self._texts[name], counts, strict=False)) if count}
+
+    def numbered(self, name: str, texts: Sequence[str]) -> Ints:
+        """Returns which of some texts each clip has in a column, or -1, [clips]."""
+        number = {text: index for index, text in enumerate(texts)}
+        of_code = np.array([number.get(text, -1) for text in self._texts[name]] or [-1], np.int64)
+        found: Ints = of_code[self._of(name)]
+        return found
+
+    def of_words(self, words: Iterable[str]) -> "Index":
+        """Returns the clips of some words, in their order."""
+        return self.take(np.flatnonzero(self.numbered("word", list(words)) >= 0))
 
     def rows_of_split(self, split: str) -> Ints:
         """Returns the rows of the clips of one split, int64 [clips of the split]."""
-        splits = self._texts["split"]
-        code = splits.distinct().index(split) if split in splits.distinct() else -1
-        return np.flatnonzero(splits.codes == code)
+        return np.flatnonzero(self.numbered("split", [split]) == 0)
 
     def of_split(self, split: str) -> "Index":
         """Returns the clips of one split, in their order."""
         return self.take(self.rows_of_split(split))
+
+    def with_splits(self, splits: Ints) -> "Index":
+        """Returns the clips in other splits, [clips], as indices into SPLITS."""
+        column = np.zeros(len(self._columns["file"]), np.int32)
+        column[self._rows] = splits
+        return self._changed("split", column, SPLITS)
+
+    def _changed(self, name: str, codes: Ints, texts: Sequence[str]) -> "Index":
+        index = Index({**self._columns, name: codes}, {**self._texts, name: texts}, self._rows)
+        index._is_whole = self._is_whole
+        return index
+
+    def spelled(self, words: Mapping[str, str]) -> "Index":
+        """Returns the clips with some words in another spelling."""
+        texts = [words.get(word, word) for word in self._texts["word"]]
+        distinct = list(dict.fromkeys(texts))
+        codes = np.array([distinct.index(text) for text in texts] or [0], np.int32)[self._columns["word"]]
+        return self._changed("word", codes, distinct)
+
+    def below(self, prefix: str) -> "Index":
+        """Returns the clips with something in front of the names of their files."""
+        files = strings(prefix + file for file in self.files)
+        return Index._whole({name: self._of(name) for name in self._own()} | {"file": files}, self._texts)
 
     def labels(self, words: Sequence[str]) -> npt.NDArray[np.int64]:
         """Returns the class of every clip, int64 [clips], as indices into `words`.
@@ -208,13 +319,62 @@ class Index(Sequence[Clip]):
         Raises:
             ValueError: a clip belongs to none of them.
         """
-        column = self._texts["word"]
         number = {word: index for index, word in enumerate(words)}
-        labels = np.array([number.get(class_of(word, words), -1) for word in column.distinct()], np.int64)
-        found = labels[column.codes]
-        for code in column.codes[found < 0][:1].tolist():
-            raise ValueError(f"clips must be of the words {', '.join(words)}, got {column.text(code)!r}")
+        of_code = np.array([number.get(class_of(word, words), -1) for word in self._texts["word"]] or [-1], np.int64)
+        codes = self._of("word")
+        found: npt.NDArray[np.int64] = of_code[codes]
+        for code in codes[found < 0][:1].tolist():
+            raise ValueError(f"clips must be of the words {', '.join(words)}, got {self._texts['word'][code]!r}")
         return found
 
 
-_PARTS = ("codes", "ends", "pool")
+def pooled(texts: Strings) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Returns where each text ends, int64 [texts], in all of them one after the other in UTF-8, uint8 [bytes]."""
+    pool, ends = bytearray(), np.zeros(len(texts), np.int64)
+    for row, text in enumerate(texts):
+        pool += text.encode()
+        ends[row] = len(pool)
+    return ends, np.frombuffer(pool, np.uint8)
+
+
+def unpooled(ends: npt.NDArray[np.int64], pool: npt.NDArray[np.uint8]) -> Strings:
+    """Returns the texts of `pooled`."""
+    return strings(each_of(ends, pool))
+
+
+def each_of(ends: npt.NDArray[np.int64], pool: npt.NDArray[np.uint8]) -> Iterator[str]:
+    """Yields the texts of `pooled`."""
+    data = memoryview(pool)  # type: ignore[arg-type]
+    for start, end in itertools.pairwise(itertools.chain([0], map(int, ends))):
+        yield data[start:end].tobytes().decode()
+
+
+def _require_whole(codes: Ints, ends: Ints, pool: Ints, num_rows: int) -> None:
+    fits = [array.ndim == 1 and array.dtype.kind in "iu" for array in (codes, ends, pool)]
+    fits += [len(codes) == num_rows, bool((np.diff(ends, prepend=0) >= 0).all())]
+    fits += [(int(ends[-1]) if len(ends) else 0) == pool.size]
+    fits += [num_rows == 0 or bool(0 <= codes.min() <= codes.max() < len(ends))]
+    require(all(fits), "the index", f"hold {num_rows} whole clips", f"{len(codes)} rows, {pool.size} bytes")
+
+
+def _none(name: str, size: int) -> npt.NDArray[Any]:
+    """Returns a column of numbers that are none, [size], which takes no memory."""
+    dtype, none = NUMBERS[name]
+    return np.broadcast_to(np.array(none, dtype), size)
+
+
+def _compact(name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    dtype, none = NUMBERS[name]
+    is_none = np.isnan(values) if none != none else values == none
+    return _none(name, len(values)) if is_none.all() else values.astype(dtype)
+
+
+def _any(columns: Sequence[npt.NDArray[Any]]) -> bool:
+    """Tells whether there are numbers in some columns."""
+    return any(column.strides != (0,) for column in columns)
+
+
+def _batches(values: Iterable[T]) -> Iterator[list[T]]:
+    values = iter(values)
+    while some := list(itertools.islice(values, BATCH)):
+        yield some

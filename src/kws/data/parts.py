@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from kws import files
 from kws.config import SPLITS
 from kws.data import splits
-from kws.data.clip import Clip
-from kws.data.listing import Listing
+from kws.data.index import Index
+from kws.data.listing import Listing, NotRead
 from kws.data.speech import Talk
 
 PARTS = "parts.json"
@@ -44,10 +46,10 @@ def list_parts(folder: Path, list_part: Callable[[Path], Listing]) -> Listing:
     Raises:
         ValueError: a part is missing or has changed.
     """
-    found: list[list[Clip]] = []
+    found: list[Index] = []
     noise: list[str] = []
     speech: list[Talk] = []
-    not_read: dict[str, str] = {}
+    not_read = NotRead()
     stated: dict[str, tuple[int, str]] = {}  # of a speaker, the part that states a split, and the split
     for number, part in enumerate(files.read_object(folder / PARTS, parts=list)["parts"]):
         path = folder.parent / part["folder"]
@@ -56,26 +58,27 @@ def list_parts(folder: Path, list_part: Callable[[Path], Listing]) -> Listing:
                 f"{path} must be as it was downloaded, as {folder} consists of it: download its source again"
             )
         listing, prefix = list_part(path), f"../{part['folder']}/"
-        clips = listing.clips_of(listing.words)
-        lists = splits.read_lists(listing.lists, clips)
-        divided = splits.by_speaker(clips, lists)
-        found.append([replace(clip, file=prefix + clip.file) for split in SPLITS for clip in divided[split]])
-        if lists.figures or any(clip.split for clip in clips):
-            for clip in found[-1]:
-                if clip.speaker and stated.get(clip.speaker, (number,))[0] == number:
-                    stated[clip.speaker] = (number, clip.split)
+        lists = splits.read_lists(listing.lists, listing.clips)
+        divided = splits.by_speaker(listing.clips, lists)
+        found.append(Index.joined([divided[split] for split in SPLITS]).below(prefix))
+        if lists.figures or listing.clips.counts("split").keys() - {""}:
+            for split in SPLITS:
+                for speaker in divided[split].counts("speaker").keys() - {""}:
+                    if stated.get(speaker, (number,))[0] == number:
+                        stated[speaker] = (number, split)
         noise += [prefix + file for file in listing.noise]
         speech += [replace(talk, file=prefix + talk.file) for talk in listing.speech]
-        not_read |= {prefix + name: reason for name, reason in listing.not_read.items()}
-    by_word: dict[str, list[Clip]] = {}
+        not_read.add_all(listing.not_read, prefix)
     for number, clips in enumerate(found):
-        for clip in clips:
-            owner, split = stated.get(clip.speaker, (number, clip.split))
-            by_word.setdefault(clip.word, []).append(clip if owner == number else replace(clip, split=split))
+        speakers = list(clips.counts("speaker"))
+        owners = [stated.get(speaker, (number, "")) for speaker in speakers]
+        new = np.array([-1 if owner == number else SPLITS.index(split) for owner, split in owners] or [-1])
+        new = new[clips.numbered("speaker", speakers)]
+        found[number] = clips.with_splits(np.where(new < 0, clips.numbered("split", SPLITS), new))
     return Listing(
         folder=folder,
         layout="parts",
-        clips={word: sorted(by_word[word], key=lambda clip: clip.id) for word in sorted(by_word)},
+        clips=Index.joined(found).sorted(),
         noise=noise,
         speech=speech,
         lists={},

@@ -1,14 +1,13 @@
 """Parquet files that hold recordings or name them: their rows, and the bytes of one recording."""
 
-import contextlib
 import json
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from kws.data.clip import Clip
+from kws.data.pack import opened
 
 _BATCH = 1024
 """Number of rows that are read at a time."""
@@ -119,23 +118,19 @@ _local = threading.local()
 """The Parquet file that each thread read last, as a group of rows of it is in memory."""
 
 
-@contextlib.contextmanager
-def recording(folder: Path, clip: Clip) -> Iterator[Path]:
-    """Yields the path of a clip's recording: for the block, a temporary file if it stands in a Parquet file.
+def recording(folder: Path, clip: Clip) -> Path | bytes:
+    """Returns a clip's recording: its path, or its content if it stands in a Parquet file or is packed.
 
     Raises:
         ValueError: the row holds no recording.
         OSError: the file cannot be read.
     """
-    path = folder / clip.file
     if clip.row is None:
-        yield path
-        return
+        return opened(folder, clip.file)
+    path = folder / clip.file
     status = path.stat()
     key = (path, status.st_mtime_ns, status.st_size)
     if getattr(_local, "key", None) != key:
         _local.shard, _local.key = Shard(path), key
-    with tempfile.NamedTemporaryFile(prefix="kws-") as file:
-        file.write(_local.shard.content(clip.row))
-        file.flush()
-        yield Path(file.name)
+    content: bytes = _local.shard.content(clip.row)
+    return content

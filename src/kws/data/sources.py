@@ -29,6 +29,7 @@ LAYOUTS: dict[str, Layout] = {
     "edge-impulse": toolkits.edge_impulse,
     "teachable-machine": toolkits.teachable_machine,
     "audacity": toolkits.audacity,
+    "sidecars": toolkits.sidecars,
     "list": tables.lists,
     "folders": folders.nested_folders,
 }
@@ -70,7 +71,11 @@ def _list_clips(folder: Path, layout: str) -> Listing:
         found = next((listing for one in LAYOUTS.values() if (listing := one(tree)) is not None), None)
         if found is not None and found.layout == "list":
             tables.require_most(tree, found)
-        return found or word_folders(folder)
+        if found is None:
+            found = word_folders(folder)
+            if len(found.words) < 2:
+                tables.require_no_other(tree)
+        return found
     if folders.is_pattern(layout):
         return folders.by_pattern(tree, layout)
     if layout not in LAYOUTS:

@@ -1,24 +1,26 @@
 """Divides clips into train, validation and test."""
 
 import codecs
-import dataclasses
 import hashlib
+import io
 import logging
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from kws.config import SPLITS
-from kws.data.clip import Clip
+from kws.data.index import Index, Ints, Lookup
 from kws.data.names import SUFFIXES
 from kws.text import printable
 
 log = logging.getLogger(__name__)
 
-Divided = dict[str, list[Clip]]
+Divided = dict[str, Index]
 """The clips of train, validation and test, each in the order of their ids."""
 
 NAMED = 10
@@ -42,14 +44,14 @@ def split_of_speaker(speaker: str, validation_percent: float = 10, test_percent:
 class Lists:
     """The splits that the lists of a data set assign to its clips."""
 
-    split_of: Mapping[str, str]
-    """The split of every listed clip, by its file."""
+    split_of: Ints
+    """int8 [clips]: the split of each, as an index into SPLITS, or -1: in no list."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """For the manifest, by the name of the list: its entries, and how many match, are of other words, or match
     nothing."""
 
 
-def read_lists(lists: Mapping[str, Path], clips: Sequence[Clip]) -> Lists:
+def read_lists(lists: Mapping[str, Path], clips: Index) -> Lists:
     """Finds the clips that split lists name, allowing for differences in spelling; logs how many entries match.
 
     An entry is a path that ends in `<word>/<name>`. Leading folders, slashes or backslashes, case and the file suffix
@@ -60,15 +62,12 @@ def read_lists(lists: Mapping[str, Path], clips: Sequence[Clip]) -> Lists:
         lists: the list files, by split.
         clips: the clips of all chosen words.
     """
+    split_of, loosely = (np.full(len(clips), -1, np.int8) for _ in range(2))
     if not lists:
-        return Lists(split_of={})
-    exactly = {clip.file for clip in clips}
-    alike: dict[str, list[str]] = {}
-    for clip in clips:
-        alike.setdefault(_key(clip.file), []).append(clip.file)
-    folders = {clip.file.rpartition("/")[0].rpartition("/")[2].lower() for clip in clips}
-    split_of: dict[str, str] = {}
-    loosely: dict[str, str] = {}
+        return Lists(split_of=split_of)
+    paths = clips.files
+    alike = Lookup(paths, _key)
+    folders = {file.rpartition("/")[0].rpartition("/")[2].lower() for file in paths}
     figures: dict[str, Any] = {}
     for split in (split for split in SPLITS if split in lists):
         path = lists[split]
@@ -77,11 +76,14 @@ def read_lists(lists: Mapping[str, Path], clips: Sequence[Clip]) -> Lists:
         twice: list[str] = []
         for number, entry in read_list(path):
             file = "/".join(PurePosixPath(entry.replace("\\", "/")).parts[-2:])
-            found = alike.get(_key(file), [])
-            if file in exactly:  # a copy in another format goes with it
-                found = [one for one in found if _stem(one) == _stem(file)]
-            twice += [one for one in found if split_of.get(one, loosely.get(one, split)) != split]
-            (split_of if file in exactly else loosely).update(dict.fromkeys(found, split))
+            found = alike.rows(file)
+            exactly = any(paths[row] == file for row in found)
+            if exactly:  # a copy in another format goes with it
+                found = [row for row in found if _stem(paths[row]) == _stem(file)]
+            code = SPLITS.index(split)
+            before = np.where(split_of[found] < 0, loosely[found], split_of[found])
+            twice += paths[found][(before >= 0) & (before != code)].tolist()
+            (split_of if exactly else loosely)[found] = code
             if found:
                 matched += 1
             elif "/" in file and file.split("/")[0].lower() not in folders:
@@ -106,28 +108,31 @@ def read_lists(lists: Mapping[str, Path], clips: Sequence[Clip]) -> Lists:
             log.warning(
                 "%s: %d recordings are also in another list; this one counts: %s", path, len(twice), _some(twice)
             )
-    return Lists(split_of=loosely | split_of, figures=figures)
+    return Lists(split_of=np.where(split_of < 0, loosely, split_of), figures=figures)
 
 
-def read_list(path: Path) -> list[tuple[int, str]]:
-    """Returns numbers and texts of the lines of a split list that are not empty; see `read_lines`."""
-    return [(number, line.strip()) for number, line in enumerate(read_lines(path), 1) if line.strip()]
+def read_list(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields numbers and texts of the lines of a split list that are not empty; see `read_lines`."""
+    return ((number, line.strip()) for number, line in enumerate(read_lines(path), 1) if line.strip())
 
 
-def read_lines(path: Path) -> list[str]:
-    """Reads the lines of a text in UTF-8 or UTF-16, with or without a byte order mark, with the line ends of any OS.
+def read_lines(path: Path) -> Iterator[str]:
+    """Yields the lines of a text in UTF-8 or UTF-16, with or without a byte order mark, with the line ends of any OS.
 
     A line that is not UTF-8 is decoded as Windows-1252.
     """
-    data = path.read_bytes()
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16", "replace").splitlines()
-    if b"\0" in data[:200]:  # UTF-16 without a byte order mark
-        return data.decode("utf-16-le" if data[1:2] == b"\0" else "utf-16-be", "replace").splitlines()
-    return [_decode(line) for line in data.removeprefix(codecs.BOM_UTF8).splitlines()]
+    with path.open("rb") as file:
+        start = file.read(200)
+        file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
+        coding = "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
+        if not coding and b"\0" in start:  # UTF-16 without a byte order mark
+            coding = "utf-16-le" if start[1:2] == b"\0" else "utf-16-be"
+        for line in io.TextIOWrapper(file, coding or "latin-1", "replace"):
+            text = line.removesuffix("\n")
+            yield text if coding else _decode(text.encode("latin-1"))
 
 
-def by_speaker(clips: Sequence[Clip], lists: Lists) -> Divided:
+def by_speaker(clips: Index, lists: Lists) -> Divided:
     """Splits clips so that each speaker is in one split only.
 
     The archive's own lists decide if they exist, or else the splits that the data set states for its clips (see
@@ -138,102 +143,108 @@ def by_speaker(clips: Sequence[Clip], lists: Lists) -> Divided:
         lists: the splits that the lists assign to them.
     """
     if lists.figures:
-        return divide(clips, lambda clip: lists.split_of.get(clip.file, "train"))
-    if any(clip.split for clip in clips):
+        return divide(clips, np.maximum(lists.split_of, SPLITS.index("train")))
+    if clips.counts("split").keys() - {""}:
         return as_stated(clips)
-    return divide(clips, lambda clip: split_of_speaker(clip.group))
+    return divide(clips, np.fromiter((SPLITS.index(split_of_speaker(clip.group)) for clip in clips), np.int8))
 
 
-def as_stated(clips: Sequence[Clip]) -> Divided:
+def as_stated(clips: Index) -> Divided:
     """Splits clips as the data set states it.
 
     A clip without a split goes where its speaker is, or else to train. If no clip is stated to be of validation or of
     test, a tenth of the speakers of train is taken for it, by the hash of the speaker.
     """
-    of_group: dict[str, str] = {}
-    for split in SPLITS:  # test last: of a speaker in two splits, clips without one go to test
-        of_group.update((clip.group, split) for clip in clips if clip.split == split)
-    stated = {clip.split for clip in clips} - {""}
-    split_of = {clip.id: clip.split or of_group.get(clip.group, "train") for clip in clips}
+    _, group = np.unique(np.fromiter((hash(clip.group) for clip in clips), np.int64), return_inverse=True)
+    stated = clips.numbered("split", SPLITS)
+    of_group = np.full(len(clips), SPLITS.index("train"))
+    for code in range(len(SPLITS)):  # test last: of a speaker in two splits, clips without one go to test
+        of_group[group[stated == code]] = code
+    found = np.where(stated < 0, of_group[group], stated)
     for split in ("validation", "test"):
-        if split not in stated:
-            train = {clip.group for clip in clips if split_of[clip.id] == "train"}
-            taken = _tenth_of(train, split)
+        code = SPLITS.index(split)
+        if not (stated == code).any():
+            train = np.flatnonzero(found == SPLITS.index("train"))
+            speakers, first = np.unique(group[train], return_index=True)
+            taken = speakers[_tenth_of(clips.take(train[first]), split)]
             log.info(
                 "the data set states no %s split: %d of its %d training speakers are taken",
                 split,
                 len(taken),
-                len(train),
+                len(speakers),
             )
-            split_of |= {clip.id: split for clip in clips if clip.group in taken and split_of[clip.id] == "train"}
-    return divide(clips, lambda clip: split_of[clip.id])
+            found[train[np.isin(group[train], taken)]] = code
+    return divide(clips, found)
 
 
-def _tenth_of(speakers: Iterable[str], split: str) -> set[str]:
-    """Returns the speakers that are of a split by their hash; if none is, the first by hash, but never all."""
-    ranked = sorted(speakers, key=lambda speaker: hashlib.sha1(speaker.encode()).hexdigest())
-    return {speaker for speaker in ranked if split_of_speaker(speaker) == split} or set(
-        ranked[:1] if ranked[1:] else ()
-    )
+def _tenth_of(speakers: Index, split: str) -> Ints:
+    """Returns which speakers, of each a clip, are of a split by their hash; if none is, the first, but never all."""
+    taken = np.flatnonzero(np.fromiter((split_of_speaker(clip.group) == split for clip in speakers), np.bool_))
+    if len(taken) or len(speakers) < 2:
+        return taken
+    return np.array([min(range(len(speakers)), key=lambda row: hashlib.sha1(speakers[row].group.encode()).digest())])
 
 
-def speakers_in_two_splits(divided: Mapping[str, Sequence[Clip]]) -> dict[str, int]:
+def speakers_in_two_splits(divided: Mapping[str, Index]) -> dict[str, int]:
     """Counts leaks between splits: training speakers who are also in validation or test, and their clips there.
 
     Only clips whose speaker is known are counted.
     """
-    train = {clip.speaker for clip in divided["train"] if clip.speaker}
-    leaks = [clip.speaker for split in SPLITS if split != "train" for clip in divided[split] if clip.speaker in train]
-    return {"speakers": len(set(leaks)), "clips": len(leaks)}
+    train = divided["train"].counts("speaker").keys() - {""}
+    leaks = Counter[str]()
+    for split in SPLITS:
+        if split != "train":
+            leaks.update({speaker: n for speaker, n in divided[split].counts("speaker").items() if speaker in train})
+    return {"speakers": len(leaks), "clips": leaks.total()}
 
 
-def known_speakers(divided: Mapping[str, Sequence[Clip]]) -> dict[str, int]:
+def known_speakers(divided: Mapping[str, Index]) -> dict[str, int]:
     """Counts the speakers that are named, and the clips of which nothing names the speaker."""
-    clips = [clip for some in divided.values() for clip in some]
-    return {
-        "speakers": len({clip.speaker for clip in clips if clip.speaker}),
-        "clips_without": sum(not clip.speaker for clip in clips),
-    }
+    counts = sum((Counter(some.counts("speaker")) for some in divided.values()), Counter[str]())
+    return {"speakers": len(counts.keys() - {""}), "clips_without": counts[""]}
 
 
 FEW_CLIPS = 1000
 """Below this number of clips, 2 or 3 % of them are too few to choose an epoch by, and to compare two models on."""
 
 
-def are_few(clips: Sequence[Clip]) -> bool:
+def are_few(clips: Index) -> bool:
     """Tells whether `at_random` splits each word by itself."""
     return len(clips) < FEW_CLIPS
 
 
-def at_random(clips: Sequence[Clip], seed: int = 41) -> Divided:
+def at_random(clips: Index, seed: int = 41) -> Divided:
     """Splits clips 95/3/2 % at random, regardless of speakers; fewer than 1,000 clips 80/10/10 %, each word by itself.
 
     Clips are ordered by a hash of the seed and their id, so that neither the machine nor the order of files matters. Of
     few clips, each word with at least three has one in each split.
     """
-    order = sorted(clips, key=lambda clip: hashlib.sha256(f"{seed}/{clip.id}".encode()).digest())
-    split: dict[str, str] = {}
+    clips = clips.sorted()
+    order = order_by_hash(f"{seed}/{name}" for name in clips.ids)
     if not are_few(clips):
         groups, shares = [order], (0.03, 0.02)
     else:
-        by_word: dict[str, list[Clip]] = {}
-        for clip in order:
-            by_word.setdefault(clip.word, []).append(clip)
-        groups, shares = [group for group in by_word.values() if len(group) >= 3], (0.1, 0.1)
+        of_word = clips.numbered("word", list(clips.counts()))[order]
+        groups, shares = [order[of_word == word] for word in np.unique(of_word)], (0.1, 0.1)
+        groups = [group for group in groups if len(group) >= 3]
+    split = np.full(len(clips), SPLITS.index("train"))
     for group in groups:
         num_validation, num_test = (max(1, round(share * len(group))) for share in shares)
-        split.update((clip.id, "validation") for clip in group[:num_validation])
-        split.update((clip.id, "test") for clip in group[num_validation : num_validation + num_test])
-    return divide(clips, lambda clip: split.get(clip.id, "train"))
+        split[group[:num_validation]] = SPLITS.index("validation")
+        split[group[num_validation : num_validation + num_test]] = SPLITS.index("test")
+    return divide(clips, split)
 
 
-def divide(clips: Iterable[Clip], split_of: Callable[[Clip], str]) -> Divided:
-    """Gives every clip its split, and returns the clips of each in the order of their ids."""
-    divided: Divided = {name: [] for name in SPLITS}
-    for clip in sorted(clips, key=attrgetter("id")):
-        split = split_of(clip)
-        divided[split].append(dataclasses.replace(clip, split=split))
-    return divided
+def order_by_hash(texts: Iterable[str]) -> Ints:
+    """Returns the order of texts by their SHA-256 (by its first 64 bits, which so few never share)."""
+    hashes = (int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") for text in texts)
+    return np.argsort(np.fromiter(hashes, np.uint64), kind="stable")
+
+
+def divide(clips: Index, splits: Ints) -> Divided:
+    """Gives every clip its split, an index into SPLITS, [clips]; returns those of each in the order of their ids."""
+    clips = clips.with_splits(splits).sorted()
+    return {split: clips.of_split(split) for split in SPLITS}
 
 
 def _key(file: str) -> str:

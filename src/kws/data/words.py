@@ -2,11 +2,9 @@
 
 import logging
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
 
-from kws.data.clip import Clip
+from kws.data.index import Index
 from kws.text import plain
 
 log = logging.getLogger(__name__)
@@ -38,28 +36,17 @@ def only_word(sentence: str) -> str:
     return "" if " " in text or (unspaced and len(text) > LONGEST_WITHOUT_SPACES) else text
 
 
-def by_word(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
-    """Groups clips by word, sorted. Of spellings that differ only in case, the most frequent one is kept; logs that."""
-    spellings: dict[str, Counter[str]] = {}
-    found: dict[str, list[Clip]] = {}
-    for clip in clips:
-        found.setdefault(clip.word, []).append(clip)
-    for word, some in found.items():
-        spellings.setdefault(alike(word), Counter())[word] = len(some)
-    merged: dict[str, list[Clip]] = {}
+def merged(clips: Index) -> Index:
+    """Returns clips in the order of their ids. Of spellings that differ only in case, the most frequent is kept."""
+    spellings: dict[str, dict[str, int]] = {}
+    for word, count in clips.counts().items():
+        spellings.setdefault(alike(word), {})[word] = count
+    kept = {word: min(counts, key=lambda one: (-counts[one], one)) for counts in spellings.values() for word in counts}
     for counts in spellings.values():
-        kept = min(counts, key=lambda word: (-counts[word], word))
         if len(counts) > 1:
-            log.warning(
-                "%s are taken for one word, %s, as they differ only in case", " and ".join(sorted(counts)), kept
-            )
-        merged[kept] = [clip for word in counts for clip in respelled(found[word], kept)]
-    return {word: sorted(merged[word], key=lambda clip: clip.id) for word in sorted(merged)}
-
-
-def respelled(clips: Sequence[Clip], word: str) -> list[Clip]:
-    """Returns clips with their word in another spelling."""
-    return [clip if clip.word == word else replace(clip, word=word) for clip in clips]
+            taken = kept[next(iter(counts))]
+            log.warning("%s are taken for one word, %s, as they differ only in case", " and ".join(counts), taken)
+    return clips.spelled(kept).sorted()
 
 
 def spelled_as(wanted: Iterable[str], there: Iterable[str]) -> dict[str, str]:

@@ -26,6 +26,7 @@ from kws import files
 from kws.data.kinds import kind_of_file
 from kws.data.listing import NAMED
 from kws.data.names import THEIR_MANIFEST, is_utf8
+from kws.data.pack import Packer
 from kws.progress import progress
 from kws.text import printable
 
@@ -90,8 +91,10 @@ class Skipped:
             self.first[printable(name)[:200]] = reason
 
 
-def unpack(archive: Path, folder: Path, source: str, name: str) -> Skipped:
-    """Writes the regular files of an archive, tar (compressed or not), zip or 7z, into a folder.
+def unpack(
+    archive: Path, folder: Path, source: str, name: str, packer: Packer | None = None, below: str = ""
+) -> Skipped:
+    """Writes the regular files of an archive, tar (compressed or not), zip or 7z, into a folder, and packs many.
 
     Hidden files are skipped silently, as macOS packs a ._name beside every file.
 
@@ -100,6 +103,8 @@ def unpack(archive: Path, folder: Path, source: str, name: str) -> Skipped:
         folder: an empty folder.
         source: name of the archive in error messages.
         name: name of the archive on the progress bar.
+        packer: receives the recordings once there are many; None: one of the folder's own.
+        below: what it puts in front of their names.
 
     Returns:
         The other members that were skipped.
@@ -109,7 +114,7 @@ def unpack(archive: Path, folder: Path, source: str, name: str) -> Skipped:
         OSError: the disk is full or broken.
     """
     size = archive.stat().st_size
-    writer = _Writer(folder, source, max(ALWAYS, RATIO * size))
+    writer = _Writer(folder, source, max(ALWAYS, RATIO * size), packer or Packer(folder), below)
     with archive.open("rb") as file, progress(size, "B", f"extract {name}", scale=True) as bar:
         try:
             start = file.read(6)
@@ -125,6 +130,8 @@ def unpack(archive: Path, folder: Path, source: str, name: str) -> Skipped:
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise  # an error of the disk; a damaged archive causes at most EINVAL, by a seek to a negative offset
             raise ArchiveError(_refusal(archive, source, error)) from error
+    if packer is None:
+        writer.packer.close()
     return writer.skipped
 
 
@@ -178,8 +185,10 @@ def require_space(num_bytes: int, folder: Path) -> None:
 class _Writer:
     """Writes members into a folder, up to a limit of bytes."""
 
-    def __init__(self, folder: Path, source: str, most: int) -> None:
+    def __init__(self, folder: Path, source: str, most: int, packer: Packer, below: str) -> None:
         self.folder = folder
+        self.packer = packer
+        self.below = below
         self.source = source
         self.most = most
         """Bytes to which the archive may expand."""
@@ -225,6 +234,11 @@ class _Writer:
         if path is None:
             return
         self.claim(size)
+        packed = self.below + path.relative_to(self.folder).as_posix()
+        if self.packer.takes(packed):
+            if left := self.packer.add(packed, source, size):
+                raise EOFError(f"{printable(name)} ends {left} bytes before its end")
+            return
         with self._may_fail(name):
             self._make_room(path)
             with path.open("xb") as file:

@@ -6,6 +6,7 @@ The resulting folder has a subfolder for each word. `torchaudio.datasets.SPEECHC
 
 import dataclasses
 import hashlib
+import io
 import itertools
 import logging
 import os
@@ -23,6 +24,7 @@ from kws.data.digest import Digests, content_digest, listing_digest, names_of, r
 from kws.data.kinds import kind_of_file
 from kws.data.listing import Listing
 from kws.data.names import THEIR_MANIFEST
+from kws.data.pack import FOLDER, Pack, Packer, opened, size_of
 from kws.data.parts import write_parts
 from kws.data.sources import AUTO, list_recordings
 from kws.download import credentials
@@ -222,8 +224,21 @@ def _from_archive(path: Path, sha256: str, data_root: Path, layout: str) -> Path
 
 
 def _from_folder(path: Path, sha256: str, data_root: Path, layout: str) -> Path:
-    name = _safe_name(path.resolve().name) or "recordings"
-    return _snapshot(path, str(path.absolute()), name, sha256, data_root, layout, {}, move=False)
+    name, source = _safe_name(path.resolve().name) or "recordings", str(path.absolute())
+    if list_recordings(path, layout).words or not (archives := _archives_below(path)):
+        return _snapshot(path, source, name, sha256, data_root, layout, {}, move=False)
+    digest = hashlib.sha256("".join(files.sha256_of(archive) for archive in archives).encode()).hexdigest()
+    require(sha256 in ("", digest), f"sha256 of {source}", f"be {sha256} (correct it or leave it out)", digest)
+    extra: dict[str, Any] = {}
+
+    def fill(staging: Path) -> None:
+        extra.update(_unpack_inner(path, source, layout, staging))
+        _strip_wrapping_folders(staging, layout)
+        listing = list_recordings(staging, layout)
+        _require_words(listing, source)
+        listing.report()
+
+    return _build(source, name, digest, data_root, layout, extra, fill)
 
 
 def _snapshot(
@@ -245,24 +260,36 @@ def _snapshot(
     _require_words(listing, source)
     digest = content_digest(listing)
     require(sha256 in ("", digest), f"sha256 of {source}", f"be {sha256} (correct it or leave it out)", digest)
-    recordings = listing.files_of(listing.clips_of(listing.words))
-    num_bytes = sum((path / recording).stat().st_size for recording in recordings)
+    recordings = listing.files_of(listing.clips)
+    num_bytes = size_of(path, recordings)
 
     def fill(staging: Path) -> None:
         if not move:
             require_space(num_bytes, data_root)
         listing.report()
+        packer = Packer(staging)
         with progress(num_bytes, "B", f"copy {path.name}", scale=True) as bar:
             for recording in recordings:
+                content = opened(path, recording)
+                size = len(content) if isinstance(content, bytes) else content.stat().st_size
+                bar.update(size)
                 target = staging / recording
                 if target.name == files.MANIFEST:
                     target = target.with_name(THEIR_MANIFEST)
+                if packer.takes(recording):
+                    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+                        packer.add(recording, file, size)
+                    if move and isinstance(content, Path):
+                        content.unlink()
+                    continue
                 target.parent.mkdir(exist_ok=True, parents=True)
-                if move:
-                    (path / recording).rename(target)
+                if isinstance(content, bytes):
+                    target.write_bytes(content)
+                elif move:
+                    content.rename(target)
                 else:
-                    shutil.copyfile(path / recording, target)
-                bar.update(target.stat().st_size)
+                    shutil.copyfile(content, target)
+        packer.close()
 
     return _build(source, name, digest, data_root, layout, {"not_read": listing.figures()} | extra, fill)
 
@@ -328,7 +355,6 @@ def _build(
     def build(staging: Path) -> None:
         fill(staging)
         listing = list_recordings(staging, layout)
-        clips = listing.clips_of(listing.words)
         digests, names = Digests(staging), names_of(listing)
         digests.save(names)
         files.write_json(
@@ -338,9 +364,9 @@ def _build(
                 "name": name,
                 "source": source,
                 "sha256": digest,
-                "num_clips": len(clips),
-                "num_bytes": sum((staging / file).stat().st_size for file in {clip.file for clip in clips}),
-                "words": {word: len(some) for word, some in listing.clips.items()},
+                "num_clips": len(listing.clips),
+                "num_bytes": size_of(staging, listing.clips.distinct_files()),
+                "words": listing.clips.counts(),
                 "layout": listing.layout,
                 "layout_asked_for": layout,
                 "not_read": listing.figures(),
@@ -417,43 +443,66 @@ def _require_words(listing: Listing, source: str) -> None:
     )
 
 
-def _unpack_inner(folder: Path, source: str, layout: str) -> dict[str, Any]:
-    """Unpacks the archives in a folder that has no words without them, each beside itself, and deletes them.
+def _archives_below(folder: Path) -> list[Path]:
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name.lower().endswith(SUFFIXES))
+    return sorted(path for path in found if path.parent.name != FOLDER)
+
+
+def _unpack_inner(folder: Path, source: str, layout: str, into: Path | None = None) -> dict[str, Any]:
+    """Unpacks the archives in a folder that has no words without them, and deletes them.
 
     Only one level: what is in an archive in an archive is not unpacked. Of several archives each gets a folder of its
     own name.
+
+    Args:
+        folder: the folder.
+        source: its name in messages.
+        layout: how it is laid out.
+        into: where to unpack; None: beside the archives. If given, they stay.
 
     Returns:
         An entry for the manifest with the members that were left out, if there were archives.
     """
     if list_recordings(folder, layout).words:
         return {}
-    archives = sorted(path for path in folder.rglob("*") if path.is_file() and path.name.lower().endswith(SUFFIXES))
-    skipped = Skipped()
+    archives = _archives_below(folder)
+    root = into or folder
+    skipped, packer = Skipped(), Packer(root)
     for archive in archives:
-        require_space(archive.stat().st_size * EXTRACTED, folder)
-        staging = archive.with_name(f".{_strip_suffix(archive.name)}.unpacked")
+        require_space(archive.stat().st_size * EXTRACTED, root)
+        inside = archive.parent.relative_to(folder)
+        target = root / (inside if len(archives) == 1 else inside / _strip_suffix(archive.name))
+        staging = root / f".{_strip_suffix(archive.name)}.unpacked"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
-        for member, reason in unpack(archive, staging, f"{source} ({archive.name})", archive.name).first.items():
+        below = f"{target.relative_to(root).as_posix()}/".removeprefix("./")
+        left_out = unpack(archive, staging, f"{source} ({archive.name})", archive.name, packer, below)
+        for member, reason in left_out.first.items():
             log.warning("%s: %s is left out: %s", archive.name, member, reason)
             skipped.add(member, reason)
-        archive.unlink()
-        target = archive.parent if len(archives) == 1 else archive.parent / _strip_suffix(archive.name)
-        target.mkdir(exist_ok=True)
+        if into is None:
+            archive.unlink()
+        target.mkdir(exist_ok=True, parents=True)
         for path in staging.iterdir():
             path.rename(target / path.name)
         staging.rmdir()
+    packer.close()
     return {"inner": dataclasses.asdict(skipped)} if archives else {}
 
 
 def _strip_wrapping_folders(staging: Path, layout: str) -> None:
     """Moves everything up out of the folders, one in another, that many archives wrap around the word folders."""
     while not list_recordings(staging, layout).words:
-        folders = [entry for entry in staging.iterdir() if entry.is_dir()]
+        folders = {entry.name for entry in staging.iterdir() if entry.is_dir() and entry.name != FOLDER}
+        if pack := Pack.of(staging):
+            folders |= {name.split("/")[0] for name in pack.names() if "/" in name}
         if len(folders) != 1:
             return
-        wrapping = folders[0].rename(staging / ".wrapping")  # a name that none of its own entries has
+        (folder,) = folders
+        if pack:
+            pack.strip(f"{folder}/")
+            (staging / folder).mkdir(exist_ok=True)
+        wrapping = (staging / folder).rename(staging / ".wrapping")  # a name that none of its own entries has
         for path in wrapping.iterdir():
             target = staging / path.name
             target.unlink(missing_ok=True)  # of two files with one name, the one beside the words counts

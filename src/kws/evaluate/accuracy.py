@@ -5,7 +5,7 @@ import dataclasses
 import io
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,26 +185,29 @@ def wilson(accuracy: float, num_clips: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def compare(known: Sequence[str], probabilities: Tensor, truth: Sequence[str], clips: Sequence[Clip]) -> Evaluation:
+def compare(
+    known: Sequence[str], probabilities: Tensor | Iterable[Tensor], truth: Sequence[str], clips: Sequence[Clip]
+) -> Evaluation:
     """Compares the predictions of a model with the true words.
 
     Args:
         known: the words of the model.
-        probabilities: float [clips, words of the model].
+        probabilities: float [clips, words of the model], or batches of them, of which none is kept.
         truth: the true word of every clip; a word that the model does not know counts as a mistake.
         clips: the clips.
     """
     words = [*known, *sorted(set(truth) - set(known))]
     number = {word: index for index, word in enumerate(words)}
     labels = torch.tensor([number[word] for word in truth])
-    confidence, predicted = probabilities.max(-1)
+    batches = [probabilities] if isinstance(probabilities, Tensor) else probabilities
+    confidence, predicted = map(torch.cat, zip(*(batch.max(-1) for batch in batches), strict=True))
     matrix = torch.bincount(labels * len(words) + predicted, minlength=len(words) ** 2).double()
     wrong = torch.nonzero(predicted != labels)[:, 0]
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:NUM_MISTAKES].tolist()
     return Evaluation(
         words=words,
         matrix=matrix.reshape(len(words), len(words)).numpy(),
-        calibration_error=expected_calibration_error(probabilities, labels),
+        calibration_error=expected_calibration_error(confidence, predicted == labels),
         mistakes=[
             Mistake(clip=clips[i], truth=truth[i], predicted=words[int(predicted[i])], probability=float(confidence[i]))
             for i in worst
@@ -232,7 +235,7 @@ def recognize(recognizer: Recognizer, tensors: Tensors, split: str = "test") -> 
     truth = [tensors.words[label] for label in part.labels.tolist()]
     if recognizer.features == tensors.features:
         batches = (part.batch(rows)[0] for rows in torch.split(torch.arange(len(part)), BATCH))
-        probabilities = recognizer.probabilities(score(recognizer, batches))
+        probabilities: Tensor | Iterable[Tensor] = map(recognizer.probabilities, score(recognizer, batches))
     else:
         recordings = Path(tensors.manifest["recordings"]["path"])
         if not recordings.is_dir():
@@ -275,13 +278,13 @@ def evaluate_recordings(
     unknown = [name for name in folders if name not in known]
     if unknown:
         log.info("left out, as the model does not know the words: %s", ", ".join(unknown))
-    found = listing.clips_of(known)
+    found = listing.clips.of_words(known)
     unreadable: dict[str, str] = {}
     probabilities = predict_clips(recognizer, recordings, found, unreadable)
-    clips = [clip for clip in found if clip.id not in unreadable]
-    if not clips:
+    clips = found.take(np.array([row for row, name in enumerate(found.ids) if name not in unreadable], np.int64))
+    if not len(clips):
         raise ValueError(f"recordings must hold readable files, got {len(found)} unreadable ones in {recordings}")
-    truth = [clip.label(recognizer.words) for clip in clips]
+    truth = [recognizer.words[label] for label in clips.labels(recognizer.words).tolist()]
     return compare(recognizer.words, probabilities, truth, clips), unreadable
 
 
@@ -315,11 +318,11 @@ def predict_clips(
 
 
 @torch.inference_mode()
-def score(recognizer: Recognizer, batches: Iterator[Tensor]) -> Tensor:
-    """Returns the scores (logits) of batches of features, float32 [clips, words]."""
+def score(recognizer: Recognizer, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Yields the scores (logits) of batches of features, float32 [clips, words]."""
     device = recognizer.model.mean.device
-    none = torch.empty(0, len(recognizer.words))
-    return torch.cat([none, *(recognizer.model(features.to(device)).float().cpu() for features in batches)])
+    for features in batches:
+        yield recognizer.model(features.to(device)).float().cpu()
 
 
 def save_confusion(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:

@@ -19,6 +19,8 @@ import numpy.typing as npt
 
 from kws.config import BACKGROUND_NOISE
 from kws.data import classes, splits
+from kws.data.clip import Clip
+from kws.data.index import Lookup
 from kws.data.listing import Listing
 from kws.data.sources import list_recordings
 from kws.download.sentences import speak_sentences
@@ -124,10 +126,9 @@ class Script:
         self.hours = hours
         random = np.random.default_rng([seed, *split.encode()])
         listing = list_recordings(recordings)
-        found = listing.clips_of(listing.words)
-        clips = splits.by_speaker(found, splits.read_lists(listing.lists, found))[split]
+        clips = splits.by_speaker(listing.clips, splits.read_lists(listing.lists, listing.clips))[split]
         targets = reported(recognizer.words)
-        self._clips = {clip.id: clip for clip in clips}
+        self._clips, self._row_of = clips, Lookup(clips.ids)
         rate = self.features.sample_rate
         talks = [talk for talk in listing.speech if talk.split == split]
         self._talks = {talk.file: talk for talk in talks if talk.text}
@@ -141,8 +142,8 @@ class Script:
             for number, one in enumerate(spoken):
                 self._sentences[str(number)], self._texts[str(number)] = one.sound, one.text
         sources = {
-            "word": [clip.id for clip in clips if clip.word in targets],
-            "unknown": [clip.id for clip in clips if clip.word not in recognizer.words],
+            "word": clips.of_words(targets).ids.tolist(),
+            "unknown": clips.of_words(clips.counts().keys() - set(recognizer.words)).ids.tolist(),
             "sentence": [*self._talks, *self._sentences],
         }
         require(
@@ -151,8 +152,8 @@ class Script:
             f"hold clips of {', '.join(targets)} in the {split} split",
             str(recordings),
         )
-        gates = [source for source in sources["word"] if self._clips[source].word == after]
-        inside = [source for source in sources["word"] if self._clips[source].word != after]
+        gates = clips.of_words([word for word in targets if word == after]).ids.tolist()
+        inside = clips.of_words([word for word in targets if word != after]).ids.tolist()
         require(
             after == "" or (len(gates) > 0 and len(inside) > 0),
             "recordings",
@@ -179,7 +180,7 @@ class Script:
             whole = self._size_of_sentence(source) if kind == "sentence" else self.features.num_samples
             begin = time + round(float(random.uniform(*gaps)), 4)
             time = begin + min(whole / rate, LONGEST_SENTENCE)
-            word = self._clips[source].word if kind in ("word", "gate", "closed") else ""
+            word = self._clip(source).word if kind in ("word", "gate", "closed") else ""
             talk = self._talks.get(source)
             unclear = [] if talk is None else talk.stretches_of(targets, begin, begin + whole / rate)
             if kind == "closed" and begin - TOLERANCE <= open_until:
@@ -199,7 +200,7 @@ class Script:
                 speak("word", next(pairs[1]), (GATE_GAPS[0], pause))
             else:
                 source = next(orders[kind])
-                speak("gate" if self._clips[source].word == after else "closed", source, GAPS)
+                speak("gate" if self._clip(source).word == after else "closed", source, GAPS)
         self.seconds = time
 
     def render(self, snr_db: float) -> Iterator[Waveform]:
@@ -257,7 +258,7 @@ class Script:
                 continue
             before, text, after = "", one.word, ""
             if one.kind == "unknown":
-                text = self._clips[one.source].word
+                text = self._clip(one.source).word
             elif one.kind == "sentence":
                 # Where a word is spoken is estimated from its place among the letters, as in `Talk.places_of`.
                 talk = self._talks.get(one.source)
@@ -290,7 +291,10 @@ class Script:
         return self._sizes[source]
 
     def _read(self, source: str) -> Waveform:
-        return read(self.recordings, self._clips[source], self.features)
+        return read(self.recordings, self._clip(source), self.features)
+
+    def _clip(self, source: str) -> Clip:
+        return self._clips[self._row_of.rows(source)[0]]
 
 
 def _shuffled(sources: Sequence[str], random: np.random.Generator) -> Iterator[str]:

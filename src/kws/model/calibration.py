@@ -28,17 +28,15 @@ def fit_temperature(scores: Tensor, labels: Tensor) -> float:
     return float(torch.tensor((low + high) / 2).exp())
 
 
-def expected_calibration_error(probabilities: Tensor, labels: Tensor, num_bins: int = 15) -> float:
+def expected_calibration_error(confidence: Tensor, correct: Tensor, num_bins: int = 15) -> float:
     """Returns the mean gap between confidence and accuracy over bins of confidence, weighted by their clips, 0 to 1.
 
     Args:
-        probabilities: float [clips, words].
-        labels: int64 [clips].
+        confidence: float [clips], the probability of the word that was recognized.
+        correct: bool [clips], whether it was said.
         num_bins: number of bins, which have equal widths.
     """
-    confidence, predicted = probabilities.max(-1)
-    correct = (predicted == labels).double()
     bins = (confidence * num_bins).long().clamp(max=num_bins - 1)
     gap = torch.zeros(num_bins, dtype=torch.double)
-    gap.index_add_(0, bins, correct - confidence.double())
-    return float(gap.abs().sum() / len(labels))
+    gap.index_add_(0, bins, correct.double() - confidence.double())
+    return float(gap.abs().sum() / len(correct))

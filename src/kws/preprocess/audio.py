@@ -76,20 +76,20 @@ def read(recordings: Path, clip: Clip, config: FeatureConfig) -> Waveform:
         ValueError: the file cannot be read, is empty, is too long, or has samples that `require_sound` refuses.
         FileNotFoundError: there is no such file.
     """
-    with recording(recordings, clip) as path:
-        if clip.stretch is not None:
-            return fit_length(read_stretch(path, *clip.stretch, config.sample_rate), config)
-        if clip.begin is None:
-            return read_clip(path, config)
-        part = read_waveform(path, config.sample_rate)[clip.begin :][: config.num_samples]
-        return part * np.float32(10 ** (clip.gain / 20))
+    source = recording(recordings, clip)
+    if clip.stretch is not None:
+        return fit_length(read_stretch(source, *clip.stretch, config.sample_rate), config)
+    if clip.begin is None:
+        return read_clip(source, config)
+    part = read_waveform(source, config.sample_rate)[clip.begin :][: config.num_samples]
+    return part * np.float32(10 ** (clip.gain / 20))
 
 
-def read_clip(path: Path, config: FeatureConfig) -> Waveform:
+def read_clip(source: Path | bytes, config: FeatureConfig) -> Waveform:
     """Reads a recording as one clip.
 
     Args:
-        path: an audio file of any sample rate, sample width and number of channels.
+        source: an audio file of any sample rate, sample width and number of channels, or its content.
         config: determines sample rate and length of the clip.
 
     Returns:
@@ -99,21 +99,21 @@ def read_clip(path: Path, config: FeatureConfig) -> Waveform:
         ValueError: the file cannot be read, is empty, is too long, or has samples that `require_sound` refuses.
         FileNotFoundError: there is no such file.
     """
-    return fit_length(read_waveform(path, config.sample_rate), config)
+    return fit_length(read_waveform(source, config.sample_rate), config)
 
 
-def read_waveform(path: Path, sample_rate: int) -> Waveform:
+def read_waveform(source: Path | bytes, sample_rate: int) -> Waveform:
     """Reads a whole recording as float32 [samples] at `sample_rate` Hz; averages its channels.
 
     Raises:
         ValueError: the file cannot be read, is empty, is too long, or has samples that `require_sound` refuses.
         FileNotFoundError: there is no such file.
     """
-    data = _read_bytes(path)
+    data = source if isinstance(source, bytes) else _read_bytes(source)
     pcm = _plain_pcm(data, sample_rate)
     if pcm is not None:
         return np.multiply(pcm, np.float32(1 / 32768))
-    heard = _decode(path, data[:START], math.inf)
+    heard = _decode(source, data[:START], math.inf)
     require_sound(heard.waveform)
     return heard.waveform if heard.rate == sample_rate else resample(heard.waveform, heard.rate, sample_rate)
 
@@ -143,11 +143,11 @@ def read_bytes(data: bytes, sample_rate: int, max_seconds: float) -> Waveform:
     return resample_without_torch(heard.waveform, heard.rate, sample_rate)
 
 
-def read_stretch(path: Path, start: float, end: float, sample_rate: int) -> Waveform:
+def read_stretch(source: Path | bytes, start: float, end: float, sample_rate: int) -> Waveform:
     """Reads a stretch of a long recording as float32 [samples] at `sample_rate` Hz, without decoding what is before it.
 
     Args:
-        path: the recording.
+        source: the recording, or its content.
         start: where the stretch begins, in seconds.
         end: where it ends; it may be a little beyond the end of the recording.
         sample_rate: the rate of the result.
@@ -160,13 +160,14 @@ def read_stretch(path: Path, start: float, end: float, sample_rate: int) -> Wave
     import soundfile
 
     try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else os.fsencode(source)) as file:
             rate, length = int(file.samplerate), int(file.frames)
             first, last = round(start * rate), round(end * rate)
             within = 0 <= first < length and last - first <= MOST_SAMPLES
             waveform = mono(_read_at(file, first, last - first)) if within else np.empty(0, np.float32)
     except (soundfile.LibsndfileError, TypeError):  # another decoder may read it, though only from its beginning
-        waveform, rate = _whole(path, path.stat().st_mtime_ns, sample_rate), sample_rate
+        changed = 0 if isinstance(source, bytes) else source.stat().st_mtime_ns
+        waveform, rate = _whole(source, changed, sample_rate), sample_rate
         waveform = waveform[round(start * rate) : round(end * rate)]
     if waveform.size == 0:
         raise ValueError(f"the recording must reach to {end:g} s, got one that ends before {start:g} s")
@@ -180,9 +181,9 @@ def _read_at(file: Any, first: int, num_frames: int) -> Waveform:
 
 
 @functools.lru_cache(maxsize=2)
-def _whole(path: Path, changed: int, sample_rate: int) -> Waveform:
+def _whole(source: Path | bytes, changed: int, sample_rate: int) -> Waveform:
     """Returns a whole recording, and keeps the last two: the words of a long recording are read one after the other."""
-    return read_waveform(path, sample_rate)
+    return read_waveform(source, sample_rate)
 
 
 def require_sound(waveform: Waveform) -> None:

@@ -65,11 +65,11 @@ def find(divided: Divided, sounds: Mapping[str, npt.NDArray[np.uint64]]) -> Copi
     starts = dict(zip(order, np.cumsum([0, *(len(sounds[split]) for split in order)]).tolist(), strict=False))
     sorted_rows = np.argsort(digests, kind="stable")  # stable: in each group the order of precedence stays
     sorted_digests = digests[sorted_rows]
-    ends = np.flatnonzero(np.diff(sorted_digests, append=np.uint64(0))) + 1
+    ends = np.flatnonzero(np.append(np.diff(sorted_digests) != 0, np.True_)) + 1
+    starts_of = np.concatenate(([0], ends[:-1]))
+    several = (ends - starts_of > 1) & (sorted_digests[starts_of] != 0)
     found = Copies({split: {} for split in divided}, {split: {} for split in divided})
-    for first, end in zip([0, *ends.tolist()], ends.tolist(), strict=False):
-        if end - first < 2 or sorted_digests[first] == 0:
-            continue
+    for first, end in zip(starts_of[several].tolist(), ends[several].tolist(), strict=True):
         group = []
         for row in sorted_rows[first:end].tolist():
             split = next(split for split in reversed(order) if row >= starts[split])

@@ -1,12 +1,15 @@
 """Cuts recordings in which a word is repeated at their pauses, and says how long recordings are."""
 
 import contextlib
+import io
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from kws.data.clip import Clip
+from kws.data.index import Index
 from kws.data.listing import Listing
 from kws.data.shards import recording
 from kws.preprocess.audio import Waveform, loudness, read_waveform
@@ -31,19 +34,18 @@ def cut(listing: Listing, sample_rate: int) -> Listing:
 
     A recording that cannot be read is kept, so that it is reported like others.
     """
-    clips: dict[str, list[Clip]] = {}
-    for word, some in listing.clips.items():
-        found: list[Clip] = []
-        for clip in some:
+
+    def cut_out() -> Iterator[Clip]:
+        for clip in listing.clips:
             try:
-                with recording(listing.folder, clip) as path:
-                    stretches = between_pauses(read_waveform(path, sample_rate), sample_rate)
+                waveform = read_waveform(recording(listing.folder, clip), sample_rate)
+                stretches = between_pauses(waveform, sample_rate)
             except (ValueError, OSError):
                 stretches = []
-            found += [replace(clip, stretch=stretch) for stretch in stretches] or [clip]
-        clips[word] = found
-    before, after = (sum(map(len, one.values())) for one in (listing.clips, clips))
-    log.info("%d recordings cut at their pauses into %d clips", before, after)
+            yield from [replace(clip, stretch=stretch) for stretch in stretches] or [clip]
+
+    clips = Index.of(cut_out()).sorted()
+    log.info("%d recordings cut at their pauses into %d clips", len(listing.clips), len(clips))
     return replace(listing, clips=clips)
 
 
@@ -68,7 +70,7 @@ def describe_length(listing: Listing) -> str:
     """Returns how long all clips are, as in ", 1.2 hours": an estimate from some of them; empty if it is not known."""
     import soundfile
 
-    clips = listing.clips_of(listing.words)
+    clips = listing.clips
     some = clips[:: -(-len(clips) // SAMPLE)] if clips else []
     seconds = []
     for clip in some:
@@ -76,8 +78,10 @@ def describe_length(listing: Listing) -> str:
             seconds.append(clip.stretch[1] - clip.stretch[0])
             continue
         unknown = contextlib.suppress(ValueError, OSError, TypeError, soundfile.LibsndfileError)
-        with unknown, recording(listing.folder, clip) as path:
-            seconds.append(float(soundfile.info(str(path)).duration))
+        with unknown:
+            source = recording(listing.folder, clip)
+            opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+            seconds.append(float(soundfile.info(opened).duration))
     if not seconds:
         return ""
     minutes = len(clips) * float(np.mean(seconds)) / 60

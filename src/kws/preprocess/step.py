@@ -21,7 +21,6 @@ from kws import files, memory
 from kws.config import BACKGROUND_NOISE, SILENCE, SPLITS, UNKNOWN, parse_words
 from kws.cores import num_cores
 from kws.data import classes, digest, splits
-from kws.data.clip import Clip
 from kws.data.index import Index
 from kws.data.listing import Listing
 from kws.data.sources import AUTO, PAUSES, WORD, list_recordings
@@ -173,7 +172,7 @@ def compute_shard(
         log.info("%d clips need no shard %d: nothing to do", plan.num_clips, shard)
         return 0
     first, end = (plan.num_clips * number // num_shards for number in (shard, shard + 1))
-    clips = list(itertools.islice(plan.clips(), first, end))
+    clips = plan.clips()[first:end]
     keys = digest.Digests(plan.listing.folder).keys(clips)
     with workers(num_threads or num_cores()) as run:
         unreadable = Store(data_root, recipe.features).add(plan.listing.folder, clips, keys, run)
@@ -187,7 +186,7 @@ class _Plan:
     """The clips of a data set, and how they are divided."""
 
     listing: Listing
-    chosen: Sequence[Clip]
+    chosen: Index
     """All clips of the words and of the unknown words."""
     divided: Divided
     words: tuple[str, ...]
@@ -200,9 +199,9 @@ class _Plan:
     def num_clips(self) -> int:
         return sum(map(len, self.divided.values()))
 
-    def clips(self) -> Iterator[Clip]:
-        """Yields the clips of all splits."""
-        return itertools.chain.from_iterable(self.divided[split] for split in SPLITS)
+    def clips(self) -> Index:
+        """Returns the clips of all splits."""
+        return Index.joined([self.divided[split] for split in SPLITS])
 
 
 def _plan(recordings: Path, recipe: Recipe, words: str, unknown_words: str, layout: str) -> _Plan:
@@ -216,8 +215,8 @@ def _plan(recordings: Path, recipe: Recipe, words: str, unknown_words: str, layo
     chosen = _find_words(listing, words)
     unknown = _find_unknown_words(listing, unknown_words, chosen)
     listing = listing.spelled((*chosen, *unknown))
-    clips = listing.clips_of((*chosen, *unknown))
-    if split == "random" and any(clip.split for clip in clips):
+    clips = listing.clips.of_words((*chosen, *unknown))
+    if split == "random" and clips.counts("split").keys() - {""}:
         log.warning("the splits that the data set states are not used, as --split is random")
     lists = splits.read_lists(listing.lists if split == "speaker" else {}, clips)
     divided = splits.by_speaker(clips, lists) if split == "speaker" else splits.at_random(clips)
@@ -307,8 +306,8 @@ def _add_classes(
     Returns:
         The clips by split, and the classes.
     """
-    known = {split: [clip for clip in clips if clip.word in words] for split, clips in divided.items()}
-    others = {split: [clip for clip in clips if clip.word not in words] for split, clips in divided.items()}
+    known = {split: clips.of_words(words) for split, clips in divided.items()}
+    others = {split: clips.of_words(clips.counts().keys() - set(words)) for split, clips in divided.items()}
     counts = {split: classes.mean_per_word(clips) for split, clips in known.items()}
     unknown = classes.choose_unknown(others, counts | {"train": recipe.unknown_clips * counts["train"]})
     lengths: dict[str, int] = {}
@@ -317,10 +316,10 @@ def _add_classes(
         with contextlib.suppress(ValueError, OSError):
             lengths[noise] = read_waveform(listing.folder / noise, recipe.features.sample_rate).size
     silence = classes.cut_silence(lengths, counts, recipe.features)
-    found = {split: [*known[split], *unknown[split], *silence[split]] for split in SPLITS}
-    if not all(silence.values()):
+    if not all(map(len, silence.values())):
         log.warning("there is no class %s: it needs noise recordings of at least 10 s in %s", SILENCE, BACKGROUND_NOISE)
-        return {split: [*known[split], *unknown[split]] for split in SPLITS}, (*words, UNKNOWN)
+        return {split: Index.joined([known[split], unknown[split]]) for split in SPLITS}, (*words, UNKNOWN)
+    found = {split: Index.joined([known[split], unknown[split], silence[split]]) for split in SPLITS}
     return found, (*words, UNKNOWN, SILENCE)
 
 
@@ -363,7 +362,7 @@ def _compute(
 ) -> dict[str, Any]:
     """Fills a tensors folder with its index, and returns its entries for the manifest."""
     features = recipe.features
-    clips = [clip for split in SPLITS for clip in divided[split]]
+    clips = Index.joined([divided[split] for split in SPLITS])
     with workers(min(num_threads or num_cores(), math.ceil(len(clips) / CLIPS_PER_TASK))) as run:
         keys = digests.keys(clips)
         unreadable = store.add(listing.folder, clips, keys, run)
@@ -388,12 +387,12 @@ def _compute(
         good: Divided = {}
         for split, some in divided.items():
             left_out = bad[split].keys() | same.in_other_split[split].keys()
-            good[split] = [clip for row, clip in enumerate(some) if row not in left_out]
-            rows[split] = np.delete(rows[split], sorted(left_out))
+            kept = np.delete(np.arange(len(some)), sorted(left_out))
+            good[split], rows[split] = some.take(kept), rows[split][kept]
             rule = f"leave readable clips in {split} that are no copies of clips of another split"
             require(len(good[split]) > 0, "split", rule, 0)
         _check_words(divided, good, reasons)
-        Index.of([clip for split in SPLITS for clip in good[split]]).save(folder / INDEX)
+        Index.joined([good[split] for split in SPLITS]).save(folder / INDEX)
         np.save(folder / ROWS, np.concatenate([rows[split] for split in SPLITS]))
         counts = {split: len(some) for split, some in good.items()}
         ((counts["noise"], noise_reasons),) = run(_save_noise, [listing], [folder], [features])
@@ -417,14 +416,15 @@ def _compute(
 
 def _check_words(divided: Divided, good: Divided, reasons: Mapping[str, str]) -> None:
     """Refuses clips of which a whole word cannot be read, and warns of words that have no clip to train on."""
-    kept = {clip.word for clips in good.values() for clip in clips}
-    for clip in (clip for clips in divided.values() for clip in clips if clip.word not in kept):
+    kept = {word for clips in good.values() for word in clips.counts()}
+    lost = (clips.of_words(clips.counts().keys() - kept) for clips in divided.values())
+    for clip in itertools.chain.from_iterable(lost):
         reason = reasons.get(clip.id, "it is a copy")
         raise ValueError(
             f"every word must have a clip that can be read, got none of {clip.word} (the first: {printable(clip.id)}: "
             f"{reason}): repair its recordings, or leave it out of --words"
         )
-    untrained = sorted(kept - {clip.word for clip in good["train"]})
+    untrained = sorted(kept - good["train"].counts().keys())
     if untrained:
         log.warning(
             "no clip is left to train %s on: its speakers are all in validation or test (use --split random)",

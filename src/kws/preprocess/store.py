@@ -9,7 +9,8 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from torch import Tensor
 
 from kws import files
 from kws.config import SILENCE
-from kws.data.clip import Clip
 from kws.data.digest import KEY, Keys
+from kws.data.index import Index
 from kws.preprocess.audio import read, require_varied
 from kws.preprocess.features import BATCH, VERSION, mel_spectrogram
 from kws.progress import progress
@@ -79,6 +80,27 @@ class Rows:
         return total
 
 
+def unnamed_parts(data_root: Path, older_than: float = 86_400) -> list[Path]:
+    """Returns the parts that no tensors folder names, and so nothing reads.
+
+    Args:
+        data_root: the folder that holds features/ and tensors/.
+        older_than: seconds; younger parts may be of a preprocessing that has not yet written its index.
+
+    Raises:
+        ValueError: the manifest of a tensors folder is damaged, so that it is not known what it names.
+    """
+    manifests = (data_root / "tensors").glob(f"[!.]*/{files.MANIFEST}")
+    named = {part for path in manifests for part in files.read_object(path, parts=dict)["parts"]}
+    parts = (path.parent for path in sorted((data_root / "features").glob(f"*/[!.]*/{files.MANIFEST}")))
+    latest = time.time() - older_than
+    return [
+        part
+        for part in parts
+        if f"{part.parent.name}/{part.name}" not in named and (part / files.MANIFEST).stat().st_mtime <= latest
+    ]
+
+
 class Store:
     """The features of all data sets under a data root, of one setting."""
 
@@ -107,7 +129,7 @@ class Store:
             return self.find(keys)  # what was deleted meanwhile is computed again
         return Rows(parts=used, rows=rows.astype(np.int64))
 
-    def add(self, recordings: Path, clips: Sequence[Clip], keys: Keys, run: Run) -> dict[bytes, str]:
+    def add(self, recordings: Path, clips: Index, keys: Keys, run: Run) -> dict[bytes, str]:
         """Computes the features of clips that the store lacks.
 
         Args:
@@ -127,12 +149,12 @@ class Store:
         with progress(len(missing), "clips", "preprocess") as bar:
             for first in range(0, len(missing), PART_CLIPS):
                 some = missing[first : first + PART_CLIPS]
-                bad = self._build(recordings, [clips[row] for row in some], keys[some], run, bar.update)
+                bad = self._build(recordings, clips.take(some), keys[some], run, bar.update)
                 reasons |= {keys[some[row]].tobytes(): reason for row, reason in bad.items()}
         return reasons
 
     def _build(
-        self, recordings: Path, clips: Sequence[Clip], keys: Keys, run: Run, done: Callable[[int], object]
+        self, recordings: Path, clips: Index, keys: Keys, run: Run, done: Callable[[int], object]
     ) -> dict[int, str]:
         """Writes a part, unless no clip of it can be read; returns the rows of those that cannot, with the reasons."""
         config = self.config
@@ -178,7 +200,7 @@ class _Task:
     array: Path
     first_row: int
     recordings: Path
-    clips: Sequence[Clip]
+    clips: Index
     config: FeatureConfig
 
 

@@ -1,6 +1,7 @@
 """Scores of a model on the clips of a split: its loss, its confusion matrix, and its temperature."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from kws.train.augment import Augment
 from kws.train.distributed import World
 
 BATCH = 64
+
+MOST_CLIPS = 20_000
+"""Clips that a temperature is fitted to, spread evenly: more would not change it, but their scores fill the memory."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,10 +33,11 @@ class Validation:
         Returns:
             Mean cross-entropy and the confusion matrix, float64 [true words, predicted words].
         """
-        scores, labels = self.scores(model, self.world.rank, self.world.size)
-        num_words = scores.size(1)
-        loss = nn.functional.cross_entropy(scores, labels, reduction="sum").double()
-        matrix = torch.bincount(labels * num_words + scores.argmax(-1), minlength=num_words**2).double()
+        num_words = model.head.out_features
+        loss, matrix = (torch.zeros(size, dtype=torch.float64, device=self.world.device) for size in ((), num_words**2))
+        for scores, labels in self._batches(model, self.world.rank, self.world.size, None):
+            loss += nn.functional.cross_entropy(scores, labels, reduction="sum")
+            matrix += torch.bincount(labels * num_words + scores.argmax(-1), minlength=num_words**2)
         loss, matrix = self.world.all_reduce(loss, matrix)
         return float(loss) / len(self.split), matrix.reshape(num_words, num_words).cpu()
 
@@ -51,17 +56,19 @@ class Validation:
         Returns:
             Scores, float32 [clips, words], and labels, int64 [clips].
         """
+        found, truth = zip(*self._batches(model, rank, size, augment), strict=True)
+        return torch.cat(found), torch.cat(truth)
+
+    def _batches(
+        self, model: AudioTransformer, rank: int, size: int, augment: Augment | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         model.eval()
-        device = self.world.device
-        found = [torch.empty(0, model.head.out_features, device=device)]
-        truth = [torch.empty(0, dtype=torch.int64, device=device)]
         for indices in torch.split(torch.arange(len(self.split))[rank::size], BATCH):
             features, labels = self.split.batch(indices)
             features = features if augment is None else augment(features)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-                found.append(model(features).float())
-            truth.append(labels)
-        return torch.cat(found), torch.cat(truth)
+            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
+                scores = model(features).float()
+            yield scores, labels
 
     def temperature(self, model: AudioTransformer, augment: Augment | None, seed: int) -> float:
         """Fits the temperature of a model: on the clips as they are, and augmented as in training.
@@ -74,9 +81,10 @@ class Validation:
             augment: how training changes clips, without masks, as no recording has any; None: not at all.
             seed: seed of the augmentation.
         """
-        found = [self.scores(model)]
+        size = -(-len(self.split) // MOST_CLIPS)
+        found = [self.scores(model, size=size)]
         if augment is not None:
             torch.manual_seed(seed)
-            found.append(self.scores(model, augment=augment))
+            found.append(self.scores(model, size=size, augment=augment))
         scores, labels = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
         return fit_temperature(scores, labels)

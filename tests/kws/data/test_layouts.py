@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import shutil
+import tarfile
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,11 +59,11 @@ def lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
 
 def said(listing: Listing) -> set[tuple[str, str, str, str]]:
     """Returns what a listing says of each clip."""
-    return {(clip.id, clip.word, clip.speaker, clip.split) for some in listing.clips.values() for clip in some}
+    return {(clip.id, clip.word, clip.speaker, clip.split) for clip in listing.clips}
 
 
 def counts(listing: Listing) -> dict[str, int]:
-    return {word: len(clips) for word, clips in listing.clips.items()}
+    return listing.clips.counts()
 
 
 SPLITS = ["train"] * 6 + ["validation"] * 2 + ["test"] * 2
@@ -106,7 +107,7 @@ def test_list_says_word_speaker_and_split_under_the_names_of_the_field(
     assert listing.layout == "list"
     assert said(listing) == {(row["file"], row["word"], row["speaker"], row["split"]) for row in rows}
     assert listing.not_read == {}
-    assert name in listing.files_of([])
+    assert name in listing.files_of(listing.clips[:0])
 
 
 @pytest.mark.parametrize("mark", [",", "\t", "|", ";"])
@@ -163,9 +164,9 @@ def test_words_are_cut_out_of_long_recordings_as_offset_and_duration_say(tmp_pat
     )
     listing = list_recordings(tmp_path)
     assert counts(listing) == {"left": 4, "yes": 6}
-    assert {clip.split for clip in listing.clips["yes"]} == {"train"}
-    assert {clip.group for clip in listing.clips["yes"]} == {"long.wav"}  # all of them in one split
-    for clip, expected in zip(listing.clips_of(["left", "yes"]), clips, strict=True):
+    assert {clip.split for clip in listing.clips.of_words(["yes"])} == {"train"}
+    assert {clip.group for clip in listing.clips.of_words(["yes"])} == {"long.wav"}  # all of them in one split
+    for clip, expected in zip(listing.clips, clips, strict=True):
         assert clip.id == "long.flac@{}-{}s".format(*clip.stretch or ())
         np.testing.assert_allclose(read(tmp_path, clip, FEATURES)[: expected.size], expected, atol=1e-4)
 
@@ -203,7 +204,7 @@ def test_hugging_face_audiofolder_with_metadata_in_every_split(tmp_path: Path) -
         )
     listing = list_recordings(tmp_path)
     assert listing.layout == "list"
-    assert Counter((clip.word, clip.split) for some in listing.clips.values() for clip in some) == {
+    assert Counter((clip.word, clip.split) for clip in listing.clips) == {
         ("yes", "train"): 7,
         ("left", "train"): 7,
         ("yes", "test"): 3,
@@ -221,9 +222,9 @@ def test_split_folders_over_word_folders_are_splits(tmp_path: Path, names: Seque
     assert listing.layout == "split/word"
     assert counts(listing) == {"left": 10, "yes": 10}
     expected = {"train", "test"} if len(names) == 2 else {"train", "validation", "test"}
-    assert {clip.split for clip in listing.clips["yes"]} == expected
+    assert {clip.split for clip in listing.clips.of_words(["yes"])} == expected
     assert listing.noise == ["_background_noise_/tap.wav"]
-    assert all(clip.speaker for clip in listing.clips["yes"])  # their names have it
+    assert all(clip.speaker for clip in listing.clips.of_words(["yes"]))  # their names have it
 
 
 def test_split_folders_of_which_nothing_tells_the_words_are_refused_and_the_flag_settles_it(tmp_path: Path) -> None:
@@ -246,7 +247,7 @@ def test_speaker_folders_and_word_folders_in_either_order(tmp_path: Path, speake
     listing = list_recordings(tmp_path)
     assert listing.layout == layout
     assert counts(listing) == {"left": 4, "yes": 4}
-    assert {clip.speaker for clip in listing.clips["left"]} == set(speakers)
+    assert {clip.speaker for clip in listing.clips.of_words(["left"])} == set(speakers)
 
 
 def test_levels_of_folders_that_do_not_tell_words_from_speakers_are_refused(tmp_path: Path) -> None:
@@ -283,7 +284,7 @@ def test_parquet_holds_the_recordings_and_numbers_of_classes_have_their_names(tm
         parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet", sources, classes=classes)
     listing = list_recordings(tmp_path)
     assert counts(listing) == {"left": 10, "yes": 10}
-    clips = listing.clips_of(["left", "yes"])
+    clips = listing.clips
     assert Counter(clip.split for clip in clips) == {"train": 14, "test": 6}
     for clip in clips:
         source = next(
@@ -295,7 +296,7 @@ def test_parquet_holds_the_recordings_and_numbers_of_classes_have_their_names(tm
         )
         assert source.name.startswith(f"{clip.speaker}_")
     assert [clip.id for clip in clips[:1]] == ["data/test-00000-of-00001.parquet#0000000"]
-    assert listing.files_of(clips) == [f"data/{split}-00000-of-00001.parquet" for split in ("test", "train")]
+    assert listing.files_of(clips).tolist() == [f"data/{split}-00000-of-00001.parquet" for split in ("test", "train")]
 
 
 def test_common_voice_gives_the_sentences_of_one_word_in_its_own_splits(
@@ -319,7 +320,7 @@ def test_common_voice_gives_the_sentences_of_one_word_in_its_own_splits(
         csv.DictWriter(file, list(long), delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None).writerow(long)
     listing = list_recordings(tmp_path)
     assert counts(listing) == {"Left": 10, "Yes": 10}
-    assert {(clip.file.split("/")[-1], clip.speaker, clip.split) for clip in listing.clips_of(["Left", "Yes"])} == {
+    assert {(clip.file.split("/")[-1], clip.speaker, clip.split) for clip in listing.clips} == {
         (row["file"].split("/")[1], row["speaker"], row["split"]) for row in rows
     }
     listing.report()
@@ -348,8 +349,8 @@ def test_multilingual_spoken_words_has_its_splits_and_speakers_in_one_list(tmp_p
     )
     listing = list_recordings(tmp_path)
     assert counts(listing) == {"left": 9, "yes": 9}
-    assert Counter(clip.split for clip in listing.clips["yes"]) == {"train": 5, "validation": 2, "test": 2}
-    assert len({clip.speaker for clip in listing.clips["yes"]}) == 9
+    assert Counter(clip.split for clip in listing.clips.of_words(["yes"])) == {"train": 5, "validation": 2, "test": 2}
+    assert len({clip.speaker for clip in listing.clips.of_words(["yes"])}) == 9
     assert listing.left_out == {"they are marked as not valid": 2}
 
 
@@ -397,7 +398,7 @@ def test_edge_impulse_has_labels_in_names_or_in_info_labels(tmp_path: Path, info
     listing = list_recordings(tmp_path)
     assert listing.layout == "edge-impulse"
     assert counts(listing) == {"left": 10, "yes": 10}
-    assert Counter(clip.split for clip in listing.clips["yes"]) == {"train": 8, "test": 2}
+    assert Counter(clip.split for clip in listing.clips.of_words(["yes"])) == {"train": 8, "test": 2}
 
 
 def test_edge_impulse_exports_labels_three_times_and_sound_as_json(tmp_path: Path) -> None:
@@ -423,9 +424,9 @@ def test_edge_impulse_exports_labels_three_times_and_sound_as_json(tmp_path: Pat
     listing = list_recordings(tmp_path)
     assert listing.layout == "edge-impulse"
     assert counts(listing) == {"left": 10, "yes": 10}
-    assert Counter(clip.split for clip in listing.clips["yes"]) == {"train": 8, "test": 2}
+    assert Counter(clip.split for clip in listing.clips.of_words(["yes"])) == {"train": 8, "test": 2}
     assert not listing.not_read
-    (clip,) = (clip for clip in listing.clips["yes"] if clip.file.endswith(".s3.json"))
+    (clip,) = (clip for clip in listing.clips.of_words(["yes"]) if clip.file.endswith(".s3.json"))
     np.testing.assert_array_equal(
         read_waveform(tmp_path / clip.file, 16_000), soundfile.read(real("yes")[3], dtype="float32")[0]
     )
@@ -537,7 +538,7 @@ def test_list_of_speakers_beside_word_folders_adds_what_it_says(tmp_path: Path) 
             rows.append({"path": f"{word}/{number}.wav", "speaker": f"s{number}"})
     table(tmp_path / "speakers.csv", rows)
     listing = list_recordings(tmp_path)
-    assert {clip.speaker for clip in listing.clips["left"]} == {f"s{number}" for number in range(10)}
+    assert {clip.speaker for clip in listing.clips.of_words(["left"])} == {f"s{number}" for number in range(10)}
 
 
 @pytest.mark.parametrize("name", ["README.csv", "notes.txt", "stats.json", "words.jsonl"])
@@ -653,7 +654,7 @@ def test_archive_of_a_list_in_a_folder_of_its_own_is_read(tmp_path: Path) -> Non
     archive = shutil.make_archive(str(tmp_path / "corpus"), "zip", tmp_path / "made")
     listing = list_recordings(download(archive, "", tmp_path))
     assert counts(listing) == {"left": 10, "yes": 10}
-    assert {clip.split for clip in listing.clips["yes"]} == {"train", "validation", "test"}
+    assert {clip.split for clip in listing.clips.of_words(["yes"])} == {"train", "validation", "test"}
 
 
 def test_index_keeps_rows_and_stretches_and_that_of_earlier_versions_is_read(tmp_path: Path) -> None:
@@ -680,10 +681,80 @@ def test_stated_splits_are_kept_and_what_is_missing_is_taken_from_train_by_speak
     ]
     clips += [Clip(file="t.wav", word="yes", speaker="t", split="test")]
     clips += [Clip(file="u.wav", word="yes", speaker="t"), Clip(file="v.wav", word="yes", speaker="new")]
-    divided = splits.by_speaker(clips, splits.read_lists({}, clips))
+    index = Index.of(clips)
+    divided = splits.by_speaker(index, splits.read_lists({}, index))
     assert [clip.file for clip in divided["test"]] == ["t.wav", "u.wav"]
     assert "v.wav" in {clip.file for clip in divided["train"]}
     assert 2 <= len(divided["validation"]) <= 20
     assert splits.speakers_in_two_splits(divided) == {"speakers": 0, "clips": 0}
-    few = splits.by_speaker(clips[:4], splits.read_lists({}, clips))
+    few = splits.by_speaker(index[:4], splits.read_lists({}, index))
     assert {split: len(some) for split, some in few.items()}["train"] >= 2  # never all speakers
+
+
+def test_names_of_files_say_word_and_speaker(tmp_path: Path) -> None:
+    """The Free Spoken Digit Dataset has all in one folder, AudioMNIST a folder for each speaker."""
+    for number, path in enumerate(real("yes")):
+        place(tmp_path / "one" / "recordings" / f"{number % 2}_anna_{number}.wav", path)
+        place(tmp_path / "one" / "recordings" / f"{number % 2}_tom_{number}.wav", path)
+        place(tmp_path / "other" / f"{number % 5:02}" / f"{number % 2}_{number % 5:02}_{number}.wav", path)
+    one, other = (list_recordings(tmp_path / name) for name in ("one", "other"))
+    assert (one.layout, counts(one), one.clips.counts("speaker")) == (
+        "names",
+        {"0": 10, "1": 10},
+        {"anna": 10, "tom": 10},
+    )
+    assert (other.layout, counts(other), len(other.clips.counts("speaker"))) == ("names", {"0": 5, "1": 5}, 5)
+
+
+def test_folders_named_like_speakers_are_not_taken_for_words(tmp_path: Path) -> None:
+    for number, path in enumerate(real("yes")):
+        place(tmp_path / f"Actor_{number % 2:02}" / f"03-01-{number:02}.wav", path)
+    with pytest.raises(UnclearLayout, match="got Actor_00, Actor_01, which are named like speakers"):
+        list_recordings(tmp_path)
+    assert list_recordings(tmp_path, "word").words == ["Actor_00", "Actor_01"]
+
+
+@pytest.mark.parametrize("suffix", ["cls", "txt", "json"])
+def test_shards_of_webdataset_say_the_word_beside_each_recording(tmp_path: Path, suffix: str) -> None:
+    for number, (word, path) in enumerate((one, path) for one in ("yes", "left") for path in real(one)):
+        shard = tmp_path / "all" / f"{('train', 'test')[number % 2]}-{number % 4:06}.tar"
+        shard.parent.mkdir(exist_ok=True)
+        beside = tmp_path / f"{number:06}.{suffix}"
+        beside.write_text(json.dumps({"label": word, "speaker": f"s{number}"}) if suffix == "json" else word)
+        with tarfile.open(shard, "a") as archive:
+            archive.add(path, f"{number:06}.wav")
+            archive.add(beside, beside.name)
+    listing = list_recordings(download(str(tmp_path / "all"), "", tmp_path / "data"))
+    assert (listing.layout, counts(listing)) == ("sidecars", {"left": 10, "yes": 10})
+    assert listing.clips.counts("split") == {"test": 10, "train": 10}
+    assert len(listing.clips.counts("speaker")) == (20 if suffix == "json" else 1)
+
+
+def test_label_studio_says_the_word_of_a_recording_or_of_its_stretches(tmp_path: Path) -> None:
+    for name, value in (("whole", {"choices": ["yes"]}), ("part", {"start": 0.1, "end": 0.4, "labels": ["yes"]})):
+        place(tmp_path / name / "media" / "upload" / "1-a.wav", real("yes")[0])
+        task = {"annotations": [{"result": [{"value": value}]}], "data": {"audio": "/data/upload/1-a.wav"}}
+        (tmp_path / name / "project.json").write_text(json.dumps([task]))
+    (whole,), (part,) = (list_recordings(tmp_path / name).clips for name in ("whole", "part"))
+    assert (whole.word, whole.stretch, part.word, part.stretch) == ("yes", None, "yes", (0.1, 0.4))
+
+
+def test_lj_speech_has_sentences_between_bars_and_no_speakers(tmp_path: Path) -> None:
+    rows = flat(tmp_path, below="wavs")
+    sentences = [*(row["word"].title() for row in rows[1:]), "Printing, in the only sense"]
+    text = "".join(f"{row['file'][5:-4]}|{said}|{said.lower()}\n" for row, said in zip(rows, sentences, strict=True))
+    (tmp_path / "metadata.csv").write_text(text)
+    listing = list_recordings(tmp_path)
+    assert counts(listing) == {"Left": 10, "Yes": 9}
+    assert listing.clips.counts("speaker") == {"": 19}
+    assert listing.left_out == {"they are sentences of several words": 1}
+
+
+def test_csv_of_excel_is_read_and_one_with_other_columns_refused(tmp_path: Path) -> None:
+    rows = flat(tmp_path, below="audio")
+    cells = "".join(f"{row['file'][6:]};{'schön' if row['word'] == 'yes' else 'nein'}\r\n" for row in rows)
+    (tmp_path / "list.csv").write_bytes(f"sep=;\r\nFile;Word\r\n{cells}".encode("latin-1"))
+    assert counts(list_recordings(tmp_path)) == {"nein": 10, "schön": 10}
+    (tmp_path / "list.csv").write_bytes(f"Datei;Wort\r\n{cells}".encode("latin-1"))
+    with pytest.raises(UnclearLayout, match=r"got list\.csv with Datei, Wort, of which Datei names recordings"):
+        list_recordings(tmp_path)

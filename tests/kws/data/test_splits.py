@@ -6,22 +6,27 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kws.config import SPLITS
 from kws.data import splits
-from kws.data.clip import Clip
 from kws.data.folder import clip_of
+from kws.data.index import Index
 from kws.data.sources import list_recordings
 from kws.data.splits import Divided, Lists, read_lists
 
-NO_LISTS = Lists(split_of={})
+NO_LISTS = Lists(split_of=np.zeros(0))
 
 
-def clips_of(*files: str) -> list[Clip]:
-    return [clip_of(file) for file in files]
+def clips_of(*files: str) -> Index:
+    return Index.of(map(clip_of, files))
+
+
+def listed(lists: Lists, clips: Index) -> dict[str, str]:
+    return {clip.file: SPLITS[code] for clip, code in zip(clips, lists.split_of, strict=True) if code >= 0}
 
 
 def ids(divided: Divided) -> dict[str, list[str]]:
@@ -54,17 +59,14 @@ def test_percentages_move_the_borders() -> None:
 
 def test_lists_of_the_real_archive_are_what_the_hash_gives(real_corpus: Path) -> None:
     listing = list_recordings(real_corpus)
-    clips = listing.clips_of(listing.words)
+    clips = listing.clips
     lists = read_lists(listing.lists, clips)
-    listed = splits.by_speaker(clips, lists)
+    found = splits.by_speaker(clips, lists)
     hashed = splits.by_speaker(clips, NO_LISTS)
-    assert [figures["matched"] for figures in lists.figures.values()] == [
-        len(listed["validation"]),
-        len(listed["test"]),
-    ]
-    assert splits.speakers_in_two_splits(listed) == {"speakers": 0, "clips": 0}
-    assert listed == hashed
-    assert all(listed[name] for name in SPLITS)
+    assert [figures["matched"] for figures in lists.figures.values()] == [len(found["validation"]), len(found["test"])]
+    assert splits.speakers_in_two_splits(found) == {"speakers": 0, "clips": 0}
+    assert ids(found) == ids(hashed)
+    assert all(len(found[name]) for name in SPLITS)
 
 
 def test_no_speaker_is_in_two_splits() -> None:
@@ -143,7 +145,7 @@ def test_list_is_read_however_it_spells_its_entries(
     caplog.set_level("INFO")
     (tmp_path / "testing_list.txt").write_bytes(content)
     lists = read_lists({"test": tmp_path / "testing_list.txt"}, CLIPS)
-    assert lists.split_of == {"yes/b_nohash_0.flac": "test", "no/b_nohash_0.WAV": "test"}
+    assert listed(lists, CLIPS) == {"yes/b_nohash_0.flac": "test", "no/b_nohash_0.WAV": "test"}
     assert "testing_list.txt: 2 of 2 entries name a recording" in caplog.text
 
 
@@ -153,7 +155,7 @@ def test_entries_without_a_recording_are_named_with_their_lines(
     path = tmp_path / "testing_list.txt"
     path.write_bytes(b"yes/a_nohash_0.wav\nyes/n\xe4_nohash_0.wav\n\nyes/c_nohash_0.wav\nmaybe/a_nohash_0.wav\na.wav\n")
     lists = read_lists({"test": path}, CLIPS)
-    assert lists.split_of == {"yes/a_nohash_0.wav": "test"}
+    assert listed(lists, CLIPS) == {"yes/a_nohash_0.wav": "test"}
     figures = lists.figures["testing_list.txt"]
     assert figures["first"] == ["line 2: yes/nä_nohash_0.wav", "line 4: yes/c_nohash_0.wav", "line 6: a.wav"]
     assert (figures["entries"], figures["matched"], figures["of_other_words"]) == (5, 1, 1)
@@ -164,7 +166,7 @@ def test_entry_that_is_exact_means_that_recording_and_its_copies_in_other_format
     files = ["yes/A.wav", "yes/a.flac", "yes/a.wav", "yes/j\u00e4.wav"]
     path = tmp_path / "testing_list.txt"
     path.write_text("yes/a.wav\nyes/ja\u0308.wav")
-    assert read_lists({"test": path}, clips_of(*files)).split_of == dict.fromkeys(files[1:], "test")
+    assert listed(read_lists({"test": path}, clips_of(*files)), clips_of(*files)) == dict.fromkeys(files[1:], "test")
 
 
 def test_recording_in_both_lists_is_in_the_test_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -172,7 +174,7 @@ def test_recording_in_both_lists_is_in_the_test_split(tmp_path: Path, caplog: py
     paths["test"].write_text("yes/a_nohash_0.wav")
     paths["validation"].write_text("yes/A_nohash_0.wav\nno/b_nohash_0.wav\n")
     lists = read_lists(paths, CLIPS)
-    assert lists.split_of == {"yes/a_nohash_0.wav": "test", "no/b_nohash_0.WAV": "validation"}
+    assert listed(lists, CLIPS) == {"yes/a_nohash_0.wav": "test", "no/b_nohash_0.WAV": "validation"}
     assert "1 recordings are also in another list" in caplog.text
 
 
@@ -186,11 +188,11 @@ def test_speakers_who_train_and_test_are_counted() -> None:
 
 
 def test_random_split_is_the_same_for_any_order_of_files() -> None:
-    clips = clips_of(*(f"w/s{n}.wav" for n in range(100)))
-    divided = splits.at_random(clips)
+    clips = list(clips_of(*(f"w/s{n}.wav" for n in range(100))))
+    divided = ids(splits.at_random(Index.of(clips)))
     for _ in range(3):
         random.shuffle(clips)
-        assert splits.at_random(clips) == divided
+        assert ids(splits.at_random(Index.of(clips))) == divided
 
 
 def test_random_split_is_the_same_on_any_machine() -> None:
@@ -199,8 +201,10 @@ def test_random_split_is_the_same_on_any_machine() -> None:
     assert divided["test"] == ["w/s19_nohash_0.wav", "w/s21_nohash_0.wav", "w/s4_nohash_0.wav"]
     code = """
 from kws.data.folder import clip_of
+from kws.data.index import Index
+from kws.data.index import Index
 from kws.data.splits import at_random
-divided = at_random([clip_of(f"w/s{n}_nohash_0.wav") for n in range(30)])
+divided = at_random(Index.of(clip_of(f"w/s{n}_nohash_0.wav") for n in range(30)))
 print({split: [clip.id for clip in clips] for split, clips in divided.items()})
 """
     for seed in ("0", "7"):  # Python's own hash changes from process to process
@@ -230,4 +234,4 @@ def test_random_split_of_few_clips_tests_every_word() -> None:
 
 def test_random_split_with_another_seed_is_another() -> None:
     clips = clips_of(*(f"w/{n}.wav" for n in range(100)))
-    assert splits.at_random(clips, seed=42) != splits.at_random(clips)
+    assert ids(splits.at_random(clips, seed=42)) != ids(splits.at_random(clips))

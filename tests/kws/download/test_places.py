@@ -300,7 +300,7 @@ def test_several_sources_become_one_data_set_without_a_copy(
     assert download(source.replace("\n", ", "), "", tmp_path / "data") == folder
 
     listing = list_recordings(folder)
-    by_id = {clip.id: clip for clip in listing.clips_of(listing.words)}
+    by_id = {clip.id: clip for clip in listing.clips}
     assert len(by_id) == 80
     for clip in by_id.values():
         assert (folder / clip.file).is_file()

@@ -214,7 +214,7 @@ def test_prefix_becomes_a_folder_is_resumed_by_object_and_followed(
     assert manifest["source"] == address
     assert manifest["objects"]["num_objects"] == 12
     assert left_over(tmp_path / "data") == []
-    for clip in list_recordings(folder).clips_of(["yes", "no"]):
+    for clip in list_recordings(folder).clips:
         assert (folder / clip.file).read_bytes() == (words / clip.file).read_bytes()
     relay.sent = 0
     assert download(f"{address}/", "", tmp_path / "data").name == folder.name

@@ -28,19 +28,19 @@ def test_temperature_makes_the_labels_most_likely() -> None:
 
 def test_calibration_error_equals_the_one_computed_by_hand() -> None:
     # 0.9 and 0.92 lie in one bin of 10, one of the two is right: |1 - 1.82| = 0.82. 0.6 is alone and right: 0.4.
-    probabilities = torch.tensor([[0.9, 0.1], [0.92, 0.08], [0.6, 0.4]])
-    labels = torch.tensor([0, 1, 0])
-    assert expected_calibration_error(probabilities, labels, num_bins=10) == pytest.approx((0.82 + 0.4) / 3, abs=1e-6)
+    confidence, correct = torch.tensor([0.9, 0.92, 0.6]), torch.tensor([True, False, True])
+    assert expected_calibration_error(confidence, correct, num_bins=10) == pytest.approx((0.82 + 0.4) / 3, abs=1e-6)
 
 
 def test_calibration_error_of_a_sure_model_is_0_if_it_is_right_and_1_if_it_is_wrong() -> None:
-    sure = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    assert expected_calibration_error(sure, torch.tensor([0, 0])) == 0
-    assert expected_calibration_error(sure, torch.tensor([1, 1])) == 1
+    sure = torch.ones(2)
+    assert expected_calibration_error(sure, sure > 0) == 0
+    assert expected_calibration_error(sure, sure < 0) == 1
 
 
 def test_calibration_error_of_honest_probabilities_is_small() -> None:
     torch.manual_seed(0)
     probabilities = torch.randn(20_000, 5).softmax(-1)
     labels = torch.distributions.Categorical(probabilities).sample()
-    assert expected_calibration_error(probabilities, labels) < 0.015
+    confidence, predicted = probabilities.max(-1)
+    assert expected_calibration_error(confidence, predicted == labels) < 0.015

@@ -18,6 +18,7 @@ from kws.config import SPLITS
 from kws.data.index import Index
 from kws.download.step import download
 from kws.preprocess.step import preprocess
+from kws.preprocess.store import unnamed_parts
 from kws.preprocess.tensors import Tensors
 from kws.recipe import RECIPES, Recipe, make_recipe
 
@@ -212,3 +213,15 @@ def test_arrays_have_the_type_of_the_preset(tone_corpus: Path, tmp_path: Path) -
     recipe = RECIPES["baseline"]
     folder = preprocess(tone_corpus, tmp_path, recipe, words="auto", num_threads=1)
     assert Tensors(folder).split("train").parts[0].features.numpy().dtype == recipe.features.dtype
+
+
+def test_parts_that_no_tensors_name_are_listed_once_they_are_a_day_old(corpus: Path, tmp_path: Path) -> None:
+    folder = preprocess(corpus, tmp_path, words="yes,no", num_threads=1)
+    preprocess(corpus, tmp_path, words="yes,stop", num_threads=1)
+    assert unnamed_parts(tmp_path, older_than=0) == []
+    shutil.rmtree(folder)
+    # The other tensors name the part with the clips of yes; none that is young is listed.
+    assert unnamed_parts(tmp_path) == []
+    shutil.rmtree(tmp_path / "tensors")
+    found = unnamed_parts(tmp_path, older_than=0)
+    assert {part / "features.npy" for part in found} == set(parts_of(tmp_path))

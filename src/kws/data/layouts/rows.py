@@ -2,16 +2,19 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from kws.config import BACKGROUND_NOISE
 from kws.data.clip import Clip
 from kws.data.folder import LISTS
+from kws.data.index import Index, Lookup, strings
 from kws.data.layouts.tree import Tree
-from kws.data.listing import Listing
+from kws.data.listing import Listing, NotRead
 from kws.data.names import speaker_of
-from kws.data.words import alike, by_word, only_word
+from kws.data.words import alike, merged, only_word
 from kws.text import one_line, plain, wrong_with
 
 SPLIT_NAMES = {
@@ -70,7 +73,9 @@ class Row:
         return round(self.start or 0.0, 6), round(self.end, 6)
 
 
-def listing_of(tree: Tree, layout: str, rows: Iterable[Row], tables: Sequence[str]) -> Listing:
+def listing_of(
+    tree: Tree, layout: str, rows: Iterable[Row], tables: Sequence[str], not_named: str = "no list names it"
+) -> Listing:
     """Makes the listing of rows, each clip once.
 
     Folders of noise and the lists of splits beside everything count as in the layout of Speech Commands.
@@ -78,50 +83,65 @@ def listing_of(tree: Tree, layout: str, rows: Iterable[Row], tables: Sequence[st
     Raises:
         ValueError: two rows give a clip two words.
     """
-    clips: dict[str, Clip] = {}
     noise = {file for file in tree.recordings if BACKGROUND_NOISE in file.split("/")[:-1]}
     left_out: Counter[str] = Counter()
-    for row in rows:
-        file = row.file if row.row is not None else tree.find(row.file, row.near)
-        word = only_word(row.word) if row.is_sentence else plain(row.word)
-        reason = row.refused or _reason(row, file, word)
-        if reason:
-            left_out[reason] += 1
-            continue
-        assert file is not None
-        if word == BACKGROUND_NOISE:
-            if row.row is None:
-                noise.add(file)
-            continue
-        clip = Clip(
-            file=file,
-            word=word,
-            speaker=row.speaker or ("" if row.row is not None else speaker_of(file.rpartition("/")[2])),
-            split=row.split,
-            row=row.row,
-            stretch=row.stretch,
-        )
-        before = clips.setdefault(clip.id, clip)
-        if alike(before.word) != alike(word):
-            raise ValueError(
-                f"a recording must be of one word, got {one_line(clip.id)}, which {', '.join(tables[:3])} call "
-                f"{one_line(before.word)} and {one_line(word)}: correct the list"
+
+    def clips() -> Iterator[Clip]:
+        for row in rows:
+            file = row.file if row.row is not None else tree.find(row.file, row.near)
+            word = only_word(row.word) if row.is_sentence else plain(row.word)
+            reason = row.refused or _reason(row, file, word)
+            if reason:
+                left_out[reason] += 1
+                continue
+            assert file is not None
+            if word == BACKGROUND_NOISE:
+                if row.row is None:
+                    noise.add(file)
+                continue
+            yield Clip(
+                file=file,
+                word=word,
+                speaker=row.speaker or ("" if row.row is not None else speaker_of(file.rpartition("/")[2])),
+                split=row.split,
+                row=row.row,
+                stretch=row.stretch,
             )
-        if not before.split and clip.split:  # the list of a split says more than the list of all
-            clips[clip.id] = clip
-    named = {clip.file for clip in clips.values()} | noise
+
+    found = _each_once(merged(Index.of(clips())), tables)
+    named = Lookup(np.concatenate([found.files, strings(noise)]))
+    without = tree.recordings[named.row_of(tree.recordings) < 0]
     return Listing(
         folder=tree.folder,
         layout=layout,
-        clips=by_word(clips.values()),
+        clips=found,
         noise=sorted(noise),
         lists={
             split: tree.folder / path for path in tree.others for split, name in LISTS.items() if path.lower() == name
         },
         tables=sorted(tables),
-        not_read={one_line(file): "no list names it" for file in tree.recordings if file not in named},
+        not_read=NotRead({one_line(file): not_named for file in without}),
         left_out=dict(left_out),
     )
+
+
+def _each_once(clips: Index, tables: Sequence[str]) -> Index:
+    """Returns clips, in the order of their ids, without those that several rows name."""
+    ids = clips.ids
+    _, first, counts = np.unique(ids, return_index=True, return_counts=True)
+    kept = first.copy()
+    for group in np.flatnonzero(counts > 1).tolist():
+        rows = range(first[group], first[group] + counts[group])
+        same = [clips[row] for row in rows]
+        for one in same:
+            if alike(one.word) != alike(same[0].word):
+                raise ValueError(
+                    f"a recording must be of one word, got {one_line(one.id)}, which {', '.join(tables[:3])} call "
+                    f"{one_line(same[0].word)} and {one_line(one.word)}: correct the list"
+                )
+        # The list of a split says more than the list of all.
+        kept[group] = next((row for row, one in zip(rows, same, strict=True) if one.split), rows[0])
+    return clips.take(kept)
 
 
 def _reason(row: Row, file: str | None, word: str) -> str:

@@ -5,12 +5,16 @@ import io
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kws.data.digest import read_manifest
+from kws.data.index import Lookup
 from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_named, split_within
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
@@ -26,7 +30,8 @@ NAMES: Mapping[str, Sequence[str]] = {
         "path", "filepath", "file_path", "file", "link", "clip", "recording", "audio",
     ),
     "word": (
-        "word", "keyword", "command", "label_name", "class_name", "label", "labels", "category", "class", "target",
+        "word", "keyword", "command", "label_name", "class_name", "label", "labels", "category", "class", "choice",
+        "target",
     ),
     "sentence": ("sentence", "text", "transcript", "transcription", "utterance", "normalized_text"),
     "speaker": ("client_id", "speaker_id", "speaker", "speakerid", "spk_id", "spk", "user_id", "user", "participant"),
@@ -77,7 +82,7 @@ def lists(tree: Tree) -> Listing | None:
         return None
     paths = [table.path for table in tables]
     listing = listing_of(tree, "list", itertools.chain.from_iterable(_rows(tree, table) for table in tables), paths)
-    if listing.words or listing.noise:
+    if len(listing.clips) or listing.noise:
         return listing
     reasons = "; ".join(f"{count:,} rows are not read, as {reason}" for reason, count in listing.left_out.items())
     raise UnclearLayout(
@@ -87,19 +92,45 @@ def lists(tree: Tree) -> Listing | None:
     )
 
 
+def require_no_other(tree: Tree) -> None:
+    """Refuses a table that names recordings in a column of an unknown name.
+
+    Raises:
+        UnclearLayout: there is one.
+    """
+    for path in tree.others:
+        if Path(path).suffix.lower() in SUFFIXES and (path != MANIFEST or read_manifest(tree.folder) is None):
+            for row in itertools.islice(_cells(tree, path, strict=False), 1):
+                texts = [(str(column), _text(value)) for column, value in row.items()]
+                named = [column for column, text in texts if "." in text and tree.find(text, path.rpartition("/")[0])]
+                if named and len(row) > 1:
+                    raise UnclearLayout(
+                        f"a list must have a column named file and one named word, got {path} with "
+                        f"{', '.join(map(one_line, map(str, row)))}, of which {one_line(named[0])} names recordings: "
+                        "name the columns so (docs/data.md has other names), or use --layout word to read the folders "
+                        "alone"
+                    )
+
+
+def said_by(row: Any) -> dict[str, str]:
+    """Returns what the columns of a row say, by the names of NAMES."""
+    return {what: _text(row.get(column)) for what, column in _columns(row).items()} if isinstance(row, dict) else {}
+
+
 def require_most(tree: Tree, listing: Listing) -> None:
     """Checks that lists name most of the recordings that lie in folders of words.
 
     Raises:
         UnclearLayout: they do not.
     """
-    named = {clip.file for some in listing.clips.values() for clip in some}
-    others = [file for file in tree.recordings if file not in named and file.count("/") == 1]
-    folders = {word for word in (file.split("/")[0] for file in others) if not wrong_with(word)}
-    if len(others) > len(named) and len(folders) > 1:
+    named = len(np.unique(listing.clips.files))
+    others = tree.recordings[Lookup(listing.clips.files).row_of(tree.recordings) < 0]
+    parents = Counter(file.split("/")[0] for file in others if file.count("/") == 1)
+    folders = [word for word in parents if not wrong_with(word)]
+    if parents.total() > named and len(folders) > 1:
         raise UnclearLayout(
             f"a list must name the recordings of its folder, got {', '.join(listing.tables[:3])} with "
-            f"{len(named):,} of {len(tree.recordings):,}, which lie in {len(folders):,} folders: use --layout list to "
+            f"{named:,} of {len(tree.recordings):,}, which lie in {len(folders):,} folders: use --layout list to "
             "read only these, or --layout word to read the folders"
         )
 
@@ -208,18 +239,28 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _cells(tree: Tree, path: str) -> Iterator[Mapping[str, Any]]:
-    """Yields the rows of a file, each cell under the name of its column; none if it is not a table of recordings."""
+def _cells(tree: Tree, path: str, strict: bool = True) -> Iterator[Mapping[str, Any]]:
+    """Yields the rows of a file, each cell under the name of its column; none if it is not a table of recordings.
+
+    Unless `strict`, a table of text may have any names of columns.
+    """
     whole = tree.folder / path
     suffix = whole.suffix.lower()
     if suffix == ".parquet":
         return Shard(whole).rows()
-    return _json_rows(whole) if suffix in (".json", ".jsonl", ".ndjson") else _text_rows(tree, path)
+    return _json_rows(whole) if suffix in (".json", ".jsonl", ".ndjson") else _text_rows(tree, path, strict)
 
 
-def _text_rows(tree: Tree, path: str) -> Iterator[dict[str, str]]:
-    """Yields the rows of a CSV or TSV file with any mark between cells; without a header: file, word, …"""
-    lines: Iterator[str] = (line for line in read_lines(tree.folder / path) if line.strip())
+def _text_rows(tree: Tree, path: str, strict: bool) -> Iterator[dict[str, str]]:
+    """Yields the rows of a CSV or TSV file with any mark between cells; without a header: file, word, …
+
+    Where | stands between the cells, as in LJ Speech, they are file, sentence, and the sentence as it is spoken.
+    """
+    lines: Iterator[str] = (
+        line
+        for line in read_lines(tree.folder / path)
+        if line.strip() and not line.startswith("sep=")  # Excel's
+    )
     first = next(lines, "")
     mark = max("\t,;|", key=first.count)
     if mark not in first:
@@ -227,10 +268,12 @@ def _text_rows(tree: Tree, path: str) -> Iterator[dict[str, str]]:
     header = [cell.strip() for cell in next(csv.reader([first], delimiter=mark))]
     columns = _columns(header)
     if "file" not in columns or len(columns) < 2:
-        if tree.find(header[0], path.rpartition("/")[0]) is None:
+        if tree.find(header[0], path.rpartition("/")[0]) is not None:
+            names = ["file", "sentence", "spoken"] if mark == "|" else ["file", "word", "speaker", "split"]
+            header = names[: len(header)]
+            lines = itertools.chain([first], lines)
+        elif strict:
             return
-        header = ["file", "word", "speaker", "split"][: len(header)]
-        lines = itertools.chain([first], lines)
     # In Common Voice and other TSV files, a quotation mark is part of the sentence.
     quotes = (
         csv.reader(lines, delimiter=mark, quoting=csv.QUOTE_NONE) if mark == "\t" else csv.reader(lines, delimiter=mark)
@@ -249,7 +292,11 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
                 values = json.loads(file.read())
             except ValueError:
                 return
-            yield from (value for value in values if isinstance(value, dict))
+            for value in values:
+                if isinstance(value, dict) and isinstance(value.get("data"), dict) and "annotations" in value:
+                    yield from _of_label_studio(value)
+                elif isinstance(value, dict):
+                    yield value
             return
         for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig", "replace"), 1):
             if not line.strip():
@@ -264,3 +311,13 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
                 ) from error
             if isinstance(value, dict):
                 yield value
+
+
+def _of_label_studio(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields a row for every label of a task that Label Studio exported as JSON."""
+    audio = next((value for value in task["data"].values() if isinstance(value, str)), "")
+    for annotation in task["annotations"] if isinstance(task["annotations"], list) else []:
+        for result in annotation.get("result", []):
+            value = result.get("value", {})
+            for label in value.get("choices") or value.get("labels") or []:
+                yield {"file": audio, "word": label, "start": value.get("start"), "end": value.get("end")}

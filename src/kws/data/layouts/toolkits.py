@@ -1,5 +1,6 @@
 """What other tools write: Kaldi's data folders, exports of Edge Impulse and Teachable Machine, Audacity's labels."""
 
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,11 +11,14 @@ from kws import files
 from kws.config import BACKGROUND_NOISE
 from kws.data.kinds import is_audio_file
 from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_named, split_within
+from kws.data.layouts.tables import said_by
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
 from kws.data.names import word_of
-from kws.data.splits import read_list
+from kws.data.splits import read_lines, read_list
 from kws.text import one_line
+
+log = logging.getLogger(__name__)
 
 WAV_SCP = "wav.scp"
 
@@ -103,14 +107,15 @@ def edge_impulse(tree: Tree) -> Listing | None:
                 rows += _labelled_rows(labels, Row(file=file, near=folder, word="", split=_split_of(folder)))
     if tables:
         return listing_of(tree, "edge-impulse", rows, tables)
-    splits = {file: split_named(file.split("/")[0]) for file in tree.recordings if file.count("/") == 1}
-    names = [file.split("/")[1] for file in splits]
-    if not names or len(names) < len(tree.recordings) or not all(name.count(".") >= 2 for name in names):
+    names = (file.split("/") for file in tree.recordings)
+    if not len(tree.recordings) or not all(
+        len(parts) == 2 and split_named(parts[0]) and parts[1].count(".") >= 2 for parts in names
+    ):
         return None
-    if set(splits.values()) - {"train", "validation", "test"}:
-        return None
-    rows = [Row(file=file, word=file.split("/")[1].split(".")[0], split=split) for file, split in splits.items()]
-    return listing_of(tree, "edge-impulse", rows, [])
+    pairs = ((file, file.partition("/")[2].partition(".")[0]) for file in tree.recordings)
+    return listing_of(
+        tree, "edge-impulse", (Row(file=file, word=word, split=_split_of(file)) for file, word in pairs), []
+    )
 
 
 def _edge_impulse_rows(entry: dict[str, Any], folder: str) -> list[Row]:
@@ -151,11 +156,11 @@ def teachable_machine(tree: Tree) -> Listing | None:
         return listing_of(tree, "teachable-machine", rows, tables)
     more = [path for path in tree.others if SAMPLE_OF in path.rpartition("/")[2]]
     tree = tree.with_recordings(path for path in more if is_audio_file(tree.folder / path))
-    named = [file for file in tree.recordings if SAMPLE_OF in file.rpartition("/")[2]]
-    if not named or len(named) < len(tree.recordings):
+    if not len(tree.recordings) or not all(SAMPLE_OF in file.rpartition("/")[2] for file in tree.recordings):
         return None
-    rows = [Row(file=file, word=_class_of(file.rpartition("/")[2].partition(SAMPLE_OF)[0])) for file in named]
-    return listing_of(tree, "teachable-machine", rows, [])
+    words = (_class_of(file.rpartition("/")[2].partition(SAMPLE_OF)[0]) for file in tree.recordings)
+    rows_of = (Row(file=file, word=word) for file, word in zip(tree.recordings, words, strict=True))
+    return listing_of(tree, "teachable-machine", rows_of, [])
 
 
 def _samples(tree: Tree, path: str) -> Iterator[Row]:
@@ -175,6 +180,45 @@ def _class_of(name: str) -> str:
     return BACKGROUND_NOISE if name == "Background Noise" else name  # it makes this class itself
 
 
+SIDECARS = (".cls", ".json", ".txt")
+
+
+def sidecars(tree: Tree) -> Listing | None:
+    """Lists recordings beside files of the same name that say the word, as in the shards of WebDataset.
+
+    A .cls or .txt holds the word or a sentence, a .json an object with the names of columns that a list has.
+    """
+    beside = {path.rpartition(".")[0]: path for path in tree.others if path.endswith(SIDECARS)}
+    stems = (file.rpartition(".")[0] for file in tree.recordings)
+    if not beside or sum(stem in beside for stem in stems) < max(1, len(tree.recordings) / 2):
+        return None
+    rows: list[Row] = []
+    for file in tree.recordings:
+        path = beside.get(file.rpartition(".")[0], "")
+        if path.endswith(".json"):
+            try:
+                said = said_by(files.read_json(tree.folder / path))
+            except ValueError:
+                said = {}
+        else:
+            said = {"sentence": " ".join(read_lines(tree.folder / path))} if path else {}
+        rows.append(
+            Row(
+                file=file,
+                word=said.get("word") or said.get("sentence", ""),
+                is_sentence="word" not in said,
+                speaker=said.get("speaker", ""),
+                split=split_named(said.get("split", "")) or split_within(file.split("/")[0]),
+            )
+        )
+    if not any(row.word for row in rows):
+        return None
+    numbers = sorted({row.word for row in rows if row.word.isdigit()})
+    if numbers and all(row.word.isdigit() for row in rows) and any(path.endswith(".cls") for path in beside.values()):
+        log.warning("the files .cls number the words (%s …): nothing tells their names", ", ".join(numbers[:3]))
+    return listing_of(tree, "sidecars", rows, sorted(beside.values()))
+
+
 _LABEL = re.compile(r"(\d+[.,]?\d*)\t(\d+[.,]?\d*)\t(.*)")
 
 
@@ -189,9 +233,13 @@ def audacity(tree: Tree) -> Listing | None:
     """
     rows: list[Row] = []
     tracks = {path: labels for path in tree.others if path.lower().endswith(".txt") and (labels := _labels(tree, path))}
+    by_folder: dict[str, list[str]] = {path.rpartition("/")[0]: [] for path in tracks}
+    for file in tree.recordings if tracks else ():
+        if (folder := file.rpartition("/")[0]) in by_folder:
+            by_folder[folder].append(file)
     for path, labels in tracks.items():
         folder = path.rpartition("/")[0]
-        beside = [file for file in tree.recordings if file.rpartition("/")[0] == folder]
+        beside = by_folder[folder]
         of_name = [file for file in beside if PurePosixPath(file).stem == PurePosixPath(path).stem]
         recordings = of_name if len(of_name) == 1 else beside
         if len(recordings) != 1:

@@ -1,14 +1,19 @@
 """What lies below a folder: recordings and other files, and how to find one of them by what a table calls it."""
 
 import functools
+import itertools
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from kws.config import RUNNING_SPEECH
+from kws.data.index import Lookup, Strings, strings
 from kws.data.names import SUFFIXES, is_recording, is_utf8
+from kws.data.pack import Pack
 
 DEEPEST = 8
 """How many folders deep recordings may lie; a link may lead back to a folder above it."""
@@ -19,7 +24,7 @@ class Tree:
     """The files below a folder, without hidden ones and those whose names are not UTF-8."""
 
     folder: Path
-    recordings: list[str]
+    recordings: Strings
     """Paths from the folder, with slashes, sorted."""
     others: list[str]
     """Paths of all other files."""
@@ -31,32 +36,39 @@ class Tree:
         Raises:
             OSError: a folder cannot be read.
         """
-        recordings: list[str] = []
         others: list[str] = []
-        waiting = [""]
-        while waiting:
-            below = waiting.pop()
-            with os.scandir(folder / below) as entries:
-                for entry in entries:
-                    path = f"{below}{entry.name}"
-                    if entry.name.startswith(".") or not is_utf8(entry.name):
-                        continue
-                    try:
-                        if entry.is_dir():
-                            if path.count("/") < DEEPEST and path != RUNNING_SPEECH:  # see `kws.data.speech`
-                                waiting.append(f"{path}/")
-                        elif entry.is_file():
-                            (recordings if is_recording(entry.name) else others).append(path)
-                    except OSError:  # a link to itself
-                        continue
-        return Tree(folder, sorted(recordings), sorted(others))
+
+        def recordings() -> Iterator[str]:
+            waiting = [""]
+            while waiting:
+                below = waiting.pop()
+                with os.scandir(folder / below) as entries:
+                    for entry in entries:
+                        path = f"{below}{entry.name}"
+                        if entry.name.startswith(".") or not is_utf8(entry.name):
+                            continue
+                        try:
+                            if entry.is_dir():
+                                if path.count("/") < DEEPEST and path != RUNNING_SPEECH:  # see `kws.data.speech`
+                                    waiting.append(f"{path}/")
+                            elif entry.is_file() and is_recording(entry.name):
+                                yield path
+                            elif entry.is_file():
+                                others.append(path)
+                        except OSError:  # a link to itself
+                            continue
+
+        pack = Pack.of(folder)
+        found = strings(itertools.chain(recordings(), pack.names() if pack else ()))
+        return Tree(folder, np.sort(found), sorted(others))
 
     def with_recordings(self, paths: Iterable[str]) -> "Tree":
         """Returns a tree in which some of the other files are recordings, too."""
         more = set(paths)
         if not more:
             return self
-        return Tree(self.folder, sorted([*self.recordings, *more]), [path for path in self.others if path not in more])
+        recordings = np.sort(np.concatenate([self.recordings, strings(more)]))
+        return Tree(self.folder, recordings, [path for path in self.others if path not in more])
 
     def find(self, name: str, near: str = "") -> str | None:
         """Returns the recording that a table names, or None if there is none, or more than one.
@@ -73,11 +85,11 @@ class Tree:
         if not parts:
             return None
         for path in ("/".join([near, *parts]) if near else "", "/".join(parts)):
-            if path in self._paths:
+            if path and self._paths.rows(path):
                 return path
         wanted = [_key(part) for part in parts]
         best: dict[int, list[str]] = {}
-        for path in self._by_name.get(_key(_stem(parts[-1])), ()):
+        for path in (self.recordings[row] for row in self._by_name.rows(parts[-1])):
             there = [_key(part) for part in path.split("/")]
             there[-1] = wanted[-1] if _key(_stem(path.split("/")[-1])) == _key(_stem(parts[-1])) else there[-1]
             shared = next(
@@ -92,15 +104,12 @@ class Tree:
         return found[0] if len(found) == 1 else None
 
     @functools.cached_property
-    def _paths(self) -> frozenset[str]:
-        return frozenset(self.recordings)
+    def _paths(self) -> Lookup:
+        return Lookup(self.recordings)
 
     @functools.cached_property
-    def _by_name(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for path in self.recordings:
-            found.setdefault(_key(_stem(path.rpartition("/")[2])), []).append(path)
-        return found
+    def _by_name(self) -> Lookup:
+        return Lookup(self.recordings, lambda path: _key(_stem(path.rpartition("/")[2])))
 
 
 def _is_absolute(name: str) -> bool:
