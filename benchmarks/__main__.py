@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import latency, measure, memory, preprocessing, serving, streams, training
+from benchmarks import clips, latency, measure, memory, preprocessing, serving, streams, training
 from benchmarks.measure import Effort, Row
 from kws import files
 from kws.command import as_command
@@ -22,6 +22,8 @@ ROWS: dict[str, Callable[[Effort], Row]] = {
     "preprocess_vs_plain": preprocessing.versus_plain,
     "preprocess_added_vs_anew": preprocessing.of_added,
     "preprocess_time_growth": preprocessing.growth,
+    "clips_time_growth": clips.growth,
+    "clips_memory": clips.memory,
     "train_loop_vs_resident_batch": training.loop_versus_resident_batch,
     "train_vs_plain": training.versus_plain,
     "train_flops_vs_peak": training.flops_versus_peak,
