@@ -199,8 +199,7 @@ def compare(
     words = [*known, *sorted(set(truth) - set(known))]
     number = {word: index for index, word in enumerate(words)}
     labels = torch.tensor([number[word] for word in truth])
-    batches = [probabilities] if isinstance(probabilities, Tensor) else probabilities
-    confidence, predicted = map(torch.cat, zip(*(batch.max(-1) for batch in batches), strict=True))
+    confidence, predicted = most_probable(probabilities)
     matrix = torch.bincount(labels * len(words) + predicted, minlength=len(words) ** 2).double()
     wrong = torch.nonzero(predicted != labels)[:, 0]
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:NUM_MISTAKES].tolist()
@@ -215,18 +214,31 @@ def compare(
     )
 
 
+def most_probable(probabilities: Tensor | Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns the highest probability of each clip, float [clips], and the number of its word, int64 [clips].
+
+    Args:
+        probabilities: float [clips, words], or batches of them, of which none is kept.
+    """
+    batches = [probabilities] if isinstance(probabilities, Tensor) else probabilities
+    confidence, predicted = map(torch.cat, zip(*(batch.max(-1) for batch in batches), strict=True))
+    return confidence, predicted
+
+
 def evaluate_tensors(recognizer: Recognizer, tensors: Tensors, split: str = "test") -> Evaluation:
     """Evaluates a model on a split of the tensors; see `recognize`."""
     return compare(recognizer.words, *recognize(recognizer, tensors, split))
 
 
-def recognize(recognizer: Recognizer, tensors: Tensors, split: str = "test") -> tuple[Tensor, list[str], Index]:
+def recognize(
+    recognizer: Recognizer, tensors: Tensors, split: str = "test"
+) -> tuple[Tensor | Iterable[Tensor], list[str], Index]:
     """Applies a model to a split of the tensors.
 
     If the model has other features than the tensors, it hears the recordings of the same clips.
 
     Returns:
-        Probabilities, float32 [clips, words of the model], the true words, and the clips.
+        Probabilities, float32 [clips, words of the model] or batches of them, the true words, and the clips.
 
     Raises:
         ValueError: the model has other features, and the recordings no longer exist or cannot be read.

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from kws import files, plots
 from kws.data.clip import Clip
 from kws.data.digest import read_manifest
-from kws.evaluate.accuracy import Evaluation, recognize
+from kws.evaluate.accuracy import Evaluation, most_probable, recognize
 from kws.evaluate.faults import describe_faults
 from kws.evaluate.streams import StreamReport
 from kws.model.bundle import Recognizer
@@ -88,8 +88,8 @@ def write_comparison(
     heard: list[list[tuple[str, float]]] = []
     for recognizer in (candidate, champion):
         probabilities, truth, clips = recognize(recognizer, tensors)
-        best, words = probabilities.max(-1), recognizer.words
-        heard.append([(words[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)])
+        confidence, predicted = (of.tolist() for of in most_probable(probabilities))
+        heard.append([(recognizer.words[i], p) for i, p in zip(predicted, confidence, strict=True)])
     of_word: dict[str, list[int]] = {}
     for number, word in enumerate(truth):
         of_word.setdefault(word, []).append(number)

@@ -141,7 +141,7 @@ class Heard:
             pcm = np.frombuffer(file.readframes(file.getnframes()), np.int16)
         first = (pcm.size - features.num_samples) // 2
         if about.kind == MISSED:
-            first = most_said(pcm / np.float32(32768), features)
+            first = most_said(pcm.astype(np.float32) / np.float32(32768), features)
         clip = collection.add(
             word, about.speaker, _wav(pcm[first : first + features.num_samples], about.rate), features
         )
