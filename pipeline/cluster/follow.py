@@ -283,14 +283,18 @@ def _settled(details: "V2beta1Run", steps: Sequence[Step]) -> bool:
     """Tells whether the states of the steps agree with that of the run, which they trail by some seconds."""
     states = {step.state for step in steps}
     if details.state == "SUCCEEDED":
-        return states - ({"SKIPPED"} if _had_nothing_new(steps) else set()) == {"SUCCEEDED"}
+        return states - (set(_NOT_RUN) if _had_nothing_new(steps) else set()) == {"SUCCEEDED"}
     return "RUNNING" not in states and bool(states & {"FAILED", "CANCELED"})
 
 
 def _had_nothing_new(steps: Iterable[Step]) -> bool:
     """Tells whether a run ended before training, as no data and no settings were new."""
     states = {step.name: step.state for step in steps}
-    return states.get("changes") == "SUCCEEDED" and states.get("train") == "SKIPPED"
+    return states.get("changes") == "SUCCEEDED" and states.get("train") in _NOT_RUN
+
+
+_NOT_RUN = ("SKIPPED", "PENDING")
+"""States of a step that a condition leaves out: Kubeflow Pipelines may not list it at all."""
 
 
 def _word(state: str) -> str:

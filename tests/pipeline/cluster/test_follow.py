@@ -629,6 +629,15 @@ def test_the_final_table_waits_for_steps_that_trail_the_run(stand_in: StandIn, s
     assert re.search(r"promote +running", text)
 
 
+def test_a_run_without_anything_new_has_settled_though_its_last_steps_are_not_listed() -> None:
+    names = ("download", "preprocess", "changes", "train", "promote")
+    states = ("SUCCEEDED", "SUCCEEDED", "SUCCEEDED", "PENDING", "PENDING")
+    found = [steps.Step(name=name, state=state) for name, state in zip(names, states, strict=True)]
+    run = as_run({"state": "SUCCEEDED"})
+    assert follow._settled(run, found)
+    assert not follow._settled(run, [*found[:2], *found[3:]]), "without the step that compares, they are only late"
+
+
 def test_quiet_prints_changes_of_state_only_and_many_lines_are_thinned(stand_in: StandIn, said: Any) -> None:
     stand_in.pods = [train_pod(phase="Running")]
     stand_in.logs["pod-of-speech-commands-tqsdf-1042459628"] = [f"epoch {i}" for i in range(100)]
