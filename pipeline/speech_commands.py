@@ -2,8 +2,7 @@
 
     download ──recordings──▶ preprocess ──tensors──▶ train ──model──▶ evaluate ──report──▶ promote
 
-A placement may add two steps: `changes` ends a run that has nothing new, `notify` tells how a run ended. This file says
-what flows where; a `pipeline.placement.Placement` says where and how each step runs.
+This file says what flows where; a `pipeline.placement.Placement` says how each step runs, and may add changes, notify.
 """
 
 from contextlib import nullcontext

@@ -211,7 +211,7 @@ def _decide(
             ),
             None,
         )
-    if versions.states(data_root).get(version) == "rejected":
+    if any((one["version"], one["state"]) == (version, "rejected") for one in versions.proposals(data_root)):
         return False, "it was rejected; kws rollback brings it back", None
     if champion is None:
         return True, f"accuracy {accuracy:.2%}, and {without}", None

@@ -214,7 +214,7 @@ def test_page_that_only_is_open_is_told_of_another_champion(page: Page, served: 
         (['{"rate": 16000}', '{"thresholds": {"no": [1], "stop": 1, "yes": 1}}'], "must be numbers"),
         (['{"rate": 16000}', '{"thresholds": [1]}'], "must be numbers"),
         (['{"rate": 16000}', '{"thresholds": {"no": -1, "stop": 1, "yes": 1}}'], "threshold of no must be more than 0"),
-        (['{"rate": 16000}', '{"sing": true}'], "a message must have thresholds, armed or finish, got sing"),
+        (['{"rate": 16000}', '{"sing": true}'], "a message must have thresholds, armed, missed or finish, got sing"),
         (['{"rate": 16000}', b"\0" * 300_000], "a message must have at most 262144 bytes"),
     ],
 )

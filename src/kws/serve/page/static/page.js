@@ -77,7 +77,7 @@ function hello(message) {
   state.ready = true;
   state.defaults = message.thresholds;
   $("keeps").hidden = !message.keeps;
-  if (message.keeps) $("not-stored")?.remove();
+  if (message.keeps && $("stored")) $("stored").textContent = "what it hears is kept";
   const same = message.words.join() === state.words.join() && message.after === state.gate.after;
   state.gate = { after: message.after, afterSeconds: message.after_seconds, armed: message.armed };
   Object.assign(state, { words: message.words, reported: message.reported, numMels: message.num_mels,
