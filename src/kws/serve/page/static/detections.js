@@ -2,7 +2,7 @@
 import { $, apart, button, element, problem, state, status } from "./state.js";
 import { RATE, toPcm, wav } from "./sound.js";
 import { keep } from "./teach.js";
-import { review } from "./review.js";
+import { review } from "./heard.js";
 
 const MOST_LINES = 1000; // a second of sound is kept for each: 32 MB
 const records = [];

@@ -1,13 +1,74 @@
-// What was heard and awaits review: listen to it, confirm it as a word, or delete it.
-export async function review(name, said, failed) {
-  try {
-    const answer = await fetch(`heard/${name}`, {
-      method: said ? "POST" : "DELETE", headers: { "content-type": "application/json" }, body: said && JSON.stringify(said),
-    });
-    if (!answer.ok) throw new Error((await answer.json()).error);
-    return true;
-  } catch (error) {
-    failed(`Not done: ${error.message}.`);
-    return false;
-  }
+// The review page.
+import { $, apart, button, element, problem, status } from "./state.js";
+import { review } from "./heard.js";
+
+const REASONS = { detected: "detected", near: "nearly detected", wrong: "marked as wrong", missed: "marked as missed" };
+
+// "20261130T071500-…" as a local time.
+function when(name) {
+  const [, year, month, day, hour, minute, second] = name.match(/^(....)(..)(..)T(..)(..)(..)/);
+  return new Date(Date.UTC(year, month - 1, day, hour, minute, second)).toLocaleString("en-GB");
 }
+
+function row(sound, words) {
+  const at = when(sound.name);
+  const word = Object.assign(element("input"), { value: sound.kind === "wrong" ? "other" : sound.word, required: true, maxLength: 60, dir: "auto" });
+  word.setAttribute("list", "words");
+  word.setAttribute("aria-label", `Word that is spoken in the sound of ${at}`);
+  const audio = Object.assign(element("audio"), { controls: true, preload: "none", src: `heard/${sound.name}` });
+  audio.setAttribute("aria-label", `Sound of ${at}`);
+  const share = sound.kind === "missed" ? "" : `${(100 * sound.probability).toFixed(1)} % (from ${(100 * sound.threshold).toFixed(1)} % on)`;
+  const line = element("tr");
+  const done = async (said, text) => {
+    if (!(await review(sound.name, said, problem))) return;
+    problem("");
+    status(text);
+    const next = line.nextElementSibling;
+    line.remove();
+    count(-1);
+    if (next) next.querySelector("input").focus();
+  };
+  const form = element("form", "row", word, Object.assign(element("button", "small", "Confirm"), { type: "submit" }),
+    button("Delete", `Delete the sound of ${at}`, () => done(null, "Deleted.")));
+  form.onsubmit = (event) => {
+    event.preventDefault();
+    const name = word.value.normalize("NFC").trim();
+    done({ word: name }, `Confirmed: now a recording of “${apart(name)}”.`);
+  };
+  const heard = element("bdi", "", sound.word || "a word");
+  const why = element("td", "", heard, ` ${REASONS[sound.kind]}`);
+  line.append(element("td", "", at), why, element("td", "", share), element("td", "", sound.version),
+    element("td", "", audio), element("td", "", form));
+  return line;
+}
+
+let total = 0;
+function count(change) {
+  total += change;
+  $("count").textContent = total ? `${total} ${total === 1 ? "sound awaits" : "sounds await"} review, the newest first.` : "No sound awaits review.";
+}
+
+async function show() {
+  const answer = await fetch("heard");
+  const found = await answer.json();
+  if (!answer.ok) {
+    problem(`${found.error}.`);
+    return;
+  }
+  const kinds = $("kind").value;
+  $("words").replaceChildren(...found.words.map((word) => Object.assign(element("option"), { value: word })));
+  $("sounds").tBodies[0].replaceChildren(...found.sounds.filter(({ kind }) => !kinds || kind === kinds).map((sound) => row(sound, found.words)));
+  total = found.total;
+  count(0);
+}
+
+$("kind").onchange = show;
+$("purge").onsubmit = async (event) => {
+  event.preventDefault();
+  const answer = await fetch(`heard?before=${$("before").value}`, { method: "DELETE" });
+  const said = await answer.json();
+  if (answer.ok) status(`Deleted: ${said.deleted}.`);
+  else problem(`${said.error}.`);
+  await show();
+};
+show();
