@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kws.evaluate.outcomes import Outcome, Scored, compare, detect
-from kws.model.detector import UNMEASURED, Thresholds, reported
+from kws.model.detector import UNMEASURED, Thresholds, log_odds, reported
 from kws.settings import require
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ def expected_alarms(levels: Sequence[float], alarms: Mapping[str, Sequence[int]]
     Returns:
         For every word the expected number at each level, positive and falling.
     """
-    odds = np.array([_log_odds(level) for level in levels])
+    odds = np.array([log_odds(level) for level in levels])
     counts = {word: np.maximum.accumulate(np.array(number, float)[::-1])[::-1] for word, number in alarms.items()}
     starts = {word: max(0, int((count >= TAIL_ALARMS).sum()) - 1) for word, count in counts.items()}
     # The sum of what the scores of the highest false alarms exceed the start by: the area under the counts.
@@ -197,7 +197,7 @@ def moved(thresholds: Thresholds, by: float, but: str = "") -> Thresholds:
     return _with(
         thresholds,
         {
-            word: value if value > 1 or word == but else _probability(_log_odds(value) + by)
+            word: value if value > 1 or word == but else _probability(log_odds(value) + by)
             for word, value in thresholds.thresholds.items()
         },
     )
@@ -224,10 +224,5 @@ def _levels(scored: Sequence[Scored], words: list[str]) -> list[float]:
     return [float(level) for level in np.unique(scores[ranks])]
 
 
-def _probability(log_odds: float) -> float:
-    return 1 / (1 + math.exp(-log_odds))
-
-
-def _log_odds(probability: float) -> float:
-    clipped = min(max(probability, 1e-9), 1 - 1e-9)
-    return math.log(clipped / (1 - clipped))
+def _probability(odds: float) -> float:
+    return 1 / (1 + math.exp(-odds))

@@ -180,6 +180,12 @@ def reported(words: list[str]) -> list[str]:
     return [word for word in words if not word.startswith("_")]
 
 
+def log_odds(probability: float) -> float:
+    """Returns the logarithm of p / (1 - p); finite also for 0 and 1."""
+    clipped = min(max(probability, 1e-9), 1 - 1e-9)
+    return math.log(clipped / (1 - clipped))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Detection:
     """A detected word."""

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kws import files
-from kws.model.detector import Detector, Floats, Window, reported
+from kws.model.detector import Detector, Floats, Window, log_odds, reported
 from kws.preprocess.audio import most_said
 from kws.recipe import FeatureConfig
 from kws.serve.page.collection import Collection
@@ -150,24 +150,26 @@ class Heard:
 
     def delete(self, name: str) -> None:
         """Deletes a sound; see `sound` for errors."""
-        path = self.sound(name)
-        path.with_suffix(".json").unlink(missing_ok=True)  # first, so that nothing is listed without its sound
-        path.unlink(missing_ok=True)
+        self.sound(name)
+        self._remove(name)
 
     def delete_before(self, day: datetime.date) -> int:
         """Deletes all sounds from before a day, in UTC, and returns their number."""
         old = [name for name in self._names() if name < f"{day:%Y%m%d}"]
         for name in old:
-            self._path(name, "json").unlink(missing_ok=True)
-            self._path(name, "wav").unlink(missing_ok=True)
+            self._remove(name)
         return len(old)
 
     def _clean(self) -> None:
         """Makes room for one sound more, and deletes those that are too old."""
-        self.delete_before((_now() - datetime.timedelta(days=self._most_days)).date())
-        for name in self._names()[self._most - 1 :]:
-            self._path(name, "json").unlink(missing_ok=True)
-            self._path(name, "wav").unlink(missing_ok=True)
+        oldest = f"{_now() - datetime.timedelta(days=self._most_days):%Y%m%d}"
+        for place, name in enumerate(self._names()):
+            if place >= self._most - 1 or name < oldest:
+                self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        self._path(name, "json").unlink(missing_ok=True)  # first, so that nothing is listed without its sound
+        self._path(name, "wav").unlink(missing_ok=True)
 
     def _names(self) -> list[str]:
         """Returns the names of all sounds, whole or not, the newest first."""
@@ -204,7 +206,7 @@ class NearMisses:
         if time < self._since:
             return None
         for word, index in self._targets:
-            margin = _log_odds(float(probabilities[index])) - _log_odds(thresholds[word])
+            margin = log_odds(float(probabilities[index])) - log_odds(thresholds[word])
             if -NEARLY <= margin < 0 and thresholds[word] <= 1 and (self._best is None or margin > self._best[0]):
                 self._best = margin, time, word, float(probabilities[index])
         if self._best is None or time - self._best[1] < APART_SECONDS:
@@ -264,11 +266,6 @@ class Keeper:
 
 def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
-
-
-def _log_odds(probability: float) -> float:
-    bounded = min(max(probability, 1e-7), 1 - 1e-7)
-    return float(np.log(bounded / (1 - bounded)))
 
 
 def _wav(pcm: Pcm, rate: int) -> bytes:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from kws.model.detector import reported
 from kws.serve.page.collection import OTHER, Collection
 from kws.serve.page.heard import Heard
 from kws.serve.page.socket import Model
@@ -44,7 +45,7 @@ def routes(
     async def listing(request: Request) -> Response:
         kept, _ = here()
         model, found = current(), kept.sounds()
-        words = [word for word in model.recognizer.words if not word.startswith("_")] if model else []
+        words = reported(model.recognizer.words) if model else []
         rows = [dataclasses.asdict(sound) for sound in found[:MOST_LISTED]]
         return JSONResponse({"sounds": rows, "total": len(found), "words": [*words, OTHER]})
 
