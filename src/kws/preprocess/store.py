@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,27 +77,6 @@ class Rows:
         blocks = np.split(self.rows, range(CLIPS_PER_SUM, len(self.rows), CLIPS_PER_SUM))
         total: npt.NDArray[np.float64] = sum(dataclasses.replace(self, rows=some).take(name).sum(0) for some in blocks)
         return total
-
-
-def unnamed_parts(data_root: Path, older_than: float = 86_400) -> list[Path]:
-    """Returns the parts that no tensors folder names, and so nothing reads.
-
-    Args:
-        data_root: the folder that holds features/ and tensors/.
-        older_than: seconds; younger parts may be of a preprocessing that has not yet written its index.
-
-    Raises:
-        ValueError: the manifest of a tensors folder is damaged, so that it is not known what it names.
-    """
-    manifests = (data_root / "tensors").glob(f"[!.]*/{files.MANIFEST}")
-    named = {part for path in manifests for part in files.read_object(path, parts=dict)["parts"]}
-    parts = (path.parent for path in sorted((data_root / "features").glob(f"*/[!.]*/{files.MANIFEST}")))
-    latest = time.time() - older_than
-    return [
-        part
-        for part in parts
-        if f"{part.parent.name}/{part.name}" not in named and (part / files.MANIFEST).stat().st_mtime <= latest
-    ]
 
 
 class Store:

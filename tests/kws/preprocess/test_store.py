@@ -14,12 +14,12 @@ import soundfile
 from tensor_folders import features_of
 
 from kws import files
-from kws.config import SPLITS
+from kws.config import SPLITS, CleanConfig
 from kws.data.index import Index
 from kws.download.step import download
 from kws.preprocess.step import preprocess
-from kws.preprocess.store import unnamed_parts
 from kws.preprocess.tensors import Tensors
+from kws.promote.clean import clean
 from kws.recipe import RECIPES, Recipe, make_recipe
 
 
@@ -215,13 +215,21 @@ def test_arrays_have_the_type_of_the_preset(tone_corpus: Path, tmp_path: Path) -
     assert Tensors(folder).split("train").parts[0].features.numpy().dtype == recipe.features.dtype
 
 
-def test_parts_that_no_tensors_name_are_listed_once_they_are_a_day_old(corpus: Path, tmp_path: Path) -> None:
+def test_parts_that_no_tensors_name_are_deleted_once_they_are_old(corpus: Path, tmp_path: Path) -> None:
+    def parts_to_delete() -> set[Path]:
+        plan = clean(tmp_path, CleanConfig(dry_run=True))
+        return {piece.path / "features.npy" for piece in plan.pieces if piece.kind == "features"}
+
     folder = preprocess(corpus, tmp_path, words="yes,no", num_threads=1)
+    (first,) = parts_of(tmp_path)
     preprocess(corpus, tmp_path, words="yes,stop", num_threads=1)
-    assert unnamed_parts(tmp_path, older_than=0) == []
+    (second,) = parts_of(tmp_path).keys() - {first}
     shutil.rmtree(folder)
-    # The other tensors name the part with the clips of yes; none that is young is listed.
-    assert unnamed_parts(tmp_path) == []
+    assert parts_to_delete() == set()
+    for part in (first, second):
+        for path in (*part.parent.iterdir(), part.parent):
+            os.utime(path, (0, 0))
+    # The other tensors name the part with the clips of yes as well as their own.
+    assert parts_to_delete() == set()
     shutil.rmtree(tmp_path / "tensors")
-    found = unnamed_parts(tmp_path, older_than=0)
-    assert {part / "features.npy" for part in found} == set(parts_of(tmp_path))
+    assert parts_to_delete() == {first, second}
