@@ -271,11 +271,11 @@ class Index(Sequence[Clip]):
         counts = np.bincount(self._of(name), minlength=len(self._texts[name])).tolist()
         return {text: count for text, count in sorted(zip(self._texts[name], counts, strict=False)) if count}
 
-    def numbered(self, name: str, texts: Sequence[str]) -> Ints:
+    def numbered(self, name: str, texts: Sequence[str]) -> npt.NDArray[np.int64]:
         """Returns which of some texts each clip has in a column, or -1, [clips]."""
         number = {text: index for index, text in enumerate(texts)}
         of_code = np.array([number.get(text, -1) for text in self._texts[name]] or [-1], np.int64)
-        found: Ints = of_code[self._of(name)]
+        found: npt.NDArray[np.int64] = of_code[self._of(name)]
         return found
 
     def of_words(self, words: Iterable[str]) -> "Index":
@@ -304,9 +304,9 @@ class Index(Sequence[Clip]):
     def spelled(self, words: Mapping[str, str]) -> "Index":
         """Returns the clips with some words in another spelling."""
         texts = [words.get(word, word) for word in self._texts["word"]]
-        distinct = list(dict.fromkeys(texts))
-        codes = np.array([distinct.index(text) for text in texts] or [0], np.int32)[self._columns["word"]]
-        return self._changed("word", codes, distinct)
+        known: dict[str, int] = {}
+        codes = np.array([known.setdefault(text, len(known)) for text in texts] or [0], np.int32)
+        return self._changed("word", codes[self._columns["word"]], list(known))
 
     def below(self, prefix: str) -> "Index":
         """Returns the clips with something in front of the names of their files."""
@@ -319,12 +319,10 @@ class Index(Sequence[Clip]):
         Raises:
             ValueError: a clip belongs to none of them.
         """
-        number = {word: index for index, word in enumerate(words)}
-        of_code = np.array([number.get(class_of(word, words), -1) for word in self._texts["word"]] or [-1], np.int64)
-        codes = self._of("word")
-        found: npt.NDArray[np.int64] = of_code[codes]
-        for code in codes[found < 0][:1].tolist():
-            raise ValueError(f"clips must be of the words {', '.join(words)}, got {self._texts['word'][code]!r}")
+        classes = {word: class_of(word, words) for word in self._texts["word"]}
+        found = self.spelled(classes).numbered("word", words)
+        for row in np.flatnonzero(found < 0)[:1].tolist():
+            raise ValueError(f"clips must be of the words {', '.join(words)}, got {self[row].word!r}")
         return found
 
 

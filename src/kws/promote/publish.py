@@ -155,7 +155,7 @@ def _publish(staging: Path, version: Version, exported: OnnxRecognizer, tensors:
                 )
                 continue
             said[path.name] = f"not published: {shown}, more than half a point apart"
-        for one in (path, path.with_suffix(".h") if name == "c" else path):
+        for one in (path, path.with_suffix(".h")):
             one.unlink(missing_ok=True)
     return said
 
