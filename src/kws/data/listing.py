@@ -75,7 +75,7 @@ class Listing:
 
     def files_of(self, clips: Index) -> Strings:
         """Returns all files on which a data set of some clips depends, each once: theirs, noise, speech, and tables."""
-        lists = (path.name for path in self.lists.values())
+        lists = (path.relative_to(self.folder).as_posix() for path in self.lists.values())
         speech = (talk.file for talk in self.speech)
         others = strings(dict.fromkeys([*self.noise, *speech, *lists, *self.tables]))
         found = clips.distinct_files()

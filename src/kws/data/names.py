@@ -15,6 +15,9 @@ THEIR_MANIFEST = "source-manifest.json"
 """What a file that has the name of our own manifest is called in a data set; NeMo's list of recordings has it."""
 
 
+_CONTAINED = {"audio", "wav", "flac", "mp3", "clip", "data", "dataset", "recording", "sample", "sound", "file"}
+
+
 def speaker_of(name: str) -> str:
     """Returns the speaker that the name of a recording names before `_nohash_`, or an empty text."""
     if "_nohash_" not in name and "_nohash_" in name.lower():
@@ -26,6 +29,11 @@ def speaker_of(name: str) -> str:
 def is_recording(name: str) -> bool:
     """Tells by its name whether a file is a recording."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def is_container(folder: str) -> bool:
+    """Tells whether a folder is named for what it holds, recordings of any words, such as wavs or audio_files."""
+    return all(part.removesuffix("s") in _CONTAINED for part in re.split(r"[-_ ]", folder.lower()))
 
 
 def is_utf8(name: str) -> bool:

@@ -28,9 +28,10 @@ LAYOUTS: dict[str, Layout] = {
     "kaldi": toolkits.kaldi,
     "edge-impulse": toolkits.edge_impulse,
     "teachable-machine": toolkits.teachable_machine,
-    "audacity": toolkits.audacity,
+    "label-tracks": toolkits.label_tracks,
     "sidecars": toolkits.sidecars,
     "list": tables.lists,
+    "names": folders.named_files,
     "folders": folders.nested_folders,
 }
 """In the order in which they are tried before the folder is taken for one of words."""
@@ -75,6 +76,7 @@ def _list_clips(folder: Path, layout: str) -> Listing:
             found = word_folders(folder)
             if len(found.words) < 2:
                 tables.require_no_other(tree)
+                folders.require_named_for_word(found)
         return found
     if folders.is_pattern(layout):
         return folders.by_pattern(tree, layout)

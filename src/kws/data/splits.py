@@ -66,7 +66,7 @@ def read_lists(lists: Mapping[str, Path], clips: Index) -> Lists:
     if not lists:
         return Lists(split_of=split_of)
     paths = clips.files
-    alike = Lookup(paths, _key)
+    alike = Lookup(paths, lambda path: _key(_ending(path)))
     folders = {file.rpartition("/")[0].rpartition("/")[2].lower() for file in paths}
     figures: dict[str, Any] = {}
     for split in (split for split in SPLITS if split in lists):
@@ -75,11 +75,14 @@ def read_lists(lists: Mapping[str, Path], clips: Index) -> Lists:
         without: list[str] = []
         twice: list[str] = []
         for number, entry in read_list(path):
-            file = "/".join(PurePosixPath(entry.replace("\\", "/")).parts[-2:])
+            entry = PurePosixPath(entry.replace("\\", "/")).as_posix()
+            file = _ending(entry)
             found = alike.rows(file)
-            exactly = any(paths[row] == file for row in found)
+            if len({paths[row].rpartition("/")[0] for row in found}) > 1:  # then the folders before make a difference
+                found = [row for row in found if _agree(paths[row], entry)]
+            exactly = any(_ending(paths[row]) == file for row in found)
             if exactly:  # a copy in another format goes with it
-                found = [row for row in found if _stem(paths[row]) == _stem(file)]
+                found = [row for row in found if _stem(_ending(paths[row])) == _stem(file)]
             code = SPLITS.index(split)
             before = np.where(split_of[found] < 0, loosely[found], split_of[found])
             twice += paths[found][(before >= 0) & (before != code)].tolist()
@@ -250,6 +253,17 @@ def divide(clips: Index, splits: Ints) -> Divided:
 def _key(file: str) -> str:
     """Returns a file name without its suffix, in lower case and Unicode normal form C."""
     return _stem(unicodedata.normalize("NFC", file).lower())
+
+
+def _ending(path: str) -> str:
+    """Returns the last folder of a path and the file name."""
+    return "/".join(path.split("/")[-2:])
+
+
+def _agree(path: str, other: str) -> bool:
+    """Tells whether two paths are the same as far as both go back."""
+    one, two = f"/{_key(path)}", f"/{_key(other)}"
+    return one.endswith(two) or two.endswith(one)
 
 
 def _stem(file: str) -> str:

@@ -231,12 +231,13 @@ def _from_folder(path: Path, sha256: str, data_root: Path, layout: str) -> Path:
     require(sha256 in ("", digest), f"sha256 of {source}", f"be {sha256} (correct it or leave it out)", digest)
     extra: dict[str, Any] = {}
 
-    def fill(staging: Path) -> None:
+    def fill(staging: Path) -> str:
         extra.update(_unpack_inner(path, source, layout, staging))
         _strip_wrapping_folders(staging, layout)
         listing = list_recordings(staging, layout)
         _require_words(listing, source)
         listing.report()
+        return listing.layout
 
     return _build(source, name, digest, data_root, layout, extra, fill)
 
@@ -263,7 +264,7 @@ def _snapshot(
     recordings = listing.files_of(listing.clips)
     num_bytes = size_of(path, recordings)
 
-    def fill(staging: Path) -> None:
+    def fill(staging: Path) -> str:
         if not move:
             require_space(num_bytes, data_root)
         listing.report()
@@ -290,6 +291,7 @@ def _snapshot(
                 else:
                     shutil.copyfile(content, target)
         packer.close()
+        return listing.layout
 
     return _build(source, name, digest, data_root, layout, {"not_read": listing.figures()} | extra, fill)
 
@@ -297,7 +299,7 @@ def _snapshot(
 def _extract(
     archive: Path, source: str, name: str, digest: str, data_root: Path, layout: str, extra: dict[str, Any]
 ) -> Path:
-    def extract(staging: Path) -> None:
+    def extract(staging: Path) -> str:
         require_space(archive.stat().st_size * EXTRACTED, data_root)
         skipped = unpack(archive, staging, source, name)
         for member, reason in skipped.first.items():
@@ -310,6 +312,7 @@ def _extract(
         listing = list_recordings(staging, layout)
         _require_words(listing, source)
         listing.report()
+        return listing.layout
 
     return _build(source, name, digest, data_root, layout, extra, extract)
 
@@ -334,8 +337,9 @@ def _combine(parts: Sequence[Path], data_root: Path) -> Path:
     digest = hashlib.sha256("".join(sorted(one["folder"] + one["sha256"] for one in sources)).encode()).hexdigest()
     source = "\n".join(one["source"] for one in sources)
 
-    def fill(staging: Path) -> None:
+    def fill(staging: Path) -> str:
         write_parts(staging, parts)
+        return AUTO
 
     return _build(source, f"{len(parts)}-sources", digest, data_root, AUTO, {"sources": sources}, fill)
 
@@ -347,14 +351,16 @@ def _build(
     data_root: Path,
     layout: str,
     extra: dict[str, Any],
-    fill: Callable[[Path], None],
+    fill: Callable[[Path], str],
 ) -> Path:
-    """Fills the folder of a data set by calling `fill` and writes its manifest, unless it is complete."""
+    """Fills the folder of a data set and writes its manifest, unless it is complete.
+
+    `fill` returns the layout by which it was read: what is copied may look otherwise without what was left behind.
+    """
     folder = _folder_of(name, digest, data_root, layout)
 
     def build(staging: Path) -> None:
-        fill(staging)
-        listing = list_recordings(staging, layout)
+        listing = list_recordings(staging, fill(staging))
         digests, names = Digests(staging), names_of(listing)
         digests.save(names)
         files.write_json(
@@ -436,7 +442,11 @@ def _require_words(listing: Listing, source: str) -> None:
     kinds = Counter(kind for path in some if not (kind := kind_of_file(path)).is_audio)
     (kind, number), *_ = [*kinds.most_common(1), (None, 0)]
     found = f"; {number} of {len(some)} files are each {kind.name}" if kind and number > 1 else ""
-    remedy = kind.remedy if kind and kind.remedy and number > len(some) / 2 else "arrange the recordings like this"
+    remedy = (
+        kind.remedy
+        if kind and kind.remedy and number > len(some) / 2
+        else "arrange the recordings like this, or list them"
+    )
     raise ValueError(
         f"source must hold a folder of recordings for each word (<word>/*.wav), got {source} with "
         f"{', '.join(names) or 'nothing'}{found}: {remedy}"

@@ -7,7 +7,7 @@ import shutil
 import tarfile
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -493,7 +493,7 @@ def test_label_track_of_audacity_cuts_the_recording_beside_it(tmp_path: Path, na
     labels = "0.500000\t1.300000\tyes\n\\\t100.0\t2000.0\n2,000000\t2,750000\tleft\n3.000000\t3.000000\tmark\n"
     (tmp_path / name).write_text(labels)
     listing = list_recordings(tmp_path)
-    assert listing.layout == "audacity"
+    assert listing.layout == "label-tracks"
     assert said(listing) == {("session.wav@0.5-1.3s", "yes", "", ""), ("session.wav@2.0-2.75s", "left", "", "")}
     assert listing.left_out == {"they end before they begin": 1}
 
@@ -709,7 +709,7 @@ def test_names_of_files_say_word_and_speaker(tmp_path: Path) -> None:
 def test_folders_named_like_speakers_are_not_taken_for_words(tmp_path: Path) -> None:
     for number, path in enumerate(real("yes")):
         place(tmp_path / f"Actor_{number % 2:02}" / f"03-01-{number:02}.wav", path)
-    with pytest.raises(UnclearLayout, match="got Actor_00, Actor_01, which are named like speakers"):
+    with pytest.raises(UnclearLayout, match="got Actor_00, Actor_01, which may be speakers by their names"):
         list_recordings(tmp_path)
     assert list_recordings(tmp_path, "word").words == ["Actor_00", "Actor_01"]
 
@@ -755,6 +755,195 @@ def test_csv_of_excel_is_read_and_one_with_other_columns_refused(tmp_path: Path)
     cells = "".join(f"{row['file'][6:]};{'schön' if row['word'] == 'yes' else 'nein'}\r\n" for row in rows)
     (tmp_path / "list.csv").write_bytes(f"sep=;\r\nFile;Word\r\n{cells}".encode("latin-1"))
     assert counts(list_recordings(tmp_path)) == {"nein": 10, "schön": 10}
-    (tmp_path / "list.csv").write_bytes(f"Datei;Wort\r\n{cells}".encode("latin-1"))
-    with pytest.raises(UnclearLayout, match=r"got list\.csv with Datei, Wort, of which Datei names recordings"):
+    cells = cells.replace("\r\n", ";laut\r\n")
+    (tmp_path / "list.csv").write_bytes(f"Datei;Wort;Art\r\n{cells}".encode("latin-1"))
+    with pytest.raises(UnclearLayout, match=r"got list\.csv with Datei, Wort, Art, of which Datei names recordings"):
         list_recordings(tmp_path)
+
+
+WORDS = ("yes", "left")
+
+
+def _kaggle(folder: Path) -> None:
+    for word in WORDS:
+        for source in real(word):
+            place(folder / "train" / "audio" / word / source.name, source)
+            place(folder / "test" / "audio" / f"clip_{word[0]}{source.name[:6]}.wav", source)
+    (folder / "train" / "testing_list.txt").write_text("".join(f"{word}/{real(word)[0].name}\n" for word in WORDS))
+
+
+def _conditions(folder: Path) -> None:
+    for word in WORDS:
+        for number, source in enumerate(real(word)):
+            place(folder / word / ("near", "far")[number % 2] / source.name, source)
+
+
+def _sessions(folder: Path) -> None:
+    for word in WORDS:
+        for number, source in enumerate(real(word)):
+            place(folder / f"speaker{number % 3}" / "wav" / word / f"{number}.wav", source)
+
+
+def _ground_truth(folder: Path) -> None:
+    rows = flat(folder, below="FSD50K.dev_audio")
+    table(
+        folder / "FSD50K.ground_truth" / "dev.csv",
+        [{"fname": Path(row["file"]).stem, "labels": row["word"], "mids": "/m/1"} for row in rows],
+    )
+
+
+def _two_columns(folder: Path) -> None:
+    table(folder / "liste.csv", [{"Datei": row["file"], "Wort": row["word"]} for row in flat(folder)], ";")
+
+
+def _blanks(folder: Path) -> None:
+    (folder / "list.lst").write_text("".join(f"{row['file']} {row['word']}\n" for row in flat(folder)))
+
+
+def _mapping(folder: Path) -> None:
+    files.write_json(folder / "labels.json", {row["file"]: row["word"] for row in flat(folder)})
+
+
+def _mapping_of_objects(folder: Path) -> None:
+    rows = flat(folder)
+    (folder / "labels.json").write_text(json.dumps({row["file"]: {"label": row["word"]} for row in rows}))
+
+
+def _array_in_an_object(folder: Path) -> None:
+    rows = [{"audio": row["file"], "label": row["word"]} for row in flat(folder)]
+    (folder / "data.json").write_text(json.dumps({"version": 1, "data": rows}))
+
+
+def _numbered(folder: Path) -> None:
+    for word in WORDS:
+        for number, source in enumerate(real(word), 1):
+            place(folder / f"{word} ({number}).wav", source)
+
+
+def _digits(folder: Path) -> None:
+    for digit, word in enumerate(WORDS):
+        for number, source in enumerate(real(word)):
+            place(folder / f"{digit}_jackson_{number}.wav", source)
+
+
+def _long_recording(path: Path) -> list[tuple[float, float, str]]:
+    """Writes ten clips of each word one after another, and returns where each is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sounds, found, at = [], [], 0.0
+    for source, word in ((path, name) for name in WORDS for path in real(name)):
+        samples, rate = soundfile.read(source)
+        sounds += [np.zeros(rate // 2), samples]
+        found.append((at + 0.5, at + 0.5 + len(samples) / rate, word))
+        at += 0.5 + len(samples) / rate
+    soundfile.write(path, np.concatenate(sounds), 16_000)
+    return found
+
+
+def _text_grid(folder: Path) -> None:
+    labels = _long_recording(folder / "interview.wav")
+    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "xmin = 0", f"xmax = {labels[-1][1]}", "size = 2"]
+    for tier in ("words", "phones"):
+        lines += ["item:", 'class = "IntervalTier"', f'name = "{tier}"', "xmin = 0", f"xmax = {labels[-1][1]}"]
+        for start, end, word in labels:
+            lines += [f"xmin = {start - 0.5}", f"xmax = {start}", 'text = ""']
+            lines += [f"xmin = {start}", f"xmax = {end}", f'text = "{word if tier == "words" else "j"}"']
+    (folder / "interview.TextGrid").write_text("\n".join(lines), encoding="utf-16")
+
+
+def _short_text_grid(folder: Path) -> None:
+    labels = _long_recording(folder / "interview.wav")
+    lines = ['"ooTextFile"', '"TextGrid"', "0", str(labels[-1][1]), "<exists>", "1", '"IntervalTier"', '"all"', "0"]
+    lines += [str(labels[-1][1]), str(len(labels)), *(f'{start}\n{end}\n"{word}"' for start, end, word in labels)]
+    (folder / "interview.TextGrid").write_text("\n".join(lines))
+
+
+def _subtitles(folder: Path) -> None:
+    cues = [(start, end, f"{word.capitalize()}.") for start, end, word in _long_recording(folder / "interview.wav")]
+    cues.append((0.1, 0.4, "yes\nplease"))
+    texts = (f"{number}\n00:00:{a:06.3f} --> 00:00:{b:06.3f}\n{word}\n" for number, (a, b, word) in enumerate(cues, 1))
+    (folder / "interview.srt").write_text("\n".join(texts).replace(".", ",", 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "layout", "speakers"),
+    [
+        (_kaggle, "*/*/word", 9),
+        (_conditions, "word/speaker", 9),
+        (_sessions, "speaker/*/word", 3),
+        (_ground_truth, "list", 0),
+        (_two_columns, "list", 0),
+        (_blanks, "list", 0),
+        (_mapping, "list", 0),
+        (_mapping_of_objects, "list", 0),
+        (_array_in_an_object, "list", 0),
+        (_numbered, "names", 0),
+        (_digits, "names", 1),
+        (_text_grid, "label-tracks", 0),
+        (_short_text_grid, "label-tracks", 0),
+        (_subtitles, "label-tracks", 0),
+    ],
+)
+def test_data_set_that_download_makes_is_what_the_source_is(
+    tmp_path: Path, make: Callable[[Path], None], layout: str, speakers: int
+) -> None:
+    make(tmp_path / "source")
+    listing = list_recordings(tmp_path / "source")
+    assert listing.layout == layout
+    assert len(listing.clips.counts("speaker").keys() - {""}) == speakers
+    assert sorted(counts(listing).values()) == [10, 10]
+    data_set = list_recordings(download(str(tmp_path / "source"), "", tmp_path / "data"))
+    assert said(data_set) == said(listing)
+    assert data_set.layout == layout
+
+
+def test_lists_of_splits_count_where_they_lie(tmp_path: Path) -> None:
+    _kaggle(tmp_path)
+    listing = list_recordings(tmp_path)
+    lists = splits.read_lists(listing.lists, listing.clips)
+    assert Counter(lists.split_of.tolist()) == {-1: 18, 2: 2}
+
+
+def test_entry_of_a_list_names_the_recording_in_its_folder(tmp_path: Path) -> None:
+    for speaker in ("s1", "s2"):
+        for word in WORDS:
+            place(tmp_path / speaker / word / "0.wav", real(word)[0])
+    (tmp_path / "testing_list.txt").write_text("s1/yes/0.wav\n")
+    listing = list_recordings(tmp_path)
+    lists = splits.read_lists(listing.lists, listing.clips)
+    assert [clip.file for clip, split in zip(listing.clips, lists.split_of, strict=True) if split == 2] == [
+        "s1/yes/0.wav"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["{speaker}-2008/wav"], "may be speakers by their names"),
+        (["wav"], "got only a folder wav beside labels.xlsx: add a list"),
+        (["a{speaker}/b{number}/c{word}"], "such as --layout speaker/[*]/word"),
+        (["train/wavs", "test/wavs"], "splits by their names"),
+    ],
+)
+def test_folders_that_do_not_tell_the_words_are_refused(tmp_path: Path, folders: list[str], message: str) -> None:
+    for word in WORDS:
+        for number, source in enumerate(real(word)):
+            for folder in folders:
+                place(
+                    tmp_path
+                    / folder.format(speaker=f"ana{number % 3}", number=number, word=word)
+                    / f"{word[0]}{number}.wav",
+                    source,
+                )
+    (tmp_path / "labels.xlsx").write_bytes(b"PK")
+    with pytest.raises(UnclearLayout, match=message):
+        list_recordings(tmp_path)
+
+
+def test_table_about_speakers_beside_folders_of_words_is_no_list(tmp_path: Path) -> None:
+    rows = []
+    for word in WORDS:
+        for source in real(word):
+            place(tmp_path / word / source.name, source)
+            rows.append({"clip_name": f"{word}/{source.name}", "gender": "female"})
+    table(tmp_path / "about.csv", rows)
+    assert counts(list_recordings(tmp_path)) == {"left": 10, "yes": 10}

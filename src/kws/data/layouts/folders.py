@@ -8,11 +8,14 @@ from kws.config import SPEECH_COMMANDS_WORDS
 from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_named
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
-from kws.data.names import word_of
+from kws.data.names import is_container, speaker_of, word_of
 from kws.data.words import alike
 
 LEVELS = ("split", "word", "speaker")
 """What a level of folders can say; a layout names its levels from the outermost inwards, as in speaker/word."""
+
+ANY = "*"
+"""A level that says nothing."""
 
 _SPEAKER = re.compile(
     r"(speaker|spk|spkr|user|usr|subject|subj|participant|person|volunteer|voice|actor|client|child|adult|male|female|"
@@ -23,28 +26,40 @@ _SPEAKER = re.compile(
 
 
 _NAMED = re.compile(r"([^_]+)_([^_]+)_\d+\.\w+")
+"""A word and a speaker, or a speaker and a word, and a number."""
+
+_NUMBERED = re.compile(r"([^\d]*?)[-_. ]?(?:\d+|\(\d+\))\.\w+")
+"""A word and a number: yes_01, yes (3)."""
 
 MOST_WORDS = 1000
 """Names of files with more different parts than this are not words and speakers."""
 
 
 def is_pattern(layout: str) -> bool:
-    """Tells whether a layout is named by the levels of its folders, such as split/word: one of each, and a word."""
+    """Tells whether a layout is named by the levels of its folders, such as split/word or word/*: one is the word."""
     levels = layout.split("/")
-    return "word" in levels and set(levels) <= set(LEVELS) and len(set(levels)) == len(levels)
+    said = [level for level in levels if level != ANY]
+    return "word" in said and set(said) <= set(LEVELS) and len(set(said)) == len(said)
 
 
 def by_pattern(tree: Tree, pattern: str) -> Listing:
-    """Lists recordings in folders whose levels mean what a pattern says; others are not read."""
+    """Lists recordings in folders whose levels mean what a pattern says; others are not read.
+
+    A speaker in the name of a recording counts more than the folder.
+    """
     levels = pattern.split("/")
 
     def rows() -> Iterator[Row]:
         for file in tree.recordings:
-            folders = file.split("/")[:-1]
+            *folders, name = file.split("/")
             names = dict(zip(levels, folders, strict=False)) if len(folders) == len(levels) else {}
             if names and not any(folder.startswith("_") for folder in folders):
-                split = split_named(names.get("split", ""))
-                yield Row(file=file, word=word_of(names["word"]), speaker=names.get("speaker", ""), split=split)
+                yield Row(
+                    file=file,
+                    word=word_of(names["word"]),
+                    speaker=speaker_of(name) or names.get("speaker", ""),
+                    split=split_named(names.get("split", "")),
+                )
 
     return listing_of(tree, pattern, rows(), [], not_named=f"it does not lie in folders {pattern}")
 
@@ -52,83 +67,116 @@ def by_pattern(tree: Tree, pattern: str) -> Listing:
 def nested_folders(tree: Tree) -> Listing | None:
     """Lists folders in folders, if their names tell what each level is.
 
+    A level at which all folders have the same name says nothing, such as `audio` in train/audio/<word>.
+
     Raises:
         UnclearLayout: they do not.
     """
-    if (by_names := _by_names(tree)) is not None:
-        return by_names
     parents = Counter(file.rpartition("/")[0] for file in tree.recordings)
     depths = {tuple(folders): number for parent, number in parents.items() if (folders := _folders(parent))}
-    if not depths:
-        return None
     outermost = sorted({folders[0] for folders in depths})
     if len(outermost) < 2:
-        return None  # a folder around everything
-    has_splits = all(split_named(name) for name in outermost) and any(
-        split_named(name) == "train" for name in outermost
-    )
-    inner = {folders[1:] for folders in depths} if has_splits else depths.keys()
+        return None  # no folders, or one around everything
+    splits = {split_named(name) for name in outermost}
+    has_splits = "train" in splits and "" not in splits
     counts = Counter[int]()
-    for levels, number in depths.items():
-        counts[len(levels) - has_splits] += number
+    for path, number in depths.items():
+        if not has_splits or split_named(path[0]) == "train":  # other splits may have no words
+            counts[len(path)] += number
     depth = counts.most_common(1)[0][0]
-    if has_splits and depth == 0:
-        raise UnclearLayout(
-            f"recordings must lie in folders of words, or be in a list, got the folders {_some(outermost)}, which are "
-            "splits by their names, and hold recordings of which nothing tells the word: add metadata.csv with the "
-            "columns file_name and label (if they are words, use --layout word)"
-        )
-    if depth == 1 and not has_splits and _named_like_speakers(outermost):
-        raise UnclearLayout(
-            f"the folders must be words, got {_some(outermost)}, which are named like speakers: name the word of each "
-            "recording in a list (file, word, speaker), or use --layout word if they are words"
-        )
-    if depth == 1:
-        return by_pattern(tree, "split/word") if has_splits else None
-    if depth != 2:
-        return None
-    if any(len(folders) == 1 for folders in inner) and not has_splits:
+    if depth == 2 and counts[1] and not has_splits:
         return None  # word folders, in which there are some more folders
-    prefix = "split/" if has_splits else ""
-    outer, within = (sorted({folders[level] for folders in inner if len(folders) == 2}) for level in (0, 1))
-    named = _which_are_words(outer, within)
-    if named:
-        return by_pattern(tree, prefix + named)
-    raise UnclearLayout(
-        f"one level of folders must be the words, got {_some(outer)} with {_some(within)} in them, of which nothing "
-        f"tells which are speakers: use --layout {prefix}word/speaker or --layout {prefix}speaker/word"
-    )
+    of_depth = sorted(path for path in depths if len(path) == depth)
+    names = [sorted(set(level)) for level in zip(*of_depth, strict=True)]
+    said = [level for level in range(has_splits, depth) if len(names[level]) > 1]
+    levels = ["split" if has_splits and level == 0 and len(names[0]) > 1 else ANY for level in range(depth)]
+    if has_splits and not said:
+        if depth == 1 or is_container(names[-1][0]):
+            raise UnclearLayout(
+                f"recordings must lie in folders of words, or be in a list, got the folders {_some(outermost)}, which "
+                "are splits by their names, and hold recordings of which nothing tells the word: add metadata.csv with "
+                "the columns file_name and label (if they are words, use --layout word)"
+            )
+        said = [depth - 1]  # of one word
+    if len(said) == 1:
+        (level,) = said
+        levels[level] = "word"
+        if _named_like_speakers(names[level]) or (level < depth - 1 and _without_known_words(names[level])):
+            raise UnclearLayout(
+                f"the folders must be words, got {_some(names[level])}, which may be speakers by their names: name the "
+                "word of each recording in a list (file, word, speaker), or use "
+                f"--layout {'/'.join(levels)} if they are words"
+            )
+    elif len(said) == 2:
+        outer, within = said
+        named = _which_are_words(names[outer], names[within])
+        if not named:
+            raise UnclearLayout(
+                f"one level of folders must be the words, got {_some(names[outer])} with {_some(names[within])} in "
+                f"them, of which nothing tells which are speakers: use --layout {_pattern(levels, outer, within)} or "
+                f"--layout {_pattern(levels, within, outer)}"
+            )
+        word, speaker = (outer, within) if named == "word/speaker" else (within, outer)
+        levels = _pattern(levels, word, speaker).split("/")
+    else:
+        raise UnclearLayout(
+            f"one level of folders must be the words, got {depth} levels, such as {'/'.join(of_depth[0])}: say "
+            "what each is, such as --layout speaker/*/word, where * is a level that says nothing"
+        )
+    return None if levels == ["word"] else by_pattern(tree, "/".join(levels))
 
 
-def _by_names(tree: Tree) -> Listing | None:
-    """Lists recordings named <word>_<speaker>_<number>, as in AudioMNIST and the Free Spoken Digit Dataset.
+def require_named_for_word(listing: Listing) -> None:
+    """Refuses a single folder whose name says what it holds rather than a word.
 
-    They lie in one folder, or in folders named for the speaker. Which part is the word follows from known words.
+    Raises:
+        UnclearLayout: it does.
     """
-    if not len(tree.recordings):
-        return None
-    parts: list[set[str]] = [set(), set()]
+    if (words := listing.words) and len(words) == 1 and is_container(words[0]):
+        others = sorted(path.name for path in listing.folder.iterdir() if path.is_file())[:3]
+        raise UnclearLayout(
+            f"recordings must lie in folders of words, or be in a list, got only a folder {words[0]}"
+            f"{' beside ' + ', '.join(others) if others else ''}: add a list (list.csv with the columns file and word; "
+            "spreadsheets can be saved as CSV), or use --layout word if it is a word"
+        )
+
+
+def named_files(tree: Tree) -> Listing | None:
+    """Lists recordings that are named for their word: <word>_<speaker>_<number>, or <word> and a number.
+
+    The former, as in AudioMNIST and the Free Spoken Digit Dataset, lie in one folder, or in folders named for the
+    speaker; the latter in one folder, such as `yes (3).wav`. Which part is the word follows from known words.
+    """
+    for names in (_NAMED, _NUMBERED):
+        parts = _parts_of_names(tree, names)
+        known = [group for group, some in parts.items() if all(map(_is_known, some))]
+        if len(known) != 1 or (names is _NUMBERED and len(parts[1]) == 1):
+            continue
+        (word,) = known
+        others = parts.keys() - {word}
+        pairs = ((file, names.fullmatch(file.rpartition("/")[2])) for file in tree.recordings)
+        rows = (
+            Row(file=file, word=match[word], speaker=next((match[group] for group in others), ""))
+            for file, match in pairs
+            if match is not None
+        )
+        return listing_of(tree, "names", rows, [])
+    return None
+
+
+def _parts_of_names(tree: Tree, names: re.Pattern[str]) -> dict[int, set[str]]:
+    """Returns the different texts of every group of a pattern that all recordings match; none if one does not."""
+    parts: dict[int, set[str]] = {group: set() for group in range(1, names.groups + 1) if len(tree.recordings)}
     for file in tree.recordings:
         folder, name = f"/{file}".rpartition("/")[0].rpartition("/")[2], file.rpartition("/")[2]
-        found = _NAMED.fullmatch(name)
+        found = names.fullmatch(name)
         if found is None or folder in (found[1], *SPEECH_COMMANDS_WORDS):
-            return None  # the folder is the word
-        parts[0].add(found[1])
-        parts[1].add(found[2])
-        if len(parts[0]) > MOST_WORDS < len(parts[1]):
-            return None
-    are_words = [all(alike(one) in SPEECH_COMMANDS_WORDS or re.fullmatch(r"\d", one) for one in some) for some in parts]
-    if are_words[0] == are_words[1]:
-        return None
-    word, speaker = (1, 2) if are_words[0] else (2, 1)
-
-    def rows() -> Iterator[Row]:
-        for file in tree.recordings:
-            found = _NAMED.fullmatch(file.rpartition("/")[2])
-            assert found is not None
-            yield Row(file=file, word=found[word], speaker=found[speaker])
-
-    return listing_of(tree, "names", rows(), [])
+            return {}  # the folder is the word
+        for group, some in parts.items():
+            some.add(found[group])
+        if all(len(some) > MOST_WORDS for some in parts.values()):
+            return {}
+    return parts
 
 
 def _which_are_words(outer: Sequence[str], within: Sequence[str]) -> str:
@@ -141,6 +189,15 @@ def _which_are_words(outer: Sequence[str], within: Sequence[str]) -> str:
 
 def _named_like_speakers(names: Sequence[str]) -> bool:
     return all(map(_SPEAKER.fullmatch, names))
+
+
+def _pattern(levels: Sequence[str], word: int, speaker: int) -> str:
+    """Returns a pattern of levels of which two are known."""
+    return "/".join({word: "word", speaker: "speaker"}.get(level, said) for level, said in enumerate(levels))
+
+
+def _is_known(word: str) -> bool:
+    return alike(word) in SPEECH_COMMANDS_WORDS or re.fullmatch(r"\d", word) is not None
 
 
 def _without_known_words(names: Sequence[str]) -> bool:

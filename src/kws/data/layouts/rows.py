@@ -78,7 +78,7 @@ def listing_of(
 ) -> Listing:
     """Makes the listing of rows, each clip once.
 
-    Folders of noise and the lists of splits beside everything count as in the layout of Speech Commands.
+    Folders of noise and the lists of splits count as in the layout of Speech Commands, wherever they lie.
 
     Raises:
         ValueError: two rows give a clip two words.
@@ -116,9 +116,7 @@ def listing_of(
         layout=layout,
         clips=found,
         noise=sorted(noise),
-        lists={
-            split: tree.folder / path for path in tree.others for split, name in LISTS.items() if path.lower() == name
-        },
+        lists={split: tree.folder / path for split, path in tree.only_by_name(LISTS).items()},
         tables=sorted(tables),
         not_read=NotRead({one_line(file): not_named for file in without}),
         left_out=dict(left_out),

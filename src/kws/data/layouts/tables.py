@@ -18,7 +18,7 @@ from kws.data.index import Lookup
 from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_named, split_within
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
-from kws.data.names import word_of
+from kws.data.names import is_container, is_recording, word_of
 from kws.data.shards import Shard
 from kws.data.splits import read_lines
 from kws.files import MANIFEST
@@ -34,7 +34,10 @@ NAMES: Mapping[str, Sequence[str]] = {
         "target",
     ),
     "sentence": ("sentence", "text", "transcript", "transcription", "utterance", "normalized_text"),
-    "speaker": ("client_id", "speaker_id", "speaker", "speakerid", "spk_id", "spk", "user_id", "user", "participant"),
+    "speaker": (
+        "client_id", "speaker_id", "speaker", "speakerid", "spk_id", "spk", "user_id", "user", "worker_id",
+        "participant",
+    ),
     "split": ("set", "split", "subset", "partition"),
     "start": ("start", "begin", "onset", "start_time", "begin_time", "offset", "xmin"),
     "end": ("end", "stop", "end_time", "xmax", "offset"),
@@ -43,7 +46,7 @@ NAMES: Mapping[str, Sequence[str]] = {
 }  # fmt: skip
 """What the columns are called, in any case; of several that are there the first counts."""
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".lst", ".list")
 
 NOT_FOR_USE = ("invalidated", "other", "reported", "clip_durations", "unvalidated_sentences", "validated_sentences")
 """Tables of Common Voice beside validated.tsv that hold what listeners rejected or have not heard, or no recordings."""
@@ -53,6 +56,12 @@ UNNAMED = ("NA", "nan", "None", "null")
 
 SAMPLE = 1000
 """How many rows are looked at to choose the column of the words."""
+
+FEW = 20
+"""How many rows are looked at to find the column of the files."""
+
+COUNTED = ("", "id", "index", "unnamed:_0")
+"""Names of columns that only number the rows."""
 
 
 @dataclass(frozen=True)
@@ -100,16 +109,15 @@ def require_no_other(tree: Tree) -> None:
     """
     for path in tree.others:
         if Path(path).suffix.lower() in SUFFIXES and (path != MANIFEST or read_manifest(tree.folder) is None):
-            for row in itertools.islice(_cells(tree, path, strict=False), 1):
-                texts = [(str(column), _text(value)) for column, value in row.items()]
-                named = [column for column, text in texts if "." in text and tree.find(text, path.rpartition("/")[0])]
-                if named and len(row) > 1:
-                    raise UnclearLayout(
-                        f"a list must have a column named file and one named word, got {path} with "
-                        f"{', '.join(map(one_line, map(str, row)))}, of which {one_line(named[0])} names recordings: "
-                        "name the columns so (docs/data.md has other names), or use --layout word to read the folders "
-                        "alone"
-                    )
+            rows = list(itertools.islice(_cells(tree, path), FEW))
+            named = _column_of_files(tree, path, rows)
+            if named is not None and len(rows[0]) > 1:
+                raise UnclearLayout(
+                    f"a list must have a column named file and one named word, got {path} with "
+                    f"{', '.join(map(one_line, map(str, rows[0])))}, of which {one_line(named)} names recordings: "
+                    "name the columns so (docs/data.md has other names), or use --layout word to read the folders "
+                    "alone"
+                )
 
 
 def said_by(row: Any) -> dict[str, str]:
@@ -140,17 +148,47 @@ def _table(tree: Tree, path: str) -> Table | None:
     whole = tree.folder / path
     if whole.suffix.lower() not in SUFFIXES or (path == MANIFEST and read_manifest(tree.folder) is not None):
         return None
-    first = next(_cells(tree, path), {})
+    some = list(itertools.islice(_cells(tree, path), FEW))
+    first = next(iter(some), {})
     columns = _columns(first)
     if whole.suffix.lower() == ".parquet" and Shard(whole).holds_recordings:
         return Table(path, columns, is_shard=True) if {"word", "sentence"} & columns.keys() else None
+    if "file" not in columns and (file := _column_of_files(tree, path, some)) is not None:
+        columns = {"file": file} | {what: name for what, name in columns.items() if name != file}
+    if "file" in columns and not {"word", "sentence"} & columns.keys():
+        columns |= _only_column_of_words(tree, path, some, columns)
     if "file" not in columns or len(columns) < 2:
         return None
     if not {"word", "sentence"} & columns.keys():  # then the folder of a recording is its word
         file = tree.find(_text(first[columns["file"]]), path.rpartition("/")[0])
         if not {"speaker", "split"} & columns.keys() or file is None or "/" not in file:
             return None
+        if is_container(file.split("/")[-2]):
+            return None
     return Table(path, columns)
+
+
+def _column_of_files(tree: Tree, path: str, rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Returns the first column of which most values name recordings; None if there is none."""
+    near = path.rpartition("/")[0]
+    for column in rows[0] if rows else ():
+        found = sum(tree.find(_text(row.get(column)), near) is not None for row in rows)
+        if found > len(rows) / 2:
+            return str(column)
+    return None
+
+
+def _only_column_of_words(
+    tree: Tree, path: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
+) -> dict[str, str]:
+    """Returns the column of the words under whatever name, if recordings lie in one folder and only one is left."""
+    left = [name for key, name in _named(rows[0]).items() if name not in columns.values() and key not in COUNTED]
+    files = [tree.find(_text(row.get(columns["file"])), path.rpartition("/")[0]) for row in rows]
+    folders = {file.rpartition("/")[0] for file in files if file is not None}
+    if len(left) != 1 or len(folders) != 1:
+        return {}
+    words = [_text(row.get(left[0])) for row in rows]
+    return {} if any(_number(word) is not None for word in words) else {"word": left[0]}
 
 
 def _columns(row: Iterable[object]) -> dict[str, str]:
@@ -239,22 +277,20 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _cells(tree: Tree, path: str, strict: bool = True) -> Iterator[Mapping[str, Any]]:
-    """Yields the rows of a file, each cell under the name of its column; none if it is not a table of recordings.
-
-    Unless `strict`, a table of text may have any names of columns.
-    """
+def _cells(tree: Tree, path: str) -> Iterator[Mapping[str, Any]]:
+    """Yields the rows of a file, each cell under the name of its column; none if it is not a table."""
     whole = tree.folder / path
     suffix = whole.suffix.lower()
     if suffix == ".parquet":
         return Shard(whole).rows()
-    return _json_rows(whole) if suffix in (".json", ".jsonl", ".ndjson") else _text_rows(tree, path, strict)
+    return _json_rows(whole) if suffix in (".json", ".jsonl", ".ndjson") else _text_rows(tree, path)
 
 
-def _text_rows(tree: Tree, path: str, strict: bool) -> Iterator[dict[str, str]]:
+def _text_rows(tree: Tree, path: str) -> Iterator[dict[str, str]]:
     """Yields the rows of a CSV or TSV file with any mark between cells; without a header: file, word, …
 
-    Where | stands between the cells, as in LJ Speech, they are file, sentence, and the sentence as it is spoken.
+    Where | stands between the cells, as in LJ Speech, they are file, sentence, and the sentence as it is spoken. Lines
+    may also be a file, a blank, and a word.
     """
     lines: Iterator[str] = (
         line
@@ -263,17 +299,16 @@ def _text_rows(tree: Tree, path: str, strict: bool) -> Iterator[dict[str, str]]:
     )
     first = next(lines, "")
     mark = max("\t,;|", key=first.count)
+    near = path.rpartition("/")[0]
     if mark not in first:
+        if " " in first and tree.find(first.rsplit(None, 1)[0], near) is not None:
+            yield from (dict(zip(("file", "word"), line.rsplit(None, 1), strict=False)) for line in [first, *lines])
         return
     header = [cell.strip() for cell in next(csv.reader([first], delimiter=mark))]
-    columns = _columns(header)
-    if "file" not in columns or len(columns) < 2:
-        if tree.find(header[0], path.rpartition("/")[0]) is not None:
-            names = ["file", "sentence", "spoken"] if mark == "|" else ["file", "word", "speaker", "split"]
-            header = names[: len(header)]
-            lines = itertools.chain([first], lines)
-        elif strict:
-            return
+    if "file" not in _columns(header) and tree.find(header[0], near) is not None:
+        names = ["file", "sentence", "spoken"] if mark == "|" else ["file", "word", "speaker", "split"]
+        header = names[: len(header)]
+        lines = itertools.chain([first], lines)
     # In Common Voice and other TSV files, a quotation mark is part of the sentence.
     quotes = (
         csv.reader(lines, delimiter=mark, quoting=csv.QUOTE_NONE) if mark == "\t" else csv.reader(lines, delimiter=mark)
@@ -283,34 +318,48 @@ def _text_rows(tree: Tree, path: str, strict: bool) -> Iterator[dict[str, str]]:
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the objects of JSON lines, or of a JSON array; none if the file is something else."""
+    """Yields the objects of JSON lines, or those of a JSON document; none if the file is something else."""
     with path.open("rb") as file:
-        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
-        file.seek(0)
-        if start.startswith(b"["):
-            try:
-                values = json.loads(file.read())
-            except ValueError:
-                return
-            for value in values:
-                if isinstance(value, dict) and isinstance(value.get("data"), dict) and "annotations" in value:
-                    yield from _of_label_studio(value)
-                elif isinstance(value, dict):
-                    yield value
+        lines = (line for line in io.TextIOWrapper(file, "utf-8-sig", "replace") if line.strip())
+        start = list(itertools.islice(lines, 2))
+        first = _parsed(start[0]) if len(start) == 2 else None
+        if not isinstance(first, dict):
+            yield from _objects(_parsed("".join([*start, *lines])))
             return
-        for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig", "replace"), 1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except ValueError as error:
-                if number == 1:
-                    return  # not JSON lines
-                raise ValueError(
-                    f"{printable(path)} must have an object on every line, got {one_line(line[:80])}"
-                ) from error
+        yield first
+        for line in itertools.chain(start[1:], lines):
+            value = _parsed(line)
+            if value is None:
+                raise ValueError(f"{printable(path)} must have an object on every line, got {one_line(line[:80])}")
             if isinstance(value, dict):
                 yield value
+
+
+def _parsed(text: str) -> Any:
+    """Returns a JSON value, or None if the text is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a JSON document: an array of objects, an object with one, or what belongs to each file."""
+    if isinstance(value, list):
+        for one in value:
+            if isinstance(one, dict) and isinstance(one.get("data"), dict) and "annotations" in one:
+                yield from _of_label_studio(one)
+            elif isinstance(one, dict):
+                yield one
+    elif isinstance(value, dict):
+        arrays = [one for one in value.values() if isinstance(one, list) and one and isinstance(one[0], dict)]
+        if value and all(map(is_recording, value)):
+            for file, said in value.items():
+                yield {"file": file} | (said if isinstance(said, dict) else {"word": said})
+        elif len(arrays) == 1 and not _columns(value).keys() & {"file"}:
+            yield from _objects(arrays[0])
+        else:
+            yield value
 
 
 def _of_label_studio(task: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -2,9 +2,9 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kws import files
@@ -221,18 +221,28 @@ def sidecars(tree: Tree) -> Listing | None:
 
 _LABEL = re.compile(r"(\d+[.,]?\d*)\t(\d+[.,]?\d*)\t(.*)")
 
+_INTERVAL = re.compile(r'(?:xmin = )?([\d.]+)\s+(?:xmax = )?([\d.]+)\s+(?:text = )?"((?:[^"]|"")*)"')
 
-def audacity(tree: Tree) -> Listing | None:
-    """Lists recordings beside label tracks of Audacity: <name>.txt with begin, end and word on every line.
+_CUE = re.compile(r"(?:(\d+):)?(\d+):(\d+[.,]\d+) --> (?:(\d+):)?(\d+):(\d+[.,]\d+)[^\n]*\n((?:.+\n?)+)")
 
-    A label track of any name belongs to the recording of a folder that has only one. Source: "Importing and Exporting
-    Labels" in the manual of Audacity.
+
+def label_tracks(tree: Tree) -> Listing | None:
+    """Lists recordings beside what says which words begin and end where in them.
+
+    These are label tracks of Audacity (<name>.txt with begin, end and word on every line), TextGrid files of Praat, of
+    which the tier named for words counts, or the only one, and subtitles (.srt, .vtt), of which those of one word
+    count. One of any name belongs to the recording of a folder that has only one. Sources: "Importing and Exporting
+    Labels" in the manual of Audacity; "TextGrid file formats" in the manual of Praat; WebVTT (w3.org/TR/webvtt1).
 
     Raises:
         UnclearLayout: a label track belongs to no recording.
     """
     rows: list[Row] = []
-    tracks = {path: labels for path in tree.others if path.lower().endswith(".txt") and (labels := _labels(tree, path))}
+    tracks = {
+        path: labels
+        for path in tree.others
+        if (read := TRACKS.get(PurePosixPath(path).suffix.lower())) and (labels := read(tree.folder / path))
+    }
     by_folder: dict[str, list[str]] = {path.rpartition("/")[0]: [] for path in tracks}
     for file in tree.recordings if tracks else ():
         if (folder := file.rpartition("/")[0]) in by_folder:
@@ -247,14 +257,21 @@ def audacity(tree: Tree) -> Listing | None:
                 f"a label track must be named like its recording, got {one_line(path)} beside {len(beside)} recordings"
                 ": rename it (interview.txt for interview.wav)"
             )
-        rows += [Row(file=recordings[0], word=word, start=start, end=end) for start, end, word in labels]
-    return listing_of(tree, "audacity", rows, list(tracks)) if tracks else None
+        said = not path.lower().endswith(".txt")
+        rows += [
+            Row(file=recordings[0], word=word, is_sentence=said, start=start, end=end) for start, end, word in labels
+        ]
+    return listing_of(tree, "label-tracks", rows, list(tracks)) if tracks else None
 
 
-def _labels(tree: Tree, path: str) -> list[tuple[float, float, str]]:
-    """Returns begin, end and text of the labels in a file; none if it is not a label track."""
+Labels = list[tuple[float, float, str]]
+"""Begin and end in seconds, and text."""
+
+
+def _of_audacity(path: Path) -> Labels:
+    """Returns the labels of a file; none if it is not a label track."""
     found = []
-    for _, line in read_list(tree.folder / path):
+    for _, line in read_list(path):
         if line.startswith("\\"):
             continue  # the range of frequencies of the label before
         match = _LABEL.fullmatch(line)
@@ -262,6 +279,39 @@ def _labels(tree: Tree, path: str) -> list[tuple[float, float, str]]:
             return []
         found.append((float(match[1].replace(",", ".")), float(match[2].replace(",", ".")), match[3]))
     return found
+
+
+def _of_praat(path: Path) -> Labels:
+    """Returns the intervals of a TextGrid, long or short, that have a text.
+
+    Raises:
+        UnclearLayout: it has several tiers, none of which is named for words.
+    """
+    _, *tiers = "\n".join(read_lines(path)).split('"IntervalTier"')
+    of_words = [tier for tier in tiers if "word" in tier.split('"')[1].lower()] if len(tiers) > 1 else tiers
+    if tiers and len(of_words) != 1:
+        names = ", ".join(one_line(tier.split('"')[1]) for tier in tiers)
+        raise UnclearLayout(f"a TextGrid must have one tier of words, got {one_line(path.name)} with {names}")
+    found = [match for tier in of_words for match in _INTERVAL.finditer(tier)]
+    return [(float(one[1]), float(one[2]), one[3].replace('""', '"')) for one in found if one[3].strip()]
+
+
+def _of_subtitles(path: Path) -> Labels:
+    """Returns the cues of an .srt or .vtt file."""
+    found = _CUE.finditer("\n".join(read_lines(path)))
+    return [(_time(*one.group(1, 2, 3)), _time(*one.group(4, 5, 6)), one[7]) for one in found]
+
+
+def _time(hours: str | None, minutes: str, seconds: str) -> float:
+    return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds.replace(",", "."))
+
+
+TRACKS: dict[str, Callable[[Path], Labels]] = {
+    ".txt": _of_audacity,
+    ".textgrid": _of_praat,
+    ".srt": _of_subtitles,
+    ".vtt": _of_subtitles,
+}
 
 
 def _seconds(text: str) -> float | None:

@@ -4,7 +4,7 @@ import functools
 import itertools
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,14 @@ class Tree:
             return self
         recordings = np.sort(np.concatenate([self.recordings, strings(more)]))
         return Tree(self.folder, recordings, [path for path in self.others if path not in more])
+
+    def only_by_name(self, names: Mapping[str, str]) -> dict[str, str]:
+        """Returns those of the other files, by key, of which there is only one of the given name, in any case."""
+        found = {
+            key: [path for path in self.others if path.rpartition("/")[2].lower() == name]
+            for key, name in names.items()
+        }
+        return {key: paths[0] for key, paths in found.items() if len(paths) == 1}
 
     def find(self, name: str, near: str = "") -> str | None:
         """Returns the recording that a table names, or None if there is none, or more than one.
