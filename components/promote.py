@@ -32,7 +32,7 @@ def promote(
         data_root: path of the mounted volume.
         formats: the forms in which to publish the model.
         decision: the version, whether it is champion or candidate, and why.
-        comparison: a candidate beside the champion: words, and clips on which they differ to listen to.
+        comparison: the version beside the champion: words, and clips on which they differ to listen to.
     """
     import os
     from dataclasses import asdict
@@ -57,6 +57,5 @@ def promote(
         formats,
     )
     files.write_json(Path(decision.path), asdict(decided))
-    decision.metadata.update(
-        {name: value for name, value in asdict(decided).items() if value is not None} | steps.used()
-    )
+    known = {name: value for name, value in asdict(decided).items() if value not in (None, ())}
+    decision.metadata.update(known | steps.used())

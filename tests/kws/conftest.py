@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from recognizers import MakeRecognizer
 from kws.model.bundle import Recognizer
 from kws.model.network import AudioTransformer
 from kws.preprocess.step import preprocess
+from kws.preprocess.tensors import Tensors
 from kws.recipe import RECIPES, FeatureConfig, ModelConfig
 
 TONE_WORDS = ("no", "stop", "yes")
@@ -42,6 +44,22 @@ def tone_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tone_tensors(tone_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tensors of the tones, default preset. Read only."""
     return preprocess(tone_corpus, tmp_path_factory.mktemp("tone_tensors"), words="auto", num_threads=1)
+
+
+@pytest.fixture
+def grown(tone_corpus: Path, tone_tensors: Path, tmp_path: Path) -> tuple[Path, Path, list[str]]:
+    """Tensors of the tones without a speaker, of all, where the same sounds have other names, and the new clips."""
+    clips = Tensors(tone_tensors).split("test").clips
+    speaker = clips[0].speaker
+    before, after = tmp_path / "before", tmp_path / "after"
+    shutil.copytree(tone_corpus, before)
+    shutil.copytree(tone_corpus, after)
+    for path in before.glob(f"*/{speaker}_*"):
+        path.unlink()
+    for path in [*after.glob("*/*_nohash_0.wav")]:
+        path.rename(path.with_name(path.name.replace("_0.wav", "_7.wav")))
+    found = [preprocess(folder, tmp_path / "data", words="auto", num_threads=1) for folder in (before, after)]
+    return found[0], found[1], [f"{word}/{speaker}_nohash_7.wav" for word in ("no", "stop", "yes")]
 
 
 @pytest.fixture(scope="session")

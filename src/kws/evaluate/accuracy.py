@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import itertools
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from torch import Tensor
 from kws import files
 from kws.cores import computing
 from kws.data.clip import Clip, class_of
-from kws.data.index import Index
+from kws.data.index import Ints
 from kws.data.sources import AUTO, list_recordings
 from kws.model.bundle import Recognizer
 from kws.model.calibration import expected_calibration_error
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 BATCH = 64
 NUM_MISTAKES = 20
 NUM_PAIRS = 20
+
+HEARD = "heard"
+"""What a model heard in every clip, in the JSON of the evaluate step; not published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,12 @@ class Evaluation:
     """The NUM_MISTAKES most confident mistakes, the most confident first."""
     more: Mapping[str, Any] = field(default_factory=dict)
     """Additional results of the evaluate step, as JSON: robustness, streams, thresholds."""
+    labels: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    """The true word of every clip, [clips], as indices into the words."""
+    predicted: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    """The most probable word of every clip, [clips]."""
+    confidence: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    """Its probability, [clips]."""
 
     @property
     def num_clips(self) -> int:
@@ -160,6 +170,18 @@ class Evaluation:
             **self.more,
         }
 
+    def figures(self) -> dict[str, float]:
+        """Returns what the metrics of a run show."""
+        found = {name: getattr(self, name) for name in ("accuracy", "macro_f1", "calibration_error", "num_clips")}
+        for name in {"new", "old"} & self.more.get("new_clips", {}).keys():
+            one = self.more["new_clips"][name]
+            found |= {f"accuracy_on_{name}_clips": one["accuracy"], f"num_{name}_clips": one["num_clips"]}
+        return found
+
+    def heard(self) -> dict[str, Any]:
+        """Returns what the model heard in every clip, as JSON; see `compare_heard`."""
+        return {"predicted": self.predicted.tolist(), "confidence": self.confidence.astype(float).round(6).tolist()}
+
     def csv(self) -> str:
         """Returns the confusion matrix as CSV, with a row for each true and a column for each predicted word."""
         text = io.StringIO()
@@ -196,10 +218,26 @@ def compare(
         truth: the true word of every clip; a word that the model does not know counts as a mistake.
         clips: the clips.
     """
+    batches = [probabilities] if isinstance(probabilities, Tensor) else probabilities
+    confidence, predicted = map(torch.cat, zip(*(batch.max(-1) for batch in batches), strict=True))
+    return compare_heard(known, confidence, predicted, truth, clips)
+
+
+def compare_heard(
+    known: Sequence[str], confidence: Tensor, predicted: Tensor, truth: Sequence[str], clips: Sequence[Clip]
+) -> Evaluation:
+    """Compares what a model heard with the true words; see `compare`.
+
+    Args:
+        known: the words of the model.
+        confidence: the highest probability of every clip, float [clips].
+        predicted: its word, int64 [clips].
+        truth: the true word of every clip.
+        clips: the clips.
+    """
     words = [*known, *sorted(set(truth) - set(known))]
     number = {word: index for index, word in enumerate(words)}
     labels = torch.tensor([number[word] for word in truth])
-    confidence, predicted = most_probable(probabilities)
     matrix = torch.bincount(labels * len(words) + predicted, minlength=len(words) ** 2).double()
     wrong = torch.nonzero(predicted != labels)[:, 0]
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:NUM_MISTAKES].tolist()
@@ -211,52 +249,38 @@ def compare(
             Mistake(clip=clips[i], truth=truth[i], predicted=words[int(predicted[i])], probability=float(confidence[i]))
             for i in worst
         ],
+        labels=labels.numpy(),
+        predicted=predicted.numpy(),
+        confidence=confidence.numpy(),
     )
 
 
-def most_probable(probabilities: Tensor | Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Returns the highest probability of each clip, float [clips], and the number of its word, int64 [clips].
+def evaluate_tensors(recognizer: AnyRecognizer, tensors: Tensors, split: str = "test") -> Evaluation:
+    """Evaluates a model on a split of the tensors.
 
-    Args:
-        probabilities: float [clips, words], or batches of them, of which none is kept.
-    """
-    batches = [probabilities] if isinstance(probabilities, Tensor) else probabilities
-    confidence, predicted = map(torch.cat, zip(*(batch.max(-1) for batch in batches), strict=True))
-    return confidence, predicted
-
-
-def evaluate_tensors(recognizer: Recognizer, tensors: Tensors, split: str = "test") -> Evaluation:
-    """Evaluates a model on a split of the tensors; see `recognize`."""
-    return compare(recognizer.words, *recognize(recognizer, tensors, split))
-
-
-def recognize(
-    recognizer: Recognizer, tensors: Tensors, split: str = "test"
-) -> tuple[Tensor | Iterable[Tensor], list[str], Index]:
-    """Applies a model to a split of the tensors.
-
-    If the model has other features than the tensors, it hears the recordings of the same clips.
-
-    Returns:
-        Probabilities, float32 [clips, words of the model] or batches of them, the true words, and the clips.
+    An exported model, or one that has other features than the tensors, hears the recordings of the same clips.
 
     Raises:
-        ValueError: the model has other features, and the recordings no longer exist or cannot be read.
+        ValueError: the model hears recordings, and these no longer exist or cannot be read.
     """
     part = tensors.split(split)
     truth = [tensors.words[label] for label in part.labels.tolist()]
-    if recognizer.features == tensors.features:
+    if isinstance(recognizer, Recognizer) and recognizer.features == tensors.features:
         batches = (part.batch(rows)[0] for rows in torch.split(torch.arange(len(part)), BATCH))
         probabilities: Tensor | Iterable[Tensor] = map(recognizer.probabilities, score(recognizer, batches))
     else:
         recordings = Path(tensors.manifest["recordings"]["path"])
         if not recordings.is_dir():
-            raise ValueError(f"recordings must exist to evaluate a model with other features, got {str(recordings)!r}")
+            raise ValueError(f"the recordings {recordings.name} must still exist for this model to hear them, got none")
         unreadable: dict[str, str] = {}
         probabilities = predict_clips(recognizer, recordings, part.clips, unreadable)
-        for clip, reason in unreadable.items():
-            raise ValueError(f"recordings must be as preprocessing read them, got {recordings / clip}: {reason}")
-    return probabilities, truth, part.clips
+        for clip, reason in itertools.islice(unreadable.items(), 1):
+            log.warning("%s: %s", recordings / clip, reason)
+            raise ValueError(
+                f"the recordings {recordings.name} must be as preprocessing read them, got {len(unreadable)} that "
+                f"cannot be read, the first is {clip}"
+            )
+    return compare(recognizer.words, probabilities, truth, part.clips)
 
 
 @computing()

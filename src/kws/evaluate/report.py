@@ -7,21 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import soundfile
 from matplotlib.figure import Figure
 
 from kws import files, plots
 from kws.data.clip import Clip
 from kws.data.digest import read_manifest
-from kws.evaluate.accuracy import Evaluation, most_probable, recognize
+from kws.evaluate.accuracy import Evaluation
 from kws.evaluate.faults import describe_faults
+from kws.evaluate.new_clips import Apart
 from kws.evaluate.streams import StreamReport
-from kws.model.bundle import Recognizer
 from kws.model.detector import THRESHOLDS, Thresholds
 from kws.model.predict import AnyRecognizer
 from kws.preprocess.audio import Waveform, read
 from kws.preprocess.features import mel_spectrogram
 from kws.preprocess.tensors import Tensors
+from kws.recipe import FeatureConfig
 
 MOST_BYTES_ALONE = 32_000_000
 """Bytes of sounds and pictures in `streams.html`, which lies on a disk and is no artifact of Kubeflow."""
@@ -50,7 +52,9 @@ def write_report(
         training: the lines of metrics.jsonl, one for every epoch; empty: no training curves.
         streams: what `evaluate_streams` returned; the page shows and plays false alarms and misses.
     """
-    mistakes = [mistake.as_json() | _show(recognizer, recordings, mistake.clip) for mistake in evaluation.mistakes]
+    mistakes = [
+        mistake.as_json() | _show(recognizer.features, recordings, mistake.clip) for mistake in evaluation.mistakes
+    ]
     page = _render(
         "report.html.jinja",
         title=title,
@@ -69,52 +73,51 @@ def write_report(
         file.write(page)
 
 
-def write_comparison(
-    path: Path, candidate: Recognizer, champion: Recognizer, names: Sequence[str], tensors: Tensors, reason: str
-) -> list[dict[str, Any]]:
-    """Writes a page with two models side by side, atomically: words, and the clips on which they differ, to be heard.
+def recall_by_word(heard: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """Returns how models do on each word of the same clips: `word`, `num_clips`, and `recall` of each, 0 to 1."""
+    truth = np.array([heard[0].words[label] for label in heard[0].labels.tolist()])
+    rows = []
+    for word in sorted(set(truth.tolist())):
+        chosen = truth == word
+        right = [(one.predicted[chosen] == one.labels[chosen]).mean() for one in heard]
+        rows.append({"word": word, "num_clips": int(chosen.sum()), "recall": [float(share) for share in right]})
+    return rows
+
+
+def render_comparison(
+    names: Sequence[str], reason: str, heard: Sequence[Evaluation], new_clips: Sequence[Apart], tensors: Tensors
+) -> str:
+    """Renders a page with two models side by side: words, and the clips on which they differ, to be heard.
 
     Args:
-        path: the file.
-        candidate: the new model.
-        champion: the model in use.
-        names: their versions.
-        tensors: the tensors folder whose test split both hear.
+        names: their versions, the new one first.
         reason: how they compare on the whole, in a sentence.
-
-    Returns:
-        The rows of words: `word`, `num_clips`, and `recall` of both, 0 to 1.
+        heard: the evaluations of both on the test split of the tensors.
+        new_clips: how both do on new and old clips; empty: none is new.
+        tensors: the tensors.
     """
-    heard: list[list[tuple[str, float]]] = []
-    for recognizer in (candidate, champion):
-        probabilities, truth, clips = recognize(recognizer, tensors)
-        confidence, predicted = (of.tolist() for of in most_probable(probabilities))
-        heard.append([(recognizer.words[i], p) for i, p in zip(predicted, confidence, strict=True)])
-    of_word: dict[str, list[int]] = {}
-    for number, word in enumerate(truth):
-        of_word.setdefault(word, []).append(number)
+    clips, recordings = tensors.split("test").clips, Path(tensors.manifest["recordings"]["path"])
     rows = [
-        {
-            "word": word,
-            "num_clips": len(numbers),
-            "recall": [sum(of[number][0] == word for number in numbers) / len(numbers) for of in heard],
-        }
-        for word, numbers in sorted(of_word.items())
+        [(one.words[word], float(sure)) for word, sure in zip(one.predicted, one.confidence, strict=True)]
+        for one in heard
     ]
-    differing = [number for number, (one, other) in enumerate(zip(*heard, strict=True)) if one[0] != other[0]]
-    differing.sort(key=lambda number: (truth[number] not in (heard[0][number][0], heard[1][number][0]), number))
-    recordings = Path(tensors.manifest["recordings"]["path"])
+    truth = [heard[0].words[label] for label in heard[0].labels]
+    differing = [number for number, (one, other) in enumerate(zip(*rows, strict=True)) if one[0] != other[0]]
+    differing.sort(key=lambda number: (truth[number] not in (rows[0][number][0], rows[1][number][0]), number))
     shown = [
-        {"clip": clips[number].id, "truth": truth[number], "heard": [of[number] for of in heard]}
-        | _show(candidate, recordings, clips[number])
+        {"clip": clips[number].id, "truth": truth[number], "heard": [of[number] for of in rows]}
+        | _show(tensors.features, recordings, clips[number])
         for number in differing[:MOST_DIFFERING]
     ]
-    page = _render(
-        "comparison.html.jinja", names=names, reason=reason, rows=rows, num_differing=len(differing), shown=shown
+    return _render(
+        "comparison.html.jinja",
+        names=names,
+        reason=reason,
+        rows=recall_by_word(heard),
+        new_clips=new_clips,
+        num_differing=len(differing),
+        shown=shown,
     )
-    with files.atomic_write(path, "w") as file:
-        file.write(page)
-    return rows
 
 
 def _render(name: str, **values: Any) -> str:
@@ -164,7 +167,9 @@ def _pictures(evaluation: Evaluation, training: Sequence[Mapping[str, Any]]) -> 
         hours = ", ".join(f"{row['hours']:.2f} h with {row['spoken']} words" for row in rows)
         found.append(("In a stream", f"Words missed against false alarms, in {hours}", plots.detection(curves, points)))
     if training:
-        found.append(("Training", "Loss and accuracy after every epoch", plots.training(training)))
+        found.append(
+            ("Training", "Loss and accuracy after every epoch, and the learning rate then", plots.training(training))
+        )
     return [
         {"title": title, "text": text, "picture": plots.data_uri(plots.png(figure), "image/png")}
         for title, text, figure in found
@@ -209,18 +214,17 @@ def write_stream_report(
     return rows
 
 
-def _show(recognizer: AnyRecognizer, recordings: Path, clip: Clip) -> dict[str, str]:
+def _show(features: FeatureConfig, recordings: Path, clip: Clip) -> dict[str, str]:
     """Returns sound and spectrogram of a clip as data URIs, both empty if it can no longer be read."""
     import torch
 
     try:
-        waveform = read(recordings, clip, recognizer.features)
+        waveform = read(recordings, clip, features)
     except (OSError, ValueError):
         return {"sound": "", "picture": ""}
-    features = mel_spectrogram(recognizer.features)(torch.from_numpy(waveform[None]))
-    figure = plots.thumbnail(features[0])
+    figure = plots.thumbnail(mel_spectrogram(features)(torch.from_numpy(waveform[None]))[0])
     return {
-        "sound": plots.data_uri(_wav(waveform, recognizer.features.sample_rate), "audio/wav"),
+        "sound": plots.data_uri(_wav(waveform, features.sample_rate), "audio/wav"),
         "picture": plots.data_uri(plots.png(figure), "image/png"),
     }
 

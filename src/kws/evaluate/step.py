@@ -13,7 +13,8 @@ from kws import files, memory
 from kws.cores import computing
 from kws.data.index import Index
 from kws.evaluate import robustness, streams
-from kws.evaluate.accuracy import Evaluation, evaluate_tensors
+from kws.evaluate.accuracy import HEARD, Evaluation, evaluate_tensors
+from kws.evaluate.new_clips import apart, find_new
 from kws.evaluate.report import write_report
 from kws.evaluate.streams import StreamReport
 from kws.model import bundle, onnx, versions
@@ -63,7 +64,8 @@ def evaluate(model: Path, tensors: Path, report: Path, false_alarms_per_hour: fl
     recordings = Path(opened.manifest["recordings"]["path"])
     evaluation = evaluate_tensors(recognizer, opened)
     clips = opened.split("test").clips
-    more = _in_noise(recognizer, recordings, clips)
+    more = {HEARD: evaluation.heard()} | _on_new_clips(evaluation, opened)
+    more |= _in_noise(recognizer, recordings, clips)
     in_streams = _in_streams(recognizer, recordings, len(clips), false_alarms_per_hour)
     if in_streams is not None:
         thresholds, reports = in_streams
@@ -82,6 +84,18 @@ def evaluate(model: Path, tensors: Path, report: Path, false_alarms_per_hour: fl
     )
     log.info("accuracy %.2f %% on %d test clips", 100 * evaluation.accuracy, evaluation.num_clips)
     return evaluation
+
+
+def _on_new_clips(evaluation: Evaluation, tensors: Tensors) -> dict[str, Any]:
+    """Tells new from old clips, if there is a champion, whose data had the old ones."""
+    data_root = tensors.folder.parents[1]
+    try:
+        champion = versions.champion(data_root)
+    except ValueError as error:
+        log.warning("accuracy on new clips is not known: %s", error)
+        return {}
+    is_new = find_new(tensors, data_root, champion) if champion else None
+    return {} if is_new is None else {"new_clips": {"champion": champion, **apart(evaluation, is_new)}}
 
 
 def _in_noise(recognizer: Recognizer, recordings: Path, clips: Index) -> dict[str, Any]:

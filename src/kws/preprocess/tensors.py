@@ -16,9 +16,10 @@ from torch import Tensor
 
 from kws import files
 from kws.config import require_words
+from kws.data.digest import Keys
 from kws.data.index import Index
 from kws.preprocess.speech import ARRAY, TABLE
-from kws.preprocess.store import FEATURES
+from kws.preprocess.store import FEATURES, KEYS, Rows
 from kws.recipe import FeatureConfig
 from kws.settings import from_dict, require
 
@@ -237,6 +238,19 @@ class Tensors:
                 resident[first : first + 4096] = gather(parts, rows[first : first + 4096])
             parts, rows = [Part(resident)], torch.arange(len(rows))
         return Split(parts=parts, rows=rows, labels=labels, clips=clips)
+
+    def keys(self, split: str = "") -> Keys:
+        """Returns what tells apart the sounds of the clips of a split, or of all, [clips]; see `kws.data.digest`.
+
+        Raises:
+            ValueError: the tensors or their parts are damaged.
+        """
+        with self._whole(ROWS):
+            rows = np.load(self.folder / ROWS)
+            rows = rows[self._index.rows_of_split(split)] if split else rows
+            sizes = self.manifest["parts"].values()
+            parts = dict(zip(parts_of(self.folder, self.manifest), sizes, strict=True))
+            return Rows(parts=parts, rows=rows).take(KEYS)
 
     @functools.cached_property
     def _parts(self) -> list[Part]:

@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import torch
 
 from kws import files
 from kws.config import DEFAULT_FORMATS, parse_formats
-from kws.evaluate.accuracy import Evaluation, compare, predict_clips
+from kws.evaluate.accuracy import HEARD, Evaluation, evaluate_tensors
 from kws.model import formats, onnx, versions
 from kws.model.bundle import Recognizer
 from kws.model.detector import THRESHOLDS, Thresholds
 from kws.model.onnx import OnnxRecognizer
-from kws.model.predict import AnyRecognizer, load
+from kws.model.predict import load
 from kws.preprocess.audio import Waveform, read, read_clip
 from kws.preprocess.tensors import Tensors
 from kws.promote.card import write_card
@@ -53,14 +52,11 @@ def fill(staging: Path, version: Version) -> None:
     Raises:
         ValueError: the probabilities of model.onnx differ from those of model.pth.
     """
-    for source, name in (
-        (version.model, versions.MODEL),
-        (version.evaluation, versions.EVALUATION),
-        (version.report, versions.REPORT),
-    ):
-        shutil.copyfile(source, staging / name)
+    shutil.copyfile(version.model, staging / versions.MODEL)
+    shutil.copyfile(version.report, staging / versions.REPORT)
+    evaluation = {name: one for name, one in files.read_json(version.evaluation).items() if name != HEARD}
+    files.write_json(staging / versions.EVALUATION, evaluation)
     recognizer = version.recognizer
-    evaluation = files.read_json(version.evaluation)
     tensors = Tensors(version.tensors)
     reference = _reference(recognizer, tensors)
     soundfile.write(staging / versions.REFERENCE, reference, recognizer.features.sample_rate, subtype="PCM_16")
@@ -131,7 +127,6 @@ def _compare(recognizer: Recognizer, exported: OnnxRecognizer, reference: Wavefo
 
 def _publish(staging: Path, version: Version, exported: OnnxRecognizer, tensors: Tensors) -> dict[str, str]:
     """Writes the formats that are accurate enough, and returns a sentence about each, by the name of its file."""
-    recordings = Path(tensors.manifest["recordings"]["path"])
     said = {}
     whole: Evaluation | None = None
     for name, int8 in parse_formats(version.formats):
@@ -143,8 +138,8 @@ def _publish(staging: Path, version: Version, exported: OnnxRecognizer, tensors:
             continue
         try:
             figures = formats.find(name).export(version.recognizer, path, int8)
-            whole = whole or _evaluate(exported, tensors, recordings)
-            accuracy = _evaluate(load(path), tensors, recordings).accuracy
+            whole = whole or evaluate_tensors(exported, tensors)
+            accuracy = evaluate_tensors(load(path), tensors).accuracy
         except (OSError, ValueError) as error:
             said[path.name] = f"not published, as it could not be evaluated: {error}"
         else:
@@ -158,21 +153,3 @@ def _publish(staging: Path, version: Version, exported: OnnxRecognizer, tensors:
         for one in (path, path.with_suffix(".h")):
             one.unlink(missing_ok=True)
     return said
-
-
-def _evaluate(recognizer: AnyRecognizer, tensors: Tensors, recordings: Path) -> Evaluation:
-    """Evaluates an exported model on the recordings of the test split.
-
-    Raises:
-        ValueError: the recordings no longer exist, or cannot be read.
-    """
-    part = tensors.split("test")
-    unreadable: dict[str, str] = {}
-    probabilities = predict_clips(recognizer, recordings, part.clips, unreadable)
-    if unreadable:
-        clip, reason = next(iter(unreadable.items()))
-        log.warning("%s: %s", recordings / clip, reason)
-        raise ValueError(f"{len(unreadable)} recordings cannot be read, the first is {clip}")
-    truth = [tensors.words[label] for label in part.labels.tolist()]
-    assert isinstance(probabilities, torch.Tensor)
-    return compare(recognizer.words, probabilities, truth, part.clips)

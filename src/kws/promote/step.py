@@ -5,16 +5,18 @@ The files of a version are described in `kws.model.versions`.
 
 import html
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kws import files, memory, outcomes
 from kws.config import DEFAULT_FORMATS, CleanConfig
 from kws.cores import computing
-from kws.evaluate.accuracy import evaluate_tensors, wilson
-from kws.evaluate.report import write_comparison
+from kws.evaluate.accuracy import HEARD, Evaluation, compare_heard, evaluate_tensors, wilson
+from kws.evaluate.new_clips import Apart, apart, find_new, sentence
+from kws.evaluate.report import recall_by_word, render_comparison
 from kws.model import bundle as pth
 from kws.model import versions
 from kws.preprocess.tensors import Tensors
@@ -42,6 +44,19 @@ class Decision:
     """Accuracy of the previous champion on the same clips; None if they were not compared."""
     is_candidate: bool = False
     """Whether it waits for a person's approval."""
+    new_clips: tuple[Apart, ...] = ()
+    """How this version and the champion do on new and on old clips; empty: none is new, or they were not compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """How a version and the champion do on the same clips."""
+
+    tensors: Tensors
+    heard: tuple[Evaluation, Evaluation]
+    """The evaluations of both."""
+    new_clips: tuple[Apart, ...]
+    """How both do on new and on old clips; empty: none is new."""
 
 
 @computing()
@@ -70,7 +85,7 @@ def promote(
         model_registry: address of a Kubeflow Model Registry in which to register the version; empty: none.
         keep_runs: finished runs to keep (see `kws.promote.clean`); 0: all.
         approval: whether a better model becomes a candidate, which `kws approve` makes champion.
-        comparison: where to write a page with the candidate beside the champion, or why there is none.
+        comparison: where to write a page with the version beside the champion, or why there is none.
         formats: the formats to publish besides model.onnx, see `kws.config.parse_formats`.
 
     Returns:
@@ -100,17 +115,20 @@ def promote(
     while True:
         champion, without = _champion(data_root)
         # Without the lock, as the champion may have to listen for minutes.
-        is_champion, reason, other = _decide(made, accuracy, min_accuracy, champion, without, data_root)
+        is_champion, reason, compared = _decide(made, accuracy, min_accuracy, champion, without, data_root)
         waits = approval and is_champion and champion != version
-        words = _beside(made, champion, data_root, reason) if waits else []
+        page = _page(version, champion, reason, compared)
         with files.lock(data_root / versions.MODELS / versions.CHAMPION):
             if _champion(data_root)[0] == champion:
                 if waits:
+                    words = recall_by_word(compared.heard) if compared else []
+                    _write(data_root / versions.MODELS / versions.COMPARISON, page)
                     versions.propose(data_root, version, accuracy, reason, words)
                 elif is_champion and champion != version:
                     versions.appoint(data_root, version, accuracy, by=versions.STEP, reason=reason)
                 break
         log.info("the champion is another one by now: %s is compared again", version)
+    other = compared.heard[1].accuracy if compared else None
     decision = Decision(
         version=version,
         path=str(folder),
@@ -119,6 +137,7 @@ def promote(
         accuracy=accuracy,
         champion_accuracy=other,
         is_candidate=waits,
+        new_clips=compared.new_clips if compared else (),
     )
     state = "candidate" if waits else "champion" if is_champion else "not champion"
     log.info("%s is %s: %s%s", version, state, reason, "; kws approve makes it champion" if waits else "")
@@ -130,8 +149,7 @@ def promote(
     }
     outcomes.note("promote", state, reason, **figures)
     if comparison is not None:
-        page = data_root / versions.MODELS / versions.COMPARISON
-        shutil.copyfile(page, comparison) if words else comparison.write_text(f"<p>{html.escape(reason)}</p>\n")
+        _write(comparison, page)
     registry.try_register(model_registry, data_root, version)
     if keep_runs:
         try:
@@ -141,15 +159,28 @@ def promote(
     return decision
 
 
-def _beside(made: Version, champion: str | None, data_root: Path, reason: str) -> list[dict[str, Any]]:
-    """Writes models/candidate.html, and returns how both models do on each word; empty if there is no other."""
-    try:
-        rival = pth.load(data_root / versions.MODELS / str(champion) / versions.MODEL)
-        page, names = data_root / versions.MODELS / versions.COMPARISON, (made.name, str(champion))
-        return write_comparison(page, made.recognizer, rival, names, Tensors(made.tensors), reason)
-    except (ValueError, OSError) as error:
-        log.warning("%s is not shown beside the champion: %s", made.name, error)
-        return []
+def _page(version: str, champion: str | None, reason: str, compared: Compared | None) -> str:
+    """Returns the page with a version beside the champion, or why there is none."""
+    if compared is None:
+        return f"<p>{html.escape(reason)}</p>\n"
+    names = version, str(champion)
+    return render_comparison(names, reason, compared.heard, compared.new_clips, compared.tensors)
+
+
+def _write(path: Path, page: str) -> None:
+    with files.atomic_write(path, "w") as file:
+        file.write(page)
+
+
+def _heard(made: Version, evaluation: dict[str, Any], tensors: Tensors) -> Evaluation:
+    """Returns the evaluation of a version with what it heard in every clip, by which the evaluate step went."""
+    clips = tensors.split("test")
+    heard = evaluation.get(HEARD, {"predicted": (), "confidence": ()})
+    if len(heard["predicted"]) != len(clips):  # evaluation.json is of an earlier release
+        return evaluate_tensors(made.recognizer, tensors)
+    truth = [tensors.words[label] for label in clips.labels.tolist()]
+    confidence, predicted = torch.tensor(heard["confidence"]), torch.tensor(heard["predicted"])
+    return compare_heard(made.recognizer.words, confidence, predicted, truth, clips.clips)
 
 
 def _champion(data_root: Path) -> tuple[str | None, str]:
@@ -186,8 +217,8 @@ def _free_name(model: Path, recognizer: pth.Recognizer, models: Path) -> str:
 
 def _decide(
     made: Version, accuracy: float, min_accuracy: float, champion: str | None, without: str, data_root: Path
-) -> tuple[bool, str, float | None]:
-    """Returns whether a version becomes champion, the reason, and the accuracy of the current champion if compared.
+) -> tuple[bool, str, Compared | None]:
+    """Returns whether a version becomes champion, the reason, and the comparison with the current one if there is any.
 
     Args:
         made: the new version.
@@ -224,17 +255,22 @@ def _decide(
     except (ValueError, OSError) as error:  # damaged or of an older release, so unusable
         log.warning("the champion %s cannot be read: %s", champion, error)
         return True, f"accuracy {accuracy:.2%}, and {champion} cannot be read: {error}", None
-    tensors = Tensors(made.tensors)
-    other = evaluate_tensors(rival, tensors).accuracy
+    tensors, evaluation = Tensors(made.tensors), files.read_json(made.evaluation)
+    heard = _heard(made, evaluation, tensors), evaluate_tensors(rival, tensors)
+    is_new = find_new(tensors, data_root, champion)
+    new_clips = () if is_new is None else tuple(apart(one, is_new) for one in heard)
+    compared = Compared(tensors=tensors, heard=heard, new_clips=new_clips)
+    other = heard[1].accuracy
     is_better = accuracy > other
     verb = "beats" if is_better else "does not beat"
     reason = f"accuracy {accuracy:.2%} {verb} {other:.2%} of {champion} on the same clips"
-    evaluation = files.read_json(made.evaluation)
+    if new_clips:
+        reason += f"; {sentence(*new_clips)}"
     listened = compare_in_streams(made.recognizer, evaluation, folder, Path(tensors.manifest["recordings"]["path"]))
     if listened.sentence:
         reason += f"; {listened.sentence}"
     if listened.difference < 0:
-        return False, f"{reason}, which is clearly worse", other
+        return False, f"{reason}, which is clearly worse", compared
     if listened.difference > 0 and other <= wilson(accuracy, evaluation["num_clips"])[1]:
-        return True, f"{reason}, which is clearly better, and on clips they differ by no more than chance", other
-    return is_better, reason, other
+        return True, f"{reason}, which is clearly better, and on clips they differ by no more than chance", compared
+    return is_better, reason, compared

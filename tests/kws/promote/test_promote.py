@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from recognizers import MakeRecognizer
 
 from kws import cli, files
 from kws.evaluate.accuracy import evaluate_tensors
+from kws.evaluate.new_clips import apart
 from kws.model import bundle, versions
 from kws.model.bundle import Recognizer
 from kws.model.detector import Thresholds
@@ -384,7 +386,12 @@ def kws(*arguments: object) -> None:
 
 
 def test_with_approval_a_better_model_waits_beside_the_champion_until_it_is_approved(
-    publish: Publish, weak: Recognizer, expert: Recognizer, data_root: Path, capsys: pytest.CaptureFixture[str]
+    publish: Publish,
+    weak: Recognizer,
+    expert: Recognizer,
+    data_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert not publish(weak, approval=True).is_champion, "the first one waits, too"
     kws("approve", "--data-root", data_root, "--by", "me")
@@ -401,7 +408,10 @@ def test_with_approval_a_better_model_waits_beside_the_champion_until_it_is_appr
     assert all(row[2] == "100.0%" for row in rows)
     assert any(row[3] != "100.0%" for row in rows)
     page = (data_root / "models" / "candidate.html").read_text()
-    assert "Candidate expert, champion weak" in page
+    assert "New version expert, champion weak" in page
+    assert (data_root / "models" / "candidate.html").read_text() == (
+        tmp_path / "steps/expert/comparison.html"
+    ).read_text()
     assert page.count("<audio") >= 1
 
     with pytest.raises(ValueError, match="version must be expert, which waits, got 'weak'"):
@@ -413,6 +423,36 @@ def test_with_approval_a_better_model_waits_beside_the_champion_until_it_is_appr
     assert versions.was_rolled_back(data_root, "weak") is None
     with pytest.raises(ValueError, match="a candidate must wait, got none"):
         versions.decide(data_root, True)
+
+
+def test_promotion_says_how_both_do_on_new_and_on_old_clips_by_what_the_evaluate_step_heard(
+    grown: tuple[Path, Path, list[str]], weak: Recognizer, expert: Recognizer, tmp_path: Path
+) -> None:
+    before, after, names = grown
+    data_root, page = after.parents[1], tmp_path / "comparison.html"
+    (tmp_path / "report.html").write_text("<!doctype html>")
+
+    def call(recognizer: Recognizer, tensors: Path, heard: dict[str, Any]) -> Decision:
+        about = dict(recognizer.about) | {"tensors": tensors.name}
+        bundle.save(tmp_path / "model.pth", dataclasses.replace(recognizer, about=about))
+        files.write_json(tmp_path / "evaluation.json", evaluate_tensors(recognizer, Tensors(tensors)).summary() | heard)
+        model, evaluation, report = (tmp_path / name for name in ("model.pth", "evaluation.json", "report.html"))
+        return promote(model, tensors, evaluation, report, data_root, 0.0, comparison=page)
+
+    assert call(weak, before, {}).new_clips == ()
+    heard = evaluate_tensors(expert, Tensors(after)).heard()
+    is_new = np.array([clip.id in names for clip in Tensors(after).split("test").clips])
+    heard["predicted"][int(np.flatnonzero(is_new)[0])] += 1  # as no other listener would have it
+    decision = call(expert, after, {"heard": heard})
+    other = apart(evaluate_tensors(weak, Tensors(after)), is_new)
+    new, of_champion = decision.new_clips
+    assert (new["new"]["num_clips"], new["new"]["accuracy"], new["old"]["accuracy"]) == (3, pytest.approx(2 / 3), 1.0)
+    assert of_champion == other
+    said = f"on 3 new clips 66.67% against {other['new']['accuracy']:.2%}, on 9 old clips 100.00% against "
+    assert f"{said}{other['old']['accuracy']:.2%}" in decision.reason
+    assert "New are the clips" in page.read_text()
+    assert f"{100 * other['new']['accuracy']:.2f} %" in page.read_text()
+    assert "heard" not in files.read_json(data_root / "models" / "expert" / "evaluation.json")
 
 
 def test_a_rejected_version_never_comes_back_by_itself(
