@@ -22,6 +22,7 @@ def train(
     run_id: str,
     model: Output[Model],
     job: Output[Artifact],
+    log: Output[Artifact],
 ) -> None:
     """Trains in runs/<timestamp>-<run id>/ on the volume; a retry resumes from the latest checkpoint.
 
@@ -41,6 +42,7 @@ def train(
         run_id: name of the run, the same in every retry of the step.
         model: the best model by validation accuracy, a .pth file.
         job: the manifest of the job or the command that was started, as YAML.
+        log: all that the training processes printed.
     """
     import shutil
     from pathlib import Path
@@ -48,7 +50,7 @@ def train(
     from kws import files, steps
     from kws.recipe import make_recipe
     from kws.train import runs
-    from kws.train.step import train
+    from kws.train.step import gather_logs, train
 
     steps.start("train")
     recipe = make_recipe(
@@ -70,6 +72,7 @@ def train(
         processes_per_node=int(processes_per_node) if processes_per_node else None,
         job_manifest=Path(job.path),
     )
+    gather_logs(folder, Path(log.path))
     shutil.copyfile(folder / runs.BEST, model.path)
     about = files.read_json(folder / files.MANIFEST) | {"path": str(folder / runs.BEST)}
     model.metadata.update(steps.storable(about) | steps.used())

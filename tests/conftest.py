@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from certificates import make_authority
 from file_server import FileServer, serve
 
 os.environ["no_proxy"] = "127.0.0.1"  # where a proxy is set, it does not see our servers
@@ -74,6 +75,12 @@ def real_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 samples = np.pad(samples, (4000 + 200 * number, 5200))
             soundfile.write(folder / word / path.name, samples, 8000, subtype="PCM_16")
     return folder
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A company's certificate authority, and a certificate and key that it signed for 127.0.0.1."""
+    return make_authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture

@@ -179,13 +179,13 @@ def conditions(accuracy: Mapping[str, float]) -> Figure:
 
 
 def training(epochs: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draws loss and accuracy over the epochs of a training.
+    """Draws loss, accuracy and learning rate over the epochs of a training.
 
     Args:
-        epochs: for each epoch, train_loss, validation_loss, train_accuracy and validation_accuracy.
+        epochs: for each epoch, train_loss, validation_loss, train_accuracy, validation_accuracy and learning_rate.
     """
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3)
     numbers = [1 + int(epoch["epoch"]) for epoch in epochs]
     for axes, what, factor in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
         for split in ("train", "validation"):
@@ -194,6 +194,10 @@ def training(epochs: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_ylabel(what if factor == 1 else f"{what}, %")
         axes.grid(alpha=0.3)
     loss.legend()
+    rate.plot(numbers, [epoch["learning_rate"] for epoch in epochs], color="#555555")
+    rate.set_xlabel("epoch")
+    rate.set_ylabel("learning rate")
+    rate.grid(alpha=0.3)
     return figure
 
 

@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -200,6 +201,9 @@ def test_the_compiled_pipeline_goes_from_recordings_to_a_champion_with_two_proce
     assert [(told["state"], told["figures"]["version"]) for told in hook.heard] == [("champion", summary["version"])]
     assert all(step["cpu_seconds"] > 0 and step["peak_memory_bytes"] > 1e7 for step in summary["steps"])
     assert not (Path(summary["tensorboard"]) / "checkpoints").exists()
+
+    (log,) = (path for path in Path(summary["artifacts"]).rglob("log") if path.parent.name == "train")
+    assert re.search(r"== torchrun\.log\n(.*\n)*epoch 2/2: loss .*, validation accuracy ", log.read_text())
 
     recognizer = bundle.load(Path(summary["model"]))
     assert recognizer.words == summary["words"]

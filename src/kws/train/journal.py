@@ -1,7 +1,8 @@
-"""The journal of a run: a progress bar, metrics.jsonl and TensorBoard."""
+"""The journal of a run: a progress bar, metrics.jsonl, TensorBoard and the status of a TrainJob."""
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from kws import files, plots
 from kws.progress import progress
 from kws.train import runs
+from kws.train.status import Reporter, reporting
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -21,15 +23,20 @@ if TYPE_CHECKING:
 class Journal:
     """Writes the progress of a run."""
 
-    def __init__(self, run: Path, words: Sequence[str], bar: "tqdm[Any]", board: "SummaryWriter") -> None:
+    def __init__(
+        self, run: Path, words: Sequence[str], bar: "tqdm[Any]", board: "SummaryWriter", reporter: Reporter | None
+    ) -> None:
         self.run = run
         self.words = words
         self.bar = bar
         self.board = board
+        self.reporter = reporter
 
     def done(self, num_clips: int) -> None:
         """Advances the progress bar to a number of clips of the whole run."""
         self.bar.update(max(0, num_clips - self.bar.n))
+        if self.reporter is not None:
+            self.reporter.update(num_clips / max(1, self.bar.total or 0))
 
     def spectrograms(self, features: Tensor, labels: Tensor) -> None:
         """Draws some clips as training sees them: [clips, num_mels, num_frames] and [clips]."""
@@ -58,6 +65,8 @@ class Journal:
         if matrix is not None:
             self.board.add_figure("confusion", plots.confusion(matrix.numpy(), self.words), epoch)
         self.board.flush()
+        if self.reporter is not None:
+            self.reporter.update((epoch + 1) / epochs, dict(row) | {"epoch": epoch + 1, "epochs": epochs})
 
 
 @contextlib.contextmanager
@@ -73,5 +82,9 @@ def open_journal(run: Path, words: Sequence[str], num_clips: int, done: int, epo
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    with progress(num_clips, "clips", "train", done=done) as bar, SummaryWriter(str(run), purge_step=epoch) as board:
-        yield Journal(run, words, bar, board)
+    with (
+        progress(num_clips, "clips", "train", done=done) as bar,
+        SummaryWriter(str(run), purge_step=epoch) as board,
+        reporting(os.environ) as reporter,
+    ):
+        yield Journal(run, words, bar, board, reporter)

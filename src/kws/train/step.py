@@ -2,11 +2,13 @@
 
 import contextlib
 import logging
+import shutil
 from pathlib import Path
 
 from kws import files, outcomes
 from kws.launch.choose import launcher as choose_launcher
 from kws.launch.job import Launcher, Training, job_name
+from kws.launch.output import LOGS
 from kws.recipe import Recipe
 from kws.settings import require
 from kws.train.runs import delete_checkpoints, describe, find_published, fit_to_tensors, open_run
@@ -110,3 +112,20 @@ def train(
         raise AssertionError(f"training succeeded but left no {files.MANIFEST} in {folder}")
     delete_checkpoints(folder)
     return folder
+
+
+def gather_logs(folder: Path, log_file: Path) -> None:
+    """Writes all that the processes of a run printed, pod after pod, into one file, which outlives pods and run folder.
+
+    Args:
+        folder: the run folder.
+        log_file: the file.
+    """
+    paths = sorted((folder / LOGS).glob("*.log"))
+    with files.atomic_write(log_file) as file:
+        for path in paths:
+            file.write(f"== {path.name}\n".encode())
+            with path.open("rb") as source:
+                shutil.copyfileobj(source, file)
+        if not paths:
+            file.write(b"nothing was kept: training printed on a terminal\n")

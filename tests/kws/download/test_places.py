@@ -1,21 +1,14 @@
 """Where recordings may lie: addresses, credentials, certificates, proxies, and several places at once."""
 
-import contextlib
-import ipaddress
 import logging
 import socket
-import ssl
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from certificates import with_tls
 from file_server import FileServer
 from noise_recordings import make_recordings, pack
 
@@ -140,42 +133,6 @@ def test_entries_of_the_secret_become_variables_unless_they_are_set(tmp_path: Pa
     assert other["SSL_CERT_FILE"] == certificate
     with pytest.raises(ValueError, match="SSL_CERT_FILE or REQUESTS_CA_BUNDLE must name a file of certificates"):
         credentials.load(tmp_path / "absent", {"SSL_CERT_FILE": "/nowhere.pem"})
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A company's certificate authority, and a certificate and key that it signed for 127.0.0.1."""
-    folder = tmp_path_factory.mktemp("authority")
-    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
-    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("Company", "127.0.0.1")]
-    made = []
-    for number in range(2):
-        builder = x509.CertificateBuilder().subject_name(names[number]).issuer_name(names[0])
-        builder = builder.public_key(keys[number].public_key()).serial_number(number + 1)
-        now = datetime.now(UTC)
-        builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-        builder = builder.add_extension(x509.BasicConstraints(ca=number == 0, path_length=None), critical=True)
-        alternative = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-        builder = builder.add_extension(alternative, critical=False)
-        made.append(builder.sign(keys[0], hashes.SHA256()))
-    (folder / "ca.pem").write_bytes(made[0].public_bytes(serialization.Encoding.PEM))
-    private = keys[1].private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (folder / "server.pem").write_bytes(made[1].public_bytes(serialization.Encoding.PEM) + private)
-    return folder / "ca.pem", folder / "server.pem"
-
-
-@contextlib.contextmanager
-def with_tls(server: FileServer, pair: Path) -> Iterator[str]:
-    """Has a file server speak TLS; yields its address."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pair)
-    plain, server.socket = server.socket, context.wrap_socket(server.socket, server_side=True)
-    try:
-        yield f"https://127.0.0.1:{server.server_port}"
-    finally:
-        server.socket = plain
 
 
 @pytest.mark.parametrize("variable", credentials.CERTIFICATES)

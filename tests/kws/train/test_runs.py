@@ -14,6 +14,7 @@ import pytest
 from kws import files
 from kws.recipe import Recipe, make_recipe
 from kws.train import runs
+from kws.train.step import gather_logs
 
 SETTINGS = {"recipe": {"train": {"init": ""}}}
 
@@ -104,3 +105,13 @@ def test_nothing_is_new_only_if_a_published_run_had_the_same_data_and_recipe(tmp
     assert runs.find_published(tmp_path, config | {"recipe": dataclasses.asdict(make_recipe(epochs=7))}) == ""
     (tmp_path / "models" / name / files.MANIFEST).unlink()
     assert runs.find_published(tmp_path, config) == "", "its promotion failed"
+
+
+def test_logs_of_all_pods_become_one_file_and_a_run_without_any_says_why(tmp_path: Path) -> None:
+    for name, said in (("worker-1.log", b"late\n"), ("worker-0.log", b"epoch 1/2\n\xff\n"), ("job.json", b"{}")):
+        (tmp_path / "logs").mkdir(exist_ok=True)
+        (tmp_path / "logs" / name).write_bytes(said)
+    gather_logs(tmp_path, tmp_path / "log")
+    assert (tmp_path / "log").read_bytes() == b"== worker-0.log\nepoch 1/2\n\xff\n== worker-1.log\nlate\n"
+    gather_logs(tmp_path / "empty", tmp_path / "log")
+    assert (tmp_path / "log").read_text() == "nothing was kept: training printed on a terminal\n"
