@@ -113,7 +113,11 @@ class Placement:
 
     @property
     def pipeline_config(self) -> "PipelineConfiguration":
-        """Deadline and time to live of a run, as Kubeflow Pipelines 2.17 has them."""
+        """Deadline and time to live of a run, as Kubeflow Pipelines 2.17 has them.
+
+        It has no mutex (kubeflow/pipelines #12305 took it back): promote takes a lock on the volume, and a schedule
+        starts one run at a time. Its workspace is a claim that ends with the run, so the volume is none.
+        """
         from kfp.dsl import PipelineConfig as PipelineConfiguration
 
         return PipelineConfiguration(

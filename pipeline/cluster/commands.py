@@ -22,7 +22,7 @@ from kws.download.credentials import SECRET
 from kws.kube.errors import KubeError
 from kws.launch.cluster_config import SETTINGS, ClusterConfig, claim_name
 from kws.model import versions
-from kws.promote import registry
+from kws.promote import by_hand
 from kws.settings import add_flag, add_registry, field_docs, read_flags, require
 from pipeline.cluster import models, runs, schedules
 from pipeline.cluster.connect import Cluster, explained, kubeflow_errors
@@ -41,7 +41,6 @@ from pipeline.shell import ClusterError, docker
 if TYPE_CHECKING:
     from kfp_server_api import V2beta1Run
 
-FORCE = "approve it even if it is old, or there is another champion than it was compared with"
 DEFAULT = " (default: %(default)s)"
 Options = argparse.Namespace
 Command = Callable[[Options], int | None]
@@ -68,7 +67,9 @@ def placement_of(options: Options, cluster: Cluster | None = None, num_nodes: in
         os.environ, names, device=options.device, launches=options.launcher, notify=options.notify, **pods
     )
     only_new = getattr(options, "only_new", False) or not getattr(options, "always", True)
-    return dataclasses.replace(found, only_new=only_new, ui=cluster.ui if cluster and options.notify else "")
+    # Who is told has no port of this machine.
+    ui = cluster.ui if cluster and options.notify and not cluster.ui_hint else ""
+    return dataclasses.replace(found, only_new=only_new, ui=ui)
 
 
 def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -131,20 +132,12 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
     kept = "keep the sound of words that are heard, on the volume in collected/, until they are reviewed at /review"
     flag("--collect", choices=("yes", "no"), default="no", help=kept + DEFAULT)
     add("models", _models, volume, where)
-    rollback = _flags(volume, where)
-    add_registry(rollback, "in which to mark the champion")
-    flag = add("rollback", _rollback, rollback)
-    flag("--version", default="", help="a folder of models/ (default: the previous champion)")
-    flag("--reason", default="", help="the reason to record")
+    for name, command in (("rollback", _rollback), ("approve", _approve), ("reject", _reject)):
+        decided = _flags(volume, where)
+        by_hand.add_flags(decided, name)
+        add(name, command, decided)
     flag = add("candidates", _candidates, volume, where)
     flag("--to", type=Path, default=Path("var/candidate.html"), metavar="FILE", help="where to put the page" + DEFAULT)
-    decided = _flags(volume, where)
-    add_registry(decided, "in which to mark it")
-    decided.add_argument("--version", default="", help="the candidate that is meant (default: whichever waits)")
-    decided.add_argument("--reason", default="", help="the reason to record")
-    decided.add_argument("--force", action="store_true", help=FORCE)
-    add("approve", _approve, decided)
-    add("reject", _reject, decided)
     cleaned = _flags(volume, where)
     for name in field_docs(CleanConfig):
         add_flag(cleaned, CleanConfig, name)
@@ -273,7 +266,7 @@ def _submit(options: Options) -> int:
     if not options.unchecked:
         require_fit(cluster, placement, config.num_nodes)
     started, steps = runs.submit(cluster, config, placement, name=options.name)
-    link = f"{cluster.ui}/#/runs/details/{started.run_id}"
+    link = f"{cluster.ui}/#/runs/details/{started.run_id}{cluster.ui_hint}"
     return _show(options, cluster, started, steps, f"run {started.display_name}  {started.run_id}", link)
 
 
@@ -399,14 +392,7 @@ def _models(options: Options) -> None:
 
 def _rollback(options: Options) -> None:
     """Make an earlier version champion. It is recorded who did it and why; servers switch within seconds."""
-    address = options.model_registry
-    if root := _local_root(options):
-        before, now = versions.rollback(root, options.version, reason=options.reason)
-        registry.try_register(address, root, now)
-        out.print(f"champion {now}, before {before or 'none'}", soft_wrap=True)
-        return
-    arguments = [f"--version={options.version}", f"--reason={options.reason}", f"--by={versions.who()}"]
-    out.print(_kws_on_cluster(options, "rollback", arguments), soft_wrap=True)
+    _decide(options, "rollback")
 
 
 def _kws_on_cluster(options: Options, command: str, arguments: Sequence[str]) -> str:
@@ -440,15 +426,9 @@ def _reject(options: Options) -> None:
 
 
 def _decide(options: Options, command: str) -> None:
-    if root := _local_root(options):
-        version = versions.decide(
-            root, command == "approve", options.version, reason=options.reason, force=options.force
-        )
-        registry.try_register(options.model_registry, root, version)
-        out.print(f"{version}: {versions.states(root)[version]}", soft_wrap=True)
-        return
-    arguments = [f"--version={options.version}", f"--reason={options.reason}", f"--by={versions.who()}"]
-    out.print(_kws_on_cluster(options, command, arguments + ["--force"] * options.force), soft_wrap=True)
+    root = _local_root(options)
+    said = by_hand.carry_out(root, command, options) if root else ""
+    out.print(said or _kws_on_cluster(options, command, by_hand.as_flags(options)), soft_wrap=True)
 
 
 def _clean(options: Options) -> None:

@@ -180,8 +180,13 @@ class Cluster:
 
     @property
     def ui(self) -> str:
-        """Address of the UI for links."""
+        """Address of the UI for links of this machine: on kind, or while `make ui` forwards it, a port of its own."""
         return self.host.rstrip("/") or kind.UI
+
+    @property
+    def ui_hint(self) -> str:
+        """What to say behind a link that works under a condition only."""
+        return "" if self.host or self.kind else "  (while make ui runs)"
 
     @functools.cached_property
     def client(self) -> "kfp.Client":

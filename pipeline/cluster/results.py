@@ -78,7 +78,7 @@ def show_result(cluster: Cluster, run_id: str, artifacts: Mapping[str, Mapping[s
         facts["version"] = version
     if report := artifacts.get("report", {}).get("uri"):
         facts["report"] = report_link(cluster, report, version)
-    facts["run"] = f"{cluster.ui}/#/runs/details/{run_id}"
+    facts["run"] = f"{cluster.ui}/#/runs/details/{run_id}{cluster.ui_hint}"
     if version:
         facts["model"] = f"make pull-model VERSION={version}"
     out.print()
@@ -99,4 +99,4 @@ def report_link(cluster: Cluster, uri: str, version: str) -> str:
         return str(page)
     store = urlsplit(uri)
     query = f"source={store.scheme}&namespace={cluster.namespace}&bucket={store.netloc}&key={store.path.lstrip('/')}"
-    return f"{cluster.ui}/artifacts/get?{query}"
+    return f"{cluster.ui}/artifacts/get?{query}{cluster.ui_hint}"

@@ -126,7 +126,7 @@ def schedule(
     for each in before:
         _delete_schedule(cluster, each)
     out.print(f"{'replaced' if before else 'made'} schedule {name}: {cron}, one run at a time, no catch-up")
-    out.print(f"{cluster.ui}/#/recurringrun/details/{made.recurring_run_id}", soft_wrap=True)
+    out.print(f"{cluster.ui}/#/recurringrun/details/{made.recurring_run_id}{cluster.ui_hint}", soft_wrap=True)
 
 
 def needed(cluster: Cluster) -> list[str]:

@@ -58,8 +58,7 @@ def _run(argv: Sequence[str] | None) -> NoReturn:
     _add_listen(add)
     _add_export(add)
     _add_serve(add)
-    _add_rollback(add)
-    _add_approval(add)
+    _add_decisions(add)
     _add_clean(add)
     options = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names that are not UTF-8 are printed unchanged
@@ -508,38 +507,19 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_rollback(add: Add) -> None:
-    command = add("rollback", _rollback, "make an earlier version champion, and record who and why in champion.json")
-    command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="the folder that holds models/")
-    command.add_argument("--version", default="", help="a folder of models/ (default: the previous champion)")
-    command.add_argument("--reason", default="", help="the reason to record")
-    command.add_argument("--by", default="", help="who decided (default: user and machine)")
-    add_registry(command, "in which to mark the champion")
+def _add_decisions(add: Add) -> None:
+    from kws.promote.by_hand import add_flags
 
-
-def _rollback(options: argparse.Namespace) -> int:
-    from kws.model import versions
-    from kws.promote import registry
-
-    before, now = versions.rollback(options.data_root, options.version, by=options.by, reason=options.reason)
-    registry.try_register(options.model_registry, options.data_root, now)
-    print(f"champion {now}, before {before or 'none'}" if before != now else f"champion {now}, as before")
-    return 0
-
-
-def _add_approval(add: Add) -> None:
     command = add("candidates", _candidates, "show the candidate that waits for approval, and what became of others")
     command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="the folder that holds models/")
-    for name, help_ in (("approve", "make the candidate champion"), ("reject", "refuse the candidate")):
+    for name, help_ in (
+        ("rollback", "make an earlier version champion"),
+        ("approve", "make the candidate champion"),
+        ("reject", "refuse the candidate"),
+    ):
         command = add(name, _decide, f"{help_}, and record who and why")
         command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="the folder with models/")
-        command.add_argument("--version", default="", help="the candidate that is meant (default: whichever waits)")
-        command.add_argument("--reason", default="", help="the reason to record")
-        command.add_argument("--by", default="", help="who decided (default: user and machine)")
-        command.add_argument(
-            "--force", action="store_true", help="approve it even if it is old or the champion another"
-        )
-        add_registry(command, "in which to mark it")
+        add_flags(command, name)
 
 
 def _candidates(options: argparse.Namespace) -> int:
@@ -556,15 +536,9 @@ def _candidates(options: argparse.Namespace) -> int:
 
 
 def _decide(options: argparse.Namespace) -> int:
-    from kws.model import versions
-    from kws.promote import registry
+    from kws.promote.by_hand import carry_out
 
-    root, is_approved = options.data_root, options.command == "approve"
-    version = versions.decide(
-        root, is_approved, options.version, by=options.by, reason=options.reason, force=options.force
-    )
-    registry.try_register(options.model_registry, root, version)
-    print(f"{version}: {versions.states(root)[version]}")
+    print(carry_out(options.data_root, options.command, options))
     return 0
 
 

@@ -299,9 +299,12 @@ def proposals(data_root: Path) -> list[dict[str, Any]]:
 
 def parse_proposals(text: bytes, name: str) -> list[dict[str, Any]]:
     """Parses a candidates.json; see `proposals`."""
-    found = files.parse_object(text, name, proposals=list)["proposals"]
-    fits = all(isinstance(one, dict) and is_name(one.get("version")) and one.get("state") for one in found)
-    require(fits, name, "be as kws wrote it (delete it: the next run proposes anew)", "something else")
+    try:
+        found = files.parse_object(text, name, proposals=list)["proposals"]
+        fits = all(isinstance(one, dict) and is_name(one.get("version")) and one.get("state") for one in found)
+        require(fits, name, "be as kws wrote it", "something else")
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it: what was rejected may then be proposed again") from error
     return list(found)
 
 

@@ -52,6 +52,7 @@ def write_card(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters["code"] = _code
+    environment.filters["cell"] = lambda text: _code(text).replace("|", "\\|")  # as GitHub's tables want it
     about = recognizer.about
     init = about.get("init", {})
     measured = not math.isnan(thresholds.false_alarms_per_hour)

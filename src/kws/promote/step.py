@@ -242,7 +242,11 @@ def _decide(
             ),
             None,
         )
-    if any((one["version"], one["state"]) == (version, "rejected") for one in versions.proposals(data_root)):
+    try:
+        proposed = {one["version"]: one["state"] for one in versions.proposals(data_root)}
+    except ValueError as error:
+        return False, f"it is not known whether it was rejected: {error}, and retry promote", None
+    if proposed.get(version) == "rejected":
         return False, "it was rejected; kws rollback brings it back", None
     if champion is None:
         return True, f"accuracy {accuracy:.2%}, and {without}", None

@@ -229,6 +229,23 @@ def test_two_that_are_promoted_at_once_leave_the_better_one_as_champion(
     assert champion(data_root)["version"] == "expert"
 
 
+def test_of_two_candidates_at_once_one_waits_and_the_page_shows_that_one(
+    publish: Publish, weak: Recognizer, expert: Recognizer, data_root: Path
+) -> None:
+    publish(weak)
+    fork, both = multiprocessing.get_context("fork"), (expert, renamed(expert, "twin"))
+    processes = [fork.Process(target=publish, args=(each,), kwargs={"approval": True}) for each in both]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert [one["state"] for one in versions.proposals(data_root)] == ["replaced", "candidate"]
+    waiting = versions.waiting(versions.proposals(data_root))["version"]
+    assert f"New version {waiting}, champion weak" in (data_root / "models" / "candidate.html").read_text()
+    assert champion(data_root)["version"] == "weak"
+
+
 def test_least_accuracy_out_of_range_is_refused(publish: Publish, expert: Recognizer) -> None:
     with pytest.raises(ValueError, match="min_accuracy must be between 0 and 1, got 80"):
         publish(expert, min_accuracy=80)
@@ -466,6 +483,22 @@ def test_a_rejected_version_never_comes_back_by_itself(
         again = publish(expert, approval=approval)
         assert (again.is_champion, again.is_candidate) == (False, False)
         assert again.reason.startswith("it was rejected")
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"proposals": [{"version": "expert"}]}'])
+def test_with_damaged_candidates_json_a_version_is_published_and_the_reason_names_the_remedy(
+    publish: Publish, weak: Recognizer, expert: Recognizer, data_root: Path, content: bytes
+) -> None:
+    publish(weak)
+    (data_root / "models" / "candidates.json").write_bytes(content)
+    decision = publish(expert, approval=True)
+    assert (decision.is_champion, decision.is_candidate) == (False, False)
+    assert decision.reason.startswith("it is not known whether it was rejected: ")
+    assert "candidates.json" in decision.reason
+    assert "delete it" in decision.reason
+    assert champion(data_root)["version"] == "weak"
+    (data_root / "models" / "candidates.json").unlink()
+    assert publish(expert, approval=True).is_candidate
 
 
 def test_a_later_candidate_takes_the_place_of_one_that_waits(

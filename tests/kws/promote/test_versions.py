@@ -178,6 +178,30 @@ def test_model_card_names_the_model_that_training_started_from(
     assert "Training started from" not in (version_files(published)[0] / versions.CARD).read_text()
 
 
+def test_word_in_a_table_of_the_card_is_code_that_stays_in_its_cell(
+    published: Path, expert: Recognizer, tone_tensors: Path, tmp_path: Path
+) -> None:
+    one = {
+        "spoken": 9,
+        "missed": 0.1,
+        "missed_95": [0.0, 0.3],
+        "false_alarms": 1,
+        "false_alarms_per_hour_95": [0.0, 2.0],
+    }
+    row = one | {"snr_db": 10.0, "hours": 1.0, "words": {"*no*|`yes`": one}}
+    evaluation = evaluate_tensors(expert, Tensors(tone_tensors)).summary() | {"streams": [row]}
+    write_card(
+        tmp_path / versions.CARD,
+        expert,
+        version="v",
+        evaluation=evaluation,
+        tensors=Tensors(tone_tensors).manifest,
+        thresholds=Thresholds.unmeasured(expert.words),
+        formats={},
+    )
+    assert "| `` *no*\\|`yes` `` | 10 dB | 9 |" in (tmp_path / versions.CARD).read_text()
+
+
 def test_report_shows_robustness_and_the_course_of_the_training(
     expert: Recognizer, tone_tensors: Path, tmp_path: Path
 ) -> None:
@@ -185,6 +209,7 @@ def test_report_shows_robustness_and_the_course_of_the_training(
     (tmp_path / "runs" / "expert").mkdir(parents=True)
     lines = [
         {"epoch": epoch, "train_loss": 1.0, "validation_loss": 1.1, "train_accuracy": 0.5, "validation_accuracy": 0.4}
+        | {"learning_rate": 1e-3}
         for epoch in range(3)
     ]
     (tmp_path / "runs" / "expert" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -193,6 +218,7 @@ def test_report_shows_robustness_and_the_course_of_the_training(
     page = (tmp_path / "report.html").read_text()
     assert "<h2>Robustness</h2>" in page
     assert "<h2>Training</h2>" in page
+    assert "and the learning rate then" in page
     assert evaluation.summary()["robustness"]["clean"] == evaluation.accuracy
 
 

@@ -1,6 +1,7 @@
 """Which cluster a command reaches: with --context that one alone, also where kind's is the current one."""
 
 import argparse
+import dataclasses
 import shlex
 import socket
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 from cluster_stand_in import StandIn
 
-from pipeline.cluster.commands import add_cluster_commands
+from kws.model import versions
+from kws.promote import by_hand
+from pipeline.cluster.commands import add_cluster_commands, cluster_of, placement_of
 from pipeline.cluster.connect import Cluster
 from pipeline.kind import local_cluster as kind
 from pipeline.shell import ClusterError
@@ -83,6 +86,46 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     addresses: list[str] = []
     monkeypatch.setattr("webbrowser.open", addresses.append)
     return addresses
+
+
+@pytest.mark.parametrize("command", ["rollback", "approve", "reject"])
+def test_what_a_person_decides_is_decided_by_the_same_flags_here_and_in_a_pod(command: str, tmp_path: Path) -> None:
+    def flags(parser: argparse.ArgumentParser) -> dict[str, str | None]:
+        common = {"--help", "--data-root", "--image", "--registry"} | {
+            f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Cluster)
+        }
+        return {
+            action.option_strings[-1]: action.help
+            for action in parser._actions
+            if action.option_strings and action.option_strings[-1] not in common
+        }
+
+    parser = argparse.ArgumentParser()
+    subparsers = parser.add_subparsers(dest="command")
+    add_cluster_commands(subparsers)
+    theirs = argparse.ArgumentParser()
+    by_hand.add_flags(theirs, command)
+    assert flags(subparsers.choices[command]) == flags(theirs)
+    given = ["--version", "v1", "--reason", "it's worse", *(["--force"] if command == "approve" else [])]
+    sent = by_hand.as_flags(theirs.parse_args([*given, "--by", "ann"]))
+    there = theirs.parse_args(sent)  # as the command in the pod reads them
+    assert (there.version, there.reason, there.by) == ("v1", "it's worse", "ann")
+    assert getattr(there, "force", False) == (command == "approve")
+    assert theirs.parse_args(by_hand.as_flags(theirs.parse_args(given))).by == versions.who()
+
+
+def test_links_say_where_a_port_must_be_forwarded_first(use_kubeconfig: Callable[..., None]) -> None:
+    use_kubeconfig(kind_kws="http://127.0.0.1:9", other="http://127.0.0.1:9")
+    assert Cluster(context=kind.CONTEXT).ui_hint == ""
+    assert Cluster(host="https://kubeflow.example.com/pipeline").ui_hint == ""
+    assert Cluster(context="other").ui_hint == "  (while make ui runs)"
+    told = {}
+    for context in (kind.CONTEXT, "other"):
+        parser = argparse.ArgumentParser()
+        add_cluster_commands(parser.add_subparsers(dest="command"))
+        options = parser.parse_args(["submit", "--source", "x", "--notify", "hook", "--context", context])
+        told[context] = placement_of(options, cluster_of(options)).ui
+    assert told == {kind.CONTEXT: kind.UI, "other": ""}
 
 
 def free_port() -> int:
