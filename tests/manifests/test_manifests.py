@@ -233,7 +233,7 @@ def policy_admits(overlay: str, name: str, labels: dict[str, str]) -> bool:
     return matched and all(labels.get(e["key"]) in e["values"] for e in selector.get("matchExpressions", ()))
 
 
-def test_training_pods_reach_each_other_and_dns_and_nothing_else() -> None:
+def test_training_pods_reach_each_other_dns_and_the_controller_of_trainer_and_nothing_else() -> None:
     config = ClusterConfig(image="kws-runtime:1", namespace="kubeflow")
     job = Training(name="kws-1", folder=Path("/data/runs/1"), arguments=(), num_nodes=2, processes_per_node=1)
     labels = build_job(job, config)["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["metadata"]["labels"]
@@ -241,12 +241,15 @@ def test_training_pods_reach_each_other_and_dns_and_nothing_else() -> None:
     policy = of_kind("overlays/kind", "NetworkPolicy")["kws-trainer"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     (ingress,) = policy["ingress"]
-    peers, dns = policy["egress"]
+    peers, dns, controller = policy["egress"]
     assert ingress["from"] == peers["to"] == [{"podSelector": policy["podSelector"]}]
     for rule in (ingress, peers):
         (ports,) = rule["ports"]
         assert ports["port"] <= PORT <= ports["endPort"]
     assert {(port["protocol"], port["port"]) for port in dns["ports"]} == {("UDP", 53), ("TCP", 53)}
+    (peer,) = controller["to"]
+    assert peer["podSelector"]["matchLabels"]["app.kubernetes.io/part-of"] == "kubeflow"
+    assert controller["ports"] == [{"protocol": "TCP", "port": 10443}]
 
 
 def test_the_pods_of_a_trainjob_are_under_the_policy_of_training() -> None:

@@ -1,4 +1,4 @@
-"""What new clips changed: accuracy apart on clips that an earlier version's data had, and on those that it had not."""
+"""What new clips changed: accuracy on the clips that an earlier version's data had, and apart on those it lacked."""
 
 import logging
 from collections.abc import Mapping

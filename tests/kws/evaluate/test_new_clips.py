@@ -62,7 +62,7 @@ def test_evaluate_tells_accuracy_on_new_and_on_old_clips_apart(
     }
     assert (metrics["num_new_clips"], metrics["accuracy_on_new_clips"]) == (3, 1 / 3)
     assert (metrics["num_old_clips"], metrics["accuracy_on_old_clips"]) == (num_old, 1 / 3)
-    assert "the data of the champion, v1, had not" in page
+    assert "the data of the champion, v1, did not have" in page
     assert "33.33 %" in page
 
 

@@ -467,7 +467,7 @@ def test_promotion_says_how_both_do_on_new_and_on_old_clips_by_what_the_evaluate
     assert of_champion == other
     said = f"on 3 new clips 66.67% against {other['new']['accuracy']:.2%}, on 9 old clips 100.00% against "
     assert f"{said}{other['old']['accuracy']:.2%}" in decision.reason
-    assert "New are the clips" in page.read_text()
+    assert "New clips are those" in page.read_text()
     assert f"{100 * other['new']['accuracy']:.2f} %" in page.read_text()
     assert "heard" not in files.read_json(data_root / "models" / "expert" / "evaluation.json")
 
