@@ -262,10 +262,14 @@ class ServeConfig(Settings):
 
     keep_heard: bool = False
     """Also keep in that folder, for 30 days, the sound of words that streams detect, nearly detect, or that listeners
-    mark, until they are reviewed at /review."""
+    mark, until they are reviewed at /review; with a shadow also of what it hears otherwise, in requests too."""
+
+    shadow: str = ""
+    """Version beside the champion that hears what the champion hears and answers nobody, to be compared in /metrics;
+    candidate: whichever waits for approval; empty: none."""
 
     poll_seconds: float = number(1.0, above=0)
-    """Seconds between two reads of champion.json."""
+    """Seconds between two reads of champion.json and candidates.json."""
 
     drain_seconds: float = number(5.0, at_least=0)
     """Seconds for which a server that was told to stop still answers, until no more requests are routed to it."""

@@ -23,6 +23,7 @@ from kws.data.index import Ints
 from kws.data.sources import AUTO, list_recordings
 from kws.model.bundle import Recognizer
 from kws.model.calibration import expected_calibration_error
+from kws.model.distribution import CONFIDENCE_BOUNDS, Distribution
 from kws.model.predict import AnyRecognizer
 from kws.preprocess.audio import read
 from kws.preprocess.tensors import Tensors
@@ -167,6 +168,9 @@ class Evaluation:
             "words": [dataclasses.asdict(score) for score in self.word_scores],
             "confusions": [dataclasses.asdict(pair) for pair in self.worst_pairs],
             "mistakes": [mistake.as_json() for mistake in self.mistakes],
+            # With these a server shows whether it still hears what the model was tested on.
+            "recognized": {word: int(said) for word, said in zip(self.words, self.matrix.sum(axis=0), strict=True)},
+            "confidence": dataclasses.asdict(Distribution.of(self.confidence, CONFIDENCE_BOUNDS)),
             **self.more,
         }
 

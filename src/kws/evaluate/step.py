@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from kws import files, memory
@@ -20,6 +21,8 @@ from kws.evaluate.streams import StreamReport
 from kws.model import bundle, onnx, versions
 from kws.model.bundle import Recognizer
 from kws.model.detector import Thresholds
+from kws.model.distribution import LEVEL_BOUNDS, Distribution, levels
+from kws.preprocess.audio import read
 from kws.preprocess.tensors import Tensors
 from kws.train.runs import METRICS
 
@@ -99,14 +102,16 @@ def _on_new_clips(evaluation: Evaluation, tensors: Tensors) -> dict[str, Any]:
 
 
 def _in_noise(recognizer: Recognizer, recordings: Path, clips: Index) -> dict[str, Any]:
-    """Measures robustness on clips spread evenly over the test split."""
+    """Measures robustness, and how loud the recordings are, on clips spread evenly over the test split."""
     some = clips[:: -(-len(clips) // ROBUSTNESS_CLIPS)]
     try:
         found = robustness.measure(recognizer, recordings, some)
+        loud = levels(np.stack([read(recordings, clip, recognizer.features) for clip in some]))
     except (OSError, ValueError) as error:
         log.warning("robustness is not evaluated: %s", error)
         return {}
-    return {"robustness": dict(found), "num_robustness_clips": len(some)}
+    level = dataclasses.asdict(Distribution.of(loud, LEVEL_BOUNDS))
+    return {"robustness": dict(found), "num_robustness_clips": len(some), "level_dbfs": level}
 
 
 def _in_streams(

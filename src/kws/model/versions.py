@@ -36,8 +36,10 @@ REFERENCE = "reference.wav"
 EVALUATION = "evaluation.json"
 REPORT = "report.html"
 CARD = "MODEL_CARD.md"
+CANDIDATE = "candidate"
+"""The state of a version that waits for a person's approval, and the name by which it is asked for."""
 
-SERVED = (THRESHOLDS, REFERENCE, CARD)
+SERVED = (THRESHOLDS, REFERENCE, CARD, EVALUATION)
 """Files that a server reads beside the model; versions of older releases lack them."""
 
 REFERENCE_TOLERANCE = 0.05
@@ -111,8 +113,23 @@ def champion(data_root: Path) -> str | None:
 
 def states(data_root: Path) -> dict[str, str]:
     """Returns which versions are champion, candidate or rejected; others have no state."""
-    found = {one["version"]: one["state"] for one in proposals(data_root) if one["state"] in ("candidate", "rejected")}
+    found = {one["version"]: one["state"] for one in proposals(data_root) if one["state"] in (CANDIDATE, "rejected")}
     return found | {version: "champion" for version in [champion(data_root)] if version}
+
+
+def beside_champion(data_root: Path, name: str) -> str | None:
+    """Returns the version to try beside the champion, or None if there is none, or it is the champion by now.
+
+    Args:
+        data_root: the folder that holds models/.
+        name: `candidate` for the one that waits, or the name of a version.
+
+    Raises:
+        ValueError: models/candidates.json or models/champion.json is damaged.
+    """
+    waits = [one["version"] for one in proposals(data_root)[-1:] if one["state"] == CANDIDATE]
+    version = next(iter(waits), None) if name == CANDIDATE else name
+    return None if version == champion(data_root) else version
 
 
 def find_model(name: str, data_root: Path) -> tuple[str, Path]:
@@ -320,10 +337,10 @@ def propose(data_root: Path, version: str, accuracy: float, reason: str, words: 
     """
     before = [one for one in proposals(data_root) if one["version"] != version]
     for one in before:
-        if one["state"] == "candidate":
+        if one["state"] == CANDIDATE:
             one |= {"state": "replaced", "decided": _now(), "by": STEP, "why": f"by {version}", "words": []}
     new = {"version": version, "accuracy": accuracy, "reason": reason, "against": champion(data_root), "since": _now()}
-    new |= {"words": words, "state": "candidate"}
+    new |= {"words": words, "state": CANDIDATE}
     files.write_json(data_root / MODELS / CANDIDATES, {"proposals": [*before[-KEPT:], new]})
 
 
@@ -334,7 +351,7 @@ def waiting(proposals: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ValueError: none does.
     """
     for one in proposals[-1:]:
-        if one["state"] == "candidate":
+        if one["state"] == CANDIDATE:
             return one
     raise ValueError("a candidate must wait, got none: a run with --approval yes proposes one")
 

@@ -69,6 +69,11 @@ class Batcher:
         self._start()
         return await answer
 
+    @property
+    def is_free(self) -> bool:
+        """Whether another batch could be computed at once."""
+        return self._free > 0
+
     def _start(self) -> None:
         """Starts batches while there are free threads and waiting clips."""
         while self._free and self._queue:

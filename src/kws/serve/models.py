@@ -1,5 +1,7 @@
 """Loads and checks the model to serve, and swaps it without interruption when another version becomes champion.
 
+A second follower of the same class holds the version that is tried beside it, see shadow.py.
+
 Code that handles a request reads `Models.current` once, and so uses one version throughout. Its session lives as long
 as it is referenced, so that a swap neither waits for requests nor breaks them.
 """
@@ -8,9 +10,10 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +26,7 @@ from kws.preprocess.audio import Waveform, read_clip
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 30.0
-"""Seconds after which a refused champion is tried again, as the volume may have been unavailable."""
+"""Seconds after which a refused version is tried again, as the volume may have been unavailable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class Served:
     thresholds: Thresholds
     card: str
     """Content of MODEL_CARD.md; empty if there is none."""
+    test: Mapping[str, Any] = field(default_factory=dict)
+    """Content of evaluation.json, the results on the test split; empty if there is none."""
 
     def behind(self, after: str, seconds: float | None) -> "Served":
         """Returns the same model with a gate, see `Thresholds.behind`.
@@ -88,12 +93,13 @@ def load_version(folder: Path, name: str = versions.ONNX) -> Served:
     expected = manifest.get("reference", {}).get(name)
     reference = folder / versions.REFERENCE
     _prove(recognizer, reference if expected else None, expected, folder / name)
-    card = folder / versions.CARD
+    card, test = folder / versions.CARD, folder / versions.EVALUATION
     return Served(
         recognizer=recognizer,
         version=manifest["version"],
         thresholds=Thresholds.beside(folder / name, recognizer.words, recognizer.margin is not None),
         card=card.read_text(encoding="utf-8") if card.is_file() else "",
+        test=files.read_object(test) if test.is_file() else {},
     )
 
 
@@ -124,7 +130,7 @@ def _prove(recognizer: OnnxRecognizer, reference: Path | None, expected: list[fl
 
 
 class Models:
-    """Holds the model that is served, and follows models/champion.json if it was given a data root."""
+    """Holds a model, and follows the version that a data root names if it was given one."""
 
     def __init__(
         self,
@@ -134,6 +140,7 @@ class Models:
         name: str = versions.ONNX,
         after: str = "",
         after_seconds: float | None = None,
+        shadow: str = "",
     ) -> None:
         """Takes a loaded model, or a data root whose champion to follow.
 
@@ -141,17 +148,20 @@ class Models:
             current: the model to serve at first.
             data_root: the folder that holds models/.
             name: the model file of a version to serve.
-            after: the gate of every champion, see `Thresholds.behind`; one that does not know the word is refused.
+            after: the gate of every version, see `Thresholds.behind`; one that does not know the word is refused.
             after_seconds: for how long the gate is open.
+            shadow: follow this version beside the champion instead, see `versions.beside_champion`.
         """
         self.current = current
         self.num_swaps = 0
         self.num_refused = 0
         self.refusal = ""
-        """Why the latest champion was refused; empty if it was not."""
+        """Why the latest version was refused; empty if it was not."""
         self.data_root = data_root
         self._name = name
         self._gate = after, after_seconds
+        self._shadow = shadow
+        self._role = "shadow" if shadow else "champion"
         self._refused: tuple[str, float] = ("", 0.0)
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -167,37 +177,52 @@ class Models:
         return "the champion was refused, see the server's log" if self.refusal else "there is no champion yet"
 
     def look(self) -> bool:
-        """Reads champion.json, and swaps the model if it names another version; returns whether it did.
+        """Reads which version is named, and swaps the model if it is another; returns whether it did.
 
-        A champion that cannot be loaded is refused with a line in the log, and the current model stays.
+        A version that cannot be loaded is refused with a line in the log, and the current model stays. A champion stays
+        also if none is named any more; the version beside it goes.
         """
         assert self.data_root is not None
         version = ""
         try:
-            version = versions.champion(self.data_root) or ""
-            if not version or (self.current is not None and version == self.current.version):
-                self.refusal = "" if version else self.refusal
+            version = self._named(self.data_root) or ""
+            if not version:
+                return self._let_go()
+            if self.current is not None and version == self.current.version:
+                self.refusal = ""
                 return False
             refused, when = self._refused
             if refused == version and time.monotonic() - when < RETRY_SECONDS:
                 return False
-            served = load_version(self.data_root / versions.MODELS / version, self._name).behind(*self._gate)
+            served = load_version(versions.version_folder(self.data_root, version), self._name).behind(*self._gate)
         except (ValueError, OSError) as error:
             self._refused = (version, time.monotonic())
             if str(error) != self.refusal:
                 self.num_refused += 1
                 stays = f"{self.current.version} stays" if self.current else "there is no model yet"
-                log.error("the champion was refused, %s: %s", stays, error)
+                log.error("the %s was refused, %s: %s", self._role, stays, error)
             self.refusal = str(error)
             return False
         before = self.current.version if self.current else "none"
         self.current, self.refusal = served, ""
         self.num_swaps += 1
-        log.info("serving version %s (before: %s)", served.version, before)
+        log.info("%s version %s (before: %s)", "in the shadow:" if self._shadow else "serving", served.version, before)
         return True
 
+    def _named(self, data_root: Path) -> str | None:
+        return versions.beside_champion(data_root, self._shadow) if self._shadow else versions.champion(data_root)
+
+    def _let_go(self) -> bool:
+        """Drops the version in the shadow, as it was approved or rejected; returns whether there was one."""
+        if not self._shadow:
+            return False
+        before, self.current, self.refusal = self.current, None, ""
+        if before is not None:
+            log.info("in the shadow: no version (before: %s)", before.version)
+        return before is not None
+
     def follow(self, seconds: float, swapped: Callable[[], None] = lambda: None) -> None:
-        """Polls for a new champion in a thread, until `close`.
+        """Polls for another version in a thread, until `close`.
 
         It polls, as volumes that machines share do not notify of changes.
 
@@ -211,11 +236,11 @@ class Models:
                 if self.look():
                     swapped()
 
-        self._thread = threading.Thread(target=run, name="champion", daemon=True)
+        self._thread = threading.Thread(target=run, name=self._role, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stops following the champion."""
+        """Stops following."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()

@@ -104,8 +104,7 @@ def create_app(service: Service) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        service.models.close()
-        service.batcher.close()
+        service.close()
 
     app = FastAPI(
         title="kws",
@@ -257,6 +256,7 @@ def create_app(service: Service) -> FastAPI:
             config.max_streams,
             service.models.data_root,
             keep_heard=config.keep_heard,
+            watch=service.watch,
         )
     )
     return app
@@ -359,15 +359,36 @@ def open_models(model: Path | None, data_root: Path | None, config: ServeConfig)
     assert data_root is not None
     if not data_root.is_dir():
         raise FileNotFoundError(f"data_root must be a folder, got {str(data_root)!r}, which does not exist")
-    found = Models(
-        data_root=data_root,
-        name=versions.INT8 if config.int8 else versions.ONNX,
-        after=config.after,
-        after_seconds=config.after_seconds,
-    )
-    found.look()
+    found = _follow(data_root, config)
     if found.current is None and not found.refusal:
         log.info("waiting for a champion in %s", data_root / versions.MODELS / versions.CHAMPION)
+    return found
+
+
+def open_shadow(data_root: Path | None, config: ServeConfig) -> Models | None:
+    """Loads the version in the shadow; returns None if there is to be none.
+
+    If there is none yet, or a damaged one, the server starts all the same.
+
+    Raises:
+        ValueError: there is no data root.
+    """
+    if not config.shadow:
+        return None
+    if data_root is None:
+        raise ValueError(f"shadow must be a version beside the champion of --data-root, got {config.shadow!r} alone")
+    found = _follow(data_root, config, config.shadow)
+    if found.current is None and not found.refusal:
+        log.info("in the shadow: no version yet")
+    return found
+
+
+def _follow(data_root: Path, config: ServeConfig, shadow: str = "") -> Models:
+    name = versions.INT8 if config.int8 else versions.ONNX
+    found = Models(
+        data_root=data_root, name=name, after=config.after, after_seconds=config.after_seconds, shadow=shadow
+    )
+    found.look()
     return found
 
 
@@ -380,15 +401,20 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(models: Models, config: ServeConfig) -> None:
+async def serve(models: Models, config: ServeConfig, shadow: Models | None = None) -> None:
     """Serves until SIGTERM or SIGINT, and for `drain_seconds` after that; then finishes the requests in progress.
 
     A second signal ends the server at once.
 
+    Args:
+        models: holds the served model.
+        config: the settings.
+        shadow: holds the version in the shadow; None: there never is one.
+
     Raises:
         OSError: a port is in use.
     """
-    service = Service(models, config)
+    service = Service(models, config, shadow)
     app = create_app(service)
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -416,8 +442,9 @@ async def serve(models: Models, config: ServeConfig) -> None:
     if config.grpc_port >= 0:
         remote, grpc_port = await grpc.start(service, f"{config.host}:{config.grpc_port}")
         log.info("gRPC at %s:%d", config.host, grpc_port)
-    if models.follows:
-        models.follow(config.poll_seconds)
+    for each in (models, shadow):
+        if each and each.follows:
+            each.follow(config.poll_seconds)
     running = asyncio.create_task(server.serve(sockets=[socket]))
     while not server.started and not running.done():
         await asyncio.sleep(0.01)
@@ -452,6 +479,6 @@ async def serve(models: Models, config: ServeConfig) -> None:
 
 def run(model: Path | None, data_root: Path | None, config: ServeConfig) -> None:
     """Loads the model and serves; see `serve`."""
-    found = open_models(model, data_root, config)
+    found, shadow = open_models(model, data_root, config), open_shadow(data_root, config)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(found, config))
+        runner.run(serve(found, config, shadow))

@@ -3,21 +3,27 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import prometheus_client
 
 from kws.config import ServeConfig
 from kws.cores import num_cores
+from kws.model.detector import Detector
 from kws.preprocess.audio import Waveform
 from kws.serve import protocol
 from kws.serve.batching import Batcher, Busy
+from kws.serve.drift import Drift
 from kws.serve.models import Models, Served
+from kws.serve.page.heard import Heard
+from kws.serve.page.socket import Watcher
 from kws.serve.protocol import Call, Output, Refused
+from kws.serve.shadow import Shadow
 
 
 @dataclass
@@ -32,7 +38,14 @@ class Observed:
 class Service:
     """Handles requests of any protocol: holds the model, forms batches and counts metrics."""
 
-    def __init__(self, models: Models, config: ServeConfig) -> None:
+    def __init__(self, models: Models, config: ServeConfig, shadow: Models | None = None) -> None:
+        """Takes the served model.
+
+        Args:
+            models: holds the model.
+            config: the settings.
+            shadow: holds the version that hears what the model hears, and answers nobody; None: none ever does.
+        """
         self.models = models
         self.config = config
         self.num_threads = config.num_threads or num_cores()
@@ -40,6 +53,30 @@ class Service:
         self.draining = False
         self.registry = prometheus_client.CollectorRegistry()
         self._measure()
+        self.drift = Drift(model_name=config.model_name, registry=self.registry, versions=self._versions)
+        self.shadow = shadow and Shadow(
+            shadow,
+            model_name=config.model_name,
+            registry=self.registry,
+            drift=self.drift,
+            is_free=lambda: self.batcher.is_free,
+            heard=Heard(Path(config.collect)) if config.keep_heard else None,
+        )
+
+    def _versions(self) -> list[Served]:
+        holders = [self.models, *([self.shadow.models] if self.shadow else [])]
+        return [holder.current for holder in holders if holder.current is not None]
+
+    def watch(self, served: Served, detector: Detector, speaker: str) -> Sequence[Watcher]:
+        """Returns who watches a stream, see `kws.serve.page.socket.Watch`."""
+        return [self.drift.stream(served), *([self.shadow.stream(served, detector, speaker)] if self.shadow else [])]
+
+    def close(self) -> None:
+        """Stops following versions, and waits for the batches in progress."""
+        self.models.close()
+        if self.shadow:
+            self.shadow.close()
+        self.batcher.close()
 
     def _measure(self) -> None:
         registry = self.registry
@@ -69,12 +106,16 @@ class Service:
         self._info = prometheus_client.Gauge(
             "kws_model_info", "1 for the version that is served", ["model", "version"], registry=registry
         )
+        self._shadow_info = prometheus_client.Gauge(
+            "kws_shadow_info", "1 for the version in the shadow", ["model", "version"], registry=registry
+        )
 
     def metrics(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""
-        self._info.clear()
-        if (served := self.models.current) is not None:
-            self._info.labels(model=self.config.model_name, version=served.version).set(1)
+        for info, models in ((self._info, self.models), (self._shadow_info, self.shadow and self.shadow.models)):
+            info.clear()
+            if models and (served := models.current) is not None:
+                info.labels(model=self.config.model_name, version=served.version).set(1)
         return prometheus_client.generate_latest(self.registry)
 
     @contextlib.contextmanager
@@ -152,4 +193,7 @@ class Service:
             self._words.labels(
                 model=self.config.model_name, version=served.version, word=served.recognizer.words[best]
             ).inc()
+        self.drift.clips(served.version, waveforms, probabilities)
+        if self.shadow:
+            self.shadow.clips(served, waveforms, probabilities)
         return protocol.outputs_of(call, served, probabilities)

@@ -80,6 +80,9 @@ def test_what_is_heard_becomes_a_recording_once_it_is_confirmed(page: Page, tone
         "version": "v1",
         "speaker": "",
         "rate": RATE,
+        "shadow": "",
+        "shadow_word": "",
+        "shadow_probability": 0.0,
     }
     assert list_recordings(tmp_path / "collected").words == []  # nothing is a recording yet
     path = tmp_path / "sound.wav"
@@ -150,7 +153,7 @@ def test_bad_reviews_are_refused_and_lose_nothing(page: Page, tmp_path: Path) ->
     name = keep(heard)
     for body, sentence in (
         ({"word": "_noise_"}, "a word must not begin with _"),
-        ({"kind": "good"}, "kind must be one of detected, near, wrong, missed, got 'good'"),
+        ({"kind": "good"}, "kind must be one of detected, near, wrong, missed, differs, got 'good'"),
         ({}, "the request must have word or kind"),
     ):
         status, said = post(page, name, **body)

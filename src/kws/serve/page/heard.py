@@ -50,7 +50,7 @@ NEARLY = float(np.log(4))
 APART_SECONDS = 1.5
 """Seconds without a higher probability or a detection after which a word was nearly detected."""
 
-DETECTED, NEAR, WRONG, MISSED = KINDS = ("detected", "near", "wrong", "missed")
+DETECTED, NEAR, WRONG, MISSED, DIFFERS = KINDS = ("detected", "near", "wrong", "missed", "differs")
 NAME = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{8}")
 
 Pcm = npt.NDArray[np.int16]
@@ -62,9 +62,10 @@ class Sound:
 
     name: str
     kind: str
-    """Why it is kept: detected; near (a word stayed just below its threshold); wrong, missed (a listener says so)."""
+    """Why it is kept: detected; near (a word stayed just below its threshold); wrong, missed (a listener says so);
+    differs (the version in the shadow heard something else)."""
     word: str
-    """The word that was detected, nearly detected, or missed; empty: not said."""
+    """The word that was detected, nearly detected, or missed; empty: not said, or none."""
     probability: float
     threshold: float
     version: str
@@ -73,6 +74,11 @@ class Sound:
     """Number of the stream, eight hexadecimal digits: no one's name, but sounds of one stream stay in one split."""
     rate: int
     """Sample rate in hertz."""
+    shadow: str = ""
+    """The version in the shadow, if it heard something else."""
+    shadow_word: str = ""
+    """What it heard; empty: no word."""
+    shadow_probability: float = 0.0
 
 
 class Heard:
@@ -216,20 +222,45 @@ class NearMisses:
         return when, word, probability
 
 
+class Tail:
+    """Remembers the last TAIL_SECONDS of a stream."""
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+        self._tail = np.zeros(0, np.int16)
+        self._total = 0
+
+    def add(self, pcm: Pcm) -> None:
+        """Takes samples, int16 [any]."""
+        self._total += pcm.size
+        self._tail = np.concatenate((self._tail, pcm))[-round(TAIL_SECONDS * self.rate) :]
+
+    @property
+    def seconds(self) -> float:
+        """Length of the stream so far."""
+        return self._total / self.rate
+
+    def around(self, time: float) -> Pcm:
+        """Returns the SOUND_SECONDS around a time in seconds, int16 [samples]; silence where it is not known."""
+        first = round((time - SOUND_SECONDS / 2) * self.rate) - (self._total - self._tail.size)
+        sound = np.zeros(round(SOUND_SECONDS * self.rate), np.int16)
+        low, high = max(first, 0), max(min(first + sound.size, self._tail.size), 0)
+        sound[low - first : high - first] = self._tail[low:high]
+        return sound
+
+
 class Keeper:
     """Remembers the end of one stream, and keeps the sound of what is detected in it, or nearly."""
 
     def __init__(self, heard: Heard, detector: Detector, version: str, rate: int, speaker: str) -> None:
-        self._heard, self._detector, self._version, self._rate = heard, detector, version, rate
+        self._heard, self._detector, self._version = heard, detector, version
         self._speaker = speaker
-        self._tail = np.zeros(0, np.int16)
-        self._total = 0
+        self._tail = Tail(rate)
         self._near = NearMisses(detector.words)
 
     def add(self, pcm: Pcm) -> None:
         """Takes the samples that the detector is given, int16 [any]."""
-        self._total += pcm.size
-        self._tail = np.concatenate((self._tail, pcm))[-round(TAIL_SECONDS * self._rate) :]
+        self._tail.add(pcm)
 
     def step(self, window: Window) -> str:
         """Keeps the sound of a detection, and returns its name; also the sound of a word that was nearly detected."""
@@ -244,23 +275,18 @@ class Keeper:
 
     def missed(self, word: str) -> str:
         """Keeps the last seconds, in which a listener says that a word was missed, and returns its name."""
-        return self._keep(MISSED, self._total / self._rate - SOUND_SECONDS / 2, word, 0.0)
+        return self._keep(MISSED, self._tail.seconds - SOUND_SECONDS / 2, word, 0.0)
 
     def _keep(self, kind: str, time: float, word: str, probability: float) -> str:
-        first = round((time - SOUND_SECONDS / 2) * self._rate) - (self._total - self._tail.size)
-        size = round(SOUND_SECONDS * self._rate)
-        sound = np.zeros(size, np.int16)
-        low, high = max(first, 0), max(min(first + size, self._tail.size), 0)
-        sound[low - first : high - first] = self._tail[low:high]
         return self._heard.keep(
-            sound,
+            self._tail.around(time),
             kind=kind,
             word=word,
             probability=round(probability, 4),
             threshold=self._detector.thresholds.get(word, 0.0),
             version=self._version,
             speaker=self._speaker,
-            rate=self._rate,
+            rate=self._tail.rate,
         )
 
 

@@ -15,7 +15,7 @@ from kws.preprocess.audio import TooLong, read_bytes
 from kws.serve.page import review
 from kws.serve.page.collection import Collection
 from kws.serve.page.heard import Heard
-from kws.serve.page.socket import Listener, Model
+from kws.serve.page.socket import Listener, Model, Watch, nobody
 
 MOST_BYTES = 1 << 20
 """Largest size of an uploaded recording; a second of sound has 32 kB."""
@@ -49,6 +49,7 @@ def router(
     most_streams: int = 64,
     data_root: Path | None = None,
     keep_heard: bool = False,
+    watch: Watch = nobody,
 ) -> APIRouter:
     """Returns the routes of the page: /, /review, /page/…, /listen, /decode, /card, /collection/…, /heard/….
 
@@ -58,6 +59,7 @@ def router(
         most_streams: largest number of WebSocket connections at the same time.
         data_root: the folder whose champion is served, or None.
         keep_heard: whether to keep in `collect` what streams hear, for review.
+        watch: who watches each stream.
 
     Raises:
         OSError: the folder cannot be created.
@@ -162,7 +164,7 @@ def router(
             Route(recording, collecting(play), methods=["GET"], include_in_schema=False),
             Route(recording, collecting(delete), methods=["DELETE"], include_in_schema=False),
             *review.routes(current, heard, collection, guarded),
-            WebSocketRoute("/listen", Listener(current, most_streams, heard).__call__),
+            WebSocketRoute("/listen", Listener(current, most_streams, heard, watch).__call__),
         ]
     )
 

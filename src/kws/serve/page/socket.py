@@ -25,7 +25,7 @@ import base64
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,7 +34,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from kws.model.detector import Detector, Floats, Thresholds, Window, reported
 from kws.model.page import hello
 from kws.model.predict import AnyRecognizer
-from kws.serve.page.heard import Heard, Keeper
+from kws.serve.page.heard import Heard, Keeper, Pcm
 
 MOST_BYTES = 1 << 18
 """Largest size of a message: 8 s of sound."""
@@ -69,6 +69,25 @@ class Model(Protocol):
         """Content of MODEL_CARD.md, or empty."""
 
 
+class Watcher(Protocol):
+    """Is told what a stream brings, beside what is answered; it must neither block nor raise."""
+
+    def hear(self, pcm: Pcm, windows: Sequence[Window]) -> None:
+        """Takes samples, int16 [any], and the windows that they completed."""
+
+    def finish(self, windows: Sequence[Window]) -> None:
+        """Takes the last windows of a stream that has come to its end."""
+
+
+Watch = Callable[[Any, Detector, str], Sequence[Watcher]]
+"""Returns who watches a stream, given its model, its detector and the number of its speaker."""
+
+
+def nobody(model: Model, detector: Detector, speaker: str) -> Sequence[Watcher]:
+    """Watches no stream."""
+    return ()
+
+
 class _Full(Exception):
     """Raised if there are as many streams as are allowed, or no model."""
 
@@ -76,10 +95,13 @@ class _Full(Exception):
 class Listener:
     """Handles WebSocket connections, up to a maximum number of streams at the same time."""
 
-    def __init__(self, current: Callable[[], Model | None], most_streams: int, heard: Heard | None = None) -> None:
+    def __init__(
+        self, current: Callable[[], Model | None], most_streams: int, heard: Heard | None = None, watch: Watch = nobody
+    ) -> None:
         self.current = current
         self.most_streams = most_streams
         self.heard = heard
+        self.watch = watch
         self.streams: dict[WebSocket, float] = {}
         """When samples last came, by connection."""
 
@@ -119,6 +141,7 @@ class Listener:
         detector, offset, odd = _begin(model), 0.0, b""
         speaker = os.urandom(4).hex()
         keeper = self._keeper(detector, model, speaker)
+        watchers = self.watch(model, detector, speaker)
         armed: list[str] | None = None
         await socket.send_json(_hello(model, armed, keeps=keeper is not None))
         message: bytes | dict[str, Any] | None
@@ -132,6 +155,7 @@ class Listener:
                 offset += detector.samples / rate
                 model, detector = now, _begin(now)
                 keeper = self._keeper(detector, model, speaker)
+                watchers = self.watch(model, detector, speaker)
                 if armed is not None:  # those that the new model knows
                     armed = [word for word in armed if word in reported(model.recognizer.words)]
                 detector.hold(armed)
@@ -143,8 +167,11 @@ class Listener:
                 data = odd + message
                 odd = data[len(data) // 2 * 2 :]
                 pcm = np.frombuffer(data[: len(data) // 2 * 2], "<i2")
-                for heard, frames, kept in await asyncio.to_thread(_feed, detector, pcm, keeper):
+                found = await asyncio.to_thread(_feed, detector, pcm, keeper)
+                for heard, frames, kept in found:
                     await _send(socket, heard, offset, frames, kept)
+                for watcher in watchers:
+                    watcher.hear(pcm, [heard for heard, _, _ in found])
             elif "thresholds" in message:
                 _change(detector, model, message["thresholds"])
             elif "armed" in message:
@@ -156,13 +183,17 @@ class Listener:
                 name = await asyncio.to_thread(keeper.missed, message["missed"][:60])
                 await socket.send_json({"type": "kept", "name": name})
             elif message.get("finish"):
-                for heard in await asyncio.to_thread(detector.finish):
+                last = await asyncio.to_thread(detector.finish)
+                for heard in last:
                     await _send(socket, heard, offset, None, keeper.step(heard) if keeper else "")
+                for watcher in watchers:
+                    watcher.finish(last)
                 self.streams.pop(socket, None)
                 await socket.send_json({"type": "finished"})
                 thresholds = detector.thresholds
                 detector, offset, odd = _begin(model), 0.0, b""
                 keeper = self._keeper(detector, model, speaker)
+                watchers = self.watch(model, detector, speaker)
                 detector.set_thresholds(thresholds)
                 detector.hold(armed)
             else:

@@ -2,7 +2,7 @@
 import { $, apart, button, element, problem, status } from "./state.js";
 import { review } from "./heard.js";
 
-const REASONS = { detected: "detected", near: "nearly detected", wrong: "marked as wrong", missed: "marked as missed" };
+const REASONS = { detected: "detected", near: "nearly detected", wrong: "marked as wrong", missed: "marked as missed" };  // "differs" has a sentence
 
 // "20261130T071500-…" as a local time.
 function when(name) {
@@ -10,14 +10,18 @@ function when(name) {
   return new Date(Date.UTC(year, month - 1, day, hour, minute, second)).toLocaleString("en-GB");
 }
 
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+
 function row(sound, words) {
   const at = when(sound.name);
-  const word = Object.assign(element("input"), { value: sound.kind === "wrong" ? "other" : sound.word, required: true, maxLength: 60, dir: "auto" });
+  const word = Object.assign(element("input"), { value: sound.kind === "wrong" ? "other" : sound.word || sound.shadow_word, required: true, maxLength: 60, dir: "auto" });
   word.setAttribute("list", "words");
   word.setAttribute("aria-label", `Word that is spoken in the sound of ${at}`);
   const audio = Object.assign(element("audio"), { controls: true, preload: "none", src: `heard/${sound.name}` });
   audio.setAttribute("aria-label", `Sound of ${at}`);
-  const share = sound.kind === "missed" ? "" : `${(100 * sound.probability).toFixed(1)} % (from ${(100 * sound.threshold).toFixed(1)} % on)`;
+  const share = sound.kind === "missed" ? "" : sound.kind === "differs"
+    ? [sound.probability, sound.shadow_probability].map(percent).join("; ")
+    : `${percent(sound.probability)} (from ${percent(sound.threshold)} on)`;
   const line = element("tr");
   const done = async (said, text) => {
     if (!(await review(sound.name, said, problem))) return;
@@ -35,9 +39,12 @@ function row(sound, words) {
     const name = word.value.normalize("NFC").trim();
     done({ word: name }, `Confirmed: now a recording of “${apart(name)}”.`);
   };
-  const heard = element("bdi", "", sound.word || "a word");
-  const why = element("td", "", heard, ` ${REASONS[sound.kind]}`);
-  line.append(element("td", "", at), why, element("td", "", share), element("td", "", sound.version),
+  const said = (word, otherwise) => element("bdi", "", word || otherwise);
+  const why = sound.kind === "differs"
+    ? element("td", "", said(sound.word, "no word"), " for the version that answers, ", said(sound.shadow_word, "no word"), " for the one in the shadow")
+    : element("td", "", said(sound.word, "a word"), ` ${REASONS[sound.kind]}`);
+  const version = sound.kind === "differs" ? `${sound.version}; ${sound.shadow}` : sound.version;
+  line.append(element("td", "", at), why, element("td", "", share), element("td", "", version),
     element("td", "", audio), element("td", "", form));
   return line;
 }
