@@ -13,7 +13,7 @@ WHICH_IMAGES := REGISTRY DEVICE
 PODS := CPU MEMORY LAUNCHER NOTIFY
 PARAMETERS := SOURCE SHA256 DATA_ROOT WORDS UNKNOWN_WORDS PRESET SET SPLIT MAX_BAD_FRACTION EPOCHS BATCH_SIZE LEARNING_RATE INIT SEED \
   NUM_NODES PROCESSES_PER_NODE MIN_ACCURACY FORMATS FALSE_ALARMS_PER_HOUR LAYOUT APPROVAL KEEP_RUNS MODEL_REGISTRY
-FLAGS := $(WHICH_CLUSTER) $(WHICH_IMAGES) $(PODS) $(PARAMETERS) TORCH BASE_IMAGE CRON TIME_ZONE VERSION TO IMAGE REASON MODEL PORT COLLECT
+FLAGS := $(WHICH_CLUSTER) $(WHICH_IMAGES) $(PODS) $(PARAMETERS) TORCH BASE_IMAGE CRON TIME_ZONE VERSION TO IMAGE REASON MODEL PORT COLLECT SHADOW
 
 # $(call flags,NAMES): the flags of those variables that have a value.
 flags = $(foreach name,$(1),$(if $($(name)),--$(shell tr A-Z_ a-z- <<< $(name)) '$(subst ','\'',$($(name)))'))
@@ -105,8 +105,8 @@ ui: $(READY) ## open the UI of Kubeflow Pipelines
 pull-model: $(READY) ## copy a version to this machine and verify it: VERSION=champion TO=var/models
 	$(COMMAND) pull $(call flags,VERSION TO DATA_ROOT IMAGE REGISTRY $(WHICH_CLUSTER)) $(ARGS)
 
-deploy: $(READY) ## serve the champion on the cluster (after make images): COLLECT=yes keeps what it hears, for review
-	$(COMMAND) deploy $(call flags,IMAGE COLLECT $(WHICH_CLUSTER) $(WHICH_IMAGES)) $(ARGS)
+deploy: $(READY) ## serve the champion on the cluster (after make images): COLLECT=yes keeps what it hears, for review; SHADOW=candidate
+	$(COMMAND) deploy $(call flags,IMAGE COLLECT SHADOW $(WHICH_CLUSTER) $(WHICH_IMAGES)) $(ARGS)
 
 rollback: $(READY) ## make an earlier version champion, on the cluster or in DATA_ROOT=: VERSION= REASON=
 	$(COMMAND) rollback $(call flags,VERSION REASON DATA_ROOT IMAGE REGISTRY MODEL_REGISTRY $(WHICH_CLUSTER)) $(ARGS)

@@ -131,6 +131,8 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
     flag("--image", default="", help="image of the server (default: that of this revision)")
     kept = "keep the sound of words that are heard, on the volume in collected/, until they are reviewed at /review"
     flag("--collect", choices=("yes", "no"), default="no", help=kept + DEFAULT)
+    beside = "version, or candidate, that hears what the champion hears and answers nobody; /metrics compares both"
+    flag("--shadow", default="", help=beside)
     add("models", _models, volume, where)
     for name, command in (("rollback", _rollback), ("approve", _approve), ("reject", _reject)):
         decided = _flags(volume, where)
@@ -380,7 +382,8 @@ def _deploy(options: Options) -> None:
     """
     cluster = cluster_of(options)
     image = options.image or docker_images.image_names(registry=options.registry)["serving"]
-    models.deploy(cluster, image=image, claim=claim_name(os.environ), collect=options.collect == "yes")
+    claim, collect = claim_name(os.environ), options.collect == "yes"
+    models.deploy(cluster, image=image, claim=claim, collect=collect, shadow=options.shadow)
 
 
 def _models(options: Options) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Column, Table
 
@@ -89,7 +90,17 @@ def _copy(volume: Volume, path: str, target: Path, digest: str) -> None:
     console.print(f"{target.name}  {files.human_bytes(target.stat().st_size)}  sha256 {digest}", soft_wrap=True)
 
 
-def deploy(cluster: Cluster, *, image: str, claim: str, collect: bool = False) -> None:
+def serving(*, image: str, namespace: str, claim: str, collect: bool = False, shadow: str = "") -> list[dict[str, Any]]:
+    """Returns the objects of the server; see `deploy`."""
+    folder = "serving-collect" if collect else "serving"
+    things = manifests.rendered(folder, {"serving": image}, namespace=namespace, claim=claim)
+    for thing in things:
+        if shadow and thing["kind"] == "Deployment":
+            thing["spec"]["template"]["spec"]["containers"][0]["args"] += ["--shadow", shadow]
+    return things
+
+
+def deploy(cluster: Cluster, *, image: str, claim: str, collect: bool = False, shadow: str = "") -> None:
     """Applies manifests/serving or serving-collect with an image, and waits until its pods are ready.
 
     Args:
@@ -97,13 +108,13 @@ def deploy(cluster: Cluster, *, image: str, claim: str, collect: bool = False) -
         image: the image of the server.
         claim: the PersistentVolumeClaim with models/.
         collect: whether the server keeps what it hears, for review.
+        shadow: version that hears what the champion hears, or `candidate`; empty: none.
 
     Raises:
         ClusterError: the cluster refuses, or the pods do not become ready; the message says why.
     """
     cluster.claim(claim)
-    folder = "serving-collect" if collect else "serving"
-    things = manifests.rendered(folder, {"serving": image}, namespace=cluster.namespace, claim=claim)
+    things = serving(image=image, namespace=cluster.namespace, claim=claim, collect=collect, shadow=shadow)
     manifests.apply(cluster.kubectl, things)
     out.print(f"waiting for {DEPLOYMENT} in {cluster.namespace}, {image}: up to {READY_SECONDS} s", soft_wrap=True)
     wait_for_deployment(cluster.kubectl, DEPLOYMENT, "a server without a champion is not ready until there is one")

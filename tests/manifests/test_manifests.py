@@ -26,6 +26,7 @@ from kws.launch.kinds.trainjob import TRAIN_JOB
 from kws.settings import field_docs
 from kws.train import runs
 from pipeline import manifests
+from pipeline.cluster.models import serving
 from pipeline.cluster.volumes import reader_manifest
 from pipeline.kind import local_cluster as kind
 from pipeline.kind import preflight
@@ -335,6 +336,20 @@ def test_the_server_is_started_with_flags_that_it_has_and_stops_before_its_pod_i
             ]
             collected = {"name": "data", "mountPath": "/data/collected", "subPath": "collected"}
             assert writable == ([collected] if overlay == "serving-collect" else [])
+
+
+@pytest.mark.parametrize("collect", [False, True])
+def test_a_version_in_the_shadow_is_a_flag_of_the_server(collect: bool) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("needs kubectl")
+    given = {"image": "i:1", "namespace": "me", "claim": "c", "collect": collect}
+    plain, beside = serving(**given), serving(**given, shadow="candidate")
+    for before, after in zip(plain, beside, strict=True):
+        if before["kind"] == "Deployment":
+            args = after["spec"]["template"]["spec"]["containers"][0]["args"]
+            assert (args.pop(), args.pop()) == ("candidate", "--shadow")
+            assert ("--keep-heard" in args) == collect
+        assert before == after
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc, as the container does")

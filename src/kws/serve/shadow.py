@@ -159,6 +159,7 @@ class Shadow:
                     log.warning("in the shadow: what was heard is dropped: %s", error, exc_info=error)
                 self._failure = str(error)
             self._waiting -= seconds
+        self._waiting = 0.0  # without what rounding left
 
     def version_for(self, served: Served, seconds: float) -> Served | None:
         """Returns the version in the shadow, unless it cannot hear what the served one hears."""

@@ -364,7 +364,7 @@ RUN = (*WHERE, *BUILT, "EPOCHS=5", "NUM_NODES=3", "PROCESSES_PER_NODE=2", "PRESE
         ("schedule", (*RUN, "CRON=0 3 * * 1", "TIME_ZONE=Europe/Berlin")),
         ("ui", WHERE),
         ("pull-model", (*WHERE, "VERSION=v1", "TO=models", "IMAGE=mine:1", "REGISTRY=reg")),
-        ("deploy", (*WHERE, *BUILT, "IMAGE=mine:1", "COLLECT=yes")),
+        ("deploy", (*WHERE, *BUILT, "IMAGE=mine:1", "COLLECT=yes", "SHADOW=candidate")),
         ("rollback", (*WHERE, "VERSION=v1", "REASON=it's worse", "DATA_ROOT=here", "MODEL_REGISTRY=http://m")),
     ],
 )
