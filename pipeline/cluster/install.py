@@ -18,6 +18,7 @@ FOLDERS = {
     "profile": "overlays/profile",
     "trainer-v2": "trainer-v2",
     "kserve": "kserve",
+    "kserve-canary": "kserve-canary",
 }
 """What can be applied, and the folders of manifests/ with it."""
 

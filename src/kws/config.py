@@ -264,6 +264,9 @@ class ServeConfig(Settings):
     """Also keep in that folder, for 30 days, the sound of words that streams detect, nearly detect, or that listeners
     mark, until they are reviewed at /review; with a shadow also of what it hears otherwise, in requests too."""
 
+    candidate: bool = False
+    """Serve the version that waits for approval while there is one, otherwise the champion: for a canary."""
+
     shadow: str = ""
     """Version beside the champion that hears what the champion hears and answers nobody, to be compared in /metrics;
     candidate: whichever waits for approval; empty: none."""

@@ -41,6 +41,7 @@ LOCAL = (
     "serving",
     "serving-collect",
     "kserve",
+    "kserve-canary",
 )
 REMOTE = ("kubeflow-pipelines/cluster-scoped", "kubeflow-pipelines", "training-operator")
 KUBERNETES = "1.34"
@@ -81,9 +82,8 @@ def test_every_object_of_an_overlay_is_valid_kubernetes(overlay: str) -> None:
             kubernetes_validate.validate(thing, KUBERNETES, strict=True)
         for spec in pod_specs(thing):
             if thing["kind"] == "InferenceService":  # a pod spec, and what KServe makes of it
-                spec = {
-                    name: value for name, value in spec.items() if name not in ("minReplicas", "maxReplicas", "timeout")
-                }
+                own = ("name", "minReplicas", "maxReplicas", "timeout")
+                spec = {name: value for name, value in spec.items() if name not in own}
             pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "lifted"}, "spec": spec}
             kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
@@ -324,10 +324,11 @@ def test_the_server_is_called_on_its_two_ports_by_pods_and_calls_nobody() -> Non
 
 
 def test_the_server_is_started_with_flags_that_it_has_and_stops_before_its_pod_is_killed() -> None:
-    for overlay in ("serving", "serving-collect", "kserve"):
+    for overlay in ("serving", "serving-collect", "kserve", "kserve-canary"):
         for spec in (spec for thing in rendered(overlay) for spec in pod_specs(thing)):
             (container,) = spec["containers"]
-            flags = [text for text in container["args"] if text.startswith("--")]
+            given = [*container["command"], *container["args"]]
+            flags = [text for text in given if text.startswith("--")]
             assert {flag[2:].replace("-", "_") for flag in flags} - {"data_root"} <= set(field_docs(ServeConfig))
             drain = float(container["args"][container["args"].index("--drain-seconds") + 1])
             assert drain + 30 <= spec["terminationGracePeriodSeconds"]

@@ -140,6 +140,7 @@ class Models:
         name: str = versions.ONNX,
         after: str = "",
         after_seconds: float | None = None,
+        candidate: bool = False,
         shadow: str = "",
     ) -> None:
         """Takes a loaded model, or a data root whose champion to follow.
@@ -150,6 +151,7 @@ class Models:
             name: the model file of a version to serve.
             after: the gate of every version, see `Thresholds.behind`; one that does not know the word is refused.
             after_seconds: for how long the gate is open.
+            candidate: follow the candidate while one waits.
             shadow: follow this version beside the champion instead, see `versions.beside_champion`.
         """
         self.current = current
@@ -160,6 +162,7 @@ class Models:
         self.data_root = data_root
         self._name = name
         self._gate = after, after_seconds
+        self._candidate = candidate
         self._shadow = shadow
         self._role = "shadow" if shadow else "champion"
         self._refused: tuple[str, float] = ("", 0.0)
@@ -210,7 +213,10 @@ class Models:
         return True
 
     def _named(self, data_root: Path) -> str | None:
-        return versions.beside_champion(data_root, self._shadow) if self._shadow else versions.champion(data_root)
+        if self._shadow:
+            return versions.beside_champion(data_root, self._shadow)
+        waits = versions.beside_champion(data_root, versions.CANDIDATE) if self._candidate else None
+        return waits or versions.champion(data_root)
 
     def _let_go(self) -> bool:
         """Drops the version in the shadow, as it was approved or rejected; returns whether there was one."""

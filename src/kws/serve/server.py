@@ -37,6 +37,7 @@ from kws.serve.models import Models
 from kws.serve.page.router import router
 from kws.serve.protocol import Refused
 from kws.serve.service import Service
+from kws.settings import require
 
 log = logging.getLogger(__name__)
 
@@ -353,6 +354,7 @@ def open_models(model: Path | None, data_root: Path | None, config: ServeConfig)
     if (model is None) == (data_root is None):
         raise ValueError("one of model and data_root must be given, got " + ("both" if model else "neither"))
     if model is not None:
+        require(not config.candidate, "candidate", "be given with --data-root", True)
         if model.suffix != ".onnx":
             raise ValueError(f"model must be an .onnx file (kws export converts a .pth), got {str(model)!r}")
         return Models(current=models.load_file(model).behind(config.after, config.after_seconds))
@@ -386,7 +388,12 @@ def open_shadow(data_root: Path | None, config: ServeConfig) -> Models | None:
 def _follow(data_root: Path, config: ServeConfig, shadow: str = "") -> Models:
     name = versions.INT8 if config.int8 else versions.ONNX
     found = Models(
-        data_root=data_root, name=name, after=config.after, after_seconds=config.after_seconds, shadow=shadow
+        data_root=data_root,
+        name=name,
+        after=config.after,
+        after_seconds=config.after_seconds,
+        candidate=config.candidate,
+        shadow=shadow,
     )
     found.look()
     return found

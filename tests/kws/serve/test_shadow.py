@@ -22,7 +22,7 @@ from kws.model.detector import THRESHOLDS, Detector, Thresholds
 from kws.preprocess.audio import read_clip
 from kws.serve import shadow as shadow_module
 from kws.serve.models import Models, Served, load_file
-from kws.serve.server import open_shadow
+from kws.serve.server import open_models, open_shadow
 from kws.serve.service import Service
 
 RATE = 16_000
@@ -173,6 +173,28 @@ def test_named_version_is_in_the_shadow_until_it_is_champion(expert_onnx: Path, 
         open_shadow(None, ServeConfig(shadow="two"))
 
 
+def test_canary_serves_the_candidate_while_one_waits_otherwise_the_champion(expert_onnx: Path, tmp_path: Path) -> None:
+    publish(tmp_path, "one", expert_onnx)
+    canary, champion = (open_models(None, tmp_path, ServeConfig(candidate=candidate)) for candidate in (True, False))
+
+    def serve() -> list[str]:
+        for follower in (canary, champion):
+            follower.look()
+        return [follower.current.version for follower in (canary, champion) if follower.current]
+
+    assert serve() == ["one", "one"]
+    propose(tmp_path, "two", expert_onnx)
+    assert serve() == ["two", "one"]
+    versions.decide(tmp_path, False)
+    assert serve() == ["one", "one"]
+    propose(tmp_path, "three", expert_onnx)
+    assert serve() == ["three", "one"]
+    versions.decide(tmp_path, True)
+    assert serve() == ["three", "three"]
+    with pytest.raises(ValueError, match="candidate must be given with --data-root, got True"):
+        open_models(expert_onnx, None, ServeConfig(candidate=True))
+
+
 def in_shadow(served: Served, other: Served) -> Service:
     return Service(Models(current=served), ServeConfig(), Models(current=other))
 
@@ -305,13 +327,12 @@ def test_page_streams_are_heard_in_the_shadow_with_its_own_thresholds_and_its_so
     start: Start, expert_onnx: Path, spoken: np.ndarray, tmp_path: Path
 ) -> None:
     data_root = tmp_path / "data"
-    publish(data_root, "one", expert_onnx)
-    folder = publish(data_root, "two", expert_onnx, champion=False)
-    values = Thresholds(thresholds={"no": 0.6, "stop": 0.6, "yes": 2.0}).as_json()
-    files.write_json(folder / THRESHOLDS, values)
-    manifest = files.read_json(folder / files.MANIFEST)
-    manifest["files"][THRESHOLDS] = files.sha256_of(folder / THRESHOLDS)
-    files.write_json(folder / files.MANIFEST, manifest)
+    for version, never in (("one", 0.6), ("two", 2.0)):
+        folder = publish(data_root, version, expert_onnx, champion=version == "one")
+        files.write_json(folder / THRESHOLDS, Thresholds(thresholds={"no": 0.6, "stop": 0.6, "yes": never}).as_json())
+        manifest = files.read_json(folder / files.MANIFEST)
+        manifest["files"][THRESHOLDS] = files.sha256_of(folder / THRESHOLDS)
+        files.write_json(folder / files.MANIFEST, manifest)
     server = start("--data-root", data_root, "--shadow", "two", "--collect", tmp_path / "collected", "--keep-heard")
     with connect(f"ws{server.url[4:]}/listen") as client:
         client.send(json.dumps({"rate": RATE}))
