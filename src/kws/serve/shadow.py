@@ -80,12 +80,13 @@ class Shadow:
         self._name = model_name
         self.drift = drift
         self._is_free = is_free
-        self._queue: deque[tuple[float, Callable[[], None]]] = deque()
+        self._queue: deque[tuple[float, Callable[[], bool]]] = deque()
         self._waiting = 0.0
         self._work: asyncio.Task[None] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="shadow", initializer=_yield_to_others)
         self._kept: dict[tuple[str, str], float] = {}
         self._failure = ""
+        self._speaker = os.urandom(4).hex()  # of requests, whose speakers are not known: all in one split
         pair = ["model", "version", "shadow", "source"]
         self._agreements = prometheus_client.Counter(
             "kws_shadow_agreements",
@@ -128,12 +129,12 @@ class Shadow:
         """Begins a stream that a version hears with a detector."""
         return Stream(self, served, detector.lag, speaker)
 
-    def submit(self, seconds: float, work: Callable[[], None]) -> None:
+    def submit(self, seconds: float, work: Callable[[], bool]) -> None:
         """Has work done in the thread, in order, unless too much waits.
 
         Args:
             seconds: length of the sound.
-            work: the call.
+            work: the call; it returns whether the version in the shadow heard the sound.
         """
         if self._waiting and self._waiting + seconds > MOST_SECONDS:
             self.drop(seconds, BUSY)
@@ -152,7 +153,8 @@ class Shadow:
                 continue
             seconds, work = self._queue.popleft()
             try:
-                await loop.run_in_executor(self._pool, work)
+                if await loop.run_in_executor(self._pool, work):
+                    self._heard_seconds.labels(self._name).inc(seconds)
             except Exception as error:  # whatever a version under trial does, answers go on
                 self.drop(seconds, FAILED)
                 if str(error) != self._failure:
@@ -167,18 +169,16 @@ class Shadow:
         if now is not None and now.recognizer.features.sample_rate != served.recognizer.features.sample_rate:
             self.drop(seconds, RATE)
             return None
-        if now is not None:
-            self._heard_seconds.labels(self._name).inc(seconds)
         return now
 
     def drop(self, seconds: float, reason: str) -> None:
         """Counts sound that is dropped."""
         self._dropped_seconds.labels(self._name, reason).inc(seconds)
 
-    def _clips(self, seconds: float, served: Served, waveforms: Waveform, probabilities: Floats) -> None:
+    def _clips(self, seconds: float, served: Served, waveforms: Waveform, probabilities: Floats) -> bool:
         now = self.version_for(served, seconds)
         if now is None:
-            return
+            return False
         features = now.recognizer.features
         fitted = waveforms
         if waveforms.shape[1] != features.num_samples:
@@ -189,7 +189,8 @@ class Shadow:
             best, other = int(mine.argmax()), int(its.argmax())
             said = Said(0.0, served.recognizer.words[best], float(mine[best]))
             its_said = Said(0.0, now.recognizer.words[other], float(its[other]))
-            self.count(REQUEST, served, now, said, its_said, lambda wave=waveform: _middle(wave, served))  # type: ignore[misc]
+            self.count(REQUEST, served, now, said, its_said, partial(_middle, waveform, served), self._speaker)
+        return True
 
     def count(
         self,
@@ -199,7 +200,7 @@ class Shadow:
         said: "Said",
         its: "Said",
         sound: Callable[[], Pcm],
-        speaker: str = "0" * 8,
+        speaker: str,
     ) -> None:
         """Counts what both versions heard, and keeps its sound if it differs.
 
@@ -210,30 +211,29 @@ class Shadow:
             said: what the served version heard.
             its: what the one in the shadow heard.
             sound: gives the sound, int16 [samples].
-            speaker: number of the stream.
+            speaker: number of the speaker.
         """
         labels = {"model": self._name, "version": served.version, "shadow": now.version, "source": source}
         if said.word == its.word:
             self._agreements.labels(**labels, word=said.word).inc()
             return
-        self._differences.labels(**labels, word=said.word, shadow_word=its.word).inc()
         words, moment = (said.word, its.word), time.monotonic()
-        if self.heard is None or moment - self._kept.get(words, -KEPT_EVERY_SECONDS) < KEPT_EVERY_SECONDS:
-            return
-        self._kept[words] = moment
-        self.heard.keep(
-            sound(),
-            kind=DIFFERS,
-            word=said.word,
-            probability=round(said.probability, 4),
-            threshold=served.thresholds.thresholds.get(said.word, 0.0) if source == STREAM else 0.0,
-            version=served.version,
-            speaker=speaker,
-            rate=served.recognizer.features.sample_rate,
-            shadow=now.version,
-            shadow_word=its.word,
-            shadow_probability=round(its.probability, 4),
-        )
+        if self.heard is not None and moment - self._kept.get(words, -KEPT_EVERY_SECONDS) >= KEPT_EVERY_SECONDS:
+            self._kept[words] = moment
+            self.heard.keep(
+                sound(),
+                kind=DIFFERS,
+                word=said.word,
+                probability=round(said.probability, 4),
+                threshold=served.thresholds.thresholds.get(said.word, 0.0) if source == STREAM else 0.0,
+                version=served.version,
+                speaker=speaker,
+                rate=served.recognizer.features.sample_rate,
+                shadow=now.version,
+                shadow_word=its.word,
+                shadow_probability=round(its.probability, 4),
+            )
+        self._differences.labels(**labels, word=said.word, shadow_word=its.word).inc()
 
     def close(self) -> None:
         """Drops what waits, and waits for the work in progress."""
@@ -288,11 +288,11 @@ class Stream:
         self._sides: tuple[list[Said], list[Said]] = ([], [])  # of the served version, and of the one in the shadow
         self._reached = [self._offset, self._offset]
 
-    def _hear(self, begin: int, pcm: Pcm, windows: Sequence[Window]) -> None:
+    def _hear(self, begin: int, pcm: Pcm, windows: Sequence[Window]) -> bool:
         now = self._shadow.version_for(self._served, pcm.size / self._rate)
         if now is None:
             self._taken = -1
-            return
+            return False
         if now is not self._now or begin != self._taken:
             self._begin(now, begin)
         self._taken = -1  # if this fails, the rest is heard after a gap
@@ -305,10 +305,11 @@ class Stream:
             self._of_shadow(found)
             self._settle(min(self._reached) - SETTLE_SECONDS)
         self._taken = begin + pcm.size
+        return True
 
-    def _finish(self, begin: int, windows: Sequence[Window]) -> None:
+    def _finish(self, begin: int, windows: Sequence[Window]) -> bool:
         if begin != self._taken or self._shadow.models.current is not self._now:
-            return
+            return False
         self._of_served(windows)
         if (last := self._decider.finish()) is not None:
             self._note(0, *self._named(*last))
@@ -316,6 +317,7 @@ class Stream:
         self._drift.finish(last_of_shadow)
         self._of_shadow(last_of_shadow)
         self._settle(float("inf"))
+        return False  # it was silence
 
     def _named(self, probability: float, index: int, moment: float) -> tuple[float, str, float]:
         return moment, self._served.recognizer.words[index], probability
@@ -360,9 +362,7 @@ class Stream:
     def _count(self, said: Said, its: Said) -> None:
         assert self._now is not None
         when = (said if said.word else its).time - self._offset
-        self._shadow.count(
-            STREAM, self._served, self._now, said, its, lambda: self._tail.around(when), speaker=self._speaker
-        )
+        self._shadow.count(STREAM, self._served, self._now, said, its, partial(self._tail.around, when), self._speaker)
 
 
 def _middle(waveform: Waveform, served: Served) -> Pcm:

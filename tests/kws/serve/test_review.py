@@ -191,6 +191,8 @@ def test_nothing_is_kept_unless_it_is_said(served: Served, tone: np.ndarray, tmp
 def test_review_page(page: Page, tmp_path: Path) -> None:
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     collection, heard = tmp_path / "collected", Heard(tmp_path / "collected")
+    keep(heard, kind="differs", shadow="v2", shadow_word="no", shadow_probability=0.7)
+    time.sleep(1.1)
     for kind, word in (("detected", "yes"), ("wrong", "no"), ("missed", "")):
         keep(heard, kind=kind, word=word)
         time.sleep(1.1)  # so that they have an order
@@ -201,18 +203,23 @@ def test_review_page(page: Page, tmp_path: Path) -> None:
         tab.on("pageerror", lambda error: errors.append(str(error)))
         tab.goto(f"{page.url}/review")
         rows = tab.locator("#sounds tbody tr")
-        sync_api.expect(rows).to_have_count(3)
+        sync_api.expect(rows).to_have_count(4)
         assert [cell.inner_text() for cell in tab.locator("#sounds tbody td:nth-child(2)").all()] == [
             "a word marked as missed",
             "no marked as wrong",
             "yes detected",
+            "yes for the version that answers, no for the one in the shadow",
         ]
+        assert [cell.inner_text() for cell in rows.nth(3).locator("td").all()][2:4] == ["50.0 %; 70.0 %", "v1; v2"]
         assert rows.nth(1).locator("input").input_value() == "other"  # what was wrong is to be ignored
         rows.nth(1).get_by_role("button", name="Confirm").click()
-        sync_api.expect(rows).to_have_count(2)
+        sync_api.expect(rows).to_have_count(3)
         rows.nth(0).locator("input").fill("stop")
         rows.nth(0).get_by_role("button", name="Confirm").click()
         sync_api.expect(tab.locator("#status")).to_have_text("Confirmed: now a recording of “stop”.")
+        rows.nth(0).get_by_role("button", name="Delete").click()
+        tab.locator("#kind").select_option("differs")
+        sync_api.expect(rows).to_have_count(1)
         rows.nth(0).get_by_role("button", name="Delete").click()
         sync_api.expect(tab.locator("#count")).to_have_text("No sound awaits review.")
         browser.close()
