@@ -159,8 +159,6 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
     add("kind-down", _kind_down)
     add("kind-load", _kind_load, built)
     add("kind-status", _kind_status)
-    flag = add("graph", _graph)
-    flag("-o", "--output", type=Path, default=Path("docs/pictures/pipeline.svg"), metavar="FILE", help="SVG or PNG")
 
 
 def _as_call(command: Command) -> Callable[[Options], None]:
@@ -558,11 +556,3 @@ def _kind_load(options: Options) -> None:
 def _kind_status(options: Options) -> int:
     """Show which parts of the local cluster are healthy."""
     return 0 if kind.status() else 1
-
-
-def _graph(options: Options) -> None:
-    """Draw the compiled pipeline."""
-    from pipeline.picture import draw
-
-    draw(options.output)
-    out.print(str(options.output))

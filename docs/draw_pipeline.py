@@ -1,14 +1,24 @@
-"""Draws the compiled pipeline: its steps, what flows between them, and where each runs."""
+"""Draws docs/pictures/pipeline.svg, the compiled pipeline: its steps, what flows between them, and where each runs.
+
+python docs/draw_pipeline.py [OUTPUT]
+"""
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import yaml
 
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from matplotlib.patches import Rectangle
+
 from kws.launch.cluster_config import SETTINGS
-from pipeline.compiling import compile_to, steps_of_spec
+
+ROOT = Path(__file__).resolve().parents[1]
 
 WIDTH, HEIGHT, GAP = 2.5, 1.7, 1.1
 """Inches: width and height of a box, and the gap between two boxes."""
@@ -46,11 +56,8 @@ def draw(output: Path) -> None:
     Args:
         output: the picture; its suffix selects SVG or PNG.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.patches import Rectangle
+    sys.path.insert(0, str(ROOT))
+    from pipeline.compiling import compile_to, steps_of_spec
 
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch) / "pipeline.yaml"
@@ -104,3 +111,7 @@ def draw(output: Path) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output, metadata={"Date": None} if output.suffix == ".svg" else None, bbox_inches="tight")
         pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    draw(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "pictures" / "pipeline.svg")
