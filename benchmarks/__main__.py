@@ -2,6 +2,8 @@
 
 Each row is a ratio: our code over another way of doing the same work, measured alternately. Prints a table and writes
 var/bench.json.
+
+rows:
 """
 
 import argparse
@@ -42,8 +44,13 @@ RESULT = Path("var/bench.json")
 
 @as_command()
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
+    compared = "\n".join(f"  {name:<32} {str(row.__doc__).splitlines()[0]}" for name, row in ROWS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=f"{__doc__}{compared}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="(default: all)")
     parser.add_argument("--quick", action="store_true", help="shorter turns, for a first look: not to be quoted")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING)

@@ -16,12 +16,12 @@ WANTED = 50
 
 
 def per_core(effort: Effort) -> Row:
-    """Windows of a clip's length, ten per second."""
+    """Streams that a core hears in windows of a clip's length, ten a second, by its CPU time, against a goal of 50."""
     return _measure("streams_per_core", "default", effort)
 
 
 def of_tokens_per_core(effort: Effort) -> Row:
-    """Tokens, as the preset `streams` scores them."""
+    """The same with tokens, as the preset `streams` scores them."""
     return _measure("token_streams_per_core", "streams", effort)
 
 
