@@ -16,6 +16,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -28,7 +29,7 @@ from rich.table import Table
 from kws import files
 from kws.command import as_command
 from kws.cores import num_cores
-from kws.processes import children_ignore_ctrl_c, end_with_parent
+from kws.processes import end_with_parent, handle_signals
 from kws.recipe import NO_AUGMENTATION, RECIPES, Recipe
 
 DEFAULT = RECIPES["default"]
@@ -276,7 +277,7 @@ def pool(num_jobs: int) -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_jobs, mp_context=context, initializer=start_worker, initargs=(threads,)) as executor:
         try:
-            with children_ignore_ctrl_c():
+            with handle_signals(signal.SIG_IGN, signal.SIGINT):  # which each child would answer with a traceback
                 for _ in range(num_jobs):
                     executor.submit(int)  # starts a process
             yield executor

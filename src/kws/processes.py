@@ -30,14 +30,6 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def children_ignore_ctrl_c() -> contextlib.AbstractContextManager[None]:
-    """Makes processes that are started in the block ignore Ctrl-C, which reaches all processes of a terminal.
-
-    Otherwise each prints a traceback, even while it imports its modules. Their parent must end them.
-    """
-    return handle_signals(signal.SIG_IGN, signal.SIGINT)
-
-
 def keep_freed_memory() -> None:
     """Makes glibc keep freed memory for reuse instead of returning it to the system.
 
