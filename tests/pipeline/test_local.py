@@ -4,6 +4,7 @@ import io
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -55,10 +56,7 @@ def test_error_that_nobody_foresaw_keeps_its_traceback() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of a run in /proc")
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_to_the_run_alone_ends_its_step_too(
-    signum: signal.Signals, status: int, file_server: FileServer, tmp_path: Path
-) -> None:
+def test_ctrl_c_sent_to_the_run_alone_ends_its_step_too(file_server: FileServer, tmp_path: Path) -> None:
     (file_server.root / "words.tar.gz").write_bytes(bytes(200_000))
     file_server.hold_after = 100_000
     command = [sys.executable, "-m", "pipeline", "run", "--source", file_server.url("words.tar.gz")]
@@ -77,12 +75,28 @@ def test_signal_to_the_run_alone_ends_its_step_too(
         time.sleep(0.05)
     (shell,) = children(process.pid)
     (step,) = children(shell)
-    process.send_signal(signum)
+    process.send_signal(signal.SIGINT)
     shown, _ = process.communicate(timeout=60)
-    assert process.returncode == status, shown
+    assert process.returncode == 130, shown
     assert shown.splitlines()[-1] == "stopped; run the same command again to resume"
     assert "Traceback" not in shown
     assert not any(map(is_alive, (shell, step)))
+
+
+def test_sigterm_ends_the_step_too() -> None:
+    code = """
+        import os, signal, subprocess
+        from pipeline.local import _signals_reach_the_step
+
+        with _signals_reach_the_step():
+            step = subprocess.Popen(["sleep", "60"])
+            print(step.pid, flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            step.wait()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (143, "stopped; run the same command again to resume\n")
+    assert not is_alive(int(done.stdout))
 
 
 def test_path_of_the_summary_is_whole_on_its_line_however_long_and_odd(capsys: pytest.CaptureFixture[str]) -> None:

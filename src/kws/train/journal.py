@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from kws import files, plots
+from kws import files
 from kws.progress import progress
 from kws.train import runs
 from kws.train.status import Reporter, reporting
@@ -40,6 +40,8 @@ class Journal:
 
     def spectrograms(self, features: Tensor, labels: Tensor) -> None:
         """Draws some clips as training sees them: [clips, num_mels, num_frames] and [clips]."""
+        from kws import plots  # imports matplotlib, for which other processes of the run have no use
+
         titles = [self.words[label] for label in labels.tolist()]
         self.board.add_figure("spectrograms", plots.spectrograms(features.cpu(), titles))
 
@@ -63,6 +65,8 @@ class Journal:
         for name in ("learning_rate", "clips_per_second"):
             self.board.add_scalar(name, row[name], epoch)
         if matrix is not None:
+            from kws import plots
+
             self.board.add_figure("confusion", plots.confusion(matrix.numpy(), self.words), epoch)
         self.board.flush()
         if self.reporter is not None:

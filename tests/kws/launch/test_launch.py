@@ -90,17 +90,19 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def start_waiting(notes: Path) -> tuple["subprocess.Popen[str]", list[int], int]:
-    """Starts a launcher in a process of its own; returns it, the processes that train, and torchrun's."""
+def start_waiting(notes: Path, processes: int = 2) -> tuple["subprocess.Popen[str]", list[int], int]:
+    """Starts a launcher in a process of its own; returns it, the processes that train, and torchrun's if it runs."""
     program = (
         "import sys; from pathlib import Path\n"
         "from kws.launch.job import Training; from kws.launch.torchrun import TorchrunLauncher\n"
         "job = Training(name='kws-test', folder=Path(sys.argv[1]).parent, arguments=('wait', sys.argv[1]),\n"
-        "               num_nodes=1, processes_per_node=2)\n"
+        "               num_nodes=1, processes_per_node=int(sys.argv[2]))\n"
         "TorchrunLauncher(module='trainee', max_restarts=0).run(job)"
     )
-    process = subprocess.Popen([sys.executable, "-c", program, notes], stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: len(list(notes.glob("started-*"))) == 2)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, notes, str(processes)], stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: len(list(notes.glob("started-*"))) == processes)
     trainers, agents = zip(*((map(int, path.read_text().split())) for path in notes.glob("started-*")), strict=True)
     assert len(set(agents)) == 1
     return process, list(trainers), agents[0]
@@ -176,9 +178,11 @@ def test_a_single_process_that_is_killed_for_good_is_reported(notes: Path) -> No
         TorchrunLauncher(module="trainee", max_restarts=0).run(training(notes, "die alone", 1))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_launcher_told_to_stop_lets_the_processes_stop_in_order(notes: Path, signum: signal.Signals) -> None:
-    process, trainers, agent = start_waiting(notes)
+@pytest.mark.parametrize(("signum", "processes"), [(signal.SIGTERM, 2), (signal.SIGINT, 1)])
+def test_a_launcher_told_to_stop_lets_the_processes_stop_in_order(
+    notes: Path, signum: signal.Signals, processes: int
+) -> None:
+    process, trainers, agent = start_waiting(notes, processes)
 
     process.send_signal(signum)
     _, output = process.communicate(timeout=60)
@@ -186,7 +190,7 @@ def test_a_launcher_told_to_stop_lets_the_processes_stop_in_order(notes: Path, s
     assert process.returncode == 128 + signum
     assert f"stopped by {signum.name}; when started again, training resumes from the latest checkpoint" in output
     assert {path.read_text() for path in notes.glob("stopped-*")} == {"SIGTERM"}
-    assert len(list(notes.glob("stopped-*"))) == 2
+    assert len(list(notes.glob("stopped-*"))) == processes
     assert not any(map(is_alive, [*trainers, agent]))
 
 

@@ -1,10 +1,12 @@
 """Training: on real clips and real processes, killed and started again."""
 
-import contextlib
+import argparse
 import dataclasses
 import json
 import logging
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from kws.model.network import AudioTransformer
 from kws.preprocess.step import preprocess
 from kws.preprocess.tensors import Tensors
 from kws.recipe import NO_AUGMENTATION, RECIPES, AugmentConfig, ModelConfig, Recipe, TrainConfig, make_recipe
+from kws.train import __main__ as train_process
 from kws.train import checkpoint, process, runs, start
 from kws.train.distributed import World
 from kws.train.step import default_processes, train
@@ -44,6 +47,12 @@ def tensors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tensors")
     synthesize(folder / "corpus", words=["yes", "no", "stop"], clips_per_word=30)
     return preprocess(folder / "corpus", folder, words="auto", num_threads=1)
+
+
+@pytest.fixture(scope="session")
+def trained(tensors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run of `settings()`, with its checkpoints and the id "a". Read only."""
+    return process.train(tensors, settings(), runs_folder=tmp_path_factory.mktemp("runs"), run_id="a")
 
 
 def settings(*, augment: AugmentConfig = RECIPES["default"].augment, **changes: Any) -> Recipe:
@@ -110,8 +119,8 @@ def test_temperature_is_fitted_on_clips_as_they_are_and_as_training_changes_them
     assert first == second != alone
 
 
-def test_a_run_leaves_model_metrics_events_and_manifest(tensors: Path, tmp_path: Path) -> None:
-    run = process.train(tensors, settings(), runs_folder=tmp_path)
+def test_a_run_leaves_model_metrics_events_and_manifest(tensors: Path, trained: Path) -> None:
+    run = trained
     manifest = files.read_json(run / files.MANIFEST)
     rows = [json.loads(line) for line in (run / runs.METRICS).read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [0, 1]
@@ -126,20 +135,17 @@ def test_a_run_leaves_model_metrics_events_and_manifest(tensors: Path, tmp_path:
     assert torch.equal(recognizer.model.mean, opened.mean)
 
 
-def test_a_complete_run_that_is_started_again_does_nothing(tensors: Path, tmp_path: Path) -> None:
-    run = process.train(tensors, settings(), runs_folder=tmp_path, run_id="a")
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.pth")}
-    assert process.train(tensors, settings(), runs_folder=tmp_path, run_id="a") == run
-    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.pth")}
+def test_a_complete_run_that_is_started_again_does_nothing(tensors: Path, trained: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*.pth")}
+    assert process.train(tensors, settings(), runs_folder=trained.parent, run_id="a") == trained
+    assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*.pth")}
 
 
 @pytest.mark.parametrize("stop_at", [2, 4, 5])
 def test_a_resumed_run_equals_an_uninterrupted_one_exactly(
-    tensors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+    tensors: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
-    config = settings(checkpoint_steps=2, epochs=3)
-    straight = process.train(tensors, config, runs_folder=tmp_path / "straight")
-
+    config = settings(checkpoint_steps=2)
     step = Trainer.step
 
     def interrupted(self: Trainer, indices: torch.Tensor) -> torch.Tensor:
@@ -153,13 +159,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one_exactly(
     monkeypatch.setattr(Trainer, "step", step)
     resumed = process.train(tensors, config, runs_folder=tmp_path / "cut")
     assert len(list((tmp_path / "cut").glob("*-*"))) == 1, "the unfinished run is resumed"
-    assert_same_model(straight, resumed)
+    assert_same_model(trained, resumed)
 
     def metrics(run: Path) -> list[dict[str, float]]:
         rows = [json.loads(line) for line in (run / runs.METRICS).read_text().splitlines()]
         return [{name: value for name, value in row.items() if name != "clips_per_second"} for row in rows]
 
-    assert metrics(straight) == metrics(resumed)
+    assert metrics(trained) == metrics(resumed)
 
 
 def test_the_number_of_processes_does_not_change_which_clips_make_a_batch(tensors: Path, tmp_path: Path) -> None:
@@ -172,12 +178,11 @@ def test_the_number_of_processes_does_not_change_which_clips_make_a_batch(tensor
     assert sorted(together) == sorted(halves[0] + halves[1])
 
 
-def test_a_run_of_other_settings_is_refused_by_the_name_of_the_setting(tensors: Path, tmp_path: Path) -> None:
-    process.train(tensors, settings(), runs_folder=tmp_path, run_id="a")
+def test_a_run_of_other_settings_is_refused_by_the_name_of_the_setting(tensors: Path, trained: Path) -> None:
     with pytest.raises(ValueError, match=r"train\.epochs \(2, here 3\)"):
-        process.train(tensors, settings(epochs=3), runs_folder=tmp_path, run_id="a")
+        process.train(tensors, settings(epochs=3), runs_folder=trained.parent, run_id="a")
     changed = settings(checkpoint_steps=7)
-    assert process.train(tensors, changed, runs_folder=tmp_path, run_id="a")
+    assert process.train(tensors, changed, runs_folder=trained.parent, run_id="a") == trained
 
 
 def test_a_run_that_was_killed_while_its_folder_was_made_is_taken_for_a_new_one(tensors: Path, tmp_path: Path) -> None:
@@ -206,19 +211,17 @@ def test_the_id_of_a_run_is_the_whole_of_what_follows_the_time(tmp_path: Path) -
 
 
 def test_damaged_checkpoint_is_said_to_be_so_and_the_one_before_is_taken(
-    tensors: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tensors: Path, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    for name in ("whole", "damaged"):
-        process.train(tensors, settings(), run=tmp_path / name)
-    damaged = tmp_path / "damaged"
+    damaged = shutil.copytree(trained, tmp_path / "damaged")
     (damaged / files.MANIFEST).unlink()
     last = checkpoint.checkpoints_of(damaged)[-1]
     last.write_bytes(last.read_bytes()[:-2000])
     process.train(tensors, settings(), run=damaged)
     assert f"{last} is damaged; using the one before it" in caplog.text
     assert "resuming at step" in caplog.text
-    assert_same_model(damaged, tmp_path / "whole")
+    assert_same_model(damaged, trained)
 
 
 def test_what_a_killed_process_left_half_written_is_deleted(tensors: Path, tmp_path: Path) -> None:
@@ -244,20 +247,23 @@ def test_a_loss_that_is_no_number_stops_with_the_clips_of_the_batch(tensors: Pat
 
 
 def lose_together(rank: int, tensors: Path, folder: Path) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    one = Trainer(Tensors(tensors), settings(), World(rank=rank, size=2, device=torch.device("cpu")))
-    lost = int(one._order()[16 + 1])  # the first clip of the second process in the second step
-    one.train_split.parts[0].features[one.train_split.rows[lost]] = torch.nan
     try:
-        list(one.train_epoch())
-    except FloatingPointError as error:
-        (folder / str(rank)).write_text(f"{one.train_split.clips[lost].id in str(error)} {error}")
-    dist.destroy_process_group()
+        one = Trainer(Tensors(tensors), settings(), World(rank=rank, size=2, device=torch.device("cpu")))
+        lost = int(one._order()[16 + 1])  # the first clip of the second process in the second step
+        one.train_split.parts[0].features[one.train_split.rows[lost]] = torch.nan
+        with pytest.raises(FloatingPointError) as raised:
+            list(one.train_epoch())
+        (folder / str(rank)).write_text(f"{one.train_split.clips[lost].id in str(raised.value)} {raised.value}")
+    finally:
+        dist.destroy_process_group()
 
 
 def test_every_process_names_the_clips_of_the_one_whose_loss_was_no_number_first(tensors: Path, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(lose_together, (tensors, tmp_path), nprocs=2)  # type: ignore[attr-defined]
+    other = multiprocessing.get_context("spawn").Process(target=lose_together, args=(1, tensors, tmp_path))
+    other.start()
+    lose_together(0, tensors, tmp_path)
+    other.join()
     said = [(tmp_path / str(rank)).read_text() for rank in range(2)]
     assert said[0] == said[1]
     assert said[0].startswith("True the loss must be finite, got nan at step 1 of epoch 0;")
@@ -326,11 +332,9 @@ def test_only_the_latest_checkpoints_are_kept(tensors: Path, tmp_path: Path) -> 
     ]
 
 
-def test_the_averaged_weights_are_what_is_saved(tensors: Path, tmp_path: Path) -> None:
-    settings_of = {decay: settings(ema_decay=decay) for decay in (0.0, 0.9)}
-    plain = process.train(tensors, settings_of[0.0], runs_folder=tmp_path / "plain")
-    averaged = process.train(tensors, settings_of[0.9], runs_folder=tmp_path / "averaged")
-    assert not torch.equal(weights(plain)["head.weight"], weights(averaged)["head.weight"])
+def test_the_averaged_weights_are_what_is_saved(tensors: Path, trained: Path, tmp_path: Path) -> None:
+    plain = process.train(tensors, settings(ema_decay=0.0), runs_folder=tmp_path)
+    assert not torch.equal(weights(plain)["head.weight"], weights(trained)["head.weight"])
 
 
 def test_the_learning_rates_of_both_schedules_are_as_published(tensors: Path, tmp_path: Path) -> None:
@@ -355,9 +359,9 @@ def test_the_learning_rates_of_both_schedules_are_as_published(tensors: Path, tm
     assert found == rates(cosine, two)
 
 
-def test_the_baseline_trains_with_its_own_features(tmp_path: Path) -> None:
-    synthesize(tmp_path / "corpus", words=["yes", "no"], clips_per_word=24)
-    tensors = preprocess(tmp_path / "corpus", tmp_path, RECIPES["baseline"], words="auto", num_threads=1)
+def test_the_baseline_trains_with_its_own_features(tensors: Path, tmp_path: Path) -> None:
+    corpus = tensors.parents[1] / "corpus"
+    tensors = preprocess(corpus, tmp_path, RECIPES["baseline"], words="yes,no", num_threads=1)
     run = process.train(tensors, make_recipe("baseline", epochs=1), runs_folder=tmp_path / "runs")
     best = bundle.load(run / runs.BEST)
     assert best.features == RECIPES["baseline"].features
@@ -399,7 +403,9 @@ def test_all_but_the_rows_of_new_words_is_the_models_that_training_starts_from(t
     assert torch.equal(one.update.augment.mean[:, 0], known.model.mean)
 
 
-def test_a_run_says_which_model_it_started_from_and_another_model_is_another_run(tensors: Path, tmp_path: Path) -> None:
+def test_a_run_says_which_model_it_started_from_and_another_model_is_another_run(
+    tensors: Path, trained: Path, tmp_path: Path
+) -> None:
     model = publish(tmp_path, "v1", seed=5, model=SMALL)
     run = process.train(tensors, settings(init="champion"), runs_folder=tmp_path / "runs", run_id="a")
     record = {"model": "v1", "sha256": files.sha256_of(model)}
@@ -411,9 +417,8 @@ def test_a_run_says_which_model_it_started_from_and_another_model_is_another_run
     for same in ("v1", "models/v1/model.pth", str(model)):
         other = process.train(tensors, settings(init=same), runs_folder=tmp_path / "runs")
         assert_same_model(run, other)
-    nothing = process.train(tensors, settings(), runs_folder=tmp_path / "runs")
-    assert not (nothing / runs.INIT).exists()
-    assert not torch.equal(weights(run)["mean"], weights(nothing)["mean"])
+    assert not (trained / runs.INIT).exists()
+    assert not torch.equal(weights(run)["mean"], weights(trained)["mean"])
 
 
 def test_of_epochs_that_are_equally_good_the_last_is_kept(tensors: Path) -> None:
@@ -462,38 +467,36 @@ def test_copy_of_the_model_that_was_changed_since_is_refused(tensors: Path, tmp_
 # Real processes.
 
 
-def test_a_killed_run_goes_on_from_the_champion_of_its_beginning(tensors: Path, tmp_path: Path) -> None:
-    publish(tmp_path, "v1", seed=5)
-    more = ("--epochs", "1", "--batch-size", "16", "--init")
-    subprocess.run(command(tensors, "--runs", tmp_path / "straight", *more, "v1"), check=True, capture_output=True)
-    to_be_killed = command(tensors, "--runs", tmp_path / "killed", *more, "champion")
-    process = subprocess.Popen(to_be_killed, stderr=subprocess.DEVNULL)
-    wait_for(lambda: list((tmp_path / "killed").glob(f"*/{runs.CONFIG}")))
-    process.kill()
-    process.wait()
-    (killed,) = (tmp_path / "killed").glob("*-*")
-    publish(tmp_path, "v2", seed=6)
-    subprocess.run(to_be_killed, check=True, capture_output=True)
-    assert files.is_complete(killed)
-    (straight,) = (tmp_path / "straight").glob("*-*")
-    assert_same_model(straight, killed)
+def test_a_stopped_run_goes_on_from_the_champion_of_its_beginning(
+    tensors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(tmp_path, "v1", seed=5, model=SMALL)
+    straight = process.train(tensors, settings(init="v1", epochs=1), runs_folder=tmp_path / "straight")
+
+    def stop(self: Trainer, indices: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            process.train(tensors, settings(init="champion", epochs=1), runs_folder=tmp_path / "stopped")
+    (stopped,) = (tmp_path / "stopped").glob("*-*")
+    assert not list(stopped.glob("checkpoints/*"))
+    publish(tmp_path, "v2", seed=6, model=SMALL)
+    assert process.train(tensors, settings(init="champion", epochs=1), runs_folder=tmp_path / "stopped") == stopped
+    assert_same_model(straight, stopped)
 
 
-def test_two_processes_start_from_one_model(tensors: Path, tmp_path: Path) -> None:
+def test_two_processes_of_torchrun_train_one_model_from_one_model(tensors: Path, tmp_path: Path) -> None:
     publish(tmp_path, "v1", seed=5)
     recipe = make_recipe(epochs=1, batch_size=32, init="v1")
-    run = train(tensors, tmp_path / "runs", recipe=recipe, processes_per_node=2)
-    assert bundle.load(run / runs.BEST).about["init"]["model"] == "v1"
-    assert torch.equal(weights(run)["mean"], torch.full_like(weights(run)["mean"], -6.0))
-
-
-def test_two_processes_of_torchrun_train_one_model(tensors: Path, tmp_path: Path) -> None:
-    recipe = make_recipe(epochs=1, batch_size=32)
-    run = train(tensors, tmp_path, recipe=recipe, run_id="two", processes_per_node=2)
+    run = train(tensors, tmp_path / "runs", recipe=recipe, run_id="two", processes_per_node=2)
     assert files.read_json(run / files.MANIFEST)["epochs"] == 1
     assert run.name.endswith("-two")
     (row,) = [json.loads(line) for line in (run / runs.METRICS).read_text().splitlines()]
     assert row["step"] == files.read_json(run / files.MANIFEST)["num_clips"] // 32
+    assert bundle.load(run / runs.BEST).about["init"]["model"] == "v1"
+    assert torch.equal(weights(run)["mean"], torch.full_like(weights(run)["mean"], -6.0))
 
 
 def wait_for(condition: Any, seconds: float = 120) -> None:
@@ -504,36 +507,52 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
 
 
 def test_a_process_killed_at_any_moment_goes_on_and_ends_with_the_same_model(tensors: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(epochs=3, batch_size=16)
+    straight = process.train(tensors, recipe, runs_folder=tmp_path / "straight")
     more = ("--epochs", "3", "--batch-size", "16")
-    subprocess.run(command(tensors, "--runs", tmp_path / "straight", *more), check=True, capture_output=True)
-    process = subprocess.Popen(command(tensors, "--runs", tmp_path / "killed", *more), stderr=subprocess.DEVNULL)
+    begun = subprocess.Popen(command(tensors, "--runs", tmp_path / "killed", *more), stderr=subprocess.DEVNULL)
     wait_for(lambda: list((tmp_path / "killed").glob("*/checkpoints/step-*.pth")))
-    process.kill()
-    process.wait()
+    begun.kill()
+    begun.wait()
     (killed,) = (tmp_path / "killed").glob("*-*")
     assert not files.is_complete(killed)
-    subprocess.run(command(tensors, "--runs", tmp_path / "killed", *more), check=True, capture_output=True)
-    (straight,) = (tmp_path / "straight").glob("*-*")
+    assert process.train(tensors, recipe, runs_folder=tmp_path / "killed") == killed
     assert_same_model(straight, killed)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_writes_a_checkpoint_and_exits_with_the_status_of_a_shell(
-    signum: signal.Signals, tensors: Path, tmp_path: Path
-) -> None:
-    process = subprocess.Popen(
+def assert_stopped_with_a_checkpoint(run: Path) -> None:
+    assert not files.is_complete(run)
+    latest = max((run / "checkpoints").iterdir())
+    assert torch.load(latest, weights_only=True)["position"]["step"] > 0
+
+
+def test_a_signal_writes_a_checkpoint_and_exits_with_the_status_of_a_shell(tensors: Path, tmp_path: Path) -> None:
+    begun = subprocess.Popen(
         command(tensors, "--runs", tmp_path, "--epochs", "500", "--batch-size", "16"), stderr=subprocess.DEVNULL
     )
     try:
         wait_for(lambda: list(tmp_path.glob("*/checkpoints/step-*.pth")))
-        (run,) = tmp_path.glob("*-*")
-        process.send_signal(signum)
-        assert process.wait(timeout=120) == 128 + signum
+        begun.send_signal(signal.SIGTERM)
+        assert begun.wait(timeout=120) == 143
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
-    latest = max((run / "checkpoints").iterdir())
-    assert torch.load(latest, weights_only=True)["position"]["step"] > 0
+        begun.kill()
+    assert_stopped_with_a_checkpoint(*tmp_path.glob("*-*"))
+
+
+def test_ctrl_c_does_so_too(tensors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = runs.open_run(tmp_path, "a", runs.describe(tensors, runs.fit_to_tensors(settings(), tensors)))
+    step = Trainer.step
+
+    def interrupted(self: Trainer, indices: torch.Tensor) -> torch.Tensor:
+        if not self.stop_asked:  # a second one would end it at once
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, indices)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        train_process.run(argparse.Namespace(run_folder=folder, runs=None, run_id=""))
+    assert ended.value.code == 130
+    assert_stopped_with_a_checkpoint(folder)
 
 
 def test_a_run_that_was_opened_says_by_itself_how_to_train(tensors: Path, tmp_path: Path) -> None:
