@@ -15,6 +15,7 @@ import shutil
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,126 +86,289 @@ def _download(source: str, sha256: str, data_root: Path, layout: str) -> Path:
     sources, digests = split_sources(source), split_digests(sha256)
     if digests and len(digests) != len(sources):
         raise ValueError(f"sha256 must be empty or one for each source, got {len(digests)} for {len(sources)} sources")
-    folders = [_from(*pair, data_root, layout) for pair in zip(sources, digests or [""] * len(sources), strict=True)]
+    folders = [
+        _Source(address=resolve(one, os.environ), sha256=digest, data_root=data_root, layout=layout).make()
+        for one, digest in zip(sources, digests or [""] * len(sources), strict=True)
+    ]
     unique = list(dict.fromkeys(folders))
     return unique[0] if len(unique) == 1 else _combine(unique, data_root)
 
 
-def _from(source: str, sha256: str, data_root: Path, layout: str) -> Path:
-    source = resolve(source, os.environ)
-    scheme = scheme_of(source)
-    if scheme and "@" in (address := urllib.parse.urlsplit(source)).netloc:  # the error must not repeat the password
-        raise ValueError(
-            "source must be an address without user name and password, got one on "
-            f"{address.hostname}: use a signed address, or download the archive first"
-        )
-    if scheme in ("http", "https"):
-        if source == SPEECH_COMMANDS_URL and not sha256:
-            sha256 = SPEECH_COMMANDS_SHA256
-        return _from_url(source, sha256, data_root, layout)
-    if scheme in STORES:
-        store = open_store(source)
-        return (_from_prefix if store.is_folder else _from_object)(store, source, sha256, data_root, layout)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _from_folder(path, sha256, data_root, layout)
-    require(
-        path.is_file(),
-        "source",
-        "be an address (http://, https://, s3://, gs://, az://, hf://), an archive or a folder that exists (check the "
-        "spelling; a relative path starts at the working directory)",
-        unsigned(source) if scheme else source,
-    )
-    return _from_archive(path, sha256, data_root, layout)
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """Where recordings are, and how they become a data set."""
 
+    address: str
+    """An address or a path; in a manifest without what is secret in it."""
+    sha256: str
+    """The expected digest, or empty."""
+    data_root: Path
+    layout: str
 
-def _from_url(url: str, sha256: str, data_root: Path, layout: str) -> Path:
-    name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
-    return _from_remote(url, name, lambda part: fetch(url, part), lambda: look(url), sha256, data_root, layout)
+    def make(self) -> Path:
+        """Returns the folder of the data set, complete."""
+        scheme = scheme_of(self.address)
+        if scheme and "@" in (parts := urllib.parse.urlsplit(self.address)).netloc:  # and the password not repeated
+            raise ValueError(
+                "source must be an address without user name and password, got one on "
+                f"{parts.hostname}: use a signed address, or download the archive first"
+            )
+        if scheme in ("http", "https"):
+            return self._from_url()
+        if scheme in STORES:
+            store = open_store(self.address)
+            if store.is_folder:
+                return self._from_prefix(store)
+            return self._from_remote(Path(store.root).name, store.fetch, store.look)
+        path = Path(self.address).expanduser()
+        if not path.is_dir():
+            require(
+                path.is_file(),
+                "source",
+                "be an address (http://, https://, s3://, gs://, az://, hf://), an archive or a folder that exists "
+                "(check the spelling; a relative path starts at the working directory)",
+                unsigned(self.address) if scheme else self.address,
+            )
+        here = dataclasses.replace(self, address=str(path.absolute()))
+        return here._from_folder(path) if path.is_dir() else here._from_archive(path)
 
+    def _from_url(self) -> Path:
+        url = self.address
+        name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
+        known = SPEECH_COMMANDS_SHA256 if url == SPEECH_COMMANDS_URL else ""
+        one = dataclasses.replace(self, sha256=self.sha256 or known)
+        return one._from_remote(name, lambda part: fetch(url, part), lambda: look(url))
 
-def _from_object(store: Store, source: str, sha256: str, data_root: Path, layout: str) -> Path:
-    name = Path(store.root).name
-    return _from_remote(source, name, store.fetch, store.look, sha256, data_root, layout)
+    def _from_remote(self, name: str, transfer: Callable[[Path], Remote], check: Callable[[], Remote]) -> Path:
+        """Downloads an archive and unpacks it.
 
-
-def _from_remote(
-    url: str,
-    name: str,
-    transfer: Callable[[Path], Remote],
-    check: Callable[[], Remote],
-    sha256: str,
-    data_root: Path,
-    layout: str,
-) -> Path:
-    """Downloads an archive and unpacks it.
-
-    Args:
-        url: its address.
-        name: its name at the end of the address.
-        transfer: downloads it to a path, resuming what is there.
-        check: asks for what there is at the address.
-        sha256: its expected digest, or empty.
-        data_root: the folder that holds datasets/.
-        layout: how it is laid out.
-    """
-    file_name = _safe_name(name) or "archive"
-    name = _strip_suffix(file_name)
-    source = unsigned(url)
-    # The hash tells apart addresses that end in the same name.
-    part = data_root / "downloads" / f"{file_name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}.part"
-    with files.lock(part):
-        complete = (
-            _present(name, sha256, data_root, layout) if sha256 else _fetched_before(source, check, data_root, layout)
-        )
-        if complete is not None:
-            return complete
-        was_there = part.exists()
-        remote = transfer(part)
-        archive, digest = decoded(part, remote, sha256)
-        if sha256 and digest != sha256 and was_there:  # the earlier transfer may be at fault
-            log.info("sha256 of the earlier download of %s is %s: downloading it again", source, digest)
-            discard(part)
+        Args:
+            name: its name at the end of the address.
+            transfer: downloads it to a path, resuming what is there.
+            check: asks for what there is at the address.
+        """
+        one, sha256 = dataclasses.replace(self, address=unsigned(self.address)), self.sha256
+        file_name = _safe_name(name) or "archive"
+        name = _strip_suffix(file_name)
+        part = one._part(f"{file_name}-", ".part")
+        with files.lock(part):
+            complete = one._present(name) if sha256 else one._fetched_before(check)
+            if complete is not None:
+                return complete
+            was_there = part.exists()
             remote = transfer(part)
             archive, digest = decoded(part, remote, sha256)
-        if sha256 and digest != sha256:
-            raise ValueError(
-                f"sha256 of {source} must be {sha256}, got {digest}: correct sha256 if the archive has been "
-                f"replaced; else start again to download it anew. It is kept as {part}"
-            )
-        try:
-            extra = {"remote": dataclasses.asdict(remote)}
-            folder = _extract(archive, source, name, digest, data_root, layout, extra)
-        except ArchiveError:
-            if not sha256:  # it may be an error page or a broken transfer: the next start downloads again
+            if sha256 and digest != sha256 and was_there:  # the earlier transfer may be at fault
+                log.info("sha256 of the earlier download of %s is %s: downloading it again", one.address, digest)
                 discard(part)
-            raise
-        finally:
-            if archive != part:
-                archive.unlink()
-        discard(part)
-    return folder
+                remote = transfer(part)
+                archive, digest = decoded(part, remote, sha256)
+            kept = f"else start again to download it anew. It is kept as {part}"
+            one._require_digest(digest, f"correct sha256 if the archive has been replaced; {kept}")
+            try:
+                folder = one._extract(archive, name, digest, {"remote": dataclasses.asdict(remote)})
+            except ArchiveError:
+                if not sha256:  # it may be an error page or a broken transfer: the next start downloads again
+                    discard(part)
+                raise
+            finally:
+                if archive != part:
+                    archive.unlink()
+            discard(part)
+        return folder
 
+    def _from_prefix(self, store: Store) -> Path:
+        """Downloads all objects under a prefix, and makes a data set of them as of a folder."""
+        name = _safe_name(_prefix_name(self.address)) or "recordings"
+        partial = self._part(f"{name}-")
+        with files.lock(partial):
+            objects = store.objects()
+            listed = objects_digest(objects)
+            for folder, manifest in self._manifests():
+                before = manifest.get("objects", {}).get("listing")
+                if manifest["source"] == self.address and before == listed and not self.sha256:
+                    log.info("%s is complete already, and %s has not changed", folder, self.address)
+                    return folder
+            store.fetch_all(objects, partial)
+            inner = _unpack_inner(partial, self.address, self.layout)
+            about = {"objects": {"num_objects": len(objects), "listing": listed, "address": store.url}} | inner
+            _strip_wrapping_folders(partial, self.layout)
+            folder = self._snapshot(partial, name, about, move=True)
+            shutil.rmtree(partial)
+            partial.with_name(f"{partial.name}.json").unlink()
+        return folder
 
-def _from_prefix(store: Store, source: str, sha256: str, data_root: Path, layout: str) -> Path:
-    """Downloads all objects under a prefix, and makes a data set of them as of a folder."""
-    name = _safe_name(_prefix_name(source)) or "recordings"
-    partial = data_root / "downloads" / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
-    with files.lock(partial):
-        objects = store.objects()
-        listed = objects_digest(objects)
-        for folder, manifest in _manifests(data_root, layout):
-            if manifest["source"] == source and manifest.get("objects", {}).get("listing") == listed and not sha256:
-                log.info("%s is complete already, and %s has not changed", folder, source)
+    def _from_archive(self, path: Path) -> Path:
+        digest = files.sha256_of(path)
+        self._require_digest(digest, "correct it or download the archive again")
+        return self._extract(path, _strip_suffix(_safe_name(path.name)), digest, {})
+
+    def _from_folder(self, path: Path) -> Path:
+        name = _safe_name(path.resolve().name) or "recordings"
+        if list_recordings(path, self.layout).words or not (archives := _archives_below(path)):
+            return self._snapshot(path, name, {}, move=False)
+        digest = hashlib.sha256("".join(files.sha256_of(archive) for archive in archives).encode()).hexdigest()
+        self._require_digest(digest)
+        extra: dict[str, Any] = {}
+        return self._build(name, digest, extra, lambda staging: self._arrange(staging, extra, path))
+
+    def _part(self, begin: str, end: str = "") -> Path:
+        """Returns where a download lies until it is complete; a hash tells apart addresses that end in one name."""
+        return self.data_root / "downloads" / f"{begin}{hashlib.sha256(self.address.encode()).hexdigest()[:8]}{end}"
+
+    def _require_digest(self, digest: str, remedy: str = "correct it or leave it out") -> None:
+        if self.sha256 not in ("", digest):
+            raise ValueError(f"sha256 of {self.address} must be {self.sha256}, got {digest}: {remedy}")
+
+    def _snapshot(self, path: Path, name: str, extra: dict[str, Any], move: bool) -> Path:
+        """Makes a data set of the recordings in a folder.
+
+        Args:
+            path: the folder.
+            name: of the data set.
+            extra: further entries of the manifest.
+            move: whether the recordings are moved rather than copied.
+        """
+        listing = list_recordings(path, self.layout)
+        _require_words(listing, self.address)
+        digest = content_digest(listing)
+        self._require_digest(digest)
+        recordings = listing.files_of(listing.clips)
+        num_bytes = size_of(path, recordings)
+
+        def fill(staging: Path) -> str:
+            if not move:
+                require_space(num_bytes, self.data_root)
+            listing.report()
+            packer = Packer(staging)
+            with progress(num_bytes, "B", f"copy {path.name}", scale=True) as bar:
+                for recording in recordings:
+                    content = opened(path, recording)
+                    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+                    bar.update(size)
+                    target = staging / recording
+                    if target.name == files.MANIFEST:
+                        target = target.with_name(THEIR_MANIFEST)
+                    if packer.takes(recording):
+                        with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+                            packer.add(recording, file, size)
+                        if move and isinstance(content, Path):
+                            content.unlink()
+                        continue
+                    target.parent.mkdir(exist_ok=True, parents=True)
+                    if isinstance(content, bytes):
+                        target.write_bytes(content)
+                    elif move:
+                        content.rename(target)
+                    else:
+                        shutil.copyfile(content, target)
+            packer.close()
+            return listing.layout
+
+        return self._build(name, digest, {"not_read": listing.figures()} | extra, fill)
+
+    def _extract(self, archive: Path, name: str, digest: str, extra: dict[str, Any]) -> Path:
+        def extract(staging: Path) -> str:
+            require_space(archive.stat().st_size * EXTRACTED, self.data_root)
+            skipped = unpack(archive, staging, self.address, name)
+            for member, reason in skipped.first.items():
+                log.warning("%s: %s is left out: %s", self.address, member, reason)
+            if skipped.num_members > len(skipped.first):
+                log.warning("%s: %d members are left out in all", self.address, skipped.num_members)
+            extra["skipped"] = dataclasses.asdict(skipped)
+            return self._arrange(staging, extra)
+
+        return self._build(name, digest, extra, extract)
+
+    def _arrange(self, staging: Path, extra: dict[str, Any], packed: Path | None = None) -> str:
+        """Unpacks archives in a folder that is filled, or in `packed`, and moves what wraps the recordings away.
+
+        Returns:
+            How the recordings are laid out.
+        """
+        if packed is None:
+            extra.update(_unpack_inner(staging, self.address, self.layout))
+        else:
+            extra.update(_unpack_inner(packed, self.address, self.layout, staging))
+        _strip_wrapping_folders(staging, self.layout)
+        listing = list_recordings(staging, self.layout)
+        _require_words(listing, self.address)
+        listing.report()
+        return listing.layout
+
+    def _build(self, name: str, digest: str, extra: dict[str, Any], fill: Callable[[Path], str]) -> Path:
+        """Fills the folder of a data set and writes its manifest, unless it is complete.
+
+        `fill` returns the layout by which it was read: what is copied may look otherwise without what was left behind.
+        """
+        folder = self._folder(name, digest)
+
+        def build(staging: Path) -> None:
+            listing = list_recordings(staging, fill(staging))
+            digests, names = Digests(staging), names_of(listing)
+            digests.save(names)
+            files.write_json(
+                staging / files.MANIFEST,
+                {
+                    "schema": 2,
+                    "name": name,
+                    "source": self.address,
+                    "sha256": digest,
+                    "num_clips": len(listing.clips),
+                    "num_bytes": size_of(staging, listing.clips.distinct_files()),
+                    "words": listing.clips.counts(),
+                    "layout": listing.layout,
+                    "layout_asked_for": self.layout,
+                    "not_read": listing.figures(),
+                    # While the quick `listing` digest matches, later steps trust `content` without reading the files.
+                    "content": digests.of_all(names),
+                    "listing": listing_digest(listing),
+                }
+                | extra,
+            )
+
+        if files.build_folder(folder, build):
+            manifest = files.read_json(folder / files.MANIFEST)
+            log.info("%s: %d clips of %d words", folder, manifest["num_clips"], len(manifest["words"]))
+        else:
+            log.info("%s is complete already", folder)
+        return folder
+
+    def _folder(self, name: str, digest: str) -> Path:
+        """Returns the folder of a data set; one that is read in a layout of the user's choice has its own."""
+        chosen = "" if self.layout == AUTO else f"-{_safe_name(self.layout)}"
+        return self.data_root / "datasets" / f"{name}-{digest[:8]}{chosen}"
+
+    def _present(self, name: str) -> Path | None:
+        folder = self._folder(name, self.sha256)
+        if not files.is_complete(folder):
+            return None
+        log.info("%s is complete already", folder)
+        return folder
+
+    def _manifests(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Yields all complete data sets that are read in the layout, with their manifests."""
+        for manifest_file in sorted((self.data_root / "datasets").glob(f"*/{files.MANIFEST}")):
+            manifest = read_manifest(manifest_file.parent)
+            if manifest is not None and manifest.get("layout_asked_for", AUTO) == self.layout:
+                yield manifest_file.parent, manifest
+
+    def _fetched_before(self, check: Callable[[], Remote]) -> Path | None:
+        """Returns the data set downloaded before without a known digest, if the server's file is unchanged."""
+        for folder, manifest in self._manifests():
+            before = Remote.of_json(manifest.get("remote"))
+            if unsigned(manifest["source"]) != self.address or before is None:
+                continue
+            try:
+                now = check()
+            except (ConnectionError, ValueError) as error:
+                said = printable(str(error))
+                log.warning("cannot check %s for changes (%s): using %s as it is", self.address, said, folder)
                 return folder
-        store.fetch_all(objects, partial)
-        inner = _unpack_inner(partial, source, layout)
-        about = {"objects": {"num_objects": len(objects), "listing": listed, "address": store.url}} | inner
-        _strip_wrapping_folders(partial, layout)
-        folder = _snapshot(partial, source, name, sha256, data_root, layout, about, move=True)
-        shutil.rmtree(partial)
-        partial.with_name(f"{partial.name}.json").unlink()
-    return folder
+            if before.same(now):
+                log.info("%s is complete already, and %s has not changed", folder, self.address)
+                return folder
+        return None
 
 
 def _prefix_name(source: str) -> str:
@@ -213,108 +377,6 @@ def _prefix_name(source: str) -> str:
     if scheme_of(source) == "hf":
         names = [name.partition("@")[0] for name in names[1:3]]
     return names[-1] if names else ""
-
-
-def _from_archive(path: Path, sha256: str, data_root: Path, layout: str) -> Path:
-    digest = files.sha256_of(path)
-    require(
-        sha256 in ("", digest), f"sha256 of {path}", f"be {sha256} (correct it or download the archive again)", digest
-    )
-    return _extract(path, str(path.absolute()), _strip_suffix(_safe_name(path.name)), digest, data_root, layout, {})
-
-
-def _from_folder(path: Path, sha256: str, data_root: Path, layout: str) -> Path:
-    name, source = _safe_name(path.resolve().name) or "recordings", str(path.absolute())
-    if list_recordings(path, layout).words or not (archives := _archives_below(path)):
-        return _snapshot(path, source, name, sha256, data_root, layout, {}, move=False)
-    digest = hashlib.sha256("".join(files.sha256_of(archive) for archive in archives).encode()).hexdigest()
-    require(sha256 in ("", digest), f"sha256 of {source}", f"be {sha256} (correct it or leave it out)", digest)
-    extra: dict[str, Any] = {}
-
-    def fill(staging: Path) -> str:
-        extra.update(_unpack_inner(path, source, layout, staging))
-        _strip_wrapping_folders(staging, layout)
-        listing = list_recordings(staging, layout)
-        _require_words(listing, source)
-        listing.report()
-        return listing.layout
-
-    return _build(source, name, digest, data_root, layout, extra, fill)
-
-
-def _snapshot(
-    path: Path, source: str, name: str, sha256: str, data_root: Path, layout: str, extra: dict[str, Any], move: bool
-) -> Path:
-    """Makes a data set of the recordings in a folder.
-
-    Args:
-        path: the folder.
-        source: where it is from, for the manifest.
-        name: of the data set.
-        sha256: the expected content digest, or empty.
-        data_root: the folder that holds datasets/.
-        layout: how it is laid out.
-        extra: further entries of the manifest.
-        move: whether the recordings are moved rather than copied.
-    """
-    listing = list_recordings(path, layout)
-    _require_words(listing, source)
-    digest = content_digest(listing)
-    require(sha256 in ("", digest), f"sha256 of {source}", f"be {sha256} (correct it or leave it out)", digest)
-    recordings = listing.files_of(listing.clips)
-    num_bytes = size_of(path, recordings)
-
-    def fill(staging: Path) -> str:
-        if not move:
-            require_space(num_bytes, data_root)
-        listing.report()
-        packer = Packer(staging)
-        with progress(num_bytes, "B", f"copy {path.name}", scale=True) as bar:
-            for recording in recordings:
-                content = opened(path, recording)
-                size = len(content) if isinstance(content, bytes) else content.stat().st_size
-                bar.update(size)
-                target = staging / recording
-                if target.name == files.MANIFEST:
-                    target = target.with_name(THEIR_MANIFEST)
-                if packer.takes(recording):
-                    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
-                        packer.add(recording, file, size)
-                    if move and isinstance(content, Path):
-                        content.unlink()
-                    continue
-                target.parent.mkdir(exist_ok=True, parents=True)
-                if isinstance(content, bytes):
-                    target.write_bytes(content)
-                elif move:
-                    content.rename(target)
-                else:
-                    shutil.copyfile(content, target)
-        packer.close()
-        return listing.layout
-
-    return _build(source, name, digest, data_root, layout, {"not_read": listing.figures()} | extra, fill)
-
-
-def _extract(
-    archive: Path, source: str, name: str, digest: str, data_root: Path, layout: str, extra: dict[str, Any]
-) -> Path:
-    def extract(staging: Path) -> str:
-        require_space(archive.stat().st_size * EXTRACTED, data_root)
-        skipped = unpack(archive, staging, source, name)
-        for member, reason in skipped.first.items():
-            log.warning("%s: %s is left out: %s", source, member, reason)
-        if skipped.num_members > len(skipped.first):
-            log.warning("%s: %d members are left out in all", source, skipped.num_members)
-        extra["skipped"] = dataclasses.asdict(skipped)
-        extra.update(_unpack_inner(staging, source, layout))
-        _strip_wrapping_folders(staging, layout)
-        listing = list_recordings(staging, layout)
-        _require_words(listing, source)
-        listing.report()
-        return listing.layout
-
-    return _build(source, name, digest, data_root, layout, extra, extract)
 
 
 def _combine(parts: Sequence[Path], data_root: Path) -> Path:
@@ -335,99 +397,13 @@ def _combine(parts: Sequence[Path], data_root: Path) -> Path:
     for one in sources:
         log.info("%s: %d clips, %.1f %% of all", one["source"], one["num_clips"], 100 * one["share"])
     digest = hashlib.sha256("".join(sorted(one["folder"] + one["sha256"] for one in sources)).encode()).hexdigest()
-    source = "\n".join(one["source"] for one in sources)
 
     def fill(staging: Path) -> str:
         write_parts(staging, parts)
         return AUTO
 
-    return _build(source, f"{len(parts)}-sources", digest, data_root, AUTO, {"sources": sources}, fill)
-
-
-def _build(
-    source: str,
-    name: str,
-    digest: str,
-    data_root: Path,
-    layout: str,
-    extra: dict[str, Any],
-    fill: Callable[[Path], str],
-) -> Path:
-    """Fills the folder of a data set and writes its manifest, unless it is complete.
-
-    `fill` returns the layout by which it was read: what is copied may look otherwise without what was left behind.
-    """
-    folder = _folder_of(name, digest, data_root, layout)
-
-    def build(staging: Path) -> None:
-        listing = list_recordings(staging, fill(staging))
-        digests, names = Digests(staging), names_of(listing)
-        digests.save(names)
-        files.write_json(
-            staging / files.MANIFEST,
-            {
-                "schema": 2,
-                "name": name,
-                "source": source,
-                "sha256": digest,
-                "num_clips": len(listing.clips),
-                "num_bytes": size_of(staging, listing.clips.distinct_files()),
-                "words": listing.clips.counts(),
-                "layout": listing.layout,
-                "layout_asked_for": layout,
-                "not_read": listing.figures(),
-                # If the quick `listing` digest still matches, a later step trusts `content` without reading the files.
-                "content": digests.of_all(names),
-                "listing": listing_digest(listing),
-            }
-            | extra,
-        )
-
-    if files.build_folder(folder, build):
-        manifest = files.read_json(folder / files.MANIFEST)
-        log.info("%s: %d clips of %d words", folder, manifest["num_clips"], len(manifest["words"]))
-    else:
-        log.info("%s is complete already", folder)
-    return folder
-
-
-def _folder_of(name: str, digest: str, data_root: Path, layout: str) -> Path:
-    """Returns the folder of a data set; one that is read in a layout of the user's choice has a folder of its own."""
-    chosen = "" if layout == AUTO else f"-{_safe_name(layout)}"
-    return data_root / "datasets" / f"{name}-{digest[:8]}{chosen}"
-
-
-def _present(name: str, sha256: str, data_root: Path, layout: str) -> Path | None:
-    folder = _folder_of(name, sha256, data_root, layout)
-    if not files.is_complete(folder):
-        return None
-    log.info("%s is complete already", folder)
-    return folder
-
-
-def _manifests(data_root: Path, layout: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yields all complete data sets that are read in a layout, with their manifests."""
-    for manifest_file in sorted((data_root / "datasets").glob(f"*/{files.MANIFEST}")):
-        manifest = read_manifest(manifest_file.parent)
-        if manifest is not None and manifest.get("layout_asked_for", AUTO) == layout:
-            yield manifest_file.parent, manifest
-
-
-def _fetched_before(url: str, check: Callable[[], Remote], data_root: Path, layout: str) -> Path | None:
-    """Returns the data set downloaded before from a URL without a known digest, if the server's file is unchanged."""
-    for folder, manifest in _manifests(data_root, layout):
-        before = Remote.of_json(manifest.get("remote"))
-        if unsigned(manifest["source"]) != url or before is None:
-            continue
-        try:
-            now = check()
-        except (ConnectionError, ValueError) as error:
-            log.warning("cannot check %s for changes (%s): using %s as it is", url, printable(str(error)), folder)
-            return folder
-        if before.same(now):
-            log.info("%s is complete already, and %s has not changed", folder, url)
-            return folder
-    return None
+    whole = _Source(address="\n".join(one["source"] for one in sources), sha256="", data_root=data_root, layout=AUTO)
+    return whole._build(f"{len(parts)}-sources", digest, {"sources": sources}, fill)
 
 
 def _require_words(listing: Listing, source: str) -> None:
@@ -442,11 +418,7 @@ def _require_words(listing: Listing, source: str) -> None:
     kinds = Counter(kind for path in some if not (kind := kind_of_file(path)).is_audio)
     (kind, number), *_ = [*kinds.most_common(1), (None, 0)]
     found = f"; {number} of {len(some)} files are each {kind.name}" if kind and number > 1 else ""
-    remedy = (
-        kind.remedy
-        if kind and kind.remedy and number > len(some) / 2
-        else "arrange the recordings like this, or list them"
-    )
+    remedy = kind.remedy if kind and kind.remedy and number > len(some) / 2 else "arrange the recordings like this, or list them"
     raise ValueError(
         f"source must hold a folder of recordings for each word (<word>/*.wav), got {source} with "
         f"{', '.join(names) or 'nothing'}{found}: {remedy}"
