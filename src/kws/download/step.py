@@ -418,7 +418,9 @@ def _require_words(listing: Listing, source: str) -> None:
     kinds = Counter(kind for path in some if not (kind := kind_of_file(path)).is_audio)
     (kind, number), *_ = [*kinds.most_common(1), (None, 0)]
     found = f"; {number} of {len(some)} files are each {kind.name}" if kind and number > 1 else ""
-    remedy = kind.remedy if kind and kind.remedy and number > len(some) / 2 else "arrange the recordings like this, or list them"
+    remedy = "arrange the recordings like this, or list them"
+    if kind and kind.remedy and number > len(some) / 2:
+        remedy = kind.remedy
     raise ValueError(
         f"source must hold a folder of recordings for each word (<word>/*.wav), got {source} with "
         f"{', '.join(names) or 'nothing'}{found}: {remedy}"
