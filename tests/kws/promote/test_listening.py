@@ -134,7 +134,7 @@ def test_a_clear_difference_in_streams_outweighs_accuracy(
     spoken = len(words_of(script, *expert.words))
     low = 100 * spoken / (spoken + 1.96**2)
     assert f"| 20 dB | 0.04 | {spoken} | 100.0 % ({low:.1f} to 100.0) | 0.0 (0.0 to " in card
-    assert f"| yes | 20 dB | {len(words_of(script, 'yes'))} | 100.0 % (" in card
+    assert f"| `yes` | 20 dB | {len(words_of(script, 'yes'))} | 100.0 % (" in card
     heard = publish(
         dataclasses.replace(expert, about={"run": "new"}),
         {"no": NEVER, "stop": 0.8, "yes": 0.8},

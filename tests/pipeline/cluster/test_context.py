@@ -114,7 +114,9 @@ def test_what_a_person_decides_is_decided_by_the_same_flags_here_and_in_a_pod(co
     assert theirs.parse_args(by_hand.as_flags(theirs.parse_args(given))).by == versions.who()
 
 
-def test_links_say_where_a_port_must_be_forwarded_first(use_kubeconfig: Callable[..., None]) -> None:
+def test_links_say_where_a_port_must_be_forwarded_first(
+    use_kubeconfig: Callable[..., None], programs: Callable[[], list[list[str]]]
+) -> None:
     use_kubeconfig(kind_kws="http://127.0.0.1:9", other="http://127.0.0.1:9")
     assert Cluster(context=kind.CONTEXT).ui_hint == ""
     assert Cluster(host="https://kubeflow.example.com/pipeline").ui_hint == ""
