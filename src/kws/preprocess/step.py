@@ -24,7 +24,6 @@ from kws.data import classes, digest, splits
 from kws.data.index import Index
 from kws.data.listing import Listing
 from kws.data.sources import AUTO, PAUSES, WORD, list_recordings
-from kws.data.speech import Talk
 from kws.data.splits import Divided
 from kws.data.words import alike, spelled_as
 from kws.preprocess import copies, pauses
@@ -86,14 +85,10 @@ def preprocess(
     require(0 <= max_bad_fraction <= 1, "max_bad_fraction", "be between 0 and 1", max_bad_fraction)
     require_volume(data_root)
     plan = _plan(recordings, recipe, words, unknown_words, layout)
-    listing, divided, store = plan.listing, plan.divided, Store(data_root, recipe.features)
+    listing, store = plan.listing, Store(data_root, recipe.features)
     digests = digest.Digests(listing.folder)
     source = digest.fingerprint(listing, plan.chosen, digests)
-    few = recipe.split == "random" and splits.are_few(plan.chosen)
-    speech = listing.speech if recipe.model.scores == "tokens" else ()
-    fingerprint = _fingerprint(
-        source, recipe, "random, by word" if few else recipe.split, plan.words, plan.unknown, listing.layout, speech
-    )
+    fingerprint = plan.fingerprint(source)
     folder = data_root / "tensors" / fingerprint
 
     def build(staging: Path) -> None:
@@ -107,14 +102,12 @@ def preprocess(
             "split": recipe.split,
             "unknown_clips": recipe.unknown_clips,
             "lists": plan.lists.figures,
-            "speakers": splits.known_speakers(divided),
+            "speakers": splits.known_speakers(plan.divided),
             "speakers_in_two_splits": plan.leaks,
             "not_read": listing.figures(),
             "features": dataclasses.asdict(recipe.features),
         }
-        manifest |= _compute(
-            listing, staging, store, digests, divided, recipe, plan.words, max_bad_fraction, num_threads
-        )
+        manifest |= _compute(plan, staging, store, digests, max_bad_fraction, num_threads)
         files.write_json(staging / files.MANIFEST, manifest)
 
     if use(data_root, folder) and (gone := missing_parts(folder)):
@@ -185,6 +178,7 @@ def compute_shard(
 class _Plan:
     """The clips of a data set, and how they are divided."""
 
+    recipe: Recipe
     listing: Listing
     chosen: Index
     """All clips of the words and of the unknown words."""
@@ -202,6 +196,25 @@ class _Plan:
     def clips(self) -> Index:
         """Returns the clips of all splits."""
         return Index.joined([self.divided[split] for split in SPLITS])
+
+    def fingerprint(self, source: str) -> str:
+        """Returns the digest of all that the tensors follow from, given that of the recordings."""
+        recipe, is_few = self.recipe, self.recipe.split == "random" and splits.are_few(self.chosen)
+        settings: dict[str, Any] = {
+            "recordings": source,
+            "features": dataclasses.asdict(recipe.features),
+            "split": "random, by word" if is_few else recipe.split,
+            "words": list(self.words),
+            "version": [VERSION, SCHEMA],
+        }
+        if self.listing.layout != WORD:
+            settings["layout"] = self.listing.layout
+        if self.unknown:
+            settings["unknown_words"] = list(self.unknown)
+            settings["unknown_clips"] = recipe.unknown_clips
+        if recipe.model.scores == "tokens":
+            settings["speech"] = [[talk.file, talk.speaker, talk.text] for talk in self.listing.speech]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _plan(recordings: Path, recipe: Recipe, words: str, unknown_words: str, layout: str) -> _Plan:
@@ -239,7 +252,14 @@ def _plan(recordings: Path, recipe: Recipe, words: str, unknown_words: str, layo
             split,
         )
     return _Plan(
-        listing=listing, chosen=clips, divided=divided, words=chosen, unknown=unknown, lists=lists, leaks=leaks
+        recipe=recipe,
+        listing=listing,
+        chosen=clips,
+        divided=divided,
+        words=chosen,
+        unknown=unknown,
+        lists=lists,
+        leaks=leaks,
     )
 
 
@@ -323,46 +343,12 @@ def _add_classes(
     return found, (*words, UNKNOWN, SILENCE)
 
 
-def _fingerprint(
-    source: str,
-    recipe: Recipe,
-    split: str,
-    words: Sequence[str],
-    unknown: Sequence[str],
-    layout: str,
-    speech: Sequence[Talk],
-) -> str:
-    settings: dict[str, Any] = {
-        "recordings": source,
-        "features": dataclasses.asdict(recipe.features),
-        "split": split,
-        "words": list(words),
-        "version": [VERSION, SCHEMA],
-    }
-    if layout != WORD:
-        settings["layout"] = layout
-    if unknown:
-        settings["unknown_words"] = list(unknown)
-        settings["unknown_clips"] = recipe.unknown_clips
-    if recipe.model.scores == "tokens":
-        settings["speech"] = [[talk.file, talk.speaker, talk.text] for talk in speech]
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def _compute(
-    listing: Listing,
-    folder: Path,
-    store: Store,
-    digests: digest.Digests,
-    divided: Divided,
-    recipe: Recipe,
-    words: Sequence[str],
-    max_bad_fraction: float,
-    num_threads: int,
+    plan: _Plan, folder: Path, store: Store, digests: digest.Digests, max_bad_fraction: float, num_threads: int
 ) -> dict[str, Any]:
     """Fills a tensors folder with its index, and returns its entries for the manifest."""
-    features = recipe.features
-    clips = Index.joined([divided[split] for split in SPLITS])
+    listing, divided, features = plan.listing, plan.divided, plan.recipe.features
+    clips = plan.clips()
     with workers(min(num_threads or num_cores(), math.ceil(len(clips) / CLIPS_PER_TASK))) as run:
         keys = digests.keys(clips)
         unreadable = store.add(listing.folder, clips, keys, run)
@@ -397,8 +383,8 @@ def _compute(
         counts = {split: len(some) for split, some in good.items()}
         ((counts["noise"], noise_reasons),) = run(_save_noise, [listing], [folder], [features])
         speech_reasons: dict[str, str] = {}
-        if recipe.model.scores == "tokens":
-            counts["speech_seconds"], speech_reasons = save_speech(listing, folder, features, words, run)
+        if plan.recipe.model.scores == "tokens":
+            counts["speech_seconds"], speech_reasons = save_speech(listing, folder, features, plan.words, run)
 
     total, total_squares = dataclasses.replace(found, rows=rows["train"]).total(SUMS)
     frames = counts["train"] * features.num_frames
