@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,15 @@ from kws.recipe import RECIPES, FeatureConfig, ModelConfig
 
 TONE_WORDS = ("no", "stop", "yes")
 NUM_SPEAKERS = 40
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_sentences() -> Iterator[None]:
+    """Sentences by synthetic voices take a third of the time of a corpus, and in tests a few will do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kws.download.synthesize.NUM_TALKERS", 2)
+        patch.setattr("kws.preprocess.speech.NUM_SENTENCES", 24)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from kws.preprocess.step import compute_shard, preprocess
 from pipeline.compiling import compile_to
 from pipeline.placement import Placement, read_placement
 
-SPREAD = Placement(preprocess_shards=3, clips_per_shard=15)
+SPREAD = Placement(preprocess_shards=2, clips_per_shard=15)
 
 
 def first_steps(path: Path) -> dict[str, Any]:
@@ -32,8 +32,8 @@ def test_shards_are_a_bounded_loop_whose_numbers_are_handed_on_as_parameters(tmp
     pipeline = first_steps(tmp_path / "pipeline.yaml")
     tasks = pipeline["root"]["dag"]["tasks"]
     (loop,) = set(tasks) - {"download", "preprocess"}
-    assert tasks[loop]["iteratorPolicy"] == {"parallelismLimit": 3}
-    assert tasks[loop]["parameterIterator"]["items"] == {"raw": "[0, 1, 2]"}
+    assert tasks[loop]["iteratorPolicy"] == {"parallelismLimit": 2}
+    assert tasks[loop]["parameterIterator"]["items"] == {"raw": "[0, 1]"}
     collected = tasks["preprocess"]["inputs"]["parameters"]["computed"]["taskOutputParameter"]
     assert collected["producerTask"] == loop
     inner = pipeline["components"][tasks[loop]["componentRef"]["name"]]["dag"]["tasks"]["features"]
@@ -57,16 +57,20 @@ def test_shards_of_the_compiled_pipeline_compute_all_and_the_step_only_lists_the
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the features of 42 of 42 clips are there already" in done.stdout + done.stderr
     (manifest,) = (tmp_path / "data" / "tensors").glob("*/manifest.json")
-    assert len(files.read_json(manifest)["parts"]) == 2  # shards of 21 clips, as a third would have less than 15
+    assert len(files.read_json(manifest)["parts"]) == 2
     alone = preprocess(real_corpus, tmp_path / "alone", words="auto", num_threads=1)
     for name in ("counts", "normalization"):
         assert files.read_json(manifest)[name] == files.read_json(alone / files.MANIFEST)[name]
 
 
-def test_few_clips_are_left_to_the_step(real_corpus: Path, tmp_path: Path) -> None:
+def test_few_clips_are_left_to_the_step_and_no_shard_has_fewer_than_it_pays_for(
+    real_corpus: Path, tmp_path: Path
+) -> None:
     of = {"num_shards": 16, "words": "auto"}
     assert [compute_shard(real_corpus, tmp_path, shard=shard, **of) for shard in (0, 15)] == [0, 0]  # type: ignore[arg-type]
     assert not (tmp_path / "features").exists()
+    of = {"num_shards": 3, "words": "auto", "clips_per_shard": 15}  # a third of 42 clips is less
+    assert [compute_shard(real_corpus, tmp_path, shard=shard, **of) for shard in range(3)] == [21, 21, 0]  # type: ignore[arg-type]
 
 
 def test_shards_come_from_the_environment_of_who_compiles() -> None:
