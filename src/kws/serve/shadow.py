@@ -1,7 +1,7 @@
 """Lets a version in the shadow hear what the served one hears, and counts where they agree; it answers nobody.
 
-Its work is done after the answer, in one thread of the lowest priority, while a core is free. What waits is bounded;
-beyond that it is dropped and counted, so that answers stay as fast as without it.
+Its work is done after the answer, in one thread of the lowest priority, while a core is free; where time of cores is
+short, it rests. What waits is bounded; beyond that it is dropped and counted, so that answers stay as fast as without.
 """
 
 import asyncio
@@ -33,6 +33,15 @@ MOST_SECONDS = 120.0
 LOOK_SECONDS = 0.01
 """How often the thread looks for a free core while something waits."""
 
+REST = 9.0
+"""How long the thread rests, in times of what its last work took, if that waited for a core. It so takes a tenth at
+most, as other threads pay for its time where a container has a limit, or shares its machine."""
+
+LONGEST_REST = 2.0
+
+LEFT_OUT_SECONDS = 10.0
+"""What the shadow leaves out of a stream of which it had to drop a part, so that of others it hears whole stretches."""
+
 SAME_SECONDS = 1.0
 """How far apart two versions may detect the same word."""
 
@@ -42,8 +51,8 @@ LATE_SECONDS = 0.5
 SETTLE_SECONDS = 2 * SAME_SECONDS + LATE_SECONDS
 """How far both versions must be beyond a detection until nothing can change what it is compared with."""
 
-WARM_SECONDS = 1.0
-"""Seconds after a gap in what the shadow hears for which nothing is compared, as it may have heard half a word."""
+WARM_SECONDS = 2.0
+"""Seconds after a gap in what the shadow hears for which no difference counts, as it may have heard half a word."""
 
 KEPT_EVERY_SECONDS = 10.0
 """Seconds between two sounds that are kept of the same two words, so that clients leave room for what people mark."""
@@ -129,8 +138,8 @@ class Shadow:
         """Begins a stream that a version hears with a detector."""
         return Stream(self, served, detector.lag, speaker)
 
-    def submit(self, seconds: float, work: Callable[[], bool]) -> None:
-        """Has work done in the thread, in order, unless too much waits.
+    def submit(self, seconds: float, work: Callable[[], bool]) -> bool:
+        """Has work done in the thread, in order, unless too much waits; returns whether it will be.
 
         Args:
             seconds: length of the sound.
@@ -138,11 +147,12 @@ class Shadow:
         """
         if self._waiting and self._waiting + seconds > MOST_SECONDS:
             self.drop(seconds, BUSY)
-            return
+            return False
         self._queue.append((seconds, work))
         self._waiting += seconds
         if self._work is None or self._work.done():
             self._work = asyncio.get_running_loop().create_task(self._run())
+        return True
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -152,8 +162,10 @@ class Shadow:
                 await asyncio.sleep(LOOK_SECONDS)
                 continue
             seconds, work = self._queue.popleft()
+            rest = 0.0
             try:
-                if await loop.run_in_executor(self._pool, work):
+                heard, rest = await loop.run_in_executor(self._pool, _timed, work)
+                if heard:
                     self._heard_seconds.labels(self._name).inc(seconds)
             except Exception as error:  # whatever a version under trial does, answers go on
                 self.drop(seconds, FAILED)
@@ -161,6 +173,7 @@ class Shadow:
                     log.warning("in the shadow: what was heard is dropped: %s", error, exc_info=error)
                 self._failure = str(error)
             self._waiting -= seconds
+            await asyncio.sleep(rest)
         self._waiting = 0.0  # without what rounding left
 
     def version_for(self, served: Served, seconds: float) -> Served | None:
@@ -264,14 +277,21 @@ class Stream:
         self._submitted = 0
         self._taken = -1
         """Samples that the shadow has heard or missed; -1: it has not begun."""
+        self._left_out_until = 0
+        """Sample up to which the stream is left out."""
         self._now: Served | None = None
 
     def hear(self, pcm: Pcm, windows: Sequence[Window]) -> None:
         """Takes the samples that the served version was given, int16 [any], and its windows."""
         begin = self._submitted
         self._submitted += pcm.size
-        if self._shadow.models.current is not None:
-            self._shadow.submit(pcm.size / self._rate, partial(self._hear, begin, pcm, windows))
+        seconds = pcm.size / self._rate
+        if self._shadow.models.current is None:
+            return
+        if begin < self._left_out_until:
+            self._shadow.drop(seconds, BUSY)
+        elif not self._shadow.submit(seconds, partial(self._hear, begin, pcm, windows)):
+            self._left_out_until = begin + round(LEFT_OUT_SECONDS * self._rate)
 
     def finish(self, windows: Sequence[Window]) -> None:
         """Takes the last windows of the served version."""
@@ -337,9 +357,6 @@ class Stream:
 
     def _note(self, side: int, moment: float, word: str, probability: float) -> None:
         """Takes a detection, and counts it if the other version has detected the same."""
-        assert self._now is not None
-        if self._offset and moment < self._offset + WARM_SECONDS:
-            return
         said = Said(moment, word, probability)
         for other in self._sides[1 - side]:
             if other.word == word and abs(other.time - moment) <= SAME_SECONDS:
@@ -357,6 +374,8 @@ class Stream:
                 other = near[0] if near else Said(said.time, "", 0.0)
                 if near:
                     self._sides[1 - side].remove(other)
+                if self._offset and said.time < self._offset + WARM_SECONDS:
+                    continue
                 self._count(*((said, other) if side == 0 else (other, said)))
 
     def _count(self, said: Said, its: Said) -> None:
@@ -370,6 +389,15 @@ def _middle(waveform: Waveform, served: Served) -> Pcm:
     tail = Tail(served.recognizer.features.sample_rate)
     tail.add((waveform.clip(-1, 1) * 32767).astype(np.int16))
     return tail.around(tail.seconds / 2)
+
+
+def _timed(work: Callable[[], bool]) -> tuple[bool, float]:
+    """Does work, and returns its result and for how many seconds the thread is to rest."""
+    wall, cpu = time.perf_counter(), time.thread_time()
+    heard = work()
+    wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
+    waited = wall > 2 * cpu + 0.005
+    return heard, min(REST * wall, LONGEST_REST) if waited else 0.0
 
 
 def _yield_to_others() -> None:
