@@ -52,7 +52,12 @@ def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_work_that_waited_for_a_core_is_followed_by_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shadow_module, "REST", 9.0)
-    heard, rest = shadow_module._timed(lambda: time.sleep(0.05) is None)
+
+    def work() -> bool:
+        time.sleep(0.05)
+        return True
+
+    heard, rest = shadow_module._timed(work)
     assert heard
     assert 0.45 <= rest <= shadow_module.LONGEST_REST
 
