@@ -367,9 +367,7 @@ RECIPES: Mapping[str, Recipe] = {
         features=FeatureConfig(num_mels=64),
         unknown_clips=5,
         model=ModelConfig(scores="tokens", positions=False),
-        augment=AugmentConfig(
-            gain_db=(-10.0, 10.0), noise_probability=0.95, noise_snr_db=(2.0, 30.0), time_mask=6, num_frequency_masks=1
-        ),
+        augment=AugmentConfig(noise_probability=0.95, noise_snr_db=(2.0, 30.0), time_mask=6, num_frequency_masks=1),
         train=TrainConfig(epochs=40, label_smoothing=0.0),
     ),
     "baseline": Recipe(
