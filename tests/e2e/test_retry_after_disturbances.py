@@ -159,7 +159,11 @@ class Run:
             return False
 
     def state(self) -> str:
-        return argo_steps.outcome(cluster().client.get_run(self.id))
+        """Returns its state; empty while the cluster does not answer."""
+        try:
+            return argo_steps.outcome(cluster().client.get_run(self.id))
+        except shell.ClusterError:
+            return ""
 
     def kill(self, step: str, delay: float = 0) -> None:
         """Kills the process of a step with SIGKILL, as the kernel does for want of memory."""
