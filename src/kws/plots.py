@@ -190,14 +190,14 @@ def training(epochs: Sequence[Mapping[str, Any]]) -> Figure:
     for axes, what, factor in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
         for split in ("train", "validation"):
             axes.plot(numbers, [factor * epoch[f"{split}_{what}"] for epoch in epochs], marker=".", label=split)
-        axes.set_xlabel("epoch")
         axes.set_ylabel(what if factor == 1 else f"{what}, %")
-        axes.grid(alpha=0.3)
     loss.legend()
     rate.plot(numbers, [epoch["learning_rate"] for epoch in epochs], marker=".", color="#555555")
-    rate.set_xlabel("epoch")
     rate.set_ylabel("learning rate")
-    rate.grid(alpha=0.3)
+    for axes in (loss, accuracy, rate):
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
     return figure
 
 
