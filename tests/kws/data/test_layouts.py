@@ -939,6 +939,16 @@ def test_folders_that_do_not_tell_the_words_are_refused(tmp_path: Path, folders:
         list_recordings(tmp_path)
 
 
+def test_list_of_a_split_with_blanks_in_names_is_no_list_of_words(tmp_path: Path) -> None:
+    for word in WORDS:
+        for name, source in zip(("a", "a 1", "a 2"), real(word), strict=False):
+            place(tmp_path / word / f"{name}.wav", source)
+    (tmp_path / "testing_list.txt").write_text("yes/a 1.wav\nleft/a 1.wav\n")
+    listing = list_recordings(tmp_path)
+    assert counts(listing) == {"left": 3, "yes": 3}
+    assert Counter(splits.read_lists(listing.lists, listing.clips).split_of.tolist()) == {-1: 4, 2: 2}
+
+
 def test_table_about_speakers_beside_folders_of_words_is_no_list(tmp_path: Path) -> None:
     rows = []
     for word in WORDS:

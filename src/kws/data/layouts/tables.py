@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kws.data.digest import read_manifest
+from kws.data.folder import LISTS
 from kws.data.index import Lookup
 from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_named, split_within
 from kws.data.layouts.tree import Tree
@@ -146,7 +147,9 @@ def require_most(tree: Tree, listing: Listing) -> None:
 def _table(tree: Tree, path: str) -> Table | None:
     """Opens a file that may be a list, or returns None if it is none."""
     whole = tree.folder / path
-    if whole.suffix.lower() not in SUFFIXES or (path == MANIFEST and read_manifest(tree.folder) is not None):
+    if whole.suffix.lower() not in SUFFIXES or whole.name.lower() in LISTS.values():
+        return None
+    if path == MANIFEST and read_manifest(tree.folder) is not None:
         return None
     some = list(itertools.islice(_cells(tree, path), FEW))
     first = next(iter(some), {})
