@@ -127,9 +127,11 @@ def beside_champion(data_root: Path, name: str) -> str | None:
     Raises:
         ValueError: models/candidates.json or models/champion.json is damaged.
     """
-    waits = [one["version"] for one in proposals(data_root)[-1:] if one["state"] == CANDIDATE]
-    version = next(iter(waits), None) if name == CANDIDATE else name
-    return None if version == champion(data_root) else version
+    waits = _waiting(proposals(data_root))
+    version = name
+    if name == CANDIDATE:
+        version = waits["version"] if waits else ""
+    return None if version in ("", champion(data_root)) else version
 
 
 def find_model(name: str, data_root: Path) -> tuple[str, Path]:
@@ -350,10 +352,14 @@ def waiting(proposals: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: none does.
     """
-    for one in proposals[-1:]:
-        if one["state"] == CANDIDATE:
-            return one
-    raise ValueError("a candidate must wait, got none: a run with --approval yes proposes one")
+    found = _waiting(proposals)
+    if found is None:
+        raise ValueError("a candidate must wait, got none: a run with --approval yes proposes one")
+    return found
+
+
+def _waiting(proposals: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    return next((one for one in proposals[-1:] if one["state"] == CANDIDATE), None)
 
 
 def decide(

@@ -949,6 +949,16 @@ def test_list_of_a_split_with_blanks_in_names_is_no_list_of_words(tmp_path: Path
     assert Counter(splits.read_lists(listing.lists, listing.clips).split_of.tolist()) == {-1: 4, 2: 2}
 
 
+def test_text_grid_that_breaks_off_is_refused_with_its_tiers(tmp_path: Path) -> None:
+    _text_grid(tmp_path)
+    track = tmp_path / "interview.TextGrid"
+    text = track.read_text(encoding="utf-16")
+    end = text.rindex('"IntervalTier"') + len('"IntervalTier"')
+    track.write_text(text[:end].replace('"words"', '"all"'))
+    with pytest.raises(UnclearLayout, match=r"must have one tier of words, got interview\.TextGrid with all, "):
+        list_recordings(tmp_path)
+
+
 def test_table_about_speakers_beside_folders_of_words_is_no_list(tmp_path: Path) -> None:
     rows = []
     for word in WORDS:

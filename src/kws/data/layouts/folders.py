@@ -107,23 +107,22 @@ def nested_folders(tree: Tree) -> Listing | None:
                 "word of each recording in a list (file, word, speaker), or use "
                 f"--layout {'/'.join(levels)} if they are words"
             )
-    elif len(said) == 2:
+        return None if levels == ["word"] else by_pattern(tree, "/".join(levels))
+    if len(said) == 2:
         outer, within = said
+        patterns = {"word/speaker": _pattern(levels, outer, within), "speaker/word": _pattern(levels, within, outer)}
         named = _which_are_words(names[outer], names[within])
         if not named:
             raise UnclearLayout(
                 f"one level of folders must be the words, got {_some(names[outer])} with {_some(names[within])} in "
-                f"them, of which nothing tells which are speakers: use --layout {_pattern(levels, outer, within)} or "
-                f"--layout {_pattern(levels, within, outer)}"
+                "them, of which nothing tells which are speakers: use --layout "
+                f"{' or --layout '.join(patterns.values())}"
             )
-        word, speaker = (outer, within) if named == "word/speaker" else (within, outer)
-        levels = _pattern(levels, word, speaker).split("/")
-    else:
-        raise UnclearLayout(
-            f"one level of folders must be the words, got {depth} levels, such as {'/'.join(of_depth[0])}: say "
-            "what each is, such as --layout speaker/*/word, where * is a level that says nothing"
-        )
-    return None if levels == ["word"] else by_pattern(tree, "/".join(levels))
+        return by_pattern(tree, patterns[named])
+    raise UnclearLayout(
+        f"one level of folders must be the words, got {depth} levels, such as {'/'.join(of_depth[0])}: say "
+        "what each is, such as --layout speaker/*/word, where * is a level that says nothing"
+    )
 
 
 def require_named_for_word(listing: Listing) -> None:
@@ -145,7 +144,7 @@ def named_files(tree: Tree) -> Listing | None:
     """Lists recordings that are named for their word: <word>_<speaker>_<number>, or <word> and a number.
 
     The former, as in AudioMNIST and the Free Spoken Digit Dataset, lie in one folder, or in folders named for the
-    speaker; the latter in one folder, such as `yes (3).wav`. Which part is the word follows from known words.
+    speaker; the latter are such as `yes (3).wav`. Which part is the word follows from known words.
     """
     for names in (_NAMED, _NUMBERED):
         parts = _parts_of_names(tree, names)

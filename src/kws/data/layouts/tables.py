@@ -109,7 +109,7 @@ def require_no_other(tree: Tree) -> None:
         UnclearLayout: there is one.
     """
     for path in tree.others:
-        if Path(path).suffix.lower() in SUFFIXES and (path != MANIFEST or read_manifest(tree.folder) is None):
+        if _may_be_table(tree, path):
             rows = list(itertools.islice(_cells(tree, path), FEW))
             named = _column_of_files(tree, path, rows)
             if named is not None and len(rows[0]) > 1:
@@ -144,13 +144,19 @@ def require_most(tree: Tree, listing: Listing) -> None:
         )
 
 
+def _may_be_table(tree: Tree, path: str) -> bool:
+    """Tells by its name whether a file may be a table: neither a list of a split nor a manifest of ours is one."""
+    file = Path(path)
+    if file.suffix.lower() not in SUFFIXES or file.name.lower() in LISTS.values():
+        return False
+    return path != MANIFEST or read_manifest(tree.folder) is None
+
+
 def _table(tree: Tree, path: str) -> Table | None:
     """Opens a file that may be a list, or returns None if it is none."""
+    if not _may_be_table(tree, path):
+        return None
     whole = tree.folder / path
-    if whole.suffix.lower() not in SUFFIXES or whole.name.lower() in LISTS.values():
-        return None
-    if path == MANIFEST and read_manifest(tree.folder) is not None:
-        return None
     some = list(itertools.islice(_cells(tree, path), FEW))
     first = next(iter(some), {})
     columns = _columns(first)

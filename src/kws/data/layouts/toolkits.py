@@ -257,9 +257,10 @@ def label_tracks(tree: Tree) -> Listing | None:
                 f"a label track must be named like its recording, got {one_line(path)} beside {len(beside)} recordings"
                 ": rename it (interview.txt for interview.wav)"
             )
-        said = not path.lower().endswith(".txt")
+        is_sentence = not path.lower().endswith(".txt")  # labels of Audacity are names
         rows += [
-            Row(file=recordings[0], word=word, is_sentence=said, start=start, end=end) for start, end, word in labels
+            Row(file=recordings[0], word=word, is_sentence=is_sentence, start=start, end=end)
+            for start, end, word in labels
         ]
     return listing_of(tree, "label-tracks", rows, list(tracks)) if tracks else None
 
@@ -288,12 +289,13 @@ def _of_praat(path: Path) -> Labels:
         UnclearLayout: it has several tiers, none of which is named for words.
     """
     _, *tiers = "\n".join(read_lines(path)).split('"IntervalTier"')
-    of_words = [tier for tier in tiers if "word" in tier.split('"')[1].lower()] if len(tiers) > 1 else tiers
+    names = [tier.partition('"')[2].partition('"')[0] for tier in tiers]
+    of_words = [tier for name, tier in zip(names, tiers, strict=True) if len(tiers) == 1 or "word" in name.lower()]
     if tiers and len(of_words) != 1:
-        names = ", ".join(one_line(tier.split('"')[1]) for tier in tiers)
-        raise UnclearLayout(f"a TextGrid must have one tier of words, got {one_line(path.name)} with {names}")
-    found = [match for tier in of_words for match in _INTERVAL.finditer(tier)]
-    return [(float(one[1]), float(one[2]), one[3].replace('""', '"')) for one in found if one[3].strip()]
+        found = ", ".join(map(one_line, names))
+        raise UnclearLayout(f"a TextGrid must have one tier of words, got {one_line(path.name)} with {found}")
+    intervals = [match for tier in of_words for match in _INTERVAL.finditer(tier)]
+    return [(float(one[1]), float(one[2]), one[3].replace('""', '"')) for one in intervals if one[3].strip()]
 
 
 def _of_subtitles(path: Path) -> Labels:
