@@ -47,6 +47,8 @@ Name = Annotated[str, InPath(description="The model", examples=["kws"])]
 MOST_JSON_ON_LOOP = 1 << 18
 """Largest JSON request in bytes that is parsed in the event loop; a larger one is parsed in a thread, so that others
 need not wait for it."""
+LINGER_S = 5.0
+"""Longest time in seconds that the rest of a refused request's body is read and dropped."""
 
 
 class Draining:
@@ -65,6 +67,43 @@ class Draining:
             await send(message)
 
         await self.app(scope, receive, close_after if scope["type"] == "http" else send)
+
+
+class LingeringClose:
+    """Middleware that lets clients see why they are refused before they have sent their whole body.
+
+    A connection that is closed with bytes unread is reset, and the answer is lost with it. So the answer is sent, then
+    what still comes of the body is read and dropped, for at most `LINGER_S`; then the connection may close (the
+    `lingering_close` of nginx).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one connection."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers = {name.lower() for name, _ in scope["headers"]}
+        unread = bool(headers & {b"content-length", b"transfer-encoding"}) and b"expect" not in headers
+
+        async def read() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = unread and message.get("more_body", False)
+            return message
+
+        async def answer(message: Message) -> None:
+            if not unread or message["type"] != "http.response.body" or message.get("more_body", False):
+                return await send(message)
+            await send({**message, "more_body": True})
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    while unread:
+                        await read()
+            await send({"type": "http.response.body"})
+
+        await self.app(scope, read, answer)
 
 
 async def _body(request: Request, config: ServeConfig) -> bytes:
@@ -115,6 +154,7 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
     )
     app.add_middleware(Draining, service=service)
+    app.add_middleware(LingeringClose)
     config = service.config
 
     @app.exception_handler(Refused)

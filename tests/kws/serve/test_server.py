@@ -9,6 +9,7 @@ import json
 import random
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -327,6 +328,29 @@ def test_samples_that_are_no_numbers_are_refused_over_grpc_too(server: Server, c
         with pytest.raises(tritonclient.grpc.InferenceServerException, match="model must be kws"):
             client.get_model_metadata("other")
         assert client.get_model_metadata("kws", as_json=True)["inputs"][0]["shape"] == ["-1", "16000"]
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "status"),
+    [
+        ("/v2/models/kws/infer", b"application/json", 413),
+        ("/v2/models/kws/infer", b"application/json\r\ncontent-encoding: br", 415),
+        ("/collection/yes?speaker=0123abcd", b"text/plain", 404),
+        ("/nowhere", b"text/plain", 404),
+    ],
+)
+def test_client_that_still_sends_its_body_sees_why_it_is_refused(
+    server: Server, path: str, kind: bytes, status: int
+) -> None:
+    size = 64 << 20
+    head = b"POST %b HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\ncontent-type: %b\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=30) as client:
+        client.sendall(head % (path.encode(), size, kind))
+        client.recv(1, socket.MSG_PEEK)  # the server has answered
+        for _ in range(size >> 20):
+            client.sendall(bytes(1 << 20))
+        with client.makefile("rb") as answer:
+            assert answer.read().startswith(b"HTTP/1.1 %d " % status)
 
 
 def test_size_duration_and_number_are_bounded_and_the_setting_is_named(
