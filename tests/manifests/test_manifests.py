@@ -253,6 +253,17 @@ def test_training_pods_reach_each_other_dns_and_the_controller_of_trainer_and_no
     assert controller["ports"] == [{"protocol": "TCP", "port": 10443}]
 
 
+def test_runtime_and_sample_have_only_fields_that_trainer_knows() -> None:
+    from kubeflow_trainer_api import models
+
+    for model, file in (
+        (models.TrainerV1alpha1ClusterTrainingRuntime, "runtime.yaml"),
+        (models.TrainerV1alpha1TrainJob, "trainjob.yaml"),
+    ):
+        written = yaml.safe_load((MANIFESTS / "trainer-v2" / file).read_text())
+        assert model.from_dict(written).to_dict() == written
+
+
 def test_the_pods_of_a_trainjob_are_under_the_policy_of_training() -> None:
     runtime = of_kind("trainer-v2", "ClusterTrainingRuntime")["kws-torch"]
     (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]

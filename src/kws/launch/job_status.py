@@ -144,6 +144,8 @@ def _remedy(error: KubeError, kind: JobKind, namespace: str) -> str:
         return f"wait until kubectl -n {namespace} get resourcequotas shows the usage, then try again"
     if "being terminated" in said:
         return f"the namespace {namespace} is being deleted: name another one"
+    if "unknown field" in said:
+        return kind.lacking
     if "denied the request" in said or status == 422:
         return "change what it names: num_nodes, processes_per_node or a field of KWS_PYTORCHJOB"
     if status == 403 and ("cannot " in said or said == "Forbidden"):

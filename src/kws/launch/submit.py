@@ -189,7 +189,8 @@ class ClusterLauncher:
         refused_since = 0.0
         while True:
             try:
-                made = self.api.create(self.kind.resource, manifest)
+                # An operator that does not know a field must not drop it in silence.
+                made = self.api.create(self.kind.resource, manifest, fieldValidation="Strict")
                 echo(f"submitted {self._called(name)}")
                 return str(made["metadata"]["uid"])
             except Refused as error:
@@ -227,7 +228,14 @@ class ClusterLauncher:
         """
         printers: dict[str, LogPrinter] = {}
         pods: dict[str, Mapping[str, Any]] = {}
-        said: dict[str, str] = {}
+        said: set[tuple[str, str]] = set()
+
+        def say_once(who: str, what: str) -> None:
+            """Prints a reason that is new for a pod, or for the job; those of a back-off come again and again."""
+            if what and (who, what) not in said:
+                echo(f"{who}: {what}")
+            said.add((who, what))
+
         started = time.monotonic()
         while True:
             # The job is read before the pods, so that once it has ended all of its pods have been seen.
@@ -240,16 +248,11 @@ class ClusterLauncher:
                 if pod_uid not in printers:
                     printers[pod_uid] = LogPrinter(self.running, pod, self.kind.container, node)
                     printers[pod_uid].start()
-                waits = waiting_reason(pod)
-                if waits and said.get(pod_uid) != waits:
-                    echo(f"[{node}] waits: {waits}")
-                said[pod_uid] = waits
+                say_once(f"[{node}] waits", waiting_reason(pod))
             refused = ""
             if len(pods) < num_nodes and time.monotonic() - started > EVENTS_SECONDS:
                 waits = self._why_no_pods(job)
-                if waits and said.get("") != waits:
-                    echo(f"waits for pods: {waits}")
-                said[""] = waits
+                say_once("waits for pods", waits)
                 refused = waits if is_refused_for_good(waits) else ""
             ended = verdict(job)
             hopeless = bool(refused) or is_hopeless(pods.values(), self.kind.container)

@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
+from kws.kube.errors import KubeError
 from kws.launch import job_status
 from kws.launch.cluster_config import ClusterConfig
 from kws.launch.job import LaunchError, Training
@@ -99,17 +100,36 @@ def test_the_job_ends_with_the_pod_that_made_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("settings", "pods"),
     [
-        ("shm_size", "8Gi"),
-        ("node_selector", {"a": "b"}),
-        ("tolerations", [{"operator": "Exists"}]),
-        ("service_account", "trainer"),
+        ({"pvc": "other"}, {"volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "other"}}]}),
+        ({"shm_size": "8Gi"}, {"volumes": [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}}]}),
+        (
+            {"node_selector": {"pool": "gpu"}, "tolerations": [{"key": "gpu", "operator": "Exists"}]},
+            {"nodeSelector": {"pool": "gpu"}, "tolerations": [{"key": "gpu", "operator": "Exists"}]},
+        ),
+        ({"service_account": "trainer"}, {"serviceAccountName": "trainer"}),
     ],
 )
-def test_a_setting_that_belongs_into_the_runtime_is_refused_and_not_lost(field: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{field} must be set in the ClusterTrainingRuntime kws-torch"):
-        built(dataclasses.replace(CONFIG, **{field: value}))
+def test_what_differs_from_the_runtime_patches_it(settings: dict[str, Any], pods: dict[str, Any]) -> None:
+    (patch,) = built(dataclasses.replace(CONFIG, **settings))["spec"]["runtimePatches"]
+    (replicated,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert (patch["manager"], replicated["name"]) == ("kws.local/launcher", TRAIN_JOB.container)
+    assert replicated["template"]["spec"]["template"]["spec"] == pods
+    (of_runtime,) = yaml.safe_load(RUNTIME.read_text())["spec"]["template"]["spec"]["replicatedJobs"]
+    names = {volume["name"] for volume in of_runtime["template"]["spec"]["template"]["spec"]["volumes"]}
+    assert names >= {volume["name"] for volume in pods.get("volumes", ())}  # merged by name, not added
+
+
+def test_a_deadline_that_was_set_is_the_jobs() -> None:
+    assert "activeDeadlineSeconds" not in built()["spec"]
+    assert built(dataclasses.replace(CONFIG, active_deadline_seconds=60))["spec"]["activeDeadlineSeconds"] == 60
+
+
+def test_a_release_of_trainer_that_lacks_a_field_is_named() -> None:
+    said = 'TrainJob in version "v1alpha1" cannot be handled: strict decoding error: unknown field "spec.runtimePatches"'
+    with pytest.raises(LaunchError, match="Trainer 2.2 or later, or set it in the runtime"):
+        raise job_status.explain(KubeError(said, status=400), TRAIN_JOB, "kubeflow")
 
 
 def test_nodes_are_counted_as_the_indexed_job_counts_them() -> None:

@@ -19,6 +19,9 @@ class JobKind:
     operator: str
     """What must be installed on the cluster, for error messages."""
 
+    lacking: str
+    """Remedy if the operator is too old to know a field of the job."""
+
     container: str
     """Name of the container that trains."""
 

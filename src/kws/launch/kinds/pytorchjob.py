@@ -112,6 +112,7 @@ PYTORCH_JOB = JobKind(
     kind="PyTorchJob",
     resource=RESOURCE,
     operator="the training operator (manifests/training-operator)",
+    lacking="install the training operator of manifests/training-operator, which has it",
     container=CONTAINER,
     name_label="training.kubeflow.org/job-name",
     rank_label="training.kubeflow.org/replica-index",

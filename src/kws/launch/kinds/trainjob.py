@@ -1,6 +1,5 @@
 """Builds a TrainJob, for Kubeflow Trainer v2, based on the runtime of manifests/trainer-v2."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,23 +17,60 @@ from kws.launch.kinds.pod import (
     require_gpu_for_each,
     resources_of,
 )
-from kws.settings import require
 
 RESOURCE = Resource("trainjobs", "trainer.kubeflow.org", "v1alpha1")
 CONTAINER = "node"
 """Name of the replicated job and of its container, whose image, command and environment Trainer replaces."""
 
-OF_THE_RUNTIME = ("shm_size", "node_selector", "tolerations", "service_account")
-"""Settings that only a PyTorchJob takes. A TrainJob could override them, but by a different field in every release of
-Trainer, so they must be set in the runtime, which the administrator of the cluster writes."""
+MANAGER = "kws.local/launcher"
+"""In whose name the pods of the runtime are changed; Trainer wants a domain in front."""
+
+SINCE = "2.2"
+"""Release of Trainer since which a job may change pods of its runtime, or has a deadline. An API server refuses a field
+that an older release lacks, as jobs are created strictly."""
+
+
+def _changed(config: ClusterConfig, name: str) -> Any:
+    """Returns the value of a setting, or None if it is the default, for which the runtime stands."""
+    value = getattr(config, name)
+    return None if value == getattr(ClusterConfig(image=config.image), name) else value
+
+
+def _pod_patch(config: ClusterConfig) -> dict[str, Any]:
+    """Returns what differs from the runtime in the spec of the pods; a volume is merged with that of its name."""
+    volumes = []
+    if claim := _changed(config, "pvc"):
+        volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": claim}})
+    if size := _changed(config, "shm_size"):
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}})
+    patch = {
+        "nodeSelector": dict(config.node_selector),
+        "serviceAccountName": config.service_account,
+        "tolerations": [dict(toleration) for toleration in config.tolerations],
+        "volumes": volumes,
+    }
+    return {name: value for name, value in patch.items() if value}
+
+
+def _runtime_patches(config: ClusterConfig) -> list[Any] | None:
+    """Returns the patches of the runtime for this job; None if there is nothing to change."""
+    from kubeflow_trainer_api import models
+
+    pods = _pod_patch(config)
+    if not pods:
+        return None
+    jobs = [{"name": CONTAINER, "template": {"spec": {"template": {"spec": pods}}}}]
+    spec = {"template": {"spec": {"replicatedJobs": jobs}}}
+    return [models.TrainerV1alpha1RuntimePatch.from_dict({"manager": MANAGER, "trainingRuntimeSpec": spec})]
 
 
 def build_job(job: Training, config: ClusterConfig, owner: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Builds the TrainJob of a training.
 
-    The runtime defines the pod: volume, shared memory, security and number of restarts. Trainer tells torchrun in PET_*
-    variables how many nodes there are, with the rendezvous at the first. It does not support elastic jobs, so a lost
-    pod stops the others until it is back.
+    The runtime defines the pod: volume, shared memory, security and number of restarts. Where the settings name another
+    claim, shared memory, machines or service account, the job patches its runtime, which needs Trainer 2.2. Trainer
+    tells torchrun in PET_* variables how many nodes there are, with the rendezvous at the first. It does not support
+    elastic jobs, so a lost pod stops the others until it is back.
 
     Args:
         job: what to train.
@@ -42,16 +78,10 @@ def build_job(job: Training, config: ClusterConfig, owner: Mapping[str, Any] | N
         owner: an ownerReference to the object with which the job is deleted.
 
     Raises:
-        ValueError: a setting belongs in the runtime, or there are fewer GPUs than processes.
+        ValueError: there are fewer GPUs than processes.
     """
     from kubeflow_trainer_api import models
 
-    for field in dataclasses.fields(ClusterConfig):
-        if field.name in OF_THE_RUNTIME:
-            default = field.default if field.default is not dataclasses.MISSING else {}
-            value = getattr(config, field.name)
-            where = f"the {config.runtime_kind} {config.runtime}"
-            require(value == default, field.name, f"be set in {where} if KWS_LAUNCHER is trainjob", value)
     require_gpu_for_each(job, config)
 
     resources = {
@@ -73,6 +103,8 @@ def build_job(job: Training, config: ClusterConfig, owner: Mapping[str, Any] | N
             numProcPerNode=job.processes_per_node,
             resourcesPerNode=models.IoK8sApiCoreV1ResourceRequirements(requests=resources, limits=resources),
         ),
+        runtimePatches=_runtime_patches(config),
+        activeDeadlineSeconds=_changed(config, "active_deadline_seconds"),
     )
     owners = [models.IoK8sApimachineryPkgApisMetaV1OwnerReference.from_dict(dict(owner))] if owner else None
     manifest = models.TrainerV1alpha1TrainJob(
@@ -94,6 +126,7 @@ TRAIN_JOB = JobKind(
     kind="TrainJob",
     resource=RESOURCE,
     operator="Kubeflow Trainer v2 and JobSet",
+    lacking=f"install Kubeflow Trainer {SINCE} or later, or set it in the runtime and leave it out of KWS_PYTORCHJOB",
     container=CONTAINER,
     name_label="jobset.sigs.k8s.io/jobset-name",
     rank_label="batch.kubernetes.io/job-completion-index",
