@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow
+import pyarrow.feather
 import pyarrow.parquet
 import pytest
 import soundfile
@@ -260,8 +261,8 @@ def test_levels_of_folders_that_do_not_tell_words_from_speakers_are_refused(tmp_
     assert counts(list_recordings(tmp_path, "word/speaker")) == {"anna": 2, "bob": 2}
 
 
-def parquet(path: Path, sources: Sequence[tuple[Path, str]], split: str = "", *, classes: bool = True) -> None:
-    """Writes recordings as Hugging Face's datasets do, two in a group of rows."""
+def shard(path: Path, sources: Sequence[tuple[Path, str]], split: str = "", *, classes: bool = True) -> None:
+    """Writes recordings as Hugging Face's datasets do, two in a group of rows: as Parquet, or by save_to_disk."""
     names = ["left", "yes"]
     audio = [{"bytes": source.read_bytes(), "path": source.name} for source, _ in sources]
     columns = {
@@ -274,14 +275,32 @@ def parquet(path: Path, sources: Sequence[tuple[Path, str]], split: str = "", *,
     if classes:
         written = written.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     path.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(written, path, row_group_size=2)
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(written, path, row_group_size=2)
+    elif path.suffix == ".feather":
+        pyarrow.feather.write_feather(written, path, chunksize=2)
+    else:
+        with pyarrow.ipc.new_stream(path, written.schema) as file:
+            file.write_table(written, max_chunksize=2)
+        (path.parent / "cache-1.arrow").write_bytes(path.read_bytes())
+        (path.parent / "state.json").write_text(json.dumps({"_data_files": [{"filename": path.name}]}))
 
 
-@pytest.mark.parametrize("classes", [True, False])
-def test_parquet_holds_the_recordings_and_numbers_of_classes_have_their_names(tmp_path: Path, classes: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [
+        ("data/{}-00000-of-00001.parquet", True),
+        ("data/{}-00000-of-00001.parquet", False),
+        ("{}/data-00000-of-00001.arrow", True),
+        ("data/{}.feather", True),
+    ],
+)
+def test_a_file_holds_the_recordings_and_numbers_of_classes_have_their_names(
+    tmp_path: Path, name: str, classes: bool
+) -> None:
     for split, some in (("train", slice(0, 7)), ("test", slice(7, 10))):
         sources = [(path, word) for word in ("yes", "left") for path in real(word)[some]]
-        parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet", sources, classes=classes)
+        shard(tmp_path / name.format(split), sources, classes=classes)
     listing = list_recordings(tmp_path)
     assert counts(listing) == {"left": 10, "yes": 10}
     clips = listing.clips
@@ -295,8 +314,8 @@ def test_parquet_holds_the_recordings_and_numbers_of_classes_have_their_names(tm
             )
         )
         assert source.name.startswith(f"{clip.speaker}_")
-    assert [clip.id for clip in clips[:1]] == ["data/test-00000-of-00001.parquet#0000000"]
-    assert listing.files_of(clips).tolist() == [f"data/{split}-00000-of-00001.parquet" for split in ("test", "train")]
+    assert [clip.id for clip in clips[:1]] == [f"{name.format('test')}#0000000"]
+    assert listing.files_of(clips).tolist() == [name.format(split) for split in ("test", "train")]
 
 
 def test_common_voice_gives_the_sentences_of_one_word_in_its_own_splits(

@@ -1,4 +1,4 @@
-"""Lists of recordings in CSV, TSV, JSON and Parquet: audiofolder, Common Voice, Spoken Words, NeMo, and others."""
+"""Lists of recordings in CSV, TSV, JSON, Parquet and Arrow: audiofolder, Common Voice, Spoken Words, NeMo, and others."""
 
 import csv
 import io
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from kws.data import shards
 from kws.data.digest import read_manifest
 from kws.data.folder import LISTS
 from kws.data.index import Lookup
@@ -20,7 +21,6 @@ from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_named, s
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
 from kws.data.names import is_container, is_recording, word_of
-from kws.data.shards import Shard
 from kws.data.splits import read_lines
 from kws.files import MANIFEST
 from kws.text import one_line, printable, wrong_with
@@ -47,7 +47,7 @@ NAMES: Mapping[str, Sequence[str]] = {
 }  # fmt: skip
 """What the columns are called, in any case; of several that are there the first counts."""
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".lst", ".list")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".lst", ".list", *shards.SUFFIXES)
 
 NOT_FOR_USE = ("invalidated", "other", "reported", "clip_durations", "unvalidated_sentences", "validated_sentences")
 """Tables of Common Voice beside validated.tsv that hold what listeners rejected or have not heard, or no recordings."""
@@ -145,9 +145,11 @@ def require_most(tree: Tree, listing: Listing) -> None:
 
 
 def _may_be_table(tree: Tree, path: str) -> bool:
-    """Tells by its name whether a file may be a table: neither a list of a split nor a manifest of ours is one."""
+    """Tells by its name whether a file may be a table: no list of a split, no cache of `datasets`, no manifest of ours."""
     file = Path(path)
     if file.suffix.lower() not in SUFFIXES or file.name.lower() in LISTS.values():
+        return False
+    if file.suffix.lower() == ".arrow" and file.name.startswith("cache-"):
         return False
     return path != MANIFEST or read_manifest(tree.folder) is None
 
@@ -160,7 +162,7 @@ def _table(tree: Tree, path: str) -> Table | None:
     some = list(itertools.islice(_cells(tree, path), FEW))
     first = next(iter(some), {})
     columns = _columns(first)
-    if whole.suffix.lower() == ".parquet" and Shard(whole).holds_recordings:
+    if whole.suffix.lower() in shards.SUFFIXES and shards.Shard(whole).holds_recordings:
         return Table(path, columns, is_shard=True) if {"word", "sentence"} & columns.keys() else None
     if "file" not in columns and (file := _column_of_files(tree, path, some)) is not None:
         columns = {"file": file} | {what: name for what, name in columns.items() if name != file}
@@ -290,8 +292,8 @@ def _cells(tree: Tree, path: str) -> Iterator[Mapping[str, Any]]:
     """Yields the rows of a file, each cell under the name of its column; none if it is not a table."""
     whole = tree.folder / path
     suffix = whole.suffix.lower()
-    if suffix == ".parquet":
-        return Shard(whole).rows()
+    if suffix in shards.SUFFIXES:
+        return shards.Shard(whole).rows()
     return _json_rows(whole) if suffix in (".json", ".jsonl", ".ndjson") else _text_rows(tree, path)
 
 
