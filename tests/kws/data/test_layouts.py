@@ -725,6 +725,29 @@ def test_names_of_files_say_word_and_speaker(tmp_path: Path) -> None:
     assert (other.layout, counts(other), len(other.clips.counts("speaker"))) == ("names", {"0": 5, "1": 5}, 5)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "speakers", "splits"),
+    [
+        ("{speaker}/{word} ({number}).wav", {"anna": 10, "tom": 10}, {"": 20}),
+        ("{split}/{word}_{number}.wav", {"": 20}, {"train": 12, "test": 8}),
+        ("{split}/{speaker}/{word}-{number}.wav", {"anna": 10, "tom": 10}, {"train": 12, "test": 8}),
+        ("{split}/{word}_{speaker}_{number}.wav", {"anna": 10, "tom": 10}, {"train": 12, "test": 8}),
+        ("wavs/{word}{number}.wav", {"": 20}, {"": 20}),
+    ],
+)
+def test_folders_of_named_files_are_speakers_or_splits(
+    tmp_path: Path, pattern: str, speakers: dict[str, int], splits: dict[str, int]
+) -> None:
+    for word in ("yes", "left"):
+        for number, path in enumerate(real(word)):
+            names = {"speaker": ("anna", "tom")[number % 2], "split": "test" if number > 5 else "train"}
+            place(tmp_path / pattern.format(word=word, number=number, **names), path)
+    listing = list_recordings(tmp_path)
+    assert (listing.layout, counts(listing)) == ("names", {"left": 10, "yes": 10})
+    assert listing.clips.counts("speaker") == speakers
+    assert listing.clips.counts("split") == splits
+
+
 def test_folders_named_like_speakers_are_not_taken_for_words(tmp_path: Path) -> None:
     for number, path in enumerate(real("yes")):
         place(tmp_path / f"Actor_{number % 2:02}" / f"03-01-{number:02}.wav", path)

@@ -144,8 +144,13 @@ def named_files(tree: Tree) -> Listing | None:
     """Lists recordings that are named for their word: <word>_<speaker>_<number>, or <word> and a number.
 
     The former, as in AudioMNIST and the Free Spoken Digit Dataset, lie in one folder, or in folders named for the
-    speaker; the latter are such as `yes (3).wav`. Which part is the word follows from known words.
+    speaker; the latter are such as `yes (3).wav`, and folders of them count as speakers. Folders that are named for
+    splits are splits. Which part is the word follows from known words.
     """
+    folders = {tuple(file.split("/")[:-1]) for file in tree.recordings}
+    has_splits = len({path[:1] for path in folders}) > 1 and all(path and split_named(path[0]) for path in folders)
+    inner = {path[-1] for path in folders if len(path) > has_splits}
+    are_speakers = len(inner) > 1 and not any(is_container(name) or split_named(name) for name in inner)
     for names in (_NAMED, _NUMBERED):
         parts = _parts_of_names(tree, names)
         known = [group for group, some in parts.items() if all(map(_is_known, some))]
@@ -155,7 +160,12 @@ def named_files(tree: Tree) -> Listing | None:
         others = parts.keys() - {word}
         pairs = ((file, names.fullmatch(file.rpartition("/")[2])) for file in tree.recordings)
         rows = (
-            Row(file=file, word=match[word], speaker=next((match[group] for group in others), ""))
+            Row(
+                file=file,
+                word=match[word],
+                speaker=next((match[group] for group in others), file.split("/")[-2] if are_speakers else ""),
+                split=split_named(file.split("/")[0]) if has_splits else "",
+            )
             for file, match in pairs
             if match is not None
         )
