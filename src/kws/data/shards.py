@@ -43,7 +43,7 @@ class _Parquet:
 
 
 class _Arrow:
-    """An Arrow file, as `Dataset.save_to_disk` and Feather write it: its batches stay on the disk until they are read."""
+    """An Arrow file, as `Dataset.save_to_disk` and Feather write it; its batches stay on the disk until used."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow
@@ -51,10 +51,8 @@ class _Arrow:
         source = pyarrow.memory_map(str(path))
         is_stream = source.read(6) != b"ARROW1"
         source.seek(0)
-        if is_stream:
-            table = pyarrow.ipc.open_stream(source).read_all()
-        else:
-            table = pyarrow.ipc.open_file(source).read_all()
+        reader = pyarrow.ipc.open_stream(source) if is_stream else pyarrow.ipc.open_file(source)
+        table = reader.read_all()
         self.schema = table.schema
         self._batches = table.to_batches()
         self.sizes = [batch.num_rows for batch in self._batches]

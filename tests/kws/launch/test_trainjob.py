@@ -130,7 +130,7 @@ def test_a_release_of_trainer_that_lacks_a_field_is_named() -> None:
     said = (
         'TrainJob in version "v1alpha1" cannot be handled: strict decoding error: unknown field "spec.runtimePatches"'
     )
-    with pytest.raises(LaunchError, match="Trainer 2.2 or later, or set it in the runtime"):
+    with pytest.raises(LaunchError, match=r"Trainer 2\.2 or later, or set it in the runtime"):
         raise job_status.explain(KubeError(said, status=400), TRAIN_JOB, "kubeflow")
 
 

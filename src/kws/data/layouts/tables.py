@@ -1,4 +1,4 @@
-"""Lists of recordings in CSV, TSV, JSON, Parquet and Arrow: audiofolder, Common Voice, Spoken Words, NeMo, and others."""
+"""Lists of recordings in CSV, TSV, JSON, Parquet, Arrow: audiofolder, Common Voice, Spoken Words, NeMo, and others."""
 
 import csv
 import io
@@ -145,7 +145,7 @@ def require_most(tree: Tree, listing: Listing) -> None:
 
 
 def _may_be_table(tree: Tree, path: str) -> bool:
-    """Tells by its name whether a file may be a table: no list of a split, no cache of `datasets`, no manifest of ours."""
+    """Tells by its name whether a file may be a table, which no list of a split, cache of `datasets` or manifest is."""
     file = Path(path)
     if file.suffix.lower() not in SUFFIXES or file.name.lower() in LISTS.values():
         return False
