@@ -37,8 +37,15 @@ STEP = 1 << 23
 THREADS = 16
 """Objects that are downloaded at the same time: most are small, and waiting for the answer takes longest."""
 
-LOUD = ("azure", "httpx", "httpx2")
-"""Packages that log every request, azure with all its headers: of 28 small files, 2,900 lines."""
+LOUD = {
+    "azure": logging.WARNING,
+    "azure.identity": logging.CRITICAL,
+    "gcsfs": logging.CRITICAL,
+    "httpx": logging.WARNING,
+    "httpx2": logging.WARNING,
+}
+"""Packages that log every request, azure with all its headers (of 28 small files, 2,900 lines), or the traceback of an
+error that they raise as well; and from which level on they are heard."""
 
 MODULES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "hf": "huggingface_hub"}
 
@@ -75,7 +82,7 @@ class Store:
             ValueError: nothing is there, or it may not be read.
             ConnectionError: the store cannot be reached.
         """
-        with self._translated():
+        with self._translated(is_first=True):
             self.files.invalidate_cache()
             if not self.url.endswith("/"):
                 with contextlib.suppress(FileNotFoundError):
@@ -102,7 +109,7 @@ class Store:
             ValueError: there are none, or they may not be read.
             ConnectionError: the store cannot be reached.
         """
-        with self._translated():
+        with self._translated(is_first=True):
             self.files.invalidate_cache()
             found = self.files.find(self.root, detail=True)
         listed: dict[str, Remote] = {}
@@ -188,16 +195,25 @@ class Store:
         )
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Turns the errors of the libraries into ValueError, where another try is of no use, and ConnectionError."""
+    def _translated(self, *, is_first: bool = False) -> Iterator[None]:
+        """Turns the errors of the libraries into ValueError, where another try is of no use, and ConnectionError.
+
+        Args:
+            is_first: whether nothing was received before, and nothing tries again.
+        """
         try:
             yield
-        except (ValueError, ConnectionError) as error:
-            if type(error).__module__.startswith(("kws", "builtins")):
-                raise
-            raise self._meaning(error) from error
         except Exception as error:
-            raise self._meaning(error) from error
+            ours = isinstance(error, (ValueError, ConnectionError))
+            if ours and type(error).__module__.startswith(("kws", "builtins")):
+                raise
+            meaning = self._meaning(error)
+            if is_first and isinstance(meaning, ConnectionError):
+                meaning = ConnectionError(
+                    f"{self.url} must be reachable, got {meaning}: check the address, the network and HTTPS_PROXY, and "
+                    "start again"
+                )
+            raise meaning from error
 
     def _meaning(self, error: Exception) -> Exception:
         kind, status = type(error).__name__, _status(error)
@@ -236,13 +252,14 @@ def open_store(url: str) -> Store:
         ConnectionError: the Hub cannot be reached.
     """
     scheme = scheme_of(url)
-    for name in LOUD:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name, level in LOUD.items():
+        logging.getLogger(name).setLevel(level)
     if importlib.util.find_spec(MODULES[scheme]) is None:
         raise ValueError(
             f"the package {MODULES[scheme].replace('_', '-')} must be installed to download from {scheme}://, got "
             "none: pip install 'kws[stores]'"
         )
+    log.info("asking for %s", url)  # an answer, or the library's own tries without one, may take a minute or two
     if scheme == "hf":
         return _open_hub(url)
     store = _open(url)
@@ -284,7 +301,7 @@ def _open_hub(url: str) -> Store:
         skip_instance_cache=True,
     )
     store = Store(url=url, files=hub, root=hub._strip_protocol(url).rstrip("/"))
-    with store._translated():
+    with store._translated(is_first=True):
         place: Any = hub.resolve_path(store.root)
         commit = hub._api.repo_info(place.repo_id, revision=place.revision, repo_type=place.repo_type).sha
     inside = f"/{place.path_in_repo}" if place.path_in_repo else ""
