@@ -5,6 +5,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Set, it makes every process compile what it imports: torch then takes twice as long, and kfp three times.
+export PYTHONDONTWRITEBYTECODE :=
 
 # A variable given to make is a flag of the command that the target calls, under the same name: make pipeline NUM_NODES=2 calls
 # python -m pipeline submit --num-nodes 2. The command checks its value, and its --help explains it.

@@ -392,6 +392,15 @@ def test_make_refuses_a_variable_that_no_command_takes() -> None:
     assert "NUM_NODES" in done.stderr
 
 
+def test_what_make_starts_keeps_bytecode_whatever_the_environment_says() -> None:
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    rule = "show:\n\t@echo [$$PYTHONDONTWRITEBYTECODE]\n"
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    command = ["make", "-f", "Makefile", "-f", "-", "show"]
+    assert subprocess.run(command, cwd=ROOT, env=environment, input=rule, capture_output=True, text=True).stdout == "[]\n"
+
+
 def test_every_parameter_of_the_pipeline_is_a_make_variable() -> None:
     text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
     (names,) = re.findall(r"^PARAMETERS := (.*)", text, flags=re.M)
