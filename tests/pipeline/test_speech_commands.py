@@ -196,6 +196,8 @@ def test_the_compiled_pipeline_goes_from_recordings_to_a_champion_with_two_proce
         "2",
         "--batch-size",
         "32",
+        "--set",
+        "model.num_layers=1 model.num_heads=2 model.width=32 model.feedforward=64",
         "--json",
         summary_file,
     )
@@ -211,6 +213,7 @@ def test_the_compiled_pipeline_goes_from_recordings_to_a_champion_with_two_proce
     assert [(told["state"], told["figures"]["version"]) for told in hook.heard] == [("champion", summary["version"])]
     assert all(step["cpu_seconds"] > 0 and step["peak_memory_bytes"] > 1e7 for step in summary["steps"])
     assert not (Path(summary["tensorboard"]) / "checkpoints").exists()
+    assert files.read_json(Path(summary["tensorboard"]) / "config.json")["recipe"]["model"]["width"] == 32
 
     (log,) = (path for path in Path(summary["artifacts"]).rglob("log") if path.parent.name == "train")
     assert re.search(r"== torchrun\.log\n(.*\n)*epoch 2/2: loss .*, validation accuracy ", log.read_text())

@@ -192,7 +192,7 @@ class Evaluation:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["true \\ predicted", *self.words])
         for word, row in zip(self.words, self.matrix, strict=True):
-            writer.writerow([word, *(int(count) for count in row)])
+            writer.writerow([word, *row.astype(int).tolist()])
         return text.getvalue()
 
 

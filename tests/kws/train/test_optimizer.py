@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from together import run_together
 from torch import nn
 
 from kws.model.network import AudioTransformer
@@ -159,7 +160,7 @@ def take_steps_together(rank: int, folder: Path) -> None:
 
 
 def test_muon_shared_by_two_processes_takes_the_same_steps(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(take_steps_together, (tmp_path,), nprocs=2)  # type: ignore[attr-defined]
+    run_together(take_steps_together, tmp_path)
     one, other = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
     for shapes, *both in zip(SHAPE_LISTS, one, other, strict=True):
         for ours, theirs, alone in zip(*both, some_steps(shapes), strict=True):

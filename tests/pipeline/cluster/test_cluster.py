@@ -398,7 +398,8 @@ def test_what_make_starts_keeps_bytecode_whatever_the_environment_says() -> None
     rule = "show:\n\t@echo [$$PYTHONDONTWRITEBYTECODE]\n"
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     command = ["make", "-f", "Makefile", "-f", "-", "show"]
-    assert subprocess.run(command, cwd=ROOT, env=environment, input=rule, capture_output=True, text=True).stdout == "[]\n"
+    done = subprocess.run(command, cwd=ROOT, env=environment, input=rule, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
 
 
 def test_every_parameter_of_the_pipeline_is_a_make_variable() -> None:
