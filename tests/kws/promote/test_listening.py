@@ -115,9 +115,8 @@ def test_a_clear_difference_in_streams_outweighs_accuracy(
         files.write_json(
             folder / "evaluation.json", evaluate_tensors(recognizer, Tensors(tone_tensors)).summary() | evaluation
         )
-        return promote(
-            folder / "model.pth", tone_tensors, folder / "evaluation.json", folder / "report.html", root, 0.0
-        )
+        report, evaluation_file = folder / "report.html", folder / "evaluation.json"
+        return promote(folder / "model.pth", tone_tensors, evaluation_file, report, root, 0.0, formats="onnx")
 
     # What it calls "cat" counts for nothing, as the new model does not know that word.
     old = dataclasses.replace(expert, words=["cat", "stop", "yes"], about={"run": "old"})

@@ -17,6 +17,7 @@ import torch
 from recognizers import MakeRecognizer
 
 from kws import cli, files
+from kws.config import DEFAULT_FORMATS
 from kws.evaluate.accuracy import evaluate_tensors
 from kws.evaluate.new_clips import apart
 from kws.model import bundle, versions
@@ -37,18 +38,22 @@ def data_root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def publish(data_root: Path, tone_tensors: Path, tmp_path: Path) -> Publish:
-    """Evaluates a model and promotes it, as the steps of the pipeline do."""
+    """Evaluates a model and promotes it, as the steps of the pipeline do; without a model in 8 bits unless asked for."""
 
     def call(
-        recognizer: Recognizer, min_accuracy: float = 0.0, tensors: Path = tone_tensors, approval: bool = False
+        recognizer: Recognizer,
+        min_accuracy: float = 0.0,
+        tensors: Path = tone_tensors,
+        approval: bool = False,
+        formats: str = "onnx",
     ) -> Decision:
         folder = tmp_path / "steps" / str(recognizer.about.get("run")).replace("/", "-")
         model, report, evaluation = folder / "model.pth", folder / "report.html", folder / "evaluation.json"
         bundle.save(model, recognizer)
         files.write_json(evaluation, evaluate_tensors(recognizer, Tensors(tone_tensors)).summary())
         report.write_text("<!doctype html>")
-        page = folder / "comparison.html"
-        return promote(model, tensors, evaluation, report, data_root, min_accuracy, approval=approval, comparison=page)
+        more: Any = {"approval": approval, "comparison": folder / "comparison.html", "formats": formats}
+        return promote(model, tensors, evaluation, report, data_root, min_accuracy, **more)
 
     return call
 
@@ -189,7 +194,7 @@ def test_champion_that_knows_other_words_is_mistaken_on_those_it_does_not_know(
 def test_published_folder_holds_the_model_its_report_and_their_digests(
     publish: Publish, expert: Recognizer, data_root: Path, tmp_path: Path
 ) -> None:
-    decision = publish(expert)
+    decision = publish(expert, formats=DEFAULT_FORMATS)
     folder = data_root / "models" / "expert"
     assert Path(decision.path) == folder
     manifest = files.read_json(folder / files.MANIFEST)
