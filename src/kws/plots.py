@@ -201,15 +201,6 @@ def training(epochs: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def thumbnail(features: Tensor) -> Figure:
-    """Draws features [num_mels, num_frames] as a small picture without axes."""
-    figure = Figure(figsize=(1.2, 0.6))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.axis("off")
-    axes.imshow(features.float(), origin="lower", aspect="auto", cmap="magma")
-    return figure
-
-
 def strip(features: Tensor) -> bytes:
     """Draws features [num_mels, num_frames] as WebP, a pixel for each value."""
     buffer = io.BytesIO()

@@ -222,10 +222,10 @@ def _show(features: FeatureConfig, recordings: Path, clip: Clip) -> dict[str, st
         waveform = read(recordings, clip, features)
     except (OSError, ValueError):
         return {"sound": "", "picture": ""}
-    figure = plots.thumbnail(mel_spectrogram(features)(torch.from_numpy(waveform[None]))[0])
+    strip = plots.strip(mel_spectrogram(features)(torch.from_numpy(waveform[None]))[0])
     return {
         "sound": plots.data_uri(_wav(waveform, features.sample_rate), "audio/wav"),
-        "picture": plots.data_uri(plots.png(figure), "image/png"),
+        "picture": plots.data_uri(strip, "image/webp"),
     }
 
 

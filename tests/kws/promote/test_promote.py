@@ -38,7 +38,7 @@ def data_root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def publish(data_root: Path, tone_tensors: Path, tmp_path: Path) -> Publish:
-    """Evaluates a model and promotes it, as the steps of the pipeline do; without a model in 8 bits unless asked for."""
+    """Evaluates a model and promotes it, as the steps do; without a model in 8 bits unless asked for."""
 
     def call(
         recognizer: Recognizer,
