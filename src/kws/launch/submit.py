@@ -1,14 +1,13 @@
 """Trains on a cluster: submits a job, of whatever kind, and follows it to its end."""
 
 import collections
-import contextlib
 import itertools
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -35,6 +34,7 @@ from kws.launch.job_status import (
 )
 from kws.launch.kinds.job_kind import JobKind
 from kws.launch.output import LOGS
+from kws.processes import handle_signals
 
 PATIENCE_SECONDS = 600.0
 """How long the Kubernetes API may be unavailable before the step gives up."""
@@ -85,7 +85,7 @@ class ClusterLauncher:
         outcome are on the volume. On SIGTERM or SIGINT deletes the job, whose pods then write a checkpoint; but leaves
         it to the next attempt if the run goes on, as when the pod of this step is deleted or its node drained.
         """
-        with _exit_on_sigterm(), Heartbeat(job.folder / LEASE):
+        with handle_signals(_leave, signal.SIGTERM), Heartbeat(job.folder / LEASE):
             self.owner = self._owner()
             manifest = self.kind.build(job, self.config, self.owner)
             if manifest_path is not None:
@@ -348,18 +348,5 @@ def save_manifest(manifest: Mapping[str, Any], path: Path) -> None:
         yaml.safe_dump(manifest, file, sort_keys=False)
 
 
-@contextlib.contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Makes SIGTERM raise SystemExit in the block; does nothing outside the main thread, where Python forbids it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(signum: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + signum)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _leave(signum: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + signum)
