@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import multiprocessing
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from kws.recipe import RECIPES, FeatureConfig, ModelConfig
 
 TONE_WORDS = ("no", "stop", "yes")
 NUM_SPEAKERS = 40
+
+multiprocessing.set_forkserver_preload(["kws.preprocess.step"])  # imports torch once for all that it forks
 
 
 @pytest.fixture(scope="session", autouse=True)
