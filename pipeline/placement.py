@@ -7,13 +7,14 @@ A `Placement` is a value that is passed to the compiler, so that one process can
     KWS_GPUS_PER_NODE   GPUs of a training pod (0; 1 where training is to run on CUDA)
     KWS_LAUNCHER        pytorchjob or trainjob: what the train step launches (pytorchjob)
     KWS_SHARDS          pods among which preprocessing is spread where there are 200,000 clips or more (1)
-    KWS_DEADLINE_HOURS  hours after which a run is ended (0: none)
+    KWS_DEADLINE_HOURS  hours after which a run is ended, such as 1.5 (0: none)
     KWS_TTL_DAYS        days after its end after which the pods of a run are deleted (0: as the cluster has it)
     KWS_PYTORCHJOB      JSON with further fields of `kws.launch.cluster_config.ClusterConfig`
 
 No step has a retry policy of Kubeflow Pipelines: see docs/cluster.md, "What is retried".
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,7 @@ class Placement:
     ui: str = ""
     """Address of the UI of Kubeflow Pipelines, for links in what is told."""
 
-    deadline_hours: int = 0
+    deadline_hours: float = 0
     """After so many hours Kubeflow Pipelines ends a run; 0: never."""
 
     ttl_days: int = 0
@@ -121,7 +122,7 @@ class Placement:
         from kfp.dsl import PipelineConfig as PipelineConfiguration
 
         return PipelineConfiguration(
-            active_deadline_seconds=3600 * self.deadline_hours or None,
+            active_deadline_seconds=round(3600 * self.deadline_hours) or None,
             ttl_seconds_after_finished=86400 * self.ttl_days or None,
         )
 
@@ -185,10 +186,12 @@ def read_placement(
     gpus = environment.get("KWS_GPUS_PER_NODE") or ("1" if device == "cuda" else "0")
     require(gpus.isdigit(), "KWS_GPUS_PER_NODE", "be a whole number", gpus)
     numbers = {}
-    for name, default in (("KWS_SHARDS", "1"), ("KWS_DEADLINE_HOURS", "0"), ("KWS_TTL_DAYS", "0")):
+    for name, default in (("KWS_SHARDS", "1"), ("KWS_TTL_DAYS", "0")):
         given = environment.get(name) or default
         require(given.isdigit(), name, "be a whole number", given)
         numbers[name] = int(given)
+    deadline = environment.get("KWS_DEADLINE_HOURS") or "0"
+    require(re.fullmatch(r"\d+(\.\d+)?", deadline) is not None, "KWS_DEADLINE_HOURS", "be a number", deadline)
     fields = {"gpus_per_node": int(gpus)} | read_settings(environment.get(SETTINGS) or "{}")
     return Placement(
         runtime=names["runtime"],
@@ -198,7 +201,7 @@ def read_placement(
         model_registry=environment.get(MODEL_REGISTRY, ""),
         notify=notify,
         preprocess_shards=numbers["KWS_SHARDS"],
-        deadline_hours=numbers["KWS_DEADLINE_HOURS"],
+        deadline_hours=float(deadline),
         ttl_days=numbers["KWS_TTL_DAYS"],
         training=fields | {name: value for name, value in training.items() if value},
     )

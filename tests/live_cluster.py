@@ -8,13 +8,14 @@ KWS_E2E_SOURCE       recordings that the cluster can read, of at least the words
 KWS_E2E_FLAGS        further flags of runs and schedules, such as --registry ghcr.io/me --cpu 600m --memory 2Gi
 """
 
+import contextlib
 import json
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from pipeline.cluster import argo_steps, runs
 from pipeline.cluster.connect import Cluster
 
 NAMESPACE = os.environ.get("KWS_E2E_NAMESPACE", "kubeflow")
+
+WITH_IMAGE = ("pull", "deploy", "rollback", "candidates", "approve", "reject")
+"""Commands that start a pod of one of our images."""
 
 needs_cluster = [
     pytest.mark.timeout(5400),
@@ -46,7 +50,7 @@ def command_line(command: str, *arguments: str | Path) -> list[str | Path]:
     """Returns a command as a user types it."""
     given = shlex.split(os.environ.get("KWS_E2E_FLAGS", ""))
     flags = given if command in ("submit", "schedule") else []
-    if command == "pull" and "--registry" in given:
+    if command in WITH_IMAGE and "--registry" in given:
         flags = given[given.index("--registry") :][:2]
     return [sys.executable, "-m", "pipeline", command, *arguments, "--namespace", NAMESPACE, *flags]
 
@@ -76,6 +80,21 @@ def wait_for(what: str, condition: Callable[[], Any], seconds: float = 600, *, r
             raise AssertionError(f"{what} must come, got the end of run {run}: {state}; jobs: {sorted(jobs())}")
         time.sleep(3)
     raise AssertionError(f"{what} must come within {seconds:.0f} s; jobs: {sorted(jobs())}")
+
+
+@contextlib.contextmanager
+def forwarded(service: str) -> Iterator[str]:
+    """Forwards a port of this machine to one pod of a service, and gives the address.
+
+    The API server's own proxy rewrites pages, cannot read that of TensorBoard, and has no WebSockets.
+    """
+    command = ["kubectl", "-n", NAMESPACE, "port-forward", f"service/{service}", ":80"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as forward:
+        try:
+            assert forward.stdout is not None
+            yield f"http://127.0.0.1:{forward.stdout.readline().split('127.0.0.1:')[1].split()[0]}"
+        finally:
+            forward.terminate()
 
 
 def cluster() -> Cluster:

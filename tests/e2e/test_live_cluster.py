@@ -23,6 +23,7 @@ from live_cluster import (
     NAMESPACE,
     cluster,
     command_line,
+    forwarded,
     get,
     job_of,
     jobs,
@@ -74,16 +75,8 @@ def trained(source: str) -> subprocess.CompletedProcess[str]:
 def test_the_claim_is_bound_and_tensorboard_is_ready() -> None:
     assert get("pvc", "kws-data")["status"]["phase"] == "Bound"
     kubectl("rollout", "status", "deployment/kws-tensorboard", "--timeout=300s")
-    # Not through the API server's proxy, which rewrites pages and cannot read this one.
-    command = ["kubectl", "-n", NAMESPACE, "port-forward", "service/kws-tensorboard", ":80"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as forward:
-        try:
-            assert forward.stdout is not None
-            port = int(forward.stdout.readline().split("127.0.0.1:")[1].split()[0])
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as page:
-                assert "tensorboard" in page.read().decode().lower()
-        finally:
-            forward.terminate()
+    with forwarded("kws-tensorboard") as address, urllib.request.urlopen(address, timeout=60) as page:
+        assert "tensorboard" in page.read().decode().lower()
 
 
 def test_the_account_of_the_steps_may_do_what_the_launcher_does() -> None:

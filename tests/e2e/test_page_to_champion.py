@@ -1,34 +1,25 @@
 """From recordings made on the page to a champion that hears them: `pytest -s tests/e2e/test_page_to_champion.py`.
 
-Needs Chromium, the champion of `make demo`, and in the folder KWS_E2E_DIGITS forty recordings each of ten digits by one
-person, as <digit>/<speaker>_nohash_<n>.wav: those of the Free Spoken Digit Dataset
-(github.com/Jakobovski/free-spoken-digit-dataset, CC BY-SA 4.0), renamed.
+Needs Chromium, the champion of `make demo`, and people who say digits (tests/microphone.py).
 """
 
-import contextlib
 import json
-import os
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
-from playwright.sync_api import Page, expect, sync_playwright
+from microphone import CHROMIUM, DIGITS, browsing, say
+from playwright.sync_api import Page, expect
 from served import Server
 
 from kws.model import versions
-from kws.preprocess.audio import read_waveform
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "var" / "demo" / "data"
-DIGITS = Path(os.environ.get("KWS_E2E_DIGITS", ROOT.parent / "shared" / "data" / "spoken-digits"))
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-RATE = 16_000
 SPACING = 2
 """Seconds from one word to the next: more than a word and the second that the page cuts out."""
 
@@ -42,39 +33,6 @@ pytestmark = [
     pytest.mark.timeout(3600),
     pytest.mark.skipif(not DIGITS.is_dir(), reason="needs the spoken digits of one person: KWS_E2E_DIGITS=FOLDER"),
 ]
-
-
-def sound(path: Path, clips: Sequence[Path]) -> Path:
-    """Writes clips, one every SPACING seconds, over the hiss of a quiet room."""
-    random = np.random.default_rng(0)
-    heard = 5e-4 * random.standard_normal((max(len(clips), 30 // SPACING) + 1) * SPACING * RATE).astype(np.float32)
-    for number, clip in enumerate(clips):
-        samples = read_waveform(clip, RATE)[:RATE]
-        begin = round((number + 0.5) * SPACING * RATE)
-        heard[begin : begin + samples.size] += 0.5 * samples / np.abs(samples).max()
-    soundfile.write(path, heard, RATE)
-    return path
-
-
-@contextlib.contextmanager
-def browsing(microphone: Path, profile: Path, url: str) -> Iterator[Page]:
-    """Opens the page in a Chromium that hears a file, and remembers who is speaking."""
-    with sync_playwright() as started:
-        context = started.chromium.launch_persistent_context(
-            profile,
-            executable_path=CHROMIUM,
-            args=[
-                "--no-sandbox",
-                "--use-fake-device-for-media-stream",
-                "--use-fake-ui-for-media-stream",
-                f"--use-file-for-fake-audio-capture={microphone}",
-            ],
-        )
-        tab = context.new_page()
-        tab.goto(url)
-        expect(tab.locator("#start")).to_be_enabled(timeout=60_000)
-        yield tab
-        context.close()
 
 
 def record(tab: Page, word: str) -> None:
@@ -97,9 +55,9 @@ def test_words_recorded_on_the_page_are_heard_by_the_champion_that_its_command_t
     server = Server("--data-root", str(data_root), "--collect", str(collected))
     try:
         for word, sources in (*((word, clips(TRAINING, word)) for word in WORDS), ("other", clips(range(4), *OTHERS))):
-            with browsing(sound(tmp_path / f"{word}.wav", sources), tmp_path / "profile", server.url) as tab:
+            with browsing(say(tmp_path / f"{word}.wav", sources, SPACING), tmp_path / "profile", server.url) as tab:
                 record(tab, word)
-        with browsing(sound(tmp_path / "room.wav", []), tmp_path / "profile", server.url) as tab:
+        with browsing(say(tmp_path / "room.wav", [], SPACING, seconds=32), tmp_path / "profile", server.url) as tab:
             tab.get_by_role("button", name="Record the room").click()
             expect(tab.locator("#cue")).to_have_text("✓ kept", timeout=60_000)
         speakers = {path.name.partition("_")[0] for path in collected.rglob("*.wav")}
@@ -111,7 +69,7 @@ def test_words_recorded_on_the_page_are_heard_by_the_champion_that_its_command_t
             "_background_noise_": 1,
         }
 
-        heard = sound(tmp_path / "new.wav", clips(NEW, *WORDS))
+        heard = say(tmp_path / "new.wav", clips(NEW, *WORDS), SPACING)
         with browsing(heard, tmp_path / "profile", server.url) as tab:
             expect(tab.locator("#next")).to_contain_text("That is enough")
             expect(tab.locator("#next")).not_to_contain_text("Without")
@@ -132,7 +90,7 @@ def test_words_recorded_on_the_page_are_heard_by_the_champion_that_its_command_t
             print(json.dumps({"heard": rows[::-1], "took": f"{before} to {champion}"}))
             for word in WORDS:
                 assert rows.count(word) in range(7, 13), rows  # of ten
-            tab.set_input_files("#file", sound(tmp_path / "others.wav", clips(range(10, 12), *OTHERS)))
+            tab.set_input_files("#file", say(tmp_path / "others.wav", clips(range(10, 12), *OTHERS), SPACING))
             expect(tab.locator("#status")).to_contain_text("detected", timeout=60_000)
             mistaken = tab.locator("#log td:nth-child(2)").count() - len(rows)
             print(f"{mistaken} of 16 other words taken for one of the two")

@@ -136,5 +136,8 @@ def test_a_deadline_and_a_time_to_live_are_those_of_the_environment(tmp_path: Pa
     found = platform["platforms"]["kubernetes"]["pipelineConfig"]
     assert found["activeDeadlineSeconds"] == 12 * 3600
     assert found["resourceTtlOnCompletion"] == 3 * 86400
+    assert read_placement({"KWS_DEADLINE_HOURS": "0.01"}, names).pipeline_config.active_deadline_seconds == 36
+    with pytest.raises(ValueError, match="KWS_DEADLINE_HOURS must be a number, got '1h'"):
+        read_placement({"KWS_DEADLINE_HOURS": "1h"}, names)
     with pytest.raises(ValueError, match="KWS_TTL_DAYS must be a whole number"):
         read_placement({"KWS_TTL_DAYS": "1.5"}, names)
