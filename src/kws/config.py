@@ -34,6 +34,9 @@ BACKGROUND_NOISE = "_background_noise_"
 RUNNING_SPEECH = "_running_speech_"
 """The folder of an archive that holds recordings of people who talk (`kws.data.speech`)."""
 
+HEARD = ".heard"
+"""The hidden folder of a server with what it heard and nobody has confirmed yet (`kws.serve.page.heard`)."""
+
 UNKNOWN = "_unknown_"
 """The class that collects all words which the model need not tell apart."""
 

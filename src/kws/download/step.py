@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kws import files
-from kws.config import SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL, split_digests, split_sources
+from kws.config import HEARD, SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL, split_digests, split_sources
 from kws.data.digest import Digests, content_digest, listing_digest, names_of, read_manifest
 from kws.data.kinds import kind_of_file
 from kws.data.listing import Listing
@@ -51,7 +51,8 @@ def download(source: str, sha256: str, data_root: Path, layout: str = AUTO) -> P
         source: where the recordings are: the path of a folder or an archive (.tar, compressed or not, .zip, .7z); an
             http(s) address of an archive; an archive or a prefix in an object store (s3://, gs://, az://); a data set
             on the Hugging Face Hub (hf://datasets/…, or its page); file:///…; env:NAME, the content of an environment
-            variable. Several of these, separated by line ends, commas or spaces, become one data set of parts.
+            variable. Several of these, separated by line ends, commas or spaces, become one data set of parts, without
+            folders of servers in which nothing was confirmed yet.
         sha256: the expected digest of the archive (of a folder: see `content_digest`) as 64 hexadecimal digits; of
             several sources one for each, separated by commas or spaces; empty: the known digest of the published
             archive, no check of others.
@@ -86,12 +87,21 @@ def _download(source: str, sha256: str, data_root: Path, layout: str) -> Path:
     sources, digests = split_sources(source), split_digests(sha256)
     if digests and len(digests) != len(sources):
         raise ValueError(f"sha256 must be empty or one for each source, got {len(digests)} for {len(sources)} sources")
+    chosen = list(zip((resolve(one, os.environ) for one in sources), digests or [""] * len(sources), strict=True))
+    filled = [one for one in chosen if not _awaits_review(one[0])] or chosen
+    for address, _ in [one for one in chosen if one not in filled]:
+        log.info("%s is left out: of what a server heard there nothing was confirmed yet", address)
     folders = [
-        _Source(address=resolve(one, os.environ), sha256=digest, data_root=data_root, layout=layout).make()
-        for one, digest in zip(sources, digests or [""] * len(sources), strict=True)
+        _Source(address=address, sha256=digest, data_root=data_root, layout=layout).make() for address, digest in filled
     ]
     unique = list(dict.fromkeys(folders))
     return unique[0] if len(unique) == 1 else _combine(unique, data_root)
+
+
+def _awaits_review(address: str) -> bool:
+    """Tells whether an address is the folder of a server that keeps what it hears, without a recording so far."""
+    path = Path(address).expanduser()
+    return not scheme_of(address) and (path / HEARD).is_dir() and not list_recordings(path).clips
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from certificates import with_tls
 from file_server import FileServer
@@ -19,6 +20,9 @@ from kws.data.sources import list_recordings
 from kws.download import credentials, transfer
 from kws.download.addresses import is_signed, resolve
 from kws.download.step import download
+from kws.recipe import FeatureConfig
+from kws.serve.page.collection import Collection
+from kws.serve.page.heard import Heard
 
 
 @pytest.fixture(autouse=True)
@@ -267,6 +271,24 @@ def test_several_sources_become_one_data_set_without_a_copy(
     # A speaker whom a part states to be in a split is not in another one by the other part.
     others = {clip.split for clip in by_id.values() if clip.speaker == "00000001" and "/mine-" not in clip.id}
     assert others == {"test"}
+
+
+def test_folder_of_a_server_counts_from_the_first_recording_that_is_confirmed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    archive = pack(make_recordings(tmp_path / "one"), tmp_path / "one.tar.gz")
+    collected = Collection(tmp_path / "collected")
+    heard = Heard(tmp_path / "collected")
+    sound = {"version": "v1", "speaker": "0" * 8, "rate": 16_000, "probability": 0.0, "threshold": 0.8}
+    name = heard.keep(np.zeros(32_000, np.int16), kind="missed", word="", **sound)
+    source = f"{archive}\n{tmp_path / 'collected'}"
+    assert download(source, "", tmp_path / "data") == download(str(archive), "", tmp_path / "data")
+    assert "collected is left out: of what a server heard there nothing was confirmed yet" in caplog.text
+    with pytest.raises(ValueError, match="source must hold a folder of recordings for each word"):
+        download(str(tmp_path / "collected"), "", tmp_path / "data")
+    heard.confirm(name, "yes", collected, FeatureConfig())
+    assert download(source, "", tmp_path / "data").name.startswith("2-sources-")
 
 
 def test_digest_is_given_for_each_source_or_for_none(tmp_path: Path) -> None:

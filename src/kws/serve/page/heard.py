@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kws import files
+from kws.config import HEARD
 from kws.model.detector import Detector, Floats, Window, log_odds, reported
 from kws.preprocess.audio import most_said
 from kws.recipe import FeatureConfig
@@ -28,9 +29,6 @@ from kws.serve.page.collection import Collection
 from kws.settings import require
 
 log = logging.getLogger(__name__)
-
-FOLDER = ".heard"
-"""Name of the folder, which is hidden: what it holds is not yet a recording of a word."""
 
 SOUND_SECONDS = 2.0
 """Length of a sound, in the middle of which the word is."""
@@ -85,7 +83,7 @@ class Heard:
     """The folder of the sounds."""
 
     def __init__(self, collect: Path, most: int = MOST, most_days: int = MOST_DAYS) -> None:
-        self.folder = collect / FOLDER
+        self.folder = collect / HEARD  # hidden: what it holds is not yet a recording of a word
         self.folder.mkdir(parents=True, exist_ok=True)
         self._most, self._most_days = most, most_days
 
