@@ -22,7 +22,7 @@ from kws.preprocess.audio import read_waveform
 from kws.recipe import FeatureConfig
 from kws.serve.models import Served
 from kws.serve.page.collection import Collection
-from kws.serve.page.heard import MISSED, Heard, NearMisses
+from kws.serve.page.heard import MISSED, Heard, NearMisses, _wav
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -185,6 +185,29 @@ def test_nothing_is_kept_unless_it_is_said(served: Served, tone: np.ndarray, tmp
     finally:
         running.close()
     assert list((tmp_path / "collected").iterdir()) == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_buttons_that_mark_and_confirm_are_in_view_in_a_small_window(
+    page: Page, tone: np.ndarray, tmp_path: Path
+) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    version = "20261130-140917-e5175288-2ef2-4e25-9dd2-cb66f394306f"  # as on a cluster
+    keep(Heard(tmp_path / "collected"), version=version)
+    (tmp_path / "tone.wav").write_bytes(_wav(tone, RATE))
+    with sync_api.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1000, "height": 760})
+        tab.goto(page.url)
+        sync_api.expect(tab.locator("#start")).to_be_enabled()
+        tab.set_input_files("#file", tmp_path / "tone.wav")
+        tab.get_by_role("button", name="as wrong").wait_for()
+        fits = "table => table.parentElement.scrollWidth <= table.parentElement.clientWidth"
+        assert tab.locator("#log").evaluate(fits)
+        tab.goto(f"{page.url}/review")
+        sync_api.expect(tab.get_by_title(version)).to_have_text("20261130-140917-e5175288")
+        assert tab.locator("#sounds").evaluate(fits)
+        browser.close()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

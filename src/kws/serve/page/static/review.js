@@ -10,6 +10,9 @@ function when(name) {
   return new Date(Date.UTC(year, month - 1, day, hour, minute, second)).toLocaleString("en-GB");
 }
 
+// The time of a version and the first digits of its run, which tell it from others; the rest is in the title.
+const brief = (version) => Object.assign(element("bdi", "", version.slice(0, 24)), { title: version });
+
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
 function row(sound, words) {
@@ -43,8 +46,9 @@ function row(sound, words) {
   const why = sound.kind === "differs"
     ? element("td", "", said(sound.word, "no word"), " for the version that answers, ", said(sound.shadow_word, "no word"), " for the one in the shadow")
     : element("td", "", said(sound.word, "a word"), ` ${REASONS[sound.kind]}`);
-  const version = sound.kind === "differs" ? `${sound.version}; ${sound.shadow}` : sound.version;
-  line.append(element("td", "", at), why, element("td", "", share), element("td", "", version),
+  const version = element("td", "", brief(sound.version));
+  if (sound.kind === "differs") version.append("; ", brief(sound.shadow));
+  line.append(element("td", "", at), why, element("td", "", share), version,
     element("td", "", audio), element("td", "", form));
   return line;
 }
