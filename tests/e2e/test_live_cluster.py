@@ -153,6 +153,17 @@ def test_cancelling_a_run_deletes_its_training_job(source: str) -> None:
     wait_for("the run as cancelled", lambda: f"{run[:8]}  cancelled" in pipeline("runs").stdout, 120)
 
 
+def test_a_run_that_goes_past_its_deadline_ends_with_its_training_job_and_says_so(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KWS_DEADLINE_HOURS", "0.03")
+    words = ["--words", "auto"] if source.startswith("/data/") else ["--words", "yes,no,stop"]
+    done = pipeline("submit", "--source", source, *words, "--epochs", "5000", check=False)
+    assert done.returncode == 1
+    assert "deadline" in done.stderr
+    wait_for("the end of the training job", lambda: job_of(run_id(done)) is None, 300)
+
+
 def test_a_worker_that_is_killed_comes_back_and_training_succeeds(source: str) -> None:
     words = ["--words", "auto"] if source.startswith("/data/") else ["--words", "yes,no,stop"]
     run = run_id(
