@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -35,6 +36,9 @@ from kws.launch.job_status import (
 from kws.launch.kinds.job_kind import JobKind
 from kws.launch.output import LOGS
 from kws.processes import handle_signals
+
+CLOCKS_DIFFER_SECONDS = 10.0
+"""How far the clock of a node may be behind that of the cluster."""
 
 PATIENCE_SECONDS = 600.0
 """How long the Kubernetes API may be unavailable before the step gives up."""
@@ -149,10 +153,7 @@ class ClusterLauncher:
             workflow = self.api.patient(10).get(WORKFLOWS, self.namespace, self.owner["name"])
         except KubeError:
             return False
-        spec = workflow.get("spec", {})
-        return workflow["metadata"]["uid"] == self.owner["uid"] and not (
-            spec.get("activeDeadlineSeconds") == 0 or spec.get("shutdown")
-        )
+        return workflow["metadata"]["uid"] == self.owner["uid"] and not _is_ending(workflow)
 
     def _train(self, job: Training, manifest: Mapping[str, Any]) -> None:
         """Submits the job until it succeeds, fails permanently, or has failed too often."""
@@ -350,3 +351,14 @@ def save_manifest(manifest: Mapping[str, Any], path: Path) -> None:
 
 def _leave(signum: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + signum)
+
+
+def _is_ending(workflow: Mapping[str, Any]) -> bool:
+    """Tells whether a workflow was cancelled, or has reached its deadline: Argo then ends its pods and retries none."""
+    spec, started = workflow.get("spec", {}), workflow.get("status", {}).get("startedAt")
+    deadline = spec.get("activeDeadlineSeconds")
+    if deadline and started:
+        begin = datetime.fromisoformat(started.replace("Z", "+00:00"))
+        if datetime.now(UTC) >= begin + timedelta(seconds=deadline - CLOCKS_DIFFER_SECONDS):
+            return True
+    return deadline == 0 or bool(spec.get("shutdown"))

@@ -510,11 +510,22 @@ def test_step_that_is_told_to_stop_deletes_its_job_though_nobody_reads_its_log(
         ({"spec": {}}, True),
         ({"spec": {"activeDeadlineSeconds": 0}}, False),
         ({"spec": {"shutdown": "Terminate"}}, False),
+        ({"spec": {"activeDeadlineSeconds": 60}, "status": {"startedAt": "2026-11-30T15:06:21Z"}}, False),
+        ({"spec": {"activeDeadlineSeconds": 60}, "status": {"startedAt": "2999-11-30T15:06:21Z"}}, True),
         ({"spec": {}, "metadata": {"uid": "another"}}, False),
         (None, False),
         ({}, False),
     ],
-    ids=["run that goes on", "cancelled", "terminated", "another run of its name", "deleted", "may not be read"],
+    ids=[
+        "run that goes on",
+        "cancelled",
+        "terminated",
+        "past its deadline",
+        "before its deadline",
+        "another run of its name",
+        "deleted",
+        "may not be read",
+    ],
 )
 def test_job_of_a_step_that_is_told_to_stop_is_left_to_the_next_attempt_if_the_run_goes_on(
     workflow: dict[str, Any] | None,
