@@ -34,6 +34,7 @@ ROWS: dict[str, Callable[[Effort], Row]] = {
     "latency_vs_eager": latency.as_file,
     "latency_in_torch_vs_eager": latency.in_torch,
     "streams_per_core": streams.per_core,
+    "small_streams_per_core": streams.of_small_per_core,
     "token_streams_per_core": streams.of_tokens_per_core,
     "serving_vs_bare": serving.throughput,
     "serving_p99_vs_bare": serving.tail,

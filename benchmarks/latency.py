@@ -36,8 +36,9 @@ def in_torch(effort: Effort) -> Row:
 def untrained(preset: str = "default") -> Recognizer:
     """Returns an untrained model of 35 words."""
     words = list(SPEECH_COMMANDS_WORDS)
-    model = AudioTransformer(RECIPES[preset].model, FEATURES, len(words)).eval()
-    return Recognizer(model=model, words=words, features=FEATURES)
+    features = RECIPES[preset].features
+    model = AudioTransformer(RECIPES[preset].model, features, len(words)).eval()
+    return Recognizer(model=model, words=words, features=features)
 
 
 @torch.inference_mode()

@@ -20,6 +20,11 @@ def per_core(effort: Effort) -> Row:
     return _measure("streams_per_core", "default", effort)
 
 
+def of_small_per_core(effort: Effort) -> Row:
+    """The same with the preset `small`."""
+    return _measure("small_streams_per_core", "small", effort)
+
+
 def of_tokens_per_core(effort: Effort) -> Row:
     """The same with tokens, as the preset `streams` scores them."""
     return _measure("token_streams_per_core", "streams", effort)

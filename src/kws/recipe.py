@@ -102,6 +102,12 @@ class ModelConfig(Settings):
     stem: str = choice("conv", "none")
     """How frames become tokens: none (each frame is a token; width must equal num_mels) or conv (convolutions)."""
 
+    stem_pool: int = number(1, above=0)
+    """Neighbouring mel bins that are averaged to one before the first convolution."""
+
+    stem_channels: tuple[int, int, int, int] = (16, 32, 64, 96)
+    """Channels of the four convolutions of the stem."""
+
     stem_activation: str = choice("silu", "relu")
     """Activation function of the convolutions of the stem."""
 
@@ -132,6 +138,7 @@ class ModelConfig(Settings):
         require(self.width % self.num_heads == 0, "width", f"be a multiple of num_heads ({self.num_heads})", self.width)
         one = self.stem != "none" or self.frames_per_token == 1
         require(one, "frames_per_token", "be 1 if stem is none", self.frames_per_token)
+        require(min(self.stem_channels) > 0, "stem_channels", "be positive", self.stem_channels)
         plain = self.scores == "clip" or (self.stem == "conv" and self.norm_first and not self.positions)
         require(plain, "scores", "be clip unless stem is conv, norm_first is True and positions is False", self.scores)
         require(min(self.reach) >= 0 and max(self.reach) <= 100, "reach", "be from 0 to 100 tokens", self.reach)
@@ -362,6 +369,12 @@ class Recipe(Settings):
 
 RECIPES: Mapping[str, Recipe] = {
     "default": Recipe(),
+    "small": Recipe(
+        name="small",
+        model=ModelConfig(
+            num_layers=2, width=64, feedforward=128, frames_per_token=8, stem_pool=2, stem_channels=(12, 24, 48, 64)
+        ),
+    ),
     "streams": Recipe(
         name="streams",
         features=FeatureConfig(num_mels=64),
@@ -401,7 +414,9 @@ RECIPES: Mapping[str, Recipe] = {
     ),
 }
 """`baseline` is exactly what the project started from; `default` is the best on clips that has been measured since;
-`streams` hears words in running speech: it scores every token, and trains on composed streams (docs/serving.md)."""
+`small` has an eighth of its parameters and a ninth of its multiplications, and the same features, so that both train on
+the same tensors; `streams` hears words in running speech: it scores every token, and trains
+on composed streams (docs/serving.md)."""
 
 INIT_MIN_CLIPS = 10_000
 """Upper limit of `min_clips` when training starts from a model: 3,000 to 30,000 clips gave the same accuracy."""

@@ -49,7 +49,7 @@ CONFIGS = (FeatureConfig, ModelConfig, AugmentConfig, TrainConfig, Recipe, Pipel
         (TrainConfig, {"precision": "fp8"}, "precision must be auto, bf16 or float32, got 'fp8'"),
         (PipelineConfig, {"source": ""}, "source must be a URL, an archive or a folder, got ''"),
         (PipelineConfig, {"sha256": "ABC"}, "sha256 must be 64 lower-case hexadecimal digits, got 'ABC'"),
-        (PipelineConfig, {"preset": "best"}, "preset must be one of default, streams, baseline, got 'best'"),
+        (PipelineConfig, {"preset": "best"}, "preset must be one of default, small, streams, baseline, got 'best'"),
         (PipelineConfig, {"split": "word"}, "split must be speaker or random, got 'word'"),
         (PipelineConfig, {"min_accuracy": 80.0}, "min_accuracy must be between 0 and 1, got 80.0"),
         (PipelineConfig, {"num_nodes": 0}, "num_nodes must be positive, got 0"),
@@ -230,7 +230,7 @@ def test_debug_is_ten_epochs_of_batches_of_64_unless_told_otherwise(preset: str)
 
 
 def test_unknown_preset_is_refused() -> None:
-    with pytest.raises(ValueError, match="preset must be one of default, streams, baseline, got 'best'"):
+    with pytest.raises(ValueError, match="preset must be one of default, small, streams, baseline, got 'best'"):
         make_recipe("best")
 
 

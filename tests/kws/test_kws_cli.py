@@ -77,7 +77,7 @@ def test_preprocess_prints_the_folder_and_nothing_else(
     [
         (("--words", "yes,maybe"), "error: words must be folders with recordings in "),
         (("--words", "yes"), "error: words must name at least two words, each once, got 'yes'"),
-        (("--preset", "best"), "error: preset must be one of default, streams, baseline, got 'best'"),
+        (("--preset", "best"), "error: preset must be one of default, small, streams, baseline, got 'best'"),
         (("--split", "word"), "error: split must be speaker or random, got 'word'"),
     ],
 )

@@ -95,6 +95,16 @@ class Recognizer:
         """Number of trainable parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
+    @property
+    def num_multiplications(self) -> int:
+        """Number of multiplications of the matrix products and convolutions for one clip, spectrogram not included."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        clip = torch.zeros(1, self.features.num_mels, self.features.num_frames, device=self.model.mean.device)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:  # which also counts the additions
+            self.model.eval()(clip)
+        return int(counter.get_total_flops()) // 2
+
 
 def save(path: Path, recognizer: Recognizer) -> None:
     """Writes a `.pth`, atomically."""

@@ -125,14 +125,12 @@ class ConvStem(nn.Module):
     Convolutions find a pattern at any pitch, which matters with few clips.
     """
 
-    CHANNELS = (16, 32, 64, 96)
-
     def __init__(self, config: ModelConfig, features: FeatureConfig) -> None:
         super().__init__()
         convs, last, frames = [], 1, config.frames_per_token
         step, reach = 1, 0  # frames from one result of a convolution to the next, and beside it that it depends on
-        for number, channels in enumerate(self.CHANNELS, 1):
-            stride = 2 if frames % 2 == 0 and number < len(self.CHANNELS) else frames
+        for number, channels in enumerate(config.stem_channels, 1):
+            stride = 2 if frames % 2 == 0 and number < len(config.stem_channels) else frames
             convs.append(nn.Conv2d(last, channels, 3, stride=(2, stride), padding=1))
             last, frames = channels, frames // stride
             step, reach = step * stride, reach + step
@@ -141,12 +139,19 @@ class ConvStem(nn.Module):
         self.convs = nn.ModuleList(convs).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.reach = math.ceil(reach / config.frames_per_token)
         """Tokens before and after itself on whose frames a token depends."""
+        self.pool = config.stem_pool
         self.activation = F.silu if config.stem_activation == "silu" else F.relu
-        self.project = nn.Linear(last * math.ceil(features.num_mels / 2 ** len(convs)), config.width)
+        if features.num_mels % self.pool:
+            raise ValueError(f"stem_pool must divide num_mels ({features.num_mels}), got {self.pool}")
+        rows = math.ceil(features.num_mels // self.pool / 2 ** len(convs))
+        self.project = nn.Linear(last * rows, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, F, T] to tokens [N, L, C]."""
-        x = x[:, None].contiguous(memory_format=torch.channels_last)
+        x = x[:, None]
+        if self.pool > 1:
+            x = F.avg_pool2d(x, (self.pool, 1))
+        x = x.contiguous(memory_format=torch.channels_last)
         for conv in self.convs:
             x = self.activation(conv(x))  # after the last one [N, channels, F / 16, L]
         x = x.permute(0, 3, 2, 1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kws.model.bundle import Recognizer
 from kws.model.network import AudioTransformer
 from kws.recipe import RECIPES, FeatureConfig, ModelConfig
 
@@ -47,6 +48,31 @@ def test_baseline_has_2376611_parameters() -> None:
 def test_default_has_at_most_1300000_parameters() -> None:
     default = RECIPES["default"]
     assert num_parameters(build(default.model, default.features)) <= 1_300_000
+
+
+def test_multiplications_are_those_of_products_and_convolutions_counted_by_hand() -> None:
+    features = FeatureConfig(num_mels=32)
+    config = dataclasses.replace(SMALL, num_layers=1, stem_channels=(2, 3, 4, 5))
+    found = Recognizer(model=build(config, features, num_words=7), words=list("abcdefg"), features=features)
+    stem = 9 * (1 * 2 * 16 * 41 + 2 * 3 * 8 * 21 + 3 * 4 * 4 * 21 + 4 * 5 * 2 * 21)
+    block = 21 * (4 * 32 * 32 + 2 * 32 * 64) + 2 * 21 * 21 * 32
+    assert found.num_multiplications == stem + 21 * (2 * 5) * 32 + block + 32 * 7
+
+
+def test_small_has_150000_parameters_and_10_million_multiplications_at_most_and_hears_the_defaults_features() -> None:
+    small, default = RECIPES["small"], RECIPES["default"]
+    words = [str(number) for number in range(35)]
+    found = Recognizer(model=build(small.model, small.features), words=words, features=small.features)
+    assert found.num_parameters <= 150_000
+    assert found.num_multiplications <= 10_000_000
+    assert small.features == default.features
+
+
+def test_mel_bins_that_cannot_be_pooled_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"stem_pool must divide num_mels \(128\), got 3"):
+        build(ModelConfig(stem_pool=3))
+    with pytest.raises(ValueError, match=r"stem_channels must be positive, got \(16, 0, 64, 96\)"):
+        ModelConfig(stem_channels=(16, 0, 64, 96))
 
 
 class Reference(nn.Module):
