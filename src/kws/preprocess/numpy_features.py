@@ -17,7 +17,8 @@ class MelSpectrogram:
     def __init__(self, config: FeatureConfig) -> None:
         self.config = config
         angle = 2 * np.pi / config.win_length
-        self._window = (0.5 - 0.5 * np.cos(angle * np.arange(config.win_length))).astype(np.float32)
+        self._places = np.arange(config.win_length)
+        self._window = (0.5 - 0.5 * np.cos(angle * self._places)).astype(np.float32)
         self._filters = mel_filters(config)
 
     def __call__(self, samples: Floats) -> Floats:
@@ -26,7 +27,8 @@ class MelSpectrogram:
         Zeros behind a window instead of around it, as torchaudio pads it to n_fft, only change the phases.
         """
         config = self.config
-        frames = np.lib.stride_tricks.sliding_window_view(samples, config.win_length)[:: config.hop_length]
+        starts = np.arange(0, samples.size - config.win_length + 1, config.hop_length)
+        frames = samples[starts[:, None] + self._places]  # sliding_window_view takes longer for a stream's few frames
         spectrum = np.fft.rfft(frames * self._window, config.n_fft)
         mel: Floats = (np.square(spectrum.real) + np.square(spectrum.imag)).astype(
             np.float32, copy=False
