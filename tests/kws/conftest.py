@@ -83,7 +83,7 @@ def make_recognizer() -> MakeRecognizer:
     ) -> Recognizer:
         torch.manual_seed(seed)
         features = features or RECIPES["default"].features
-        config = ModelConfig(num_layers=1, num_heads=2, width=32, feedforward=64, frames_per_token=4)
+        config = ModelConfig(num_layers=1, num_heads=2, width=32, feedforward=64, frames_per_token=4, stem_pool=2)
         model = AudioTransformer(config, features, len(words)).eval()
         model.set_normalization(torch.full((features.num_mels,), -6.0), torch.full((features.num_mels,), 3.0))
         return Recognizer(model=model, words=list(words), features=features, about={"run": run, "preset": "default"})
