@@ -12,7 +12,7 @@ from kws.data import splits
 from kws.data.folder import clip_of
 from kws.data.index import Index
 from kws.recipe import FeatureConfig
-from research import curve, cut_archive, peers
+from research import curve, cut_archive, frontier, peers
 
 
 @pytest.mark.parametrize(("name", "num_words", "published"), [("KWT-1", 35, 607_000), ("BC-ResNet-3", 12, 54_200)])
@@ -23,6 +23,14 @@ def test_a_peer_has_as_many_parameters_as_its_paper_says(name: str, num_words: i
     scores = network.eval()(torch.randn(2, features.num_mels, features.num_frames))
     assert scores.shape == (2, num_words)
     assert bool(scores.isfinite().all())
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("KWT-1", 607_000), ("KWT-2", 2_394_000), ("BC-ResNet-8", 321_000)])
+def test_networks_of_the_frontier_have_the_sizes_of_their_papers(name: str, parameters: int) -> None:
+    (published,) = (one for one in frontier.PUBLISHED if one.name == name)
+    found, multiplied = published.size()
+    assert found == pytest.approx(parameters, rel=0.01)
+    assert multiplied > 10 * found, "weights are used for many frames"
 
 
 def test_smaller_points_of_the_curve_are_in_the_larger_ones_and_have_as_many_clips_of_each_word() -> None:

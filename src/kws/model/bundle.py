@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kws import files
 from kws.config import require_words
@@ -97,13 +97,23 @@ class Recognizer:
 
     @property
     def num_multiplications(self) -> int:
-        """Number of multiplications of the matrix products and convolutions for one clip, spectrogram not included."""
-        from torch.utils.flop_counter import FlopCounterMode
+        """Number of multiplications for one clip, see `multiplications`."""
+        return multiplications(self.model, self.features)
 
-        clip = torch.zeros(1, self.features.num_mels, self.features.num_frames, device=self.model.mean.device)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:  # which also counts the additions
-            self.model.eval()(clip)
-        return int(counter.get_total_flops()) // 2
+
+def multiplications(network: nn.Module, features: FeatureConfig) -> int:
+    """Counts the multiplications of matrix products and convolutions for one clip, spectrogram not included.
+
+    Args:
+        network: a network that scores log-mel features [clips, num_mels, num_frames].
+        features: the feature settings.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    clip = torch.zeros(1, features.num_mels, features.num_frames, device=next(network.parameters()).device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:  # which counts the additions as well
+        network.eval()(clip)
+    return int(counter.get_total_flops()) // 2
 
 
 def save(path: Path, recognizer: Recognizer) -> None:
@@ -173,7 +183,9 @@ def _recognizer(content: Mapping[str, Any], device: torch.device | str) -> Recog
     words, weights, temperature = content["words"], content["weights"], float(content["temperature"])
     require_words(words)
     require(math.isfinite(temperature) and temperature > 0, "temperature", "be positive", temperature)
-    added = {"model": {"scores", "reach"}}  # settings that models of earlier versions do not have
+    added = {
+        "model": {"scores", "reach", "stem_pool", "stem_channels"}
+    }  # settings that models of earlier versions do not have
     for kind, name in ((FeatureConfig, "features"), (ModelConfig, "model")):  # other defaults may not be what they were
         wanted = {one.name for one in dataclasses.fields(kind)} - added.get(name, set())
         missing = ", ".join(sorted(wanted - content[name].keys()))

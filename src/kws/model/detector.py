@@ -461,7 +461,7 @@ class Detector:
         return probabilities if self._margin is None else probabilities[0, self._margin[0] : -self._margin[1]]
 
     def _decide(self, time: float) -> Window:
-        probabilities: Floats = sum(self._smoothed, np.float32(0)) / len(self._smoothed)
+        probabilities = np.asarray(sum(self._smoothed) / len(self._smoothed), np.float32)
         detected = self._decider.step(time - self.lag, probabilities)
         detection = None if detected is None else self._describe(*detected)
         return Window(time, probabilities, detection, max(0.0, self._decider.open_until - time))

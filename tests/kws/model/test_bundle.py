@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from recognizers import MakeRecognizer
 
 from kws.model import bundle
 from kws.model.bundle import Recognizer
-from kws.recipe import FeatureConfig
+from kws.model.network import AudioTransformer
+from kws.recipe import RECIPES, FeatureConfig, ModelConfig
 
 
 def test_saved_model_is_the_same_after_loading(
@@ -118,6 +120,19 @@ def test_model_with_settings_of_another_version_is_refused(tmp_path: Path, make_
         torch.save(content | {"model": content["model"] | {name: value}}, path)
         with pytest.raises(ValueError, match=rf"of another version \(train it again\): .*{message}"):
             bundle.load(path)
+
+
+def test_model_of_before_a_setting_was_added_is_read_as_it_was(tmp_path: Path) -> None:
+    path, features = tmp_path / "model.pth", RECIPES["default"].features
+    model = AudioTransformer(ModelConfig(num_layers=1, width=32), features, 2).eval()
+    bundle.save(path, bundle.Recognizer(model=model, words=["no", "yes"], features=features))
+    content = torch.load(path, weights_only=True)
+    for name in ("scores", "reach", "stem_pool", "stem_channels"):
+        del content["model"][name]
+    torch.save(content, path)
+    clips = np.ones((1, features.num_mels, features.num_frames), np.float32)
+    scores = model(torch.from_numpy(clips)).softmax(-1).detach()
+    np.testing.assert_allclose(bundle.load(path).predict_features(clips), scores, atol=1e-6)
 
 
 class Harmful:
