@@ -1,7 +1,7 @@
-"""Where the time of a training step goes, on one thread: `python -m benchmarks.step_parts [--avx2]`.
+"""Where the time of a training step goes, on one thread: `python -m benchmarks.step_parts`.
 
-A batch of the default preset, part by part: medians of processor time. With --avx2, torch, oneDNN and MKL keep to AVX2
-and float32, which shows what a processor without bfloat16 has to do, though not how fast an old one is.
+A batch of a preset that scores clips, part by part: medians of processor time. With --avx2, torch, oneDNN and MKL keep
+to AVX2 and float32, which shows what a processor without bfloat16 has to do, though not how fast an old one is.
 """
 
 import argparse
@@ -39,12 +39,14 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--avx2", action="store_true", help="keep to AVX2 and float32")
+    parser.add_argument("--preset", choices=("default", "small"), default="default", help="(default: %(default)s)")
     options = parser.parse_args()
     if options.avx2 and not AVX2.items() <= os.environ.items():  # read when the libraries are loaded
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.step_parts", "--avx2"], {**os.environ, **AVX2})
+        command = [sys.executable, "-m", "benchmarks.step_parts", "--avx2", "--preset", options.preset]
+        os.execve(sys.executable, command, {**os.environ, **AVX2})
     torch.set_num_threads(1)
     bf16 = not options.avx2 and wants_bf16("auto", torch.device("cpu"))
-    parts = Parts(bf16)
+    parts = Parts(options.preset, bf16)
     for _ in range(NUM_STEPS):
         parts.step()
     medians = {part: 1000 * statistics.median(some) for part, some in parts.times.items()}
@@ -53,14 +55,14 @@ def main() -> None:
     print("|---|---|---|")
     for part, milliseconds in medians.items():
         print(f"| {part} | {milliseconds:.1f} | {100 * milliseconds / total:.0f} % |")
-    print(f"| {1000 * RECIPES['default'].train.batch_size / total:.0f} clips/s | {total:.1f} | 100 % |")
+    print(f"| {1000 * parts.preset.train.batch_size / total:.0f} clips/s | {total:.1f} | 100 % |")
 
 
 class Parts:
     """What a step needs, and how long each part of it took, in seconds."""
 
-    def __init__(self, bf16: bool) -> None:
-        self.preset = RECIPES["default"]
+    def __init__(self, preset: str, bf16: bool) -> None:
+        self.preset = RECIPES[preset]
         features, words = self.preset.features, len(SPEECH_COMMANDS_WORDS)
         self.bf16 = bf16
         self.times: dict[str, list[float]] = {}
