@@ -372,8 +372,15 @@ RECIPES: Mapping[str, Recipe] = {
     "small": Recipe(
         name="small",
         model=ModelConfig(
-            num_layers=2, width=64, feedforward=128, frames_per_token=8, stem_pool=2, stem_channels=(12, 24, 48, 64)
+            num_layers=2,
+            width=64,
+            feedforward=128,
+            frames_per_token=8,
+            stem_pool=2,
+            stem_channels=(12, 24, 48, 64),
+            drop_path=0.0,
         ),
+        augment=AugmentConfig(time_mask=8, frequency_mask=10),
     ),
     "streams": Recipe(
         name="streams",
