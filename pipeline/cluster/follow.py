@@ -42,6 +42,9 @@ NUM_FIRST_LINES = 5
 NUM_LAST_LINES = 20
 """Lines of a failed step's log that are shown at the end of a run."""
 
+PAST_DEADLINE = ("longer than the specified deadline", "exceeded its deadline", "exceeded workflow deadline")
+"""What Kubernetes and Argo say of a pod, a step and a run that go past the deadline of the run."""
+
 COLORS = {"SUCCEEDED": "green", "FAILED": "red", "CANCELED": "yellow", "RUNNING": "cyan"}
 WORDS = {"CANCELED": "cancelled", "SKIPPED": "not run"}
 
@@ -243,6 +246,13 @@ class Following:
         )
         remedy = f"; {LIMIT_RANGE}" if "must specify" in reason else ""
         console.print(f"[red]the run failed[/]{' at' if failed else ':'} {escape(reason)}{remedy}", soft_wrap=True)
+        if any(said in reason for said in PAST_DEADLINE):
+            console.print(
+                "the deadline of a run counts from its first start, so make retry cannot resume this one; "
+                "make pipeline starts another, to which KWS_DEADLINE_HOURS may give more time",
+                soft_wrap=True,
+            )
+            return
         console.print(
             f"make retry RUN={self.short_id} resumes at the step that failed, with the settings of this run; others "
             "(MEMORY=, CPU=, NUM_NODES= …) need a new one: make pipeline",

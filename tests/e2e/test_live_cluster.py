@@ -161,6 +161,7 @@ def test_a_run_that_goes_past_its_deadline_ends_with_its_training_job_and_says_s
     done = pipeline("submit", "--source", source, *words, "--epochs", "5000", check=False)
     assert done.returncode == 1
     assert "deadline" in done.stderr
+    assert "make retry cannot resume this one" in done.stderr
     wait_for("the end of the training job", lambda: job_of(run_id(done)) is None, 300)
 
 

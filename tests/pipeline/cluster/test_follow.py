@@ -327,6 +327,17 @@ def test_when_no_pod_is_left_the_log_that_was_kept_gives_the_reason(stand_in: St
     assert "vanished" not in text
 
 
+def test_a_run_that_went_past_its_deadline_is_not_said_to_be_resumable(stand_in: StandIn, said: Any) -> None:
+    stand_in.runs = [recorded("failed")]
+    why = {"reason": "DeadlineExceeded", "message": "Pod was active on the node longer than the specified deadline"}
+    name = "speech-commands-m9msh(0).root(0).download(0).executor(0)"
+    stand_in.pods = [pod("speech-commands-m9msh-2843168928", name, phase="Failed", **why)]
+    text = said()[1]
+    assert "the run failed at download: DeadlineExceeded: Pod was active on the node longer" in " ".join(text.split())
+    assert "make retry RUN=" not in text
+    assert "make pipeline starts another" in " ".join(text.split())
+
+
 def test_a_step_that_ran_out_of_memory_says_so(stand_in: StandIn, said: Any) -> None:
     stand_in.runs = [recorded("failed")]
     ended = [{"name": "main", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}]
