@@ -33,6 +33,7 @@ BENCHMARKS = (
     "research.curve",
     "research.cut_archive",
     "research.few_clips",
+    "research.frontier",
     "research.make_stream",
     "research.peers",
     "research.score_events",
