@@ -31,7 +31,7 @@ def has_ended(pod: Pod) -> bool:
 
 def made_at(pod: Pod) -> datetime:
     """Returns when a pod was created, by the clock of the cluster."""
-    return datetime.fromisoformat(pod["metadata"]["creationTimestamp"].replace("Z", "+00:00"))
+    return datetime.fromisoformat(pod["metadata"]["creationTimestamp"])
 
 
 def age(pod: Pod) -> float:
@@ -43,7 +43,7 @@ def ended_at(pod: Pod) -> datetime | None:
     """Returns when the last container of a pod ended; None where it does not tell."""
     statuses = pod.get("status", {}).get("containerStatuses") or ()
     ends = [str(each.get("state", {}).get("terminated", {}).get("finishedAt") or "") for each in statuses]
-    return datetime.fromisoformat(max(ends).replace("Z", "+00:00")) if any(ends) else None
+    return datetime.fromisoformat(max(ends)) if any(ends) else None
 
 
 def failures(pod: Pod, container: str) -> Iterator[Mapping[str, Any]]:

@@ -231,11 +231,11 @@ class ClusterLauncher:
         pods: dict[str, Mapping[str, Any]] = {}
         said: set[tuple[str, str]] = set()
 
-        def say_once(who: str, what: str) -> None:
-            """Prints a reason that is new for a pod, or for the job; those of a back-off come again and again."""
-            if what and (who, what) not in said:
-                echo(f"{who}: {what}")
-            said.add((who, what))
+        def say_once(uid: str, who: str, why: str) -> None:
+            """Prints a reason that is new for a pod or the job (uid); those of a back-off come again and again."""
+            if why and (uid, why) not in said:
+                echo(f"{who}: {why}")
+            said.add((uid, why))
 
         started = time.monotonic()
         while True:
@@ -249,11 +249,11 @@ class ClusterLauncher:
                 if pod_uid not in printers:
                     printers[pod_uid] = LogPrinter(self.running, pod, self.kind.container, node)
                     printers[pod_uid].start()
-                say_once(f"[{node}] waits", waiting_reason(pod))
+                say_once(pod_uid, f"[{node}] waits", waiting_reason(pod))
             refused = ""
             if len(pods) < num_nodes and time.monotonic() - started > EVENTS_SECONDS:
                 waits = self._why_no_pods(job)
-                say_once("waits for pods", waits)
+                say_once(uid, "waits for pods", waits)
                 refused = waits if is_refused_for_good(waits) else ""
             ended = verdict(job)
             hopeless = bool(refused) or is_hopeless(pods.values(), self.kind.container)
@@ -358,7 +358,7 @@ def _is_ending(workflow: Mapping[str, Any]) -> bool:
     spec, started = workflow.get("spec", {}), workflow.get("status", {}).get("startedAt")
     deadline = spec.get("activeDeadlineSeconds")
     if deadline and started:
-        begin = datetime.fromisoformat(started.replace("Z", "+00:00"))
+        begin = datetime.fromisoformat(started)
         if datetime.now(UTC) >= begin + timedelta(seconds=deadline - CLOCKS_DIFFER_SECONDS):
             return True
     return deadline == 0 or bool(spec.get("shutdown"))
