@@ -147,10 +147,6 @@ def named_files(tree: Tree) -> Listing | None:
     speaker; the latter are such as `yes (3).wav`, and folders of them count as speakers. Folders that are named for
     splits are splits. Which part is the word follows from known words.
     """
-    folders = {tuple(file.split("/")[:-1]) for file in tree.recordings}
-    has_splits = len({path[:1] for path in folders}) > 1 and all(path and split_named(path[0]) for path in folders)
-    inner = {path[-1] for path in folders if len(path) > has_splits}
-    are_speakers = len(inner) > 1 and not any(is_container(name) or split_named(name) for name in inner)
     for names in (_NAMED, _NUMBERED):
         parts = _parts_of_names(tree, names)
         known = [group for group, some in parts.items() if all(map(_is_known, some))]
@@ -158,6 +154,10 @@ def named_files(tree: Tree) -> Listing | None:
             continue
         (word,) = known
         others = parts.keys() - {word}
+        folders = {tuple(file.split("/")[:-1]) for file in tree.recordings}
+        has_splits = len({path[:1] for path in folders}) > 1 and all(path and split_named(path[0]) for path in folders)
+        inner = {path[-1] for path in folders if len(path) > has_splits}
+        are_speakers = len(inner) > 1 and not any(is_container(name) or split_named(name) for name in inner)
         pairs = ((file, names.fullmatch(file.rpartition("/")[2])) for file in tree.recordings)
         rows = (
             Row(
