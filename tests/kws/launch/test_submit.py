@@ -38,9 +38,10 @@ class Play:
         waits: str = "",
         reason: str = "",
         vanishes: bool = False,
+        replaced: bool = False,
     ) -> None:
         self.end, self.looks, self.status, self.pods, self.waits = end, looks, status, pods, waits
-        self.reason, self.vanishes = reason, vanishes
+        self.reason, self.vanishes, self.replaced = reason, vanishes, replaced
 
 
 def container(**state: Any) -> dict[str, Any]:
@@ -102,6 +103,9 @@ class Kubernetes(JsonServer):
             return None
         play = self.ends[name]
         play.looks -= 1
+        if play.replaced and play.looks == 2:
+            for pod in self.pods.values():
+                pod["metadata"]["uid"] += "-new"
         if play.looks < 0 and play.vanishes:
             del self.jobs[name]
             return None
@@ -426,6 +430,14 @@ def test_what_pods_wait_for_is_told_once(
     said = capfd.readouterr().err.splitlines()
     assert said.count("[0] waits: ErrImagePull: no such image") == 1
     assert said.count("waits for pods: FailedCreatePod: exceeded quota: pods") == 1
+
+
+def test_pod_that_takes_the_place_of_another_tells_anew_what_it_waits_for(
+    kubernetes: Kubernetes, train: Callable[[], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    kubernetes.plays = [Play(looks=5, waits="no such image", replaced=True)]
+    train()
+    assert capfd.readouterr().err.splitlines().count("[0] waits: ErrImagePull: no such image") == 2
 
 
 def refusal(said: str, when: str) -> dict[str, Any]:
