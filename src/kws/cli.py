@@ -135,6 +135,7 @@ def _add_preprocess(add: Add) -> None:
 
 
 def _preprocess(options: argparse.Namespace) -> int:
+    from kws.data.sources import unwrapped
     from kws.preprocess.step import compute_shard, preprocess
     from kws.recipe import make_recipe
 
@@ -142,7 +143,7 @@ def _preprocess(options: argparse.Namespace) -> int:
     clips: dict[str, Any] = {
         name: getattr(options, name) for name in ("words", "unknown_words", "num_threads", "layout")
     }
-    recordings, root = options.recordings.resolve(), options.data_root
+    recordings, root = unwrapped(options.recordings.resolve(), options.layout), options.data_root
     if options.shard is None:
         print(preprocess(recordings, root, recipe, max_bad_fraction=options.max_bad_fraction, **clips))
         return 0
@@ -260,12 +261,14 @@ def _add_evaluate(add: Add) -> None:
 
 
 def _evaluate_streams(options: argparse.Namespace) -> int:
+    from kws.data.sources import unwrapped
     from kws.evaluate.report import write_stream_report
     from kws.evaluate.streams import evaluate_streams
     from kws.model.detector import THRESHOLDS, Thresholds
     from kws.model.predict import load
     from kws.text import printable
 
+    options.recordings = unwrapped(options.recordings)
     recognizer = load(options.model, num_threads=1)  # one window at a time is too little work for several threads
     given = Thresholds.read(options.thresholds, recognizer.words) if options.thresholds else None
     thresholds, reports = evaluate_streams(
@@ -347,11 +350,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.stream:
         return _evaluate_streams(options)
     from kws import files
+    from kws.data.sources import unwrapped
     from kws.evaluate.accuracy import evaluate_recordings, save_confusion
     from kws.evaluate.report import write_report
     from kws.model.predict import load
     from kws.text import printable
 
+    options.recordings = unwrapped(options.recordings, options.layout)
     recognizer = load(options.model)
     evaluation, unreadable = evaluate_recordings(recognizer, options.recordings, options.layout)
     for clip, reason in unreadable.items():

@@ -62,6 +62,23 @@ def list_recordings(folder: Path, layout: str = AUTO) -> Listing:
     return dataclasses.replace(listing, speech=list_speech(folder, speech), tables=tables)
 
 
+def unwrapped(folder: Path, layout: str = AUTO) -> Path:
+    """Returns the innermost of the folders, one in another, that wrap around the recordings, or else the folder itself.
+
+    Raises:
+        ValueError: as `list_recordings` does.
+    """
+    inner = folder
+    while (
+        inner.is_dir()
+        and len(folders := [path for path in inner.iterdir() if path.is_dir() and path.name[0] not in "._"]) == 1
+    ):
+        if list_recordings(inner, layout).words:
+            return inner
+        (inner,) = folders
+    return inner if inner != folder and list_recordings(inner, layout).words else folder
+
+
 def _list_clips(folder: Path, layout: str) -> Listing:
     if layout == AUTO:
         layout = str((read_manifest(folder) or {}).get("layout", AUTO))

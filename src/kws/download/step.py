@@ -27,7 +27,7 @@ from kws.data.listing import Listing
 from kws.data.names import THEIR_MANIFEST
 from kws.data.pack import FOLDER, Pack, Packer, opened, size_of
 from kws.data.parts import write_parts
-from kws.data.sources import AUTO, list_recordings
+from kws.data.sources import AUTO, list_recordings, unwrapped
 from kws.download import credentials
 from kws.download.addresses import STORES, resolve, scheme_of, unsigned
 from kws.download.archives import EXTRACTED, SUFFIXES, ArchiveError, Skipped, require_space, unpack
@@ -215,6 +215,7 @@ class _Source:
 
     def _from_folder(self, path: Path) -> Path:
         name = _safe_name(path.resolve().name) or "recordings"
+        path = unwrapped(path, self.layout)
         if list_recordings(path, self.layout).words or not (archives := _archives_below(path)):
             return self._snapshot(path, name, {}, move=False)
         digest = hashlib.sha256("".join(files.sha256_of(archive) for archive in archives).encode()).hexdigest()

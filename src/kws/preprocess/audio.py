@@ -170,7 +170,10 @@ def read_stretch(source: Path | bytes, start: float, end: float, sample_rate: in
         waveform, rate = _whole(source, changed, sample_rate), sample_rate
         waveform = waveform[round(start * rate) : round(end * rate)]
     if waveform.size == 0:
-        raise ValueError(f"the recording must reach to {end:g} s, got one that ends before {start:g} s")
+        raise ValueError(
+            "the stretch that a list states must lie within the recording, got one beyond its end: take the columns of "
+            "begin and end out of the list if they are of another recording"
+        )
     require_sound(waveform)
     return waveform if rate == sample_rate else resample(waveform, rate, sample_rate)
 

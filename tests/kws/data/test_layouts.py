@@ -23,7 +23,7 @@ from kws.data.clip import Clip
 from kws.data.index import Index
 from kws.data.layouts.rows import UnclearLayout
 from kws.data.listing import Listing
-from kws.data.sources import list_recordings
+from kws.data.sources import list_recordings, unwrapped
 from kws.download.step import download
 from kws.preprocess.audio import read, read_waveform
 from kws.preprocess.step import preprocess
@@ -188,9 +188,38 @@ def test_stretch_of_a_recording_of_any_format_and_rate_is_where_it_should_be(
     assert np.abs(np.concatenate((heard[:4000], heard[12_000:]))).max() == 0  # padded like a short recording
 
 
+def test_json_may_name_the_files_of_each_word(tmp_path: Path) -> None:
+    rows = flat(tmp_path)
+    of_words = {word: [row["file"] for row in rows if row["word"] == word] for word in ("yes", "left")}
+    (tmp_path / "words.json").write_text(json.dumps(of_words))
+    assert said(list_recordings(tmp_path)) == {(row["file"], row["word"], "", "") for row in rows}
+
+
+@pytest.mark.parametrize("below", ["", "clips"])
+def test_spreadsheet_beside_recordings_is_to_be_saved_as_csv(tmp_path: Path, below: str) -> None:
+    flat(tmp_path, below)
+    (tmp_path / "Labels.xlsx").write_bytes(b"PK")
+    with pytest.raises(UnclearLayout, match=r"got the spreadsheet Labels\.xlsx: save it as CSV"):
+        list_recordings(tmp_path)
+
+
+@pytest.mark.parametrize("around", ["words", "kaggle/train/audio"])
+def test_folders_around_the_words_are_passed_as_in_archives(tmp_path: Path, around: str) -> None:
+    outer = tmp_path / around.split("/")[0]
+    for word in ("yes", "left"):
+        for source in real(word):
+            place(tmp_path / around / word / source.name, source)
+    (outer / "LICENSE").write_text("of the recordings")
+    assert unwrapped(outer) == tmp_path / around
+    assert unwrapped(tmp_path / around) == tmp_path / around
+    assert len(list_recordings(download(str(outer), "", tmp_path / "data")).clips) == 20
+    (tmp_path / around / "yes").rename(outer / "yes")
+    assert unwrapped(outer) == outer
+
+
 def test_stretch_beyond_the_end_is_refused(tmp_path: Path) -> None:
     place(tmp_path / "a.wav", real("yes")[0])
-    with pytest.raises(ValueError, match=r"must reach to 9 s, got one that ends before 8 s"):
+    with pytest.raises(ValueError, match=r"beyond its end: take the columns of begin and end out"):
         read(tmp_path, Clip(file="a.wav", word="yes", stretch=(8.0, 9.0)), FEATURES)
 
 
@@ -961,7 +990,7 @@ def test_entry_of_a_list_names_the_recording_in_its_folder(tmp_path: Path) -> No
     ("folders", "message"),
     [
         (["{speaker}-2008/wav"], "may be speakers by their names"),
-        (["wav"], "got only a folder wav beside labels.xlsx: add a list"),
+        (["wav"], "got the spreadsheet labels[.]xlsx: save it as CSV"),
         (["a{speaker}/b{number}/c{word}"], "such as --layout speaker/[*]/word"),
         (["train/wavs", "test/wavs"], "splits by their names"),
     ],

@@ -135,8 +135,8 @@ def require_named_for_word(listing: Listing) -> None:
         others = sorted(path.name for path in listing.folder.iterdir() if path.is_file())[:3]
         raise UnclearLayout(
             f"recordings must lie in folders of words, or be in a list, got only a folder {words[0]}"
-            f"{' beside ' + ', '.join(others) if others else ''}: add a list (list.csv with the columns file and word; "
-            "spreadsheets can be saved as CSV), or use --layout word if it is a word"
+            f"{' beside ' + ', '.join(others) if others else ''}: add a list (list.csv with the columns file and "
+            "word), or use --layout word if it is a word"
         )
 
 

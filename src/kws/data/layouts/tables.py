@@ -49,6 +49,9 @@ NAMES: Mapping[str, Sequence[str]] = {
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".lst", ".list", *shards.SUFFIXES)
 
+SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
+"""Of files that may be lists, too, but are not read."""
+
 NOT_FOR_USE = ("invalidated", "other", "reported", "clip_durations", "unvalidated_sentences", "validated_sentences")
 """Tables of Common Voice beside validated.tsv that hold what listeners rejected or have not heard, or no recordings."""
 
@@ -103,12 +106,14 @@ def lists(tree: Tree) -> Listing | None:
 
 
 def require_no_other(tree: Tree) -> None:
-    """Refuses a table that names recordings in a column of an unknown name.
+    """Refuses a table that names recordings in a column of an unknown name, and a spreadsheet, which may name them.
 
     Raises:
         UnclearLayout: there is one.
     """
     for path in tree.others:
+        if path.lower().endswith(SPREADSHEETS):
+            raise UnclearLayout(f"a list must be text or Parquet, got the spreadsheet {path}: save it as CSV beside it")
         if _may_be_table(tree, path):
             rows = list(itertools.islice(_cells(tree, path), FEW))
             named = _column_of_files(tree, path, rows)
@@ -355,7 +360,11 @@ def _parsed(text: str) -> Any:
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a JSON document: an array of objects, an object with one, or what belongs to each file."""
+    """Yields the rows of a JSON document.
+
+    It is an array of objects, an object with one, what belongs to each file, or the
+    files of each word.
+    """
     if isinstance(value, list):
         for one in value:
             if isinstance(one, dict) and isinstance(one.get("data"), dict) and "annotations" in one:
@@ -367,10 +376,17 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
         if value and all(map(is_recording, value)):
             for file, said in value.items():
                 yield {"file": file} | (said if isinstance(said, dict) else {"word": said})
+        elif value and all(isinstance(some, list) and some and _are_recordings(some) for some in value.values()):
+            for word, some in value.items():
+                yield from ({"file": file, "word": word} for file in some)
         elif len(arrays) == 1 and not _columns(value).keys() & {"file"}:
             yield from _objects(arrays[0])
         else:
             yield value
+
+
+def _are_recordings(values: list[Any]) -> bool:
+    return all(isinstance(value, str) and is_recording(value) for value in values)
 
 
 def _of_label_studio(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
