@@ -433,14 +433,21 @@ def resample(waveform: Waveform, rate: int, new_rate: int) -> Waveform:
     if importlib.util.find_spec("torchaudio") is None:
         return resample_without_torch(waveform, rate, new_rate)
     import torch
-    import torchaudio
 
     _require_rate(rate)
     # The size of torchaudio's filter grows with the product of the two rates over their common divisors: 6 GB for
     # 22,051 Hz. Limiting the denominator keeps the usual rates exact and others within 0.01 %.
     ratio = Fraction(new_rate, rate).limit_denominator(500)
-    resampled = torchaudio.functional.resample(torch.from_numpy(waveform), ratio.denominator, ratio.numerator)
-    return np.asarray(resampled)
+    return np.asarray(_resampler(ratio.denominator, ratio.numerator)(torch.from_numpy(waveform)))
+
+
+@functools.lru_cache(maxsize=8)
+def _resampler(rate: int, new_rate: int) -> Any:
+    """Returns torchaudio's resampler, as computing its filter takes longer than filtering a clip."""
+    import torch
+    import torchaudio
+
+    return torchaudio.transforms.Resample(rate, new_rate, dtype=torch.float32)
 
 
 def resample_without_torch(waveform: Waveform, rate: int, new_rate: int) -> Waveform:
