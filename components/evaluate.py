@@ -21,7 +21,8 @@ def evaluate(
         model: the .pth file.
         tensors: manifest of the tensors folder.
         false_alarms_per_hour: the limit for the choice of detection thresholds.
-        metrics: accuracy, macro F1, calibration error and number of clips; accuracy on new and on old clips apart.
+        metrics: accuracy, macro F1, calibration error and number of clips; accuracy on new and on old clips apart; what
+            the step used.
         confusion: the confusion matrix, if there are more than 60 words of the hardest ones.
         report: a self-contained page, with pictures and the worst mistakes to listen to.
         evaluation: all metrics as JSON.

@@ -1,6 +1,6 @@
 """Second step: converts recordings to tensors."""
 
-from kfp.dsl import Dataset, Input, Output, component
+from kfp.dsl import Dataset, Input, Metrics, Output, component
 
 from components import images
 
@@ -17,6 +17,7 @@ def preprocess(
     data_root: str,
     computed: list[int],
     tensors: Output[Dataset],
+    metrics: Output[Metrics],
 ) -> None:
     """Computes the mel spectrograms of all clips in tensors/<fingerprint>/ on the volume, unless they are there.
 
@@ -31,6 +32,7 @@ def preprocess(
         data_root: path of the mounted volume.
         computed: what the shards of this step computed before, if there are any: a number of clips for each.
         tensors: manifest of the tensors folder.
+        metrics: number of clips of each split, and what the step used.
     """
     from pathlib import Path
 
@@ -55,3 +57,5 @@ def preprocess(
         "not_read": manifest["not_read"]["num_files"],
     }
     tensors.metadata.update(steps.hand_over(folder, tensors.path, figures))
+    counts = {f"num_{name}_clips": count for name, count in manifest["counts"].items()}
+    metrics.metadata.update(counts | {"num_left_out": figures["left_out"]} | steps.used())

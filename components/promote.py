@@ -1,6 +1,6 @@
 """Last step: publishes the model as a version, and makes it champion if it is the best."""
 
-from kfp.dsl import HTML, Artifact, Dataset, Input, Model, Output, component
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output, component
 
 from components import images
 
@@ -18,6 +18,7 @@ def promote(
     formats: str,
     decision: Output[Artifact],
     comparison: Output[HTML],
+    metrics: Output[Metrics],
 ) -> None:
     """Publishes models/<version>/ on the volume; succeeds whether or not the version becomes champion.
 
@@ -33,6 +34,7 @@ def promote(
         formats: the forms in which to publish the model.
         decision: the version, whether it is champion or candidate, and why.
         comparison: the version beside the champion: words, and clips on which they differ to listen to.
+        metrics: accuracy of the version and of the champion, and what the step used.
     """
     import os
     from dataclasses import asdict
@@ -58,4 +60,6 @@ def promote(
     )
     files.write_json(Path(decision.path), asdict(decided))
     known = {name: value for name, value in asdict(decided).items() if value not in (None, ())}
-    decision.metadata.update(known | steps.used())
+    decision.metadata.update(known)
+    figures = {name: value for name, value in known.items() if name.endswith("accuracy")}
+    metrics.metadata.update(figures | steps.used())

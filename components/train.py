@@ -1,6 +1,6 @@
 """Third step: trains a model, with torchrun on a laptop and a PyTorchJob on a cluster."""
 
-from kfp.dsl import Artifact, Dataset, Input, Model, Output, component
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output, component
 
 from components import images
 
@@ -23,6 +23,7 @@ def train(
     model: Output[Model],
     job: Output[Artifact],
     log: Output[Artifact],
+    metrics: Output[Metrics],
 ) -> None:
     """Trains in runs/<timestamp>-<run id>/ on the volume; a retry resumes from the latest checkpoint.
 
@@ -43,6 +44,7 @@ def train(
         model: the best model by validation accuracy, a .pth file.
         job: the manifest of the job or the command that was started, as YAML.
         log: all that the training processes printed.
+        metrics: validation accuracy and speed, and what the training processes used since they were last started.
     """
     import shutil
     from pathlib import Path
@@ -75,4 +77,6 @@ def train(
     gather_logs(folder, Path(log.path))
     shutil.copyfile(folder / runs.BEST, model.path)
     about = files.read_json(folder / files.MANIFEST) | {"path": str(folder / runs.BEST)}
-    model.metadata.update(steps.storable(about) | steps.used())
+    used = about.pop("used", {}) or steps.used()  # on a cluster, this step itself only waits
+    model.metadata.update(steps.storable(about))
+    metrics.metadata.update({name: value for name, value in about.items() if not isinstance(value, str)} | used)

@@ -269,7 +269,7 @@ def _used(outputs: Path, step: str) -> dict[str, float]:
     return next(({name: one[name] for name in one if name in _USED} for one in found if "cpu_seconds" in one), {})
 
 
-_USED = ("cpu_seconds", "peak_memory_bytes", "read_bytes", "write_bytes")
+_USED = ("cpu_seconds", "peak_memory_mb", "read_mb", "written_mb")
 
 
 def _summarize(outputs: Path, data_root: Path, steps: list[Step]) -> dict[str, Any]:
@@ -313,7 +313,7 @@ def show(summary: Mapping[str, Any]) -> None:
     for name in ("time", "CPU", "memory", "read", "written"):
         table.add_column(name, justify="right")
     for step in summary["steps"]:
-        moved = [files.human_bytes(step[name]) if name in step else "" for name in _USED[1:]]
+        moved = [files.human_bytes(1e6 * step[name]) if name in step else "" for name in _USED[1:]]
         cpu = f"{step['cpu_seconds']:.1f} s" if "cpu_seconds" in step else ""
         table.add_row(step["name"], f"{step['seconds']:.1f} s", cpu, *moved)
     table.add_section()

@@ -286,6 +286,7 @@ class Following:
             for step in steps
             if step.name in ("evaluate", "promote")
             for name, artifact in artifacts_of(self._log(step)).items()
+            if (step.name, name) != ("promote", "metrics")  # the results of the run are those of evaluate
         }
 
 

@@ -39,17 +39,13 @@ def artifacts_of(lines: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def used(artifacts: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns what a step used, as `kws.steps.used` left it with one of the step's artifacts; empty if it did not."""
-    for one in artifacts.values():
-        if "cpu_seconds" in (found := one.get("metadata", {})):
-            moved = [
-                f"{human_bytes(found[f'{verb}_bytes'])} {verb}"
-                for verb in ("read", "write")
-                if f"{verb}_bytes" in found
-            ]
-            memory = f"{human_bytes(found['peak_memory_bytes'])} of memory"
-            return ", ".join([f"{found['cpu_seconds']:.0f} s of CPU", memory, *moved]).replace("write", "written")
-    return ""
+    """Returns what a step used, as its metrics have it (see `kws.steps.used`); empty if they do not."""
+    found = artifacts.get("metrics", {}).get("metadata", {})
+    if "peak_memory_mb" not in found:
+        return ""
+    texts = {"peak_memory_mb": "of memory", "read_mb": "read", "written_mb": "written"}
+    said = [f"{human_bytes(1e6 * found[name])} {text}" for name, text in texts.items() if name in found]
+    return ", ".join([f"{found['cpu_seconds']:.0f} s of CPU", *said])
 
 
 def show_result(cluster: Cluster, run_id: str, artifacts: Mapping[str, Mapping[str, Any]]) -> None:

@@ -35,12 +35,15 @@ def upload(cluster: Cluster, path: Path) -> tuple[str, str]:
     """
     import kfp_server_api
 
-    client, name = cluster.client, str(package_spec(path)["pipelineInfo"]["name"])
+    client, info = cluster.client, package_spec(path)["pipelineInfo"]
+    name = str(info["name"])
     found = client.list_pipelines(filter=_named(name), namespace=cluster.user_namespace).pipelines
     if found:
         pipeline_id = found[0].pipeline_id
     else:
-        made = kfp_server_api.V2beta1Pipeline(display_name=name, namespace=cluster.user_namespace)
+        made = kfp_server_api.V2beta1Pipeline(
+            display_name=name, description=str(info.get("description", "")), namespace=cluster.user_namespace
+        )
         pipeline_id = client.pipelines.pipeline_service_create_pipeline(pipeline=made).pipeline_id
     version = version_name(path)
     versions = client.list_pipeline_versions(pipeline_id, filter=_named(version)).pipeline_versions

@@ -24,20 +24,22 @@ def start(step: str) -> None:
 
 
 def used() -> dict[str, float]:
-    """Returns what this process and its finished children have used: CPU seconds, peak memory and bytes moved.
+    """Returns what this process and its finished children have used: CPU seconds, peak memory and data moved, in MB.
 
-    Peak memory is that of the largest process. Bytes are those of a disk or of a network's file system: what the page
-    cache had is not counted, and nothing is where /proc does not tell.
+    A MB is 10^6 bytes: Kubeflow's UI shows figures as they are, and bytes would have nine digits. Peak memory is that
+    of the largest process. Data is that of a disk or of a network's file system: what the page cache had is not
+    counted, and nothing is where /proc does not tell.
     """
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     unit = 1 if sys.platform == "darwin" else 1024
     found = {
         "cpu_seconds": round(sum(one.ru_utime + one.ru_stime for one in usages), 1),
-        "peak_memory_bytes": float(max(one.ru_maxrss for one in usages) * unit),
+        "peak_memory_mb": round(max(one.ru_maxrss for one in usages) * unit / 1e6, 1),
     }
     with contextlib.suppress(OSError):
         counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-        found |= {name: float(counts[name]) for name in ("read_bytes", "write_bytes")}
+        found |= {"read_mb": round(float(counts["read_bytes"]) / 1e6, 1)}
+        found |= {"written_mb": round(float(counts["write_bytes"]) / 1e6, 1)}
     return found
 
 
@@ -68,7 +70,7 @@ def hand_over(folder: Path, artifact: str, figures: dict[str, Any]) -> dict[str,
     use(folder.parents[1], folder)
     manifest = {"path": str(folder), "sha256": files.sha256_of(folder / files.MANIFEST)} | figures
     files.write_json(Path(artifact), manifest)
-    return {str(name): storable(value) for name, value in manifest.items()} | used()
+    return {str(name): storable(value) for name, value in manifest.items()}
 
 
 def receive(artifact: str) -> Path:

@@ -202,7 +202,7 @@ def test_the_compiled_pipeline_goes_from_recordings_to_a_champion_with_two_proce
         summary_file,
     )
     with running(Hook()) as hook:
-        done = pipeline("run", *flags, "--epochs", "2", KWS_NOTIFY=hook.address)
+        done = pipeline("run", *flags, "--epochs", "2", KWS_NOTIFY=hook.address, MPLCONFIGDIR=str(tmp_path / "fonts"))
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads(summary_file.read_text())
     assert [step["name"] for step in summary["steps"]] == ["download", "preprocess", "train", "evaluate", "promote"]
@@ -211,12 +211,25 @@ def test_the_compiled_pipeline_goes_from_recordings_to_a_champion_with_two_proce
     assert summary["num_clips"] == 90
     assert summary["is_champion"]
     assert [(told["state"], told["figures"]["version"]) for told in hook.heard] == [("champion", summary["version"])]
-    assert all(step["cpu_seconds"] > 0 and step["peak_memory_bytes"] > 1e7 for step in summary["steps"])
+    assert all(step["cpu_seconds"] > 0 and step["peak_memory_mb"] > 10 for step in summary["steps"])
     assert not (Path(summary["tensorboard"]) / "checkpoints").exists()
     assert files.read_json(Path(summary["tensorboard"]) / "config.json")["recipe"]["model"]["width"] == 32
 
     (log,) = (path for path in Path(summary["artifacts"]).rglob("log") if path.parent.name == "train")
     assert re.search(r"== torchrun\.log\n(.*\n)*epoch 2/2: loss .*, validation accuracy ", log.read_text())
+    assert "fontManager" not in log.read_text()
+
+    # What Kubeflow's UI shows of each step, and compares between runs.
+    (outputs,) = {path.parent.parent for path in Path(summary["artifacts"]).rglob("executor_output.json")}
+    shown = {step: files.read_json(outputs / step / "executor_output.json")["artifacts"] for step in STEPS}
+    figures = {step: found["metrics"]["artifacts"][0]["metadata"] for step, found in shown.items()}
+    used = {"cpu_seconds", "peak_memory_mb"} | ({"read_mb", "written_mb"} if Path("/proc/self/io").exists() else set())
+    assert all(used <= found.keys() for found in figures.values())
+    assert all(isinstance(value, int | float) for found in figures.values() for value in found.values())
+    assert figures["train"]["cpu_seconds"] > 2  # of the training processes, not of the step that waits for them
+    assert figures["download"]["num_clips"] == 90
+    assert figures["preprocess"]["num_test_clips"] == summary["num_test_clips"] == figures["evaluate"]["num_clips"]
+    assert figures["promote"]["accuracy"] == figures["evaluate"]["accuracy"]
 
     recognizer = bundle.load(Path(summary["model"]))
     assert recognizer.words == summary["words"]

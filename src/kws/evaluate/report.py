@@ -120,6 +120,16 @@ def render_comparison(
     )
 
 
+def render_not_compared(version: str, reason: str) -> str:
+    """Renders the page in place of a comparison, where there is none.
+
+    Args:
+        version: the new version.
+        reason: why it is champion or is not, in a sentence.
+    """
+    return _render("not_compared.html.jinja", version=version, reason=reason)
+
+
 def _render(name: str, **values: Any) -> str:
     """Renders a template of this package, which may include others."""
     environment = jinja2.Environment(

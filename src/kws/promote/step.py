@@ -3,7 +3,6 @@
 The files of a version are described in `kws.model.versions`.
 """
 
-import html
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from kws.config import DEFAULT_FORMATS, CleanConfig
 from kws.cores import computing
 from kws.evaluate.accuracy import HEARD, Evaluation, compare_heard, evaluate_tensors, wilson
 from kws.evaluate.new_clips import Apart, apart, find_new, sentence
-from kws.evaluate.report import recall_by_word, render_comparison
+from kws.evaluate.report import recall_by_word, render_comparison, render_not_compared
 from kws.model import bundle as pth
 from kws.model import versions
 from kws.preprocess.tensors import Tensors
@@ -162,7 +161,7 @@ def promote(
 def _page(version: str, champion: str | None, reason: str, compared: Compared | None) -> str:
     """Returns the page with a version beside the champion, or why there is none."""
     if compared is None:
-        return f"<p>{html.escape(reason)}</p>\n"
+        return render_not_compared(version, reason)
     names = version, str(champion)
     return render_comparison(names, reason, compared.heard, compared.new_clips, compared.tensors)
 

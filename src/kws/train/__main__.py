@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> Path:
     """Trains with the settings of parsed flags, and returns the run folder."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of fonts, in the log that the run keeps
     if options.run_folder is not None:
         tensors, recipe = runs.read_config(options.run_folder)
     else:

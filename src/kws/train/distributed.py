@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -32,6 +32,14 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(values)
         return values[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Returns the values of all processes, in the order of their ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def all_reduce(self, *values: Tensor) -> list[Tensor]:
         """Sums each value over all processes, in place."""

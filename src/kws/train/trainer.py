@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kws import files
+from kws import files, steps
 from kws.config import SILENCE, UNKNOWN
 from kws.model import bundle
 from kws.model.bundle import Recognizer
@@ -359,8 +359,9 @@ def train_to_the_end(folder: Path, trainer: Trainer) -> None:
                 journal.done(trainer.clips_done)
                 journal.epoch(history, trainer.epochs, matrix if is_best else None)
             _save(folder, trainer, history)
+    used = _used(trainer)
     if is_main:
-        _complete(folder, trainer, history)
+        _complete(folder, trainer, history, used)
 
 
 def _resume(folder: Path, trainer: Trainer) -> History:
@@ -413,7 +414,21 @@ def _save_model(
     bundle.save(folder / runs.BEST, recognizer)
 
 
-def _complete(folder: Path, trainer: Trainer, history: History) -> None:
+def _used(trainer: Trainer) -> dict[str, float]:
+    """Returns what the training processes have used since they started or were resumed, peak memory of the largest.
+
+    See `kws.steps.used`; on a cluster, the train step itself only waits for these processes.
+    """
+    used = steps.used()
+    if trainer.world.device.type == "cuda":
+        used["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(trainer.world.device) / 1e6, 1)
+    of_all = trainer.world.gather(used)
+    return {
+        name: round((max if name.startswith("peak") else sum)(one.get(name, 0.0) for one in of_all), 1) for name in used
+    }
+
+
+def _complete(folder: Path, trainer: Trainer, history: History, used: Mapping[str, float]) -> None:
     """Fits the temperature of the best model and writes the manifest of the run."""
     best = bundle.load(folder / runs.BEST, trainer.world.device)
     _save_model(folder, trainer, best.model, best.metrics, trainer.temperature(best.model))
@@ -427,5 +442,6 @@ def _complete(folder: Path, trainer: Trainer, history: History) -> None:
         "num_clips": trainer.num_clips,
         "num_parameters": best.num_parameters,
         "clips_per_second": sorted(row["clips_per_second"] for row in history)[len(history) // 2],
+        "used": used,
     }
     files.write_json(folder / files.MANIFEST, manifest)

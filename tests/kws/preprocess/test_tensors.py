@@ -79,9 +79,7 @@ def test_folder_that_is_handed_over_is_received(tone_tensors: Path, tmp_path: Pa
     written = steps.hand_over(tone_tensors, artifact, {"num_clips": 120})
     manifest = {"path": str(tone_tensors), "sha256": files.sha256_of(tone_tensors / files.MANIFEST), "num_clips": 120}
     assert json.loads(Path(artifact).read_text()) == manifest
-    used = {name: written.pop(name) for name in ("cpu_seconds", "peak_memory_bytes")}
-    assert all(value > 0 for value in used.values())
-    assert {name: written[name] for name in manifest} == manifest
+    assert written == manifest
     assert steps.receive(artifact) == tone_tensors
 
 

@@ -462,6 +462,8 @@ def test_promotion_says_how_both_do_on_new_and_on_old_clips_by_what_the_evaluate
         return promote(model, tensors, evaluation, report, data_root, 0.0, comparison=page)
 
     assert call(weak, before, {}).new_clips == ()
+    assert "was not compared with a champion" in page.read_text()
+    assert "there was none before" in page.read_text()
     heard = evaluate_tensors(expert, Tensors(after)).heard()
     is_new = np.array([clip.id in names for clip in Tensors(after).split("test").clips])
     heard["predicted"][int(np.flatnonzero(is_new)[0])] += 1  # as no other listener would have it

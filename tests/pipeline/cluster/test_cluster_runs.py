@@ -119,6 +119,7 @@ def test_submitted_run_has_all_parameters_and_the_version_is_uploaded_once(
     mine, _ = pipelines.kept["runs"]
     assert (mine["run_id"], mine["display_name"]) == (started.run_id, "mine")
     assert steps == ["download", "preprocess", "train", "evaluate", "promote"]
+    assert pipelines.kept["pipelines"][0]["description"].startswith("Trains, evaluates and ships a recognizer")
     assert mine["runtime_config"]["parameters"]["epochs"] == "7"
     assert mine["pipeline_version_reference"]["pipeline_version_id"] == "pipeline_version-0"
     assert {kind: len(pipelines.kept[kind]) for kind in ("pipelines", "versions", "experiments")} == {

@@ -19,7 +19,7 @@ from pipeline.cluster import argo_steps as steps
 from pipeline.cluster import follow, results, run_pods, runs
 from pipeline.cluster.commands import add_cluster_commands
 from pipeline.cluster.connect import Cluster
-from pipeline.cluster.results import artifacts_of
+from pipeline.cluster.results import artifacts_of, used
 from pipeline.cluster.run_pods import Pods, Tail
 from pipeline.shell import ClusterError
 
@@ -204,6 +204,15 @@ def test_metrics_and_decision_are_read_from_what_the_launcher_says_it_published(
     assert artifacts_of(log("promote")[:-20]) == {}  # cut off
 
 
+def test_what_a_step_used_is_read_from_its_metrics() -> None:
+    metrics = {"cpu_seconds": 0.9, "peak_memory_mb": 88.8, "read_mb": 77.8, "written_mb": 4.1, "accuracy": 1.0}
+    shown = used({"model": {"metadata": {}}, "metrics": {"metadata": metrics}})
+    assert shown == "1 s of CPU, 88.8 MB of memory, 77.8 MB read, 4.1 MB written"
+    some = {"cpu_seconds": 1.0, "peak_memory_mb": 2400.0}
+    assert used({"metrics": {"metadata": some}}) == "1 s of CPU, 2.4 GB of memory"
+    assert used({"metrics": {"metadata": {"accuracy": 1.0}}}) == used({}) == ""
+
+
 # Following, over HTTP
 
 
@@ -267,6 +276,12 @@ def test_a_run_that_succeeded_prints_its_results(stand_in: StandIn, said: Any) -
         node = f"speech-commands-tqsdf-{digest}" if digest else steps.node_id(name)
         stand_in.pods.append(pod(node, name, phase="Succeeded"))
         stand_in.logs[f"pod-of-{node}"] = log(step)
+        more = '"metrics": {"artifacts": [{"name": "metrics", "metadata": {"accuracy": 0.5}}]},'
+        if step == "promote":
+            lines = stand_in.logs[f"pod-of-{node}"]
+            start = next(number for number, line in enumerate(lines) if "ExecutorOutput: {" in line)
+            lines.insert(lines.index('  "artifacts": {', start) + 1, more)
+            assert artifacts_of(lines)["metrics"]["metadata"] == {"accuracy": 0.5}
     status, text = said()
     assert status == 0
     assert "evaluate   │ accuracy 33.33 % on 9 test clips" in text
