@@ -30,4 +30,4 @@ def download(
     counts = {"num_clips": manifest["num_clips"], "num_words": len(manifest["words"])}
     figures = counts | {name: manifest.get(name, []) for name in ("source", "layout", "sources")}
     recordings.metadata.update(steps.hand_over(folder, recordings.path, figures))
-    metrics.metadata.update(counts | steps.used())
+    steps.log_metrics(metrics, counts)

@@ -23,7 +23,7 @@ def evaluate(
         false_alarms_per_hour: the limit for the choice of detection thresholds.
         metrics: accuracy, macro F1, calibration error and number of clips; accuracy on new and on old clips apart; what
             the step used.
-        confusion: the confusion matrix, if there are more than 60 words of the hardest ones.
+        confusion: the confusion matrix, if there are more than 60 words of the hardest ones; as a file, of all.
         report: a self-contained page, with pictures and the worst mistakes to listen to.
         evaluation: all metrics as JSON.
     """
@@ -34,8 +34,9 @@ def evaluate(
 
     steps.start("evaluate")
     found = evaluate(Path(model.path), steps.receive(tensors.path), Path(report.path), false_alarms_per_hour)
-    for name, value in (found.figures() | steps.used()).items():
-        metrics.log_metric(name, value)
+    steps.log_metrics(metrics, found.figures())
     words, matrix = found.of_hardest()  # Kubeflow's database holds no matrix of a thousand words
     confusion.log_confusion_matrix(steps.storable(words), matrix.astype(int).tolist())
+    with files.atomic_write(Path(confusion.path), "w") as file:
+        file.write(found.csv())
     files.write_json(Path(evaluation.path), found.summary())

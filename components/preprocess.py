@@ -58,4 +58,4 @@ def preprocess(
     }
     tensors.metadata.update(steps.hand_over(folder, tensors.path, figures))
     counts = {f"num_{name}_clips": count for name, count in manifest["counts"].items()}
-    metrics.metadata.update(counts | {"num_left_out": figures["left_out"]} | steps.used())
+    steps.log_metrics(metrics, counts | {"num_left_out": figures["left_out"]})

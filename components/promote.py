@@ -61,5 +61,4 @@ def promote(
     files.write_json(Path(decision.path), asdict(decided))
     known = {name: value for name, value in asdict(decided).items() if value not in (None, ())}
     decision.metadata.update(known)
-    figures = {name: value for name, value in known.items() if name.endswith("accuracy")}
-    metrics.metadata.update(figures | steps.used())
+    steps.log_metrics(metrics, {name: value for name, value in known.items() if name.endswith("accuracy")})

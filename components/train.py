@@ -77,6 +77,6 @@ def train(
     gather_logs(folder, Path(log.path))
     shutil.copyfile(folder / runs.BEST, model.path)
     about = files.read_json(folder / files.MANIFEST) | {"path": str(folder / runs.BEST)}
-    used = about.pop("used", {}) or steps.used()  # on a cluster, this step itself only waits
+    used = about.pop("used", None)  # by the training processes: on a cluster, this step only waits for them
     model.metadata.update(steps.storable(about))
-    metrics.metadata.update({name: value for name, value in about.items() if not isinstance(value, str)} | used)
+    steps.log_metrics(metrics, {name: value for name, value in about.items() if not isinstance(value, str)}, used)

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,19 @@ def used() -> dict[str, float]:
         found |= {"read_mb": round(float(counts["read_bytes"]) / 1e6, 1)}
         found |= {"written_mb": round(float(counts["write_bytes"]) / 1e6, 1)}
     return found
+
+
+def log_metrics(metrics: Any, figures: Mapping[str, float], usage: Mapping[str, float] | None = None) -> None:
+    """Makes figures and what a step used its metrics: the metadata, which Kubeflow's UI shows, and a file for previews.
+
+    Args:
+        metrics: an output of kfp's type Metrics.
+        figures: counts and results.
+        usage: what was used; None: see `used`.
+    """
+    shown = {**figures, **(usage or used())}
+    metrics.metadata.update(shown)
+    files.write_json(Path(metrics.path), shown)
 
 
 def storable(value: Any) -> Any:

@@ -225,6 +225,9 @@ def test_the_compiled_pipeline_goes_from_recordings_to_a_champion_with_two_proce
     figures = {step: found["metrics"]["artifacts"][0]["metadata"] for step, found in shown.items()}
     used = {"cpu_seconds", "peak_memory_mb"} | ({"read_mb", "written_mb"} if Path("/proc/self/io").exists() else set())
     assert all(used <= found.keys() for found in figures.values())
+    assert all(files.read_json(outputs / step / "metrics") == found for step, found in figures.items())
+    assert (outputs / "evaluate" / "confusion").read_text().splitlines()[0].endswith("no,stop,yes")
+    assert '"reason": "accuracy ' in (outputs / "promote" / "decision").read_text()[:255]
     assert all(isinstance(value, int | float) for found in figures.values() for value in found.values())
     assert figures["train"]["cpu_seconds"] > 2  # of the training processes, not of the step that waits for them
     assert figures["download"]["num_clips"] == 90

@@ -31,18 +31,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """The result of the promote step."""
+    """The result of the promote step; what counts is first, as Kubeflow's UI shows the first 255 characters."""
 
-    version: str
-    path: str
-    """The folder models/<version>."""
     is_champion: bool
+    is_candidate: bool = False
+    """Whether it waits for a person's approval."""
     reason: str
     accuracy: float
     champion_accuracy: float | None
     """Accuracy of the previous champion on the same clips; None if they were not compared."""
-    is_candidate: bool = False
-    """Whether it waits for a person's approval."""
+    version: str
+    path: str
+    """The folder models/<version>."""
     new_clips: tuple[Apart, ...] = ()
     """How this version and the champion do on new and on old clips; empty: none is new, or they were not compared."""
 
