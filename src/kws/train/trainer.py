@@ -359,7 +359,7 @@ def train_to_the_end(folder: Path, trainer: Trainer) -> None:
                 journal.done(trainer.clips_done)
                 journal.epoch(history, trainer.epochs, matrix if is_best else None)
             _save(folder, trainer, history)
-    used = _used(trainer)
+    used = used_together(trainer.world)
     if is_main:
         _complete(folder, trainer, history, used)
 
@@ -414,15 +414,15 @@ def _save_model(
     bundle.save(folder / runs.BEST, recognizer)
 
 
-def _used(trainer: Trainer) -> dict[str, float]:
-    """Returns what the training processes have used since they started or were resumed, peak memory of the largest.
+def used_together(world: World) -> dict[str, float]:
+    """Returns what the training processes have used since they started: the sum, of peak memory that of the largest.
 
     See `kws.steps.used`; on a cluster, the train step itself only waits for these processes.
     """
     used = steps.used()
-    if trainer.world.device.type == "cuda":
-        used["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(trainer.world.device) / 1e6, 1)
-    of_all = trainer.world.gather(used)
+    if world.device.type == "cuda":
+        used["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(world.device) / 1e6, 1)
+    of_all = world.gather(used)
     return {
         name: round((max if name.startswith("peak") else sum)(one.get(name, 0.0) for one in of_all), 1) for name in used
     }

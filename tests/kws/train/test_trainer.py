@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 from together import run_together
 
-from kws import files
+from kws import files, steps
 from kws.config import SILENCE, UNKNOWN
 from kws.download.synthesize import synthesize
 from kws.launch.torchrun import TorchrunLauncher
@@ -33,7 +34,7 @@ from kws.train import __main__ as train_process
 from kws.train import checkpoint, process, runs, start
 from kws.train.distributed import World
 from kws.train.step import default_processes, train
-from kws.train.trainer import Trainer
+from kws.train.trainer import Trainer, used_together
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -265,6 +266,29 @@ def test_every_process_names_the_clips_of_the_one_whose_loss_was_no_number_first
     said = [(tmp_path / str(rank)).read_text() for rank in range(2)]
     assert said[0] == said[1]
     assert said[0].startswith("True the loss must be finite, got nan at step 1 of epoch 0;")
+
+
+def use_together(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    while time.process_time() < 0.3:  # a fork begins at 0
+        math.sqrt(2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    try:
+        mine = steps.used()
+        found = used_together(World(rank=rank, size=2, device=torch.device("cpu")))
+        files.write_json(folder / f"{rank}.json", [mine, found])
+    finally:
+        dist.destroy_process_group()
+
+
+def test_what_a_training_used_is_the_sum_of_its_processes_and_the_memory_of_the_largest(tmp_path: Path) -> None:
+    run_together(use_together, tmp_path)
+    (mine, found), (other, same) = (files.read_json(tmp_path / f"{rank}.json") for rank in range(2))
+    assert found == same
+    assert found["cpu_seconds"] >= round(mine["cpu_seconds"] + other["cpu_seconds"], 1) > mine["cpu_seconds"] > 0
+    assert found["peak_memory_mb"] >= max(mine["peak_memory_mb"], other["peak_memory_mb"])
+    assert found["peak_memory_mb"] < mine["peak_memory_mb"] + other["peak_memory_mb"]
+    assert mine.keys() == found.keys()
 
 
 class Node(TorchrunLauncher):
