@@ -132,15 +132,22 @@ class Run:
 
     def pod_of(self, step: str) -> str:
         """Returns the running pod of a step, or ""."""
+        return str(self._metadata_of_pod(step).get("name", ""))
+
+    def uid_of(self, step: str) -> str:
+        """Returns what tells its pod from another in its place, which may have the same name, or ""."""
+        return str(self._metadata_of_pod(step).get("uid", ""))
+
+    def _metadata_of_pod(self, step: str) -> dict[str, Any]:
         found = [
-            pod
+            pod["metadata"]
             for pod in get("pods", "-l", f"pipeline/runid={self.id}")["items"]
             if pod["status"]["phase"] == "Running"
             and "deletionTimestamp" not in pod["metadata"]
             and pod["metadata"]["name"].partition("-system-container-impl-")[2]
             and argo_steps.step_of_node(argo_steps.pod_node(pod)[1], [step])
         ]
-        return str(found[0]["metadata"]["name"]) if found else ""
+        return found[0] if found else {}
 
     def worker(self, node: int) -> str:
         """Returns the name of a training pod."""
@@ -236,11 +243,11 @@ def step_killed(run: Run) -> Iterator[None]:
 @contextlib.contextmanager
 def step_deleted(run: Run) -> Iterator[None]:
     _training(run)
-    job, first = job_of(run.id)["metadata"]["uid"], run.pod_of("train")
-    _delete(first)  # which Argo retries by itself, so that the run goes on
+    job, first = job_of(run.id)["metadata"]["uid"], run.uid_of("train")
+    _delete(run.pod_of("train"))  # which Argo retries by itself, so that the run goes on
     wait_for(
         "the next attempt to adopt the job",
-        lambda: run.pod_of("train") != first and run.says("adopted PyTorchJob"),
+        lambda: run.uid_of("train") != first and run.says("adopted PyTorchJob"),
         run=run.id,
     )
     assert job_of(run.id)["metadata"]["uid"] == job
