@@ -32,9 +32,11 @@ def open_run(page: Page, ui: str, run: str) -> None:
 
 def open_artifact(page: Page, step: str, name: str) -> None:
     """Shows an artifact of a step beside the graph, which is moved to the left so that the steps can be seen."""
+    page.mouse.move(1400, 200)
+    page.mouse.wheel(0, 200)  # a little smaller
+    page.wait_for_timeout(1000)
     steps = page.locator(".react-flow__node-EXECUTION")
     ends = steps.evaluate_all("all => all.map(each => each.getBoundingClientRect().right)")
-    page.mouse.move(1400, 200)
     page.mouse.down()
     page.mouse.move(1400 + 815 - max(ends), 200, steps=5)
     page.mouse.up()
