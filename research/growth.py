@@ -131,6 +131,7 @@ def draw(rows: Sequence[Row], over: str, path: Path) -> None:
         file.write(plots.png(figure))
 
 
+@as_command()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures the sizes that are named and not yet measured."""
     summary, _, rest = (__doc__ or "").partition("\n")
@@ -166,5 +167,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with as_command():
-        main()
+    main()

@@ -34,6 +34,7 @@ BENCHMARKS = (
     "research.cut_archive",
     "research.few_clips",
     "research.frontier",
+    "research.growth",
     "research.make_stream",
     "research.peers",
     "research.score_events",
