@@ -261,14 +261,12 @@ def _add_evaluate(add: Add) -> None:
 
 
 def _evaluate_streams(options: argparse.Namespace) -> int:
-    from kws.data.sources import unwrapped
     from kws.evaluate.report import write_stream_report
     from kws.evaluate.streams import evaluate_streams
     from kws.model.detector import THRESHOLDS, Thresholds
     from kws.model.predict import load
     from kws.text import printable
 
-    options.recordings = unwrapped(options.recordings)
     recognizer = load(options.model, num_threads=1)  # one window at a time is too little work for several threads
     given = Thresholds.read(options.thresholds, recognizer.words) if options.thresholds else None
     thresholds, reports = evaluate_streams(
@@ -347,16 +345,17 @@ def _with_intervals(row: Mapping[str, Any], stream: Mapping[str, Any], digits: i
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from kws.data.sources import unwrapped
+
+    options.recordings = unwrapped(options.recordings, options.layout)
     if options.stream:
         return _evaluate_streams(options)
     from kws import files
-    from kws.data.sources import unwrapped
     from kws.evaluate.accuracy import evaluate_recordings, save_confusion
     from kws.evaluate.report import write_report
     from kws.model.predict import load
     from kws.text import printable
 
-    options.recordings = unwrapped(options.recordings, options.layout)
     recognizer = load(options.model)
     evaluation, unreadable = evaluate_recordings(recognizer, options.recordings, options.layout)
     for clip, reason in unreadable.items():

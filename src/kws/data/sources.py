@@ -69,12 +69,10 @@ def unwrapped(folder: Path, layout: str = AUTO) -> Path:
         ValueError: as `list_recordings` does.
     """
     inner = folder
-    while (
-        inner.is_dir()
-        and len(folders := [path for path in inner.iterdir() if path.is_dir() and path.name[0] not in "._"]) == 1
-    ):
-        if list_recordings(inner, layout).words:
-            return inner
+    while inner.is_dir():
+        folders = [path for path in inner.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        if len(folders) != 1 or folders[0].name.startswith("_") or list_recordings(inner, layout).words:
+            break
         (inner,) = folders
     return inner if inner != folder and list_recordings(inner, layout).words else folder
 

@@ -213,6 +213,9 @@ def test_folders_around_the_words_are_passed_as_in_archives(tmp_path: Path, arou
     assert unwrapped(outer) == tmp_path / around
     assert unwrapped(tmp_path / around) == tmp_path / around
     assert len(list_recordings(download(str(outer), "", tmp_path / "data")).clips) == 20
+    (outer / "_background_noise_").mkdir()
+    assert unwrapped(outer) == outer  # as the noise would be lost
+    (outer / "_background_noise_").rmdir()
     (tmp_path / around / "yes").rename(outer / "yes")
     assert unwrapped(outer) == outer
 
