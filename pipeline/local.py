@@ -263,10 +263,10 @@ def _artifact(outputs: Path, step: str, name: str) -> Path:
 
 
 def _used(outputs: Path, step: str) -> dict[str, float]:
-    """Returns what a step used, from the metadata of its artifacts; see `kws.steps.used`."""
+    """Returns what a step used, as its metrics have it, if it has any; see `kws.steps.used`."""
     listed = files.read_json(_artifact(outputs, step, "executor_output.json")).get("artifacts", {})
-    found = [one["metadata"] for kind in listed.values() for one in kind["artifacts"]]
-    return next(({name: one[name] for name in one if name in _USED} for one in found if "cpu_seconds" in one), {})
+    found = listed["metrics"]["artifacts"][0]["metadata"] if "metrics" in listed else {}
+    return {name: found[name] for name in _USED if name in found}
 
 
 _USED = ("cpu_seconds", "peak_memory_mb", "read_mb", "written_mb")
