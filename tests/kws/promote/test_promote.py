@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import multiprocessing
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from recognizers import MakeRecognizer
+from together import run_together
 
 from kws import cli, files
 from kws.config import DEFAULT_FORMATS
@@ -217,6 +217,15 @@ def test_published_folder_holds_the_model_its_report_and_their_digests(
     assert bundle.load(folder / "model.pth").words == expert.words
 
 
+def test_exported_models_are_compared_on_a_part_of_a_large_test_split(
+    publish: Publish, expert: Recognizer, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kws.promote.publish.COMPARED_CLIPS", 3)
+    publish(expert, formats=DEFAULT_FORMATS)
+    said = files.read_json(data_root / "models" / "expert" / files.MANIFEST)["formats"][versions.INT8]
+    assert said == "published: accuracy 100.00% on 3 clips of the test split, model.onnx 100.00%"
+
+
 def test_model_without_a_run_is_named_by_its_digest(publish: Publish, expert: Recognizer, data_root: Path) -> None:
     decision = publish(dataclasses.replace(expert, about={}))
     assert decision.version == files.sha256_of(data_root / "models" / decision.version / "model.pth")[:12]
@@ -225,12 +234,7 @@ def test_model_without_a_run_is_named_by_its_digest(publish: Publish, expert: Re
 def test_two_that_are_promoted_at_once_leave_the_better_one_as_champion(
     publish: Publish, weak: Recognizer, expert: Recognizer, data_root: Path
 ) -> None:
-    processes = [multiprocessing.get_context("fork").Process(target=publish, args=(each,)) for each in (weak, expert)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    run_together(lambda rank: publish((weak, expert)[rank]))
     assert champion(data_root)["version"] == "expert"
 
 
@@ -238,13 +242,8 @@ def test_of_two_candidates_at_once_one_waits_and_the_page_shows_that_one(
     publish: Publish, weak: Recognizer, expert: Recognizer, data_root: Path
 ) -> None:
     publish(weak)
-    fork, both = multiprocessing.get_context("fork"), (expert, renamed(expert, "twin"))
-    processes = [fork.Process(target=publish, args=(each,), kwargs={"approval": True}) for each in both]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    both = (expert, renamed(expert, "twin"))
+    run_together(lambda rank: publish(both[rank], approval=True))
     assert [one["state"] for one in versions.proposals(data_root)] == ["replaced", "candidate"]
     waiting = versions.waiting(versions.proposals(data_root))["version"]
     assert f"New version {waiting}, champion weak" in (data_root / "models" / "candidate.html").read_text()

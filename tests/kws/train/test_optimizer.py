@@ -153,7 +153,6 @@ def some_steps(shapes: list[tuple[int, int]]) -> list[torch.Tensor]:
 
 
 def take_steps_together(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     torch.save([some_steps(shapes) for shapes in SHAPE_LISTS], folder / f"{rank}.pth")
     dist.destroy_process_group()

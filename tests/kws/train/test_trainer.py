@@ -248,7 +248,6 @@ def test_a_loss_that_is_no_number_stops_with_the_clips_of_the_batch(tensors: Pat
 
 
 def lose_together(rank: int, tensors: Path, folder: Path) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     try:
         one = Trainer(Tensors(tensors), settings(), World(rank=rank, size=2, device=torch.device("cpu")))
@@ -269,7 +268,6 @@ def test_every_process_names_the_clips_of_the_one_whose_loss_was_no_number_first
 
 
 def use_together(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
     while time.process_time() < 0.3:  # a fork begins at 0
         math.sqrt(2)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
