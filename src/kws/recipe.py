@@ -133,6 +133,11 @@ class ModelConfig(Settings):
     reach: tuple[int, int] = (5, 3)
     """How many tokens before and after itself a token attends to in each block, if tokens get scores."""
 
+    other_words: int = number(0, at_least=0, at_most=1000)
+    """At most how many unknown words, the most frequent ones, have a class of their own; these add up to the class of
+    unknown words. A model that has to tell one from two hears more in them than one that only has to tell that they are
+    none of its words."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.width % self.num_heads == 0, "width", f"be a multiple of num_heads ({self.num_heads})", self.width)
@@ -141,6 +146,8 @@ class ModelConfig(Settings):
         require(min(self.stem_channels) > 0, "stem_channels", "be positive", self.stem_channels)
         plain = self.scores == "clip" or (self.stem == "conv" and self.norm_first and not self.positions)
         require(plain, "scores", "be clip unless stem is conv, norm_first is True and positions is False", self.scores)
+        only = self.scores == "tokens" or not self.other_words
+        require(only, "other_words", "be 0 unless scores is tokens", self.other_words)
         require(min(self.reach) >= 0 and max(self.reach) <= 100, "reach", "be from 0 to 100 tokens", self.reach)
 
 
@@ -386,9 +393,18 @@ RECIPES: Mapping[str, Recipe] = {
         name="streams",
         features=FeatureConfig(num_mels=64),
         unknown_clips=5,
-        model=ModelConfig(scores="tokens", positions=False),
+        model=ModelConfig(
+            num_layers=3,
+            width=96,
+            feedforward=256,
+            stem_pool=2,
+            positions=False,
+            scores="tokens",
+            reach=(7, 4),
+            other_words=100,
+        ),
         augment=AugmentConfig(noise_probability=0.95, noise_snr_db=(2.0, 30.0), time_mask=6, num_frequency_masks=1),
-        train=TrainConfig(epochs=40, label_smoothing=0.0),
+        train=TrainConfig(epochs=76, label_smoothing=0.0),
     ),
     "baseline": Recipe(
         name="baseline",

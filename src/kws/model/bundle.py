@@ -184,7 +184,7 @@ def _recognizer(content: Mapping[str, Any], device: torch.device | str) -> Recog
     require_words(words)
     require(math.isfinite(temperature) and temperature > 0, "temperature", "be positive", temperature)
     # Settings that models of earlier versions do not have.
-    added = {"model": {"scores", "reach", "stem_pool", "stem_channels"}}
+    added = {"model": {"scores", "reach", "stem_pool", "stem_channels", "other_words"}}
     for kind, name in ((FeatureConfig, "features"), (ModelConfig, "model")):  # other defaults may not be what they were
         wanted = {one.name for one in dataclasses.fields(kind)} - added.get(name, set())
         missing = ", ".join(sorted(wanted - content[name].keys()))

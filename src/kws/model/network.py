@@ -45,7 +45,8 @@ class AudioTransformer(nn.Module):
         drop_path = torch.linspace(0, config.drop_path, config.num_layers, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_path)
         self.norm = nn.LayerNorm(config.width) if config.norm_first else nn.Identity()
-        self.head = nn.Linear(config.width, num_words)
+        self.num_words = num_words
+        self.head = nn.Linear(config.width, num_words + config.other_words)
         # On the device meta this would import torch.compile, which takes 80 MB and two seconds.
         if self.positions is not None and not self.positions.is_meta:
             nn.init.trunc_normal_(self.positions, std=0.02)
@@ -65,11 +66,11 @@ class AudioTransformer(nn.Module):
             features: float [N, F, T], as computed by `kws.preprocess.features.MelSpectrogram`.
 
         Returns:
-            Scores (logits), float [N, K]; while a model of tokens is in training, float [N, L, K].
+            Scores (logits), float [N, K]; while a model of tokens is in training, float [N, L, K + other_words].
         """
         if self.config.scores == "tokens":
-            scores = self.token_scores(features)
-            return scores if self.training else self.loudest(scores)
+            scores: Tensor = self.head(self._tokens(features))
+            return scores if self.training else self.loudest(self._added_up(scores))
         clip_scores: Tensor = self.head(self._tokens(features).mean(dim=1))
         return clip_scores
 
@@ -78,8 +79,15 @@ class AudioTransformer(nn.Module):
 
         The scores of a token are exact if all frames to which it reaches are there, see `margin`.
         """
-        scores: Tensor = self.head(self._tokens(features))
-        return scores
+        return self._added_up(self.head(self._tokens(features)))
+
+    def _added_up(self, scores: Tensor) -> Tensor:
+        """Adds the probabilities of the other words to that of unknown words: [N, L, K + other_words] to [N, L, K]."""
+        if not self.config.other_words:
+            return scores
+        end = self.num_words
+        unknown = torch.cat((scores[..., end - 2 : end - 1], scores[..., end:]), dim=-1)
+        return torch.cat((scores[..., : end - 2], unknown.logsumexp(-1, keepdim=True), scores[..., end - 1 : end]), -1)
 
     @staticmethod
     def loudest(scores: Tensor) -> Tensor:

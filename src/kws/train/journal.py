@@ -38,11 +38,10 @@ class Journal:
         if self.reporter is not None:
             self.reporter.update(num_clips / max(1, self.bar.total or 0))
 
-    def spectrograms(self, features: Tensor, labels: Tensor) -> None:
-        """Draws some clips as training sees them: [clips, num_mels, num_frames] and [clips]."""
+    def spectrograms(self, features: Tensor, titles: Sequence[str]) -> None:
+        """Draws some clips as training sees them, [clips, num_mels, num_frames]."""
         from kws import plots  # imports matplotlib, for which other processes of the run have no use
 
-        titles = [self.words[label] for label in labels.tolist()]
         self.board.add_figure("spectrograms", plots.spectrograms(features.cpu(), titles))
 
     def epoch(self, history: Sequence[Mapping[str, float]], epochs: int, matrix: Tensor | None) -> None:

@@ -77,18 +77,22 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
 
 
 def fit_to_tensors(recipe: Recipe, tensors: Path) -> Recipe:
-    """Returns a recipe with the split of a tensors folder, which was chosen when it was made.
+    """Returns a recipe with what a tensors folder settles: its split, and how many unknown words it has.
 
     Raises:
         ValueError: the tensors have other features than the recipe.
     """
-    manifest = files.read_object(tensors / files.MANIFEST, features=dict, split=str, unknown_clips=int)
+    manifest = files.read_object(
+        tensors / files.MANIFEST, features=dict, split=str, unknown_clips=int, unknown_words=list
+    )
     if from_dict(FeatureConfig, manifest["features"]) != recipe.features:
         raise ValueError(
             f"tensors must have the features of the preset {recipe.name}, got other features in {tensors}; "
             f"run kws preprocess --preset {recipe.name}"
         )
-    return dataclasses.replace(recipe, split=manifest["split"], unknown_clips=manifest["unknown_clips"])
+    others = min(recipe.model.other_words, len(manifest["unknown_words"]))
+    model = dataclasses.replace(recipe.model, other_words=others)
+    return dataclasses.replace(recipe, split=manifest["split"], unknown_clips=manifest["unknown_clips"], model=model)
 
 
 def describe(tensors: Path, recipe: Recipe) -> dict[str, Any]:

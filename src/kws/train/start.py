@@ -18,8 +18,8 @@ from kws.model.network import AudioTransformer
 from kws.recipe import RECIPES, Recipe
 from kws.train import runs
 
-REGULARIZATION = ("dropout", "drop_path")
-"""Model settings that may differ, because no weights depend on them."""
+MAY_DIFFER = ("dropout", "drop_path", "other_words")
+"""Model settings that may differ, because no weights but those of the head depend on them."""
 
 
 def load_start(folder: Path, recipe: Recipe) -> Recognizer | None:
@@ -51,7 +51,7 @@ def read_start(path: Path, recipe: Recipe) -> Recognizer:
         text
         for has, wants in ((recognizer.features, recipe.features), (recognizer.model.config, recipe.model))
         for text in runs.differences(dataclasses.asdict(has), dataclasses.asdict(wants))
-        if not text.startswith(REGULARIZATION)
+        if not text.startswith(MAY_DIFFER)
     ]
     if different:
         others = [name for name in RECIPES if name == recognizer.about.get("preset") != recipe.name]

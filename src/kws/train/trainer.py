@@ -90,6 +90,8 @@ class Trainer:
         config = self.config = recipe.train
         self.world = world
         self.train_split = tensors.split("train", most=1000 if config.debug else 0)
+        if recipe.model.other_words:
+            self.train_split = dataclasses.replace(self.train_split, labels=self._own_labels(recipe.model.other_words))
         self.num_clips = len(self.train_split)
         most = self.num_clips
         require(world.size <= most, "processes", f"be at most {most}, the clips to train on", world.size)
@@ -140,6 +142,12 @@ class Trainer:
         # TORCH_NCCL_ASYNC_ERROR_HANDLING, so that a process whose neighbour died would wait for ever.
         can_record = use_graph and world.device.type == "cuda" and world.size == 1
         self.take_step: Update | GraphedUpdate = GraphedUpdate(self.update) if can_record else self.update
+
+    def _own_labels(self, most: int) -> Tensor:
+        """Returns labels by which the most frequent unknown words have classes of their own, behind those of words."""
+        counts, words = self.train_split.clips.counts(), self.tensors.words
+        others = sorted(counts.keys() - set(words), key=lambda word: (-counts[word], word))
+        return torch.from_numpy(self.train_split.clips.labels([*words, *others[:most]])).to(self.world.device)
 
     def _composer(self) -> Composer:
         """Returns what makes streams of this training's clips, speech and noise."""
@@ -338,8 +346,9 @@ def train_to_the_end(folder: Path, trainer: Trainer) -> None:
             opened = open_journal(folder, words, num_clips, trainer.clips_done, position.epoch)
             journal = stack.enter_context(opened)
             if position.step == 0:
-                features, labels = trainer.train_split.batch(torch.arange(min(4, trainer.num_clips)))
-                journal.spectrograms(trainer.update.augment(features), labels)
+                features, _ = trainer.train_split.batch(torch.arange(min(4, trainer.num_clips)))
+                titles = [clip.word for clip in trainer.train_split.clips[: len(features)]]
+                journal.spectrograms(trainer.update.augment(features), titles)
         while position.epoch < trainer.epochs:
             started, first = time.monotonic(), position.clips_done
             for must_stop in trainer.train_epoch():

@@ -58,7 +58,8 @@ class Update:
         if self.compose is None:
             loss, right = clip_loss(scores.float(), labels, config.label_smoothing)
         else:
-            loss, share = token_loss(scores.float(), labels, config.label_smoothing, self.recipe.compose)
+            num_words = self.model.num_words
+            loss, share = token_loss(scores.float(), labels, num_words, config.label_smoothing, self.recipe.compose)
             right = share * num_clips
         self.model.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

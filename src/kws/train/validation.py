@@ -33,7 +33,7 @@ class Validation:
         Returns:
             Mean cross-entropy and the confusion matrix, float64 [true words, predicted words].
         """
-        num_words = model.head.out_features
+        num_words = model.num_words
         loss, matrix = (torch.zeros(size, dtype=torch.float64, device=self.world.device) for size in ((), num_words**2))
         for scores, labels in self._batches(model, self.world.rank, self.world.size, None):
             loss += nn.functional.cross_entropy(scores, labels, reduction="sum")

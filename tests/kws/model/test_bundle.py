@@ -127,7 +127,7 @@ def test_model_of_before_a_setting_was_added_is_read_as_it_was(tmp_path: Path) -
     model = AudioTransformer(ModelConfig(num_layers=1, width=32), features, 2).eval()
     bundle.save(path, bundle.Recognizer(model=model, words=["no", "yes"], features=features))
     content = torch.load(path, weights_only=True)
-    for name in ("scores", "reach", "stem_pool", "stem_channels"):
+    for name in ("scores", "reach", "stem_pool", "stem_channels", "other_words"):
         del content["model"][name]
     torch.save(content, path)
     clips = np.ones((1, features.num_mels, features.num_frames), np.float32)

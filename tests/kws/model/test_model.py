@@ -209,3 +209,15 @@ def test_drop_path_keeps_the_mean() -> None:
 def test_frames_as_tokens_need_as_many_mel_bins_as_channels() -> None:
     with pytest.raises(ValueError, match=r"width must equal num_mels \(128\) if stem is none, got 64"):
         build(ModelConfig(stem="none", frames_per_token=1, width=64))
+
+
+def test_probabilities_of_other_words_add_up_to_that_of_unknown_words() -> None:
+    features = RECIPES["streams"].features
+    config = dataclasses.replace(RECIPES["streams"].model, num_layers=1, drop_path=0.0, other_words=3)
+    model, clips = build(config, features, num_words=4), torch.randn(2, features.num_mels, 81)
+    apart = model.train()(clips).softmax(-1)
+    assert apart.shape == (2, 21, 7)
+    together = model.eval().token_scores(clips).softmax(-1)
+    torch.testing.assert_close(together[..., [0, 1, 3]], apart[..., [0, 1, 3]])
+    torch.testing.assert_close(together[..., 2], apart[..., [2, 4, 5, 6]].sum(-1))
+    assert model(clips).shape == (2, 4)

@@ -1,5 +1,6 @@
 """Models as ONNX files."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -40,7 +41,9 @@ def test_model_of_every_preset_gives_the_same_probabilities_as_a_file(
 ) -> None:
     features = RECIPES[preset].features
     torch.manual_seed(1)
-    model = AudioTransformer(RECIPES[preset].model, features, 5).eval()
+    config = RECIPES[preset].model
+    config = dataclasses.replace(config, other_words=min(2, config.other_words))  # more would outweigh the words here
+    model = AudioTransformer(config, features, 5).eval()
     if features.normalize:
         bins = (features.num_mels,)
         model.set_normalization(torch.full(bins, -7.0), torch.full(bins, 4.0))

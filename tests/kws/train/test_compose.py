@@ -136,14 +136,26 @@ def test_loss_of_tokens_takes_unknown_and_silence_for_the_same_where_no_word_is(
     sure = torch.full((1, 4, 4), -20.0)
     sure[0, range(4), (0, UNKNOWN, SILENT, 1)] = 0.0
     labels = torch.tensor([[0, NO_WORD, NO_WORD, IGNORED]])
-    loss, share = token_loss(sure, labels, 0.0, config)
+    loss, share = token_loss(sure, labels, 4, 0.0, config)
     assert float(loss) == pytest.approx(0, abs=1e-6)
     assert float(share) == 1
     wrong = sure.clone()
     wrong[0, 1] = torch.tensor([0.0, -20.0, -20.0, -20.0])
-    assert float(token_loss(wrong, labels, 0.0, config)[0]) > 5
+    assert float(token_loss(wrong, labels, 4, 0.0, config)[0]) > 5
     ignored = sure.clone()
     ignored[0, 3] = torch.tensor([9.0, -20.0, -20.0, -20.0])
-    assert float(token_loss(ignored, labels, 0.0, config)[0]) == pytest.approx(0, abs=1e-6)
+    assert float(token_loss(ignored, labels, 4, 0.0, config)[0]) == pytest.approx(0, abs=1e-6)
     nothing = torch.full((1, 4), IGNORED)
-    assert bool(token_loss(sure, nothing, 0.0, config)[0].isfinite())
+    assert bool(token_loss(sure, nothing, 4, 0.0, config)[0].isfinite())
+
+
+def test_loss_of_tokens_tells_other_words_apart_and_takes_any_of_them_for_no_word() -> None:
+    config = ComposeConfig()
+    sure = torch.full((1, 4, 6), -20.0)
+    sure[0, range(4), (0, 4, 5, SILENT)] = 0.0
+    labels = torch.tensor([[0, 4, NO_WORD, SILENT]])
+    loss, share = token_loss(sure, labels, 4, 0.0, config)
+    assert float(loss) == pytest.approx(0, abs=1e-6)
+    assert float(share) == 1
+    labels[0, 1] = 5
+    assert float(token_loss(sure, labels, 4, 0.0, config)[0]) > 5

@@ -102,6 +102,27 @@ def test_a_model_of_tokens_needs_classes_of_unknown_words_and_silence(tensors: P
     assert len(Trainer(opened, recipe, ALONE).step(torch.arange(16))) == 2
 
 
+def test_the_most_frequent_unknown_words_have_classes_of_their_own_in_training_alone(tensors: Path) -> None:
+    opened = Tensors(tensors)
+    opened.words[:] = ["no", UNKNOWN, SILENCE]
+    model = dataclasses.replace(RECIPES["streams"].model, num_layers=1, other_words=1)
+    one = Trainer(opened, dataclasses.replace(settings(), model=model), ALONE)
+    words = [clip.word for clip in one.train_split.clips]
+    assert set(zip(words, one.train_split.labels.tolist(), strict=True)) == {("no", 0), ("yes", 1), ("stop", 3)}
+    assert len(one.step(torch.arange(16))) == 2
+    _, matrix = one.validation(one.model)
+    assert matrix.shape == (3, 3)
+
+
+def test_a_run_has_as_many_classes_of_other_words_as_there_are(tensors: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(settings(), model=RECIPES["streams"].model)
+    assert runs.fit_to_tensors(recipe, tensors).model.other_words == 0
+    shutil.copytree(tensors, tmp_path / "tensors")
+    manifest = files.read_json(tensors / files.MANIFEST) | {"unknown_words": ["bed", "cat"]}
+    files.write_json(tmp_path / "tensors" / files.MANIFEST, manifest)
+    assert runs.fit_to_tensors(recipe, tmp_path / "tensors").model.other_words == 2
+
+
 def test_temperature_is_fitted_on_clips_as_they_are_and_as_training_changes_them_without_masks(tensors: Path) -> None:
     one = Trainer(Tensors(tensors), settings(epochs=8), ALONE)
     for _ in range(8):
