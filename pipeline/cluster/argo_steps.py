@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 FINISHED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 
+LOOPED = "features"
+"""The step that runs in a loop, once for each shard. It is listed once for each, and ends with the loop."""
+
+_LOOP = re.compile(r"for-loop-\d+")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -89,6 +94,9 @@ def steps_of(details: "V2beta1Run", names: Sequence[str]) -> list[Step]:
     found = {name: Step(name=name) for name in names}
     for task in sorted(tasks, key=lambda task: (task.create_time or _NEVER, task.start_time or _NEVER)):
         name = task.display_name or ""
+        if name == LOOPED:
+            continue
+        name = LOOPED if _LOOP.fullmatch(name) else name
         # A task without a state was skipped, because one that it depends on failed.
         if name in found and (state := task.state):
             if state == "FAILED" and cancelled:

@@ -131,6 +131,7 @@ class Following:
         steps = steps_of(details, self.names)
         if details.state not in FINISHED:
             steps = self.pods.updated(steps)
+        steps = self.pods.located(steps)
         if self.pods.problem:
             self._once(f"[yellow]logs and waits of pods are not shown: {escape(self.pods.problem)}[/]")
         for step in steps:

@@ -18,7 +18,7 @@ from kws.kube.log_lines import LineSorter
 from kws.kube.pod_logs import PodLog
 from kws.kube.pods import age, by_time, ended_at, has_ended, made_at, pod_ending, waiting_reason, words
 from kws.launch.kinds.pod import LABELS
-from pipeline.cluster.argo_steps import Step, is_driver, is_root_driver, node_id, pod_node, step_of_node
+from pipeline.cluster.argo_steps import LOOPED, Step, is_driver, is_root_driver, node_id, pod_node, step_of_node
 from pipeline.cluster.connect import Cluster
 
 TRAINING_PODS = ",".join(f"{name}={value}" for name, value in LABELS.items())
@@ -98,13 +98,30 @@ class Pods:
         """
         return [step if step.state in ("SUCCEEDED", "SKIPPED") else self._updated(step) for step in steps]
 
-    def _updated(self, step: Step) -> Step:
+    def located(self, steps: Iterable[Step]) -> list[Step]:
+        """Returns the steps with the node of a pod of theirs where Kubeflow's API lists none, which is so for a loop.
+
+        Of a loop that failed it is one that failed.
+        """
+        return [step if step.attempts else replace(step, attempts=self._node_of(step)) for step in steps]
+
+    def _node_of(self, step: Step) -> tuple[str, ...]:
+        failed = sorted(self._own_pods(step), key=lambda pod: pod["status"].get("phase") == "Failed")
+        pods = failed if step.state == "FAILED" else self._own_pods(step)
+        return tuple(pod_node(pod)[0] for pod in pods[-1:])
+
+    def _own_pods(self, step: Step) -> list[dict[str, Any]]:
+        """Returns the pods of a step without its drivers, the oldest first."""
         pods = sorted(self._of_step(step.name), key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
-        pods = [pod for pod in pods if not is_driver(pod_node(pod)[1])]
+        return [pod for pod in pods if not is_driver(pod_node(pod)[1])]
+
+    def _updated(self, step: Step) -> Step:
+        pods = self._own_pods(step)
         if not pods or (step.state in ("FAILED", "CANCELED") and has_ended(pods[-1])):  # and no retry has begun
             return step
-        attempts = step.attempts + tuple(dict.fromkeys(pod_node(pod)[0] for pod in pods))
-        ended = pods[-1]["status"].get("phase") == "Succeeded"
+        looped = step.name == LOOPED
+        attempts = step.attempts if looped else step.attempts + tuple(pod_node(pod)[0] for pod in pods)
+        ended = pods[-1]["status"].get("phase") == "Succeeded" and not looped  # there may be shards without a pod yet
         return replace(
             step,
             state="SUCCEEDED" if ended else "RUNNING",  # one that failed may be tried again: the API has the last word

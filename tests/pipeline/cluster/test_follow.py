@@ -115,6 +115,27 @@ def test_node_names_of_argos_own_settings_and_within_groups_are_steps_too(plain:
     assert train.attempts == (steps.node_id(plain),)
 
 
+@pytest.mark.parametrize("state", ["RUNNING", "SUCCEEDED", "FAILED"])
+def test_a_step_in_a_loop_ends_with_the_loop_and_not_with_one_of_its_shards(state: str) -> None:
+    for shards in (("SUCCEEDED", "RUNNING"), ("RUNNING", "SUCCEEDED")):
+        listed = [("for-loop-2", state), ("for-loop-2(0)", state), *(("features", one) for one in shards)]
+        tasks = [{"display_name": name, "state": one} for name, one in listed]
+        run = as_run({"state": "RUNNING", "run_details": {"task_details": tasks}})
+        assert [step.state for step in steps.steps_of(run, ["download", "features"])] == ["PENDING", state]
+
+
+def test_of_a_loop_no_pod_tells_the_end_and_one_that_failed_tells_why() -> None:
+    pods = Pods(Cluster(host="http://127.0.0.1:1"), "run")
+    name = "w(0).root(0).for-loop-2(0).iteration-iterations({0}:{0})(0).iteration-item(0).features(0).executor(0)"
+    pods.of_steps = [
+        pod(str(shard), name.format(shard), phase=phase) for shard, phase in enumerate(("Failed", "Succeeded"))
+    ]
+    (step,) = pods.located(pods.updated([steps.Step(name="features")]))
+    assert (step.state, step.attempts) == ("RUNNING", ("1",))
+    (failed,) = pods.located([steps.Step(name="features", state="FAILED")])
+    assert failed.attempts == ("0",)
+
+
 @pytest.mark.parametrize(
     ("node", "step"),
     [
