@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from kws import files
 from kws.model import formats
+from kws.model.onnx import report_nothing
 from kws.preprocess.audio import Waveform
 from kws.settings import require
 
@@ -135,6 +136,8 @@ def _run(*command: str | Path) -> bool:
 def _folded(graph: Any) -> Any:
     """Returns a graph with all constants computed, all shapes known, and scalars for zero points that are all zero."""
     import onnx
+
+    report_nothing()
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:

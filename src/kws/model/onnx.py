@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -75,6 +76,15 @@ class OnnxRecognizer:
         return np.asarray(probabilities)
 
 
+def report_nothing() -> None:
+    """Has onnxruntime report nothing, if called before it is imported.
+
+    From 1.29 on it reports to its maker when imported, with an id that it keeps in the home folder. People speak to
+    these models. Who wants that sets ORT_DISABLE_TELEMETRY to 0.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def load(path: Path, num_threads: int = 0) -> OnnxRecognizer:
     """Reads a file that `export` wrote.
 
@@ -86,6 +96,7 @@ def load(path: Path, num_threads: int = 0) -> OnnxRecognizer:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a model of this project, or is damaged.
     """
+    report_nothing()
     import onnxruntime
 
     if not path.is_file():
@@ -217,6 +228,8 @@ def trace(
     """
     import onnx
     import torch
+
+    report_nothing()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.inference_mode():

@@ -131,13 +131,28 @@ print(json.dumps([found.word, sorted({{"torch", "onnx"}} & set(sys.modules))]))
     assert json.loads(shown) == ["no", []]
 
 
-def test_onnxruntime_keeps_no_id_of_this_machine_and_reports_nothing(exported: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from kws.model import onnx; onnx.load(exported)",
+        "from kws.model import bundle, onnx; onnx.export(bundle.load(trained), home / 'model.onnx', int8=True)",
+    ],
+    ids=["load", "export"],
+)
+def test_onnxruntime_keeps_no_id_of_this_machine_and_reports_nothing(
+    code: str, exported: Path, expert: Recognizer, tmp_path: Path
+) -> None:
+    bundle.save(tmp_path / "model.pth", expert)
+    (home := tmp_path / "home").mkdir()
     # It reports nothing in continuous integration either, which it knows by its variables.
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")}
-    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
-    code = f"from pathlib import Path; from kws.model import onnx; onnx.load(Path({str(exported)!r}))"
-    subprocess.run([sys.executable, "-c", code], check=True, env=kept | home)
-    assert not list(tmp_path.iterdir())
+    places = {"exported": exported, "trained": tmp_path / "model.pth", "home": home}
+    first = "; ".join(f"{name} = Path({str(path)!r})" for name, path in places.items())
+    code = f"from pathlib import Path; {first}; {code}; import onnxruntime"
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env=kept | {"HOME": str(home), "XDG_CACHE_HOME": str(home)}
+    )
+    assert not (home / "Microsoft").exists()
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,7 @@ def load(path: Path, num_threads: int = 0) -> formats.Exported:
         FileNotFoundError: there is no such page.
         ValueError: the page is damaged or another one.
     """
+    onnx.report_nothing()
     import onnxruntime
 
     model = path.parent / "model.onnx"
