@@ -106,9 +106,9 @@ class Pods:
         return [step if step.attempts else replace(step, attempts=self._node_of(step)) for step in steps]
 
     def _node_of(self, step: Step) -> tuple[str, ...]:
-        failed = sorted(self._own_pods(step), key=lambda pod: pod["status"].get("phase") == "Failed")
-        pods = failed if step.state == "FAILED" else self._own_pods(step)
-        return tuple(pod_node(pod)[0] for pod in pods[-1:])
+        pods = self._own_pods(step)
+        failed = [pod for pod in pods if step.state == "FAILED" and pod["status"].get("phase") == "Failed"]
+        return tuple(pod_node(pod)[0] for pod in (failed or pods)[-1:])
 
     def _own_pods(self, step: Step) -> list[dict[str, Any]]:
         """Returns the pods of a step without its drivers, the oldest first."""
