@@ -65,12 +65,13 @@ class Digests:
 
     def keys(self, clips: Index) -> Keys:
         """Returns what tells apart the sounds of clips, [clips]: digests of the files' contents and what is cut out."""
-        keys = bytearray()
-        for clip, content in zip(clips, self.of(clips.files), strict=True):
+        files, codes = clips.files_of_clips()
+        contents, keys = self.of(files), np.zeros(len(clips), KEY)
+        for number, (clip, code) in enumerate(zip(clips, codes, strict=True)):
             stretch = clip.stretch and tuple(map(float, clip.stretch))
             part = (clip.row, stretch, clip.begin, clip.gain, clip.word == SILENCE)
-            keys += hashlib.sha256(content.tobytes() + repr(part).encode()).digest()[: KEY.itemsize]
-        return np.frombuffer(keys, KEY)
+            keys[number] = hashlib.sha256(contents[code].tobytes() + repr(part).encode()).digest()[: KEY.itemsize]
+        return keys
 
     def save(self, names: Strings) -> None:
         """Writes the digests of files to the folder, where they are valid for as long as the files do not change."""

@@ -1,4 +1,4 @@
-"""The clips of a data set in columns, from the listing to training: a million of them take some 60 MB."""
+"""The clips of a data set in columns, from the listing to training: a million take some 30 MB and their names."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,8 @@ WHOLE = -1
 """The begin of a clip that is a whole recording, and its row."""
 
 NAMED = ("word", "speaker", "split")
-"""The fields of which many clips have the same text: columns of numbers, int32, that count the distinct texts."""
+"""The fields of which many clips have the same text: columns of numbers, int32, that count the distinct texts. The
+column of the files is of such numbers, too, but the same text may have several of them."""
 
 NUMBERS: Mapping[str, tuple[Any, float]] = {
     "begin": (np.int64, WHOLE),
@@ -36,6 +37,9 @@ NUMBERS: Mapping[str, tuple[Any, float]] = {
 }
 """The fields that are numbers, with their types and what stands for none; the stretch is start and end. A column in
 which all are none takes no memory."""
+
+ROW_BITS = 40
+"""Of the number by which a clip in a table is ordered, the bits of its row."""
 
 PARTS = ("begin", "row", "start")
 """The numbers that say which part of its file a clip is."""
@@ -90,7 +94,7 @@ class Lookup:
 class Index(Sequence[Clip]):
     """The clips of a data set, or of some rows of it. A clip is made when it is asked for."""
 
-    def __init__(self, columns: Mapping[str, npt.NDArray[Any]], texts: Mapping[str, Sequence[str]], rows: Ints) -> None:
+    def __init__(self, columns: Mapping[str, npt.NDArray[Any]], texts: Mapping[str, Any], rows: Ints) -> None:
         self._columns = columns
         self._texts = texts
         self._rows = rows
@@ -102,9 +106,14 @@ class Index(Sequence[Clip]):
         """Makes the index of some clips, in their order."""
         known: dict[str, dict[str, int]] = {name: {} for name in NAMED}
         found: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in ("file", *NAMED, *NUMBERS)}
-        num_clips = 0
+        files: list[Strings] = []
+        num_files = 0
         for some in _batches(clips):
-            found["file"].append(np.array([clip.file for clip in some], TEXT))
+            # Of clips that follow each other in a file its name is kept once.
+            begins = [not row or clip.file != some[row - 1].file for row, clip in enumerate(some)]
+            files.append(np.array([clip.file for clip in itertools.compress(some, begins)], TEXT))
+            found["file"].append(np.cumsum(begins, dtype=np.int32) + (num_files - 1))
+            num_files += len(files[-1])
             for name, texts in known.items():
                 codes = [texts.setdefault(getattr(clip, name), len(texts)) for clip in some]
                 found[name].append(np.array(codes, np.int32))
@@ -118,14 +127,12 @@ class Index(Sequence[Clip]):
             }
             for name, values in numbers.items():
                 found[name].append(_compact(name, values))
-            num_clips += len(some)
-        joined = {"file": _emptied(found.pop("file"))}
-        joined |= {name: np.concatenate(found[name]) for name in NAMED if found[name]}
+        joined = {name: np.concatenate([np.zeros(0, np.int32), *found[name]]) for name in ("file", *NAMED)}
         joined |= {name: np.concatenate([_none(name, 0), *found[name]]) for name in NUMBERS if _any(found[name])}
-        return Index._whole(joined, {name: list(one) for name, one in known.items()})
+        return Index._whole(joined, {"file": _emptied(files)} | {name: list(one) for name, one in known.items()})
 
     @staticmethod
-    def _whole(columns: dict[str, npt.NDArray[Any]], texts: Mapping[str, Sequence[str]]) -> "Index":
+    def _whole(columns: dict[str, npt.NDArray[Any]], texts: Mapping[str, Any]) -> "Index":
         """Makes an index of all rows of columns; those that are not given have no values."""
         size = len(columns["file"])
         missing = {name: _none(name, size) for name in NUMBERS if name not in columns}
@@ -138,9 +145,12 @@ class Index(Sequence[Clip]):
     def joined(parts: Sequence["Index"]) -> "Index":
         """Returns the clips of several indices, one after the other."""
         first = parts[0]
-        if all(part._columns is first._columns for part in parts):
+        if all(part._columns is first._columns and part._texts is first._texts for part in parts):
             return Index(first._columns, first._texts, np.concatenate([part._rows for part in parts]))
-        texts, columns = dict[str, list[str]](), {"file": np.concatenate([part.files for part in parts])}
+        ends = np.cumsum([0, *(len(part._texts["file"]) for part in parts)])
+        codes = [part._of("file") + end.astype(np.int32) for part, end in zip(parts, ends[:-1], strict=True)]
+        columns = {"file": np.concatenate(codes)}
+        texts: dict[str, Any] = {"file": np.concatenate([part._texts["file"] for part in parts])}
         for name in NAMED:
             known: dict[str, int] = {}
             codes = [
@@ -157,10 +167,13 @@ class Index(Sequence[Clip]):
     def save(self, path: Path) -> None:
         """Writes the index as one .npz file, uncompressed."""
         arrays = {name: self._of(name) for name in NUMBERS if name in ("begin", "gain") or _any([self._columns[name]])}
-        columns: dict[str, tuple[Ints, Strings]] = {"file": (np.arange(len(self), dtype=np.int32), self.files)}
-        if _any([self._columns[name] for name in PARTS]):  # a file may have several clips
-            files, of_clip = np.unique(self.files, return_inverse=True)
-            columns["file"] = of_clip.astype(np.int32), files
+        columns: dict[str, tuple[Ints, Strings]] = {}
+        if self._has_parts():  # a file may have several clips
+            found, of_found = self.files_of_clips()
+            files, of_clip = np.unique(found, return_inverse=True)
+            columns["file"] = of_clip.astype(np.int32)[of_found], files
+        else:
+            columns["file"] = np.arange(len(self), dtype=np.int32), self.files
         for name in NAMED:  # in the order in which they occur: equal clips make equal files
             used, first, of_clip = np.unique(self._of(name), return_index=True, return_inverse=True)
             order = np.argsort(first)
@@ -182,12 +195,12 @@ class Index(Sequence[Clip]):
         """
         with np.load(path, allow_pickle=False) as stored:
             columns = {name: _compact(name, stored[name]) for name in NUMBERS if name in stored}
-            texts: dict[str, Sequence[str]] = {}
+            texts: dict[str, Any] = {}
             for name in ("file", *NAMED):
                 codes, ends, pool = (stored[f"{name}.{part}"] for part in ("codes", "ends", "pool"))
                 _require_whole(codes, ends, pool, len(columns["begin"]))
                 found = unpooled(ends, pool)
-                columns[name], texts[name] = (found[codes], ()) if name == "file" else (codes, found.tolist())
+                columns[name], texts[name] = codes, found if name == "file" else found.tolist()
         size = len(columns["file"])
         for name in NUMBERS:
             numbers = columns.get(name, columns["file"])
@@ -211,11 +224,10 @@ class Index(Sequence[Clip]):
             yield from self._clips(self._rows[first : first + BATCH])
 
     def _clips(self, rows: Ints) -> Iterator[Clip]:
+        files = self._texts["file"][self._columns["file"][rows]].tolist()
         texts = [[self._texts[name][code] for code in self._columns[name][rows].tolist()] for name in NAMED]
         numbers = [self._columns[name][rows].tolist() for name in NUMBERS]
-        for file, word, speaker, split, begin, gain, row, start, end in zip(
-            self._columns["file"][rows].tolist(), *texts, *numbers, strict=True
-        ):
+        for file, word, speaker, split, begin, gain, row, start, end in zip(files, *texts, *numbers, strict=True):
             yield Clip(
                 file=file,
                 word=word,
@@ -235,23 +247,42 @@ class Index(Sequence[Clip]):
         """Returns the names of the columns that have values."""
         return ["file", *NAMED, *(name for name in NUMBERS if _any([self._columns[name]]))]
 
+    def _has_parts(self) -> bool:
+        """Tells whether clips are parts of their files, which may then have several of them."""
+        return _any([self._columns[name] for name in PARTS])
+
+    def files_of_clips(self) -> tuple[Strings, npt.NDArray[np.int32]]:
+        """Returns names of files, of which some may occur twice, and which of them each clip is of, int32 [clips]."""
+        used, codes = np.unique(self._of("file"), return_inverse=True)
+        return self._texts["file"][used], codes.astype(np.int32)
+
     @property
     def files(self) -> Strings:
         """The file of every clip, [clips]."""
-        return self._of("file")
+        files, codes = self._texts["file"], self._of("file")
+        is_own = len(codes) == len(files) and np.array_equal(codes, np.arange(len(codes)))
+        return files if is_own else files[codes]  # type: ignore[no-any-return]
 
     def distinct_files(self) -> Strings:
         """Returns every file once, in the order in which they occur."""
-        files = self.files
-        if not _any([self._columns[name] for name in PARTS]):
-            return files  # each is a clip
-        return files[np.sort(np.unique(files, return_index=True)[1])]
+        if not self._has_parts():
+            return self.files  # each is a clip
+        used, first = np.unique(self._of("file"), return_index=True)
+        files = self._texts["file"][used[np.argsort(first)]]
+        return np.asarray(files[np.sort(np.unique(files, return_index=True)[1])])
 
     @property
     def ids(self) -> Strings:
         """The id of every clip, [clips]."""
-        are_files = not _any([self._columns[name] for name in PARTS])
-        return self.files if are_files else strings(clip.id for clip in self)
+        return strings(clip.id for clip in self) if self._has_parts() else self.files
+
+    def order(self) -> npt.NDArray[Any]:
+        """Returns what compares as the ids do, [clips]; numbers, where the files are tables with rows of clips."""
+        if any(_any([self._columns[name]]) for name in ("begin", "start")) or not self._has_parts():
+            return self.ids
+        files, codes = self.files_of_clips()
+        number = np.unique(files, return_inverse=True)[1].astype(np.int64)[codes]
+        return np.asarray((number << ROW_BITS) + self._of("row") + 1)
 
     def take(self, rows: Ints | slice) -> "Index":
         """Returns the index of some rows, in the order in which they are given."""
@@ -259,12 +290,16 @@ class Index(Sequence[Clip]):
 
     def sorted(self) -> "Index":
         """Returns the clips in the order of their ids."""
-        ids = self.ids
-        if bool((ids[1:] >= ids[:-1]).all()):
+        order = self.order()
+        if bool((order[1:] >= order[:-1]).all()):
             return self
-        found = self.take(np.argsort(ids, kind="stable"))
-        # In their order in the columns, all files need no copy later.
-        return Index._whole({name: found._of(name) for name in self._own()}, self._texts) if self._is_whole else found
+        found = self.take(np.argsort(order, kind="stable"))
+        if not self._is_whole:
+            return found
+        columns, texts = {name: found._of(name) for name in self._own()}, self._texts
+        if not self._has_parts():  # in their order, all files need no copy later
+            columns["file"], texts = np.arange(len(self), dtype=np.int32), {**texts, "file": found.files}
+        return Index._whole(columns, texts)
 
     def counts(self, name: str = "word") -> dict[str, int]:
         """Returns how many clips have each text of a column, sorted by the text."""
@@ -296,7 +331,7 @@ class Index(Sequence[Clip]):
         column[self._rows] = splits
         return self._changed("split", column, SPLITS)
 
-    def _changed(self, name: str, codes: Ints, texts: Sequence[str]) -> "Index":
+    def _changed(self, name: str, codes: Ints, texts: Sequence[str] | Strings) -> "Index":
         index = Index({**self._columns, name: codes}, {**self._texts, name: texts}, self._rows)
         index._is_whole = self._is_whole
         return index
@@ -310,8 +345,8 @@ class Index(Sequence[Clip]):
 
     def below(self, prefix: str) -> "Index":
         """Returns the clips with something in front of the names of their files."""
-        files = strings(prefix + file for file in self.files)
-        return Index._whole({name: self._of(name) for name in self._own()} | {"file": files}, self._texts)
+        files = strings(prefix + file for file in self._texts["file"])
+        return self._changed("file", self._columns["file"], files)
 
     def labels(self, words: Sequence[str]) -> npt.NDArray[np.int64]:
         """Returns the class of every clip, int64 [clips], as indices into `words`.

@@ -109,7 +109,7 @@ def listing_of(
             )
 
     found = _each_once(merged(Index.of(clips())), tables)
-    named = Lookup(np.concatenate([found.files, strings(noise)]))
+    named = Lookup(np.concatenate([found.distinct_files(), strings(noise)]))
     without = tree.recordings[named.row_of(tree.recordings) < 0]
     return Listing(
         folder=tree.folder,
@@ -125,8 +125,7 @@ def listing_of(
 
 def _each_once(clips: Index, tables: Sequence[str]) -> Index:
     """Returns clips, in the order of their ids, without those that several rows name."""
-    ids = clips.ids
-    _, first, counts = np.unique(ids, return_index=True, return_counts=True)
+    _, first, counts = np.unique(clips.order(), return_index=True, return_counts=True)
     kept = first.copy()
     for group in np.flatnonzero(counts > 1).tolist():
         rows = range(first[group], first[group] + counts[group])

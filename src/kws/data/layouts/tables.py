@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kws.data import shards
 from kws.data.digest import read_manifest
 from kws.data.folder import LISTS
@@ -137,14 +135,14 @@ def require_most(tree: Tree, listing: Listing) -> None:
     Raises:
         UnclearLayout: they do not.
     """
-    named = len(np.unique(listing.clips.files))
-    others = tree.recordings[Lookup(listing.clips.files).row_of(tree.recordings) < 0]
+    named = listing.clips.distinct_files()
+    others = tree.recordings[Lookup(named).row_of(tree.recordings) < 0]
     parents = Counter(file.split("/")[0] for file in others if file.count("/") == 1)
     folders = [word for word in parents if not wrong_with(word)]
-    if parents.total() > named and len(folders) > 1:
+    if parents.total() > len(named) and len(folders) > 1:
         raise UnclearLayout(
             f"a list must name the recordings of its folder, got {', '.join(listing.tables[:3])} with "
-            f"{named:,} of {len(tree.recordings):,}, which lie in {len(folders):,} folders: use --layout list to "
+            f"{len(named):,} of {len(tree.recordings):,}, which lie in {len(folders):,} folders: use --layout list to "
             "read only these, or --layout word to read the folders"
         )
 
