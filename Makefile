@@ -15,7 +15,7 @@ WHICH_IMAGES := REGISTRY DEVICE
 PODS := CPU MEMORY LAUNCHER NOTIFY
 PARAMETERS := SOURCE SHA256 DATA_ROOT WORDS UNKNOWN_WORDS PRESET SET SPLIT MAX_BAD_FRACTION EPOCHS BATCH_SIZE LEARNING_RATE INIT SEED \
   NUM_NODES PROCESSES_PER_NODE MIN_ACCURACY FORMATS FALSE_ALARMS_PER_HOUR LAYOUT APPROVAL KEEP_RUNS MODEL_REGISTRY
-FLAGS := $(WHICH_CLUSTER) $(WHICH_IMAGES) $(PODS) $(PARAMETERS) TORCH BASE_IMAGE CRON TIME_ZONE VERSION TO IMAGE REASON MODEL PORT COLLECT SHADOW
+FLAGS := $(WHICH_CLUSTER) $(WHICH_IMAGES) $(PODS) $(PARAMETERS) TORCH BASE_IMAGE CRON TIME_ZONE VERSION TO IMAGE REASON MODEL PORT COLLECT SHADOW KEEP DAYS
 
 # $(call flags,NAMES): the flags of those variables that have a value.
 flags = $(foreach name,$(1),$(if $($(name)),--$(shell tr A-Z_ a-z- <<< $(name)) '$(subst ','\'',$($(name)))'))
@@ -54,7 +54,7 @@ $(READY): pyproject.toml uv.lock
 	@touch $@
 
 ##@ Develop
-.PHONY: lint test bench e2e test-cluster
+.PHONY: lint test bench test-cluster
 lint: $(READY) ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -66,9 +66,6 @@ test: $(READY) ## run all quick tests
 
 bench: $(READY) ## measure speed against alternatives (3 to 10 minutes; a table and var/bench.json): ARGS="--rows … --quick"
 	@$(BIN)/python -m benchmarks $(ARGS)
-
-e2e: $(READY) ## test training and whole runs that are killed, stopped, shrunk and grown (10 minutes)
-	@$(BIN)/python -m pytest -v tests/e2e/test_survival.py tests/e2e/test_killed_pipeline.py $(ARGS)
 
 test-cluster: $(READY) ## test on a cluster with the training operator, without our images (some minutes): KUBECONFIG=FILE
 	@test -n "$${KUBECONFIG:-}" || { echo "these tests need a cluster with the training operator: make test-cluster KUBECONFIG=FILE"; exit 2; }
@@ -103,7 +100,7 @@ schedule: $(READY) ## retrain at fixed times: CRON='0 3 * * 1' TIME_ZONE=Europe/
 ui: $(READY) ## open the UI of Kubeflow Pipelines
 	$(COMMAND) ui $(call flags,$(WHICH_CLUSTER))
 
-.PHONY: pull-model deploy rollback
+.PHONY: pull-model deploy rollback clean-volume
 pull-model: $(READY) ## copy a version to this machine and verify it: VERSION=champion TO=var/models
 	$(COMMAND) pull $(call flags,VERSION TO DATA_ROOT IMAGE REGISTRY $(WHICH_CLUSTER)) $(ARGS)
 
@@ -112,3 +109,6 @@ deploy: $(READY) ## serve the champion on the cluster (after make images): COLLE
 
 rollback: $(READY) ## make an earlier version champion, on the cluster or in DATA_ROOT=: VERSION= REASON=
 	$(COMMAND) rollback $(call flags,VERSION REASON DATA_ROOT IMAGE REGISTRY MODEL_REGISTRY $(WHICH_CLUSTER)) $(ARGS)
+
+clean-volume: $(READY) ## delete what no version, run or schedule needs, on the cluster or in DATA_ROOT=: KEEP=10 ARGS=--dry-run
+	$(COMMAND) clean $(call flags,KEEP DAYS DATA_ROOT IMAGE REGISTRY MODEL_REGISTRY $(WHICH_CLUSTER)) $(ARGS)

@@ -1,6 +1,6 @@
 """Training that is killed, stopped, shrunk and grown: two agents of torchrun stand for two nodes.
 
-Started by `make e2e`; each test takes half a minute to two.
+Each test takes half a minute to two.
 """
 
 import contextlib

@@ -195,6 +195,11 @@ class ClusterLauncher:
                 echo(f"submitted {self._called(name)}")
                 return str(made["metadata"]["uid"])
             except Refused as error:
+                if lacking := [one for one in self.kind.dispensable if f'unknown field "spec.{one}"' in error.message]:
+                    echo("\n".join(f"{self._called(name)} {self.kind.dispensable[one]}" for one in lacking))
+                    spec = {one: value for one, value in manifest["spec"].items() if one not in lacking}
+                    manifest = {**manifest, "spec": spec}
+                    continue
                 refused_since = refused_since or time.monotonic()
                 if not error.by_quota or time.monotonic() - refused_since > PATIENCE_SECONDS:
                     raise

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import json
 import os
 import re
@@ -279,6 +280,25 @@ def test_quota_that_stays_used_up_ends_the_step_with_the_remedy(
     kubernetes.refusals = [(403, "exceeded quota: kws, used: 8")] * 100
     with pytest.raises(LaunchError, match=r"exceeded quota: kws, used: 8; delete what is not needed"):
         train()
+
+
+def test_limit_that_an_older_operator_does_not_know_is_left_out_with_a_word(
+    kubernetes: Kubernetes, job: Training, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kind = dataclasses.replace(PYTORCH_JOB, dispensable={"runPolicy": "has no deadline"})
+    said = (
+        'PyTorchJob in version "v1" cannot be handled as a PyTorchJob: strict decoding error: unknown field "spec.{}"'
+    )
+    kubernetes.plays, kubernetes.refusals = [Play()], [(400, said.format("runPolicy"))]
+    ClusterLauncher(kind, CONFIG).run(job)
+    assert ["runPolicy" in one["spec"] for one in kubernetes.sent] == [False]
+    assert capfd.readouterr().err.splitlines() == [
+        f"PyTorchJob kubeflow/{NAME} has no deadline",
+        f"submitted PyTorchJob kubeflow/{NAME}",
+    ]
+    kubernetes.refusals = [(400, said.format("elasticPolicy"))]
+    with pytest.raises(LaunchError, match="install the training operator"):
+        ClusterLauncher(kind, CONFIG).run(job)
 
 
 def test_missing_right_ends_the_step_at_once(kubernetes: Kubernetes, train: Callable[[], None]) -> None:

@@ -1,7 +1,7 @@
 """What `ClusterLauncher` needs to know of a kind of training job."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kws.kube.client import Resource
@@ -21,6 +21,9 @@ class JobKind:
 
     lacking: str
     """Remedy if the operator is too old to know a field of the job."""
+
+    dispensable: Mapping[str, str] = field(default_factory=dict)
+    """Fields of the job's spec that an older operator may lack, and what is said when the job goes without."""
 
     container: str
     """Name of the container that trains."""

@@ -29,6 +29,8 @@ SINCE = "2.2"
 """Release of Trainer since which a job may change pods of its runtime, or has a deadline. An API server refuses a field
 that an older release lacks, as jobs are created strictly."""
 
+NO_DEADLINE = f"has no deadline of its own, which Kubeflow Trainer gives jobs since {SINCE}: that of the run counts"
+
 
 def _changed(config: ClusterConfig, name: str) -> Any:
     """Returns the value of a setting, or None if it is the default, for which the runtime stands."""
@@ -68,7 +70,8 @@ def build_job(job: Training, config: ClusterConfig, owner: Mapping[str, Any] | N
     """Builds the TrainJob of a training.
 
     The runtime defines the pod: volume, shared memory, security and number of restarts. Where the settings name another
-    claim, shared memory, machines or service account, the job patches its runtime, which needs Trainer 2.2. Trainer
+    claim, shared memory, machines or service account, the job patches its runtime, which needs Trainer 2.2; so does a
+    deadline, without which an older one runs the job. Trainer
     tells torchrun in PET_* variables how many nodes there are, with the rendezvous at the first. It does not support
     elastic jobs, so a lost pod stops the others until it is back.
 
@@ -127,6 +130,7 @@ TRAIN_JOB = JobKind(
     resource=RESOURCE,
     operator="Kubeflow Trainer v2 and JobSet",
     lacking=f"install Kubeflow Trainer {SINCE} or later, or set it in the runtime and leave it out of KWS_PYTORCHJOB",
+    dispensable={"activeDeadlineSeconds": NO_DEADLINE},
     container=CONTAINER,
     name_label="jobset.sigs.k8s.io/jobset-name",
     rank_label="batch.kubernetes.io/job-completion-index",
