@@ -5,6 +5,7 @@ import itertools
 import logging
 import mimetypes
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from kws.data.kinds import is_audio_file
 from kws.data.listing import Listing, NotRead
 from kws.data.names import is_recording, is_utf8, speaker_of, word_of
 from kws.data.pack import Pack
+from kws.data.splits import read_list
 from kws.data.words import merged
 from kws.text import plain, printable, wrong_with
 
@@ -22,6 +24,14 @@ log = logging.getLogger(__name__)
 
 LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
 """The split lists that may lie beside the word folders, by split; their case does not matter."""
+
+OTHER_LISTS = re.compile(
+    r"(val(?:id(?:ation)?)?|dev)(?:[-_]list)?\.txt|(test(?:ing)?)(?:[-_]list)?\.txt", re.IGNORECASE
+)
+"""What else the split lists of validation and of test may be called, if what they name is there."""
+
+RAW = (".pcm", ".raw", ".sln", ".vox", ".gsm", ".g722", ".npy", ".npz", ".h5", ".hdf5")
+"""Suffixes of sounds that are not read, and of which the machine need not know the type."""
 
 
 def word_folders(folder: Path) -> Listing:
@@ -45,7 +55,7 @@ def word_folders(folder: Path) -> Listing:
             else:
                 not_read.add(printable(file), wrong)
         for entry in _scan(folder):
-            split = next((split for split, name in LISTS.items() if name == entry.name.lower()), None)
+            split = _split_of_list(entry)
             if entry.name == RUNNING_SPEECH:
                 continue  # of any layout, see `kws.data.sources`
             if _is_folder(entry):
@@ -62,8 +72,9 @@ def word_folders(folder: Path) -> Listing:
                     yield from map(clip_of, itertools.chain([first], recordings))
                 for name, reason in sorted(others.items()):
                     not_read.add(name, reason)
-            elif split and _is_file(entry):
-                lists[split] = Path(entry.path)
+            elif split:
+                if split not in lists or entry.name.lower() == LISTS[split]:
+                    lists[split] = Path(entry.path)
             elif is_recording(entry.name):
                 not_read.add(printable(entry.name), "recordings must lie in the folder of their word")
 
@@ -132,8 +143,21 @@ def _list_word(folder: "os.DirEntry[str]", others: dict[str, str]) -> Iterator[s
                 yield name
 
 
+def _split_of_list(entry: "os.DirEntry[str]") -> str:
+    """Returns the split of which a file is the list; empty if it is none."""
+    if not _is_file(entry):
+        return ""
+    name = entry.name.lower()
+    found = OTHER_LISTS.fullmatch(name)
+    if found is None or name in LISTS.values():
+        return next((split for split, known in LISTS.items() if known == name), "")
+    _, first = next(read_list(Path(entry.path)), (0, ""))
+    is_there = "/" in first and Path(entry.path).parent.joinpath(first).is_file()
+    return ("validation" if found[1] else "test") if is_there else ""
+
+
 def _may_be_sound(name: str) -> bool:
-    return (mimetypes.guess_type(name)[0] or "").startswith(("audio/", "video/"))
+    return name.lower().endswith(RAW) or (mimetypes.guess_type(name)[0] or "").startswith(("audio/", "video/"))
 
 
 def _scan(folder: Path) -> list["os.DirEntry[str]"]:

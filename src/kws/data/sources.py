@@ -70,7 +70,8 @@ def unwrapped(folder: Path, layout: str = AUTO) -> Path:
     """
     inner = folder
     while inner.is_dir():
-        folders = [path for path in inner.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        there = sorted(inner.iterdir(), key=Path.is_symlink, reverse=True)  # a folder counts, not a link to it
+        folders = [*{one.resolve(): one for one in there if one.is_dir() and not one.name.startswith(".")}.values()]
         if len(folders) != 1 or folders[0].name.startswith("_") or list_recordings(inner, layout).words:
             break
         (inner,) = folders
@@ -87,6 +88,8 @@ def _list_clips(folder: Path, layout: str) -> Listing:
         found = next((listing for one in LAYOUTS.values() if (listing := one(tree)) is not None), None)
         if found is not None and found.layout == "list":
             tables.require_most(tree, found)
+        if found is not None and found.layout == "sidecars" and toolkits.are_only_notes(found):
+            return word_folders(folder)
         if found is None:
             found = word_folders(folder)
             if len(found.words) < 2:

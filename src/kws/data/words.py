@@ -1,9 +1,11 @@
 """How a word is written: which texts are the same word, and which are more than one."""
 
 import logging
+import re
 import unicodedata
 from collections.abc import Iterable
 
+from kws.config import SPEECH_COMMANDS_WORDS
 from kws.data.index import Index
 from kws.text import plain
 
@@ -22,6 +24,11 @@ def alike(word: str) -> str:
     Not by `casefold`, to which Maße (measures) and Masse (mass) are the same.
     """
     return unicodedata.normalize("NFC", plain(word).lower())
+
+
+def is_known(word: str) -> bool:
+    """Tells whether a text is one of the words that are known to be such: those of Speech Commands, and digits."""
+    return alike(word) in SPEECH_COMMANDS_WORDS or re.fullmatch(r"\d", word) is not None
 
 
 def only_word(sentence: str) -> str:

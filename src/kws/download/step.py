@@ -24,7 +24,7 @@ from kws.config import HEARD, SPEECH_COMMANDS_SHA256, SPEECH_COMMANDS_URL, split
 from kws.data.digest import Digests, content_digest, listing_digest, names_of, read_manifest
 from kws.data.kinds import kind_of_file
 from kws.data.listing import Listing
-from kws.data.names import THEIR_MANIFEST
+from kws.data.names import THEIR_MANIFEST, is_recording
 from kws.data.pack import FOLDER, Pack, Packer, opened, size_of
 from kws.data.parts import write_parts
 from kws.data.sources import AUTO, list_recordings, unwrapped
@@ -39,6 +39,12 @@ from kws.text import printable
 from kws.volume import require_volume, use
 
 log = logging.getLogger(__name__)
+
+LOOKED_AT = 20
+"""Of how many recordings the first bytes are looked at before a data set is made of them."""
+
+_IS_PART = re.compile(r"\.(z\d\d|\d{3}|part\d+\.rar)$", re.IGNORECASE)
+"""How the names of parts of an archive end."""
 
 
 def download(source: str, sha256: str, data_root: Path, layout: str = AUTO) -> Path:
@@ -209,6 +215,11 @@ class _Source:
         return folder
 
     def _from_archive(self, path: Path) -> Path:
+        if _IS_PART.search(path.name):
+            raise ValueError(
+                f"source must be a whole archive, got the part {path.name}: join the parts "
+                "(cat words.zip.* > words.zip; of .z01 files zip -s 0 words.zip --out whole.zip), and give the whole"
+            )
         digest = files.sha256_of(path)
         self._require_digest(digest, "correct it or download the archive again")
         return self._extract(path, _strip_suffix(_safe_name(path.name)), digest, {})
@@ -417,9 +428,23 @@ def _combine(parts: Sequence[Path], data_root: Path) -> Path:
     return whole._build(f"{len(parts)}-sources", digest, {"sources": sources}, fill)
 
 
+def _require_sounds(listing: Listing, source: str) -> None:
+    """Refuses recordings of which a look at some of them tells that they are something else."""
+    names = listing.clips.distinct_files()
+    some = names[:: max(1, len(names) // LOOKED_AT)].tolist()
+    paths = [listing.folder / name for name in some if is_recording(name)]
+    kinds = Counter(kind_of_file(path) for path in paths if path.is_file())
+    for kind, number in kinds.most_common(1):
+        if not kind.is_audio and kind.remedy and number > len(paths) / 2:
+            raise ValueError(
+                f"source must hold recordings, got {source}, where {paths[0].name} is {kind.name}: {kind.remedy}"
+            )
+
+
 def _require_words(listing: Listing, source: str) -> None:
     listing.require_readable_words()
     if listing.words:
+        _require_sounds(listing, source)
         return
     folder = listing.folder
     names = sorted(printable(path.name) for path in folder.iterdir() if not path.name.startswith("."))[:5]

@@ -60,6 +60,9 @@ CANCELLED = 1e-4
 """Channels cancel each other, as where one is wired in reverse, if their average has less than this part of the power
 of the loudest one (-40 dB)."""
 
+_LENGTH_0, _LENGTH_UNKNOWN = b"data\0\0\0\0", b"data\xff\xff\xff\xff"
+"""In the header of a WAV: what a recorder leaves that was killed, and what a program writes that streams."""
+
 _HEADER = struct.Struct("<4sI8sIHHIIHH4sI")
 """The 44-byte header of a canonical WAV file."""
 
@@ -276,7 +279,12 @@ def _decode(source: Path | bytes, start: bytes, max_seconds: float) -> _Decoded:
     import soundfile
 
     try:
-        return _read_with_soundfile(source, max_seconds)
+        decoded = _read_with_soundfile(source, max_seconds)
+        at = start.find(_LENGTH_0)
+        if decoded.waveform.size or at < 0:
+            return decoded
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        return _read_with_soundfile(data[:at] + _LENGTH_UNKNOWN + data[at + len(_LENGTH_0) :], max_seconds)
     except soundfile.LibsndfileError as error:
         kind, said = kind_of(start), error.error_string
         if not kind.is_audio:

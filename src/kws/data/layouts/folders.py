@@ -2,20 +2,30 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from kws.config import SPEECH_COMMANDS_WORDS
-from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_named
+from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_named, split_within
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
 from kws.data.names import is_container, speaker_of, word_of
-from kws.data.words import alike
+from kws.data.words import alike, is_known
 
 LEVELS = ("split", "word", "speaker")
 """What a level of folders can say; a layout names its levels from the outermost inwards, as in speaker/word."""
 
 ANY = "*"
 """A level that says nothing."""
+
+IN_NAME = ".wav"
+"""Follows the last level of a layout if the name of the file says it, as in speaker/word.wav, whatever its format."""
+
+_SAYS_NOTHING = re.compile(
+    r"(fold|part|batch|chunk|shard|session|take|round|day|week)[-_ ]?\d+|(fe)?males?|(wo)?m[ae]n|boys?|girls?|"
+    r"adults?|child(ren)?",
+    re.IGNORECASE,
+)
+"""Names of folders that divide recordings, but say neither a word nor a speaker nor a split."""
 
 _SPEAKER = re.compile(
     r"(speaker|spk|spkr|user|usr|subject|subj|participant|person|volunteer|voice|actor|client|child|adult|male|female|"
@@ -36,29 +46,36 @@ MOST_WORDS = 1000
 
 
 def is_pattern(layout: str) -> bool:
-    """Tells whether a layout is named by the levels of its folders, such as split/word or word/*: one is the word."""
-    levels = layout.split("/")
+    """Tells whether a layout is named by its levels, such as split/word and speaker/word.wav: one is the word."""
+    levels = layout.removesuffix(IN_NAME).split("/")
     said = [level for level in levels if level != ANY]
     return "word" in said and set(said) <= set(LEVELS) and len(set(said)) == len(said)
 
 
-def by_pattern(tree: Tree, pattern: str) -> Listing:
+def by_pattern(tree: Tree, pattern: str, outermost: Collection[str] = ()) -> Listing:
     """Lists recordings in folders whose levels mean what a pattern says; others are not read.
 
     A speaker in the name of a recording counts more than the folder.
+
+    Args:
+        tree: the folder.
+        pattern: the levels, from the outermost inwards.
+        outermost: if given, the names of the outermost folders that are read.
     """
-    levels = pattern.split("/")
+    levels = pattern.removesuffix(IN_NAME).split("/")
 
     def rows() -> Iterator[Row]:
         for file in tree.recordings:
             *folders, name = file.split("/")
-            names = dict(zip(levels, folders, strict=False)) if len(folders) == len(levels) else {}
-            if names and not any(folder.startswith("_") for folder in folders):
+            said = [*folders, _base(name)] if pattern.endswith(IN_NAME) else folders
+            names = dict(zip(levels, said, strict=False)) if len(said) == len(levels) else {}
+            is_read = not outermost or (len(folders) > 0 and folders[0] in outermost)
+            if names and is_read and not any(folder.startswith("_") for folder in folders):
                 yield Row(
                     file=file,
                     word=word_of(names["word"]),
                     speaker=speaker_of(name) or names.get("speaker", ""),
-                    split=split_named(names.get("split", "")),
+                    split=_split_of(names.get("split", "")),
                 )
 
     return listing_of(tree, pattern, rows(), [], not_named=f"it does not lie in folders {pattern}")
@@ -77,11 +94,15 @@ def nested_folders(tree: Tree) -> Listing | None:
     outermost = sorted({folders[0] for folders in depths})
     if len(outermost) < 2:
         return None  # no folders, or one around everything
-    splits = {split_named(name) for name in outermost}
-    has_splits = "train" in splits and "" not in splits
+    splits = {name: split for name in outermost if (split := _split_of(name))}
+    in_splits = sum(number for path, number in depths.items() if path[0] in splits and len(path) > 1)
+    if len(splits) < len(outermost) and len(set(splits.values())) > 1 and in_splits > sum(depths.values()) / 2:
+        depths = {path: number for path, number in depths.items() if path[0] in splits}
+        outermost = list(splits)
+    has_splits = "train" in splits.values() and len(splits) == len(outermost)
     counts = Counter[int]()
     for path, number in depths.items():
-        if not has_splits or split_named(path[0]) == "train":  # other splits may have no words
+        if not has_splits or splits[path[0]] == "train":  # other splits may have no words
             counts[len(path)] += number
     depth = counts.most_common(1)[0][0]
     if depth == 2 and counts[1] and not has_splits:
@@ -89,6 +110,7 @@ def nested_folders(tree: Tree) -> Listing | None:
     of_depth = sorted(path for path in depths if len(path) == depth)
     names = [sorted(set(level)) for level in zip(*of_depth, strict=True)]
     said = [level for level in range(has_splits, depth) if len(names[level]) > 1]
+    said = [level for level in said if not all(map(_SAYS_NOTHING.fullmatch, names[level]))] or said
     levels = ["split" if has_splits and level == 0 and len(names[0]) > 1 else ANY for level in range(depth)]
     if has_splits and not said:
         if depth == 1 or is_container(names[-1][0]):
@@ -101,13 +123,15 @@ def nested_folders(tree: Tree) -> Listing | None:
     if len(said) == 1:
         (level,) = said
         levels[level] = "word"
-        if _named_like_speakers(names[level]) or (level < depth - 1 and _without_known_words(names[level])):
+        if depth == 1 and (listing := _files_named_for_words(tree)) is not None:
+            return listing
+        if named_like_speakers(names[level]) or (level < depth - 1 and _without_known_words(names[level])):
             raise UnclearLayout(
                 f"the folders must be words, got {_some(names[level])}, which may be speakers by their names: name the "
                 "word of each recording in a list (file, word, speaker), or use "
                 f"--layout {'/'.join(levels)} if they are words"
             )
-        return None if levels == ["word"] else by_pattern(tree, "/".join(levels))
+        return None if levels == ["word"] else by_pattern(tree, "/".join(levels), outermost if has_splits else ())
     if len(said) == 2:
         outer, within = said
         patterns = {"word/speaker": _pattern(levels, outer, within), "speaker/word": _pattern(levels, within, outer)}
@@ -118,7 +142,7 @@ def nested_folders(tree: Tree) -> Listing | None:
                 "them, of which nothing tells which are speakers: use --layout "
                 f"{' or --layout '.join(patterns.values())}"
             )
-        return by_pattern(tree, patterns[named])
+        return by_pattern(tree, patterns[named], outermost if has_splits else ())
     raise UnclearLayout(
         f"one level of folders must be the words, got {depth} levels, such as {'/'.join(of_depth[0])}: say "
         "what each is, such as --layout speaker/*/word, where * is a level that says nothing"
@@ -149,7 +173,7 @@ def named_files(tree: Tree) -> Listing | None:
     """
     for names in (_NAMED, _NUMBERED):
         parts = _parts_of_names(tree, names)
-        known = [group for group, some in parts.items() if all(map(_is_known, some))]
+        known = [group for group, some in parts.items() if all(map(is_known, some))]
         if len(known) != 1 or (names is _NUMBERED and len(parts[1]) == 1):
             continue
         (word,) = known
@@ -173,6 +197,53 @@ def named_files(tree: Tree) -> Listing | None:
     return None
 
 
+def _files_named_for_words(tree: Tree) -> Listing | None:
+    """Lists folders of speakers with a file for each word, such as anna/yes.wav, or yes_2.wav.
+
+    Folders of words with a file for each speaker look the same: which are the words follows from known words.
+
+    Raises:
+        UnclearLayout: none of them is known.
+    """
+    folders: dict[str, set[str]] = {}
+    for file in tree.recordings:
+        folder, _, name = file.rpartition("/")
+        if not folder or "/" in folder or folder.startswith("_") or speaker_of(name):
+            return None
+        folders.setdefault(folder, set()).add(_base(name).lower())
+    counts = Counter(name for some in folders.values() for name in some)
+    names = [name for name, count in counts.items() if count > 1]
+    if len(folders) < 2 or not 2 <= len(names) <= MOST_WORDS or any(map(_says_no_word, names)):
+        return None
+    shared = sum(counts[name] for name in names)
+    if shared < 0.8 * counts.total() or shared < len(names) * len(folders) / 2:
+        return None  # few files are named like one in other folders
+    are_words = [sum(map(is_known, some)) > len(some) / 2 for some in (list(folders), names)]
+    if are_words[0]:
+        return None
+    pattern = f"speaker/word{IN_NAME}"
+    if not are_words[1] and not named_like_speakers(list(folders)):
+        raise UnclearLayout(
+            f"folders or files must be named for words, got the folders {_some(sorted(folders))} with files named "
+            f"{_some(sorted(names))}: use --layout word if the folders are words, or --layout {pattern}"
+        )
+    return by_pattern(tree, pattern)
+
+
+def _says_no_word(name: str) -> bool:
+    return not re.search(r"[^\W\d_]", name) or is_container(name) or _SPEAKER.fullmatch(name) is not None
+
+
+def _base(name: str) -> str:
+    """Returns the name of a file without its suffix and a number at its end, such as yes for yes_2.wav."""
+    return re.sub(r"(?<=[^\W\d_])[-_. ]*(?:\d+|\(\d+\))$", "", name.rpartition(".")[0] or name)
+
+
+def _split_of(folder: str) -> str:
+    """Returns the split that a folder is named for, such as test, 01_train and train-clean-100; empty if it is none."""
+    return split_named(folder) or split_within(folder)
+
+
 def _parts_of_names(tree: Tree, names: re.Pattern[str]) -> dict[int, set[str]]:
     """Returns the different texts of every group of a pattern that all recordings match; none if one does not."""
     parts: dict[int, set[str]] = {group: set() for group in range(1, names.groups + 1) if len(tree.recordings)}
@@ -190,23 +261,20 @@ def _parts_of_names(tree: Tree, names: re.Pattern[str]) -> dict[int, set[str]]:
 
 def _which_are_words(outer: Sequence[str], within: Sequence[str]) -> str:
     """Returns word/speaker or speaker/word for two levels of folders, or an empty text if it is not clear."""
-    for are_speakers in (_named_like_speakers, _without_known_words):
+    for are_speakers in (named_like_speakers, _without_known_words):
         if are_speakers(outer) != are_speakers(within):
             return "speaker/word" if are_speakers(outer) else "word/speaker"
     return ""
 
 
-def _named_like_speakers(names: Sequence[str]) -> bool:
+def named_like_speakers(names: Sequence[str]) -> bool:
+    """Tells whether all folders are named as speakers are, such as speaker1, s01, 0a7c2a8d and 017."""
     return all(map(_SPEAKER.fullmatch, names))
 
 
 def _pattern(levels: Sequence[str], word: int, speaker: int) -> str:
     """Returns a pattern of levels of which two are known."""
     return "/".join({word: "word", speaker: "speaker"}.get(level, said) for level, said in enumerate(levels))
-
-
-def _is_known(word: str) -> bool:
-    return alike(word) in SPEECH_COMMANDS_WORDS or re.fullmatch(r"\d", word) is not None
 
 
 def _without_known_words(names: Sequence[str]) -> bool:

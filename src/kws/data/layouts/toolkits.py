@@ -10,12 +10,14 @@ from typing import Any
 from kws import files
 from kws.config import BACKGROUND_NOISE
 from kws.data.kinds import is_audio_file
+from kws.data.layouts.folders import named_like_speakers
 from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_named, split_within
 from kws.data.layouts.tables import said_by
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
 from kws.data.names import word_of
 from kws.data.splits import read_lines, read_list
+from kws.data.words import alike, is_known
 from kws.text import one_line
 
 log = logging.getLogger(__name__)
@@ -180,22 +182,22 @@ def _class_of(name: str) -> str:
     return BACKGROUND_NOISE if name == "Background Noise" else name  # it makes this class itself
 
 
-SIDECARS = (".cls", ".json", ".txt")
+SIDECARS = (".cls", ".json", ".txt", ".lab")
 
 
 def sidecars(tree: Tree) -> Listing | None:
     """Lists recordings beside files of the same name that say the word, as in the shards of WebDataset.
 
-    A .cls or .txt holds the word or a sentence, a .json an object with the names of columns that a list has.
+    A .cls, .txt or .lab holds the word or a sentence, a .json an object with the names of columns that a list has.
     """
-    beside = {path.rpartition(".")[0]: path for path in tree.others if path.endswith(SIDECARS)}
+    beside = {path.rpartition(".")[0]: path for path in tree.others if path.lower().endswith(SIDECARS)}
     stems = (file.rpartition(".")[0] for file in tree.recordings)
     if not beside or sum(stem in beside for stem in stems) < max(1, len(tree.recordings) / 2):
         return None
     rows: list[Row] = []
     for file in tree.recordings:
         path = beside.get(file.rpartition(".")[0], "")
-        if path.endswith(".json"):
+        if path.lower().endswith(".json"):
             try:
                 said = said_by(files.read_json(tree.folder / path))
             except ValueError:
@@ -217,6 +219,27 @@ def sidecars(tree: Tree) -> Listing | None:
     if numbers and all(row.word.isdigit() for row in rows) and any(path.endswith(".cls") for path in beside.values()):
         log.warning("the files .cls number the words (%s …): nothing tells their names", ", ".join(numbers[:3]))
     return listing_of(tree, "sidecars", rows, sorted(beside.values()))
+
+
+def are_only_notes(listing: Listing) -> bool:
+    """Tells whether what lies beside recordings does not name their words, as they lie in folders of known words.
+
+    Raises:
+        UnclearLayout: either the folders or the files beside the recordings could name the words.
+    """
+    said = set(map(alike, listing.words))
+    folders = {file.rpartition("/")[0] for file in listing.tables}
+    if len(folders) < 2 or any("/" in folder or not folder for folder in folders) or any(map(is_known, said)):
+        return False
+    if any(map(is_known, folders)):
+        return True
+    if 0 < len(said) < min(4, len(folders)) and not named_like_speakers(list(folders)):
+        raise UnclearLayout(
+            "either the folders or the files beside the recordings must name the words, got the folders "
+            f"{', '.join(sorted(folders)[:3])} and files with {', '.join(sorted(said))}: use --layout word or --layout "
+            "sidecars"
+        )
+    return False
 
 
 _LABEL = re.compile(r"(\d+[.,]?\d*)\t(\d+[.,]?\d*)\t(.*)")
@@ -251,7 +274,13 @@ def label_tracks(tree: Tree) -> Listing | None:
         folder = path.rpartition("/")[0]
         beside = by_folder[folder]
         of_name = [file for file in beside if PurePosixPath(file).stem == PurePosixPath(path).stem]
-        recordings = of_name if len(of_name) == 1 else beside
+        elsewhere = [] if beside else [tree.find(PurePosixPath(path).stem)]
+        recordings = of_name or beside or [file for file in elsewhere if file is not None]
+        if len(of_name) > 1:
+            raise UnclearLayout(
+                f"a label track must belong to one recording, got {one_line(path)} beside "
+                f"{' and '.join(map(one_line, of_name[:3]))}: keep one of them"
+            )
         if len(recordings) != 1:
             raise UnclearLayout(
                 f"a label track must be named like its recording, got {one_line(path)} beside {len(beside)} recordings"
@@ -267,6 +296,9 @@ def label_tracks(tree: Tree) -> Listing | None:
 
 Labels = list[tuple[float, float, str]]
 """Begin and end in seconds, and text."""
+
+NOTHING_SAID = ("", "<eps>", "<sil>", "sil", "sp", "spn", "<unk>", "<p:>")
+"""What aligners write in a TextGrid where nothing is said, or nothing that they know."""
 
 
 def _of_audacity(path: Path) -> Labels:
@@ -288,14 +320,22 @@ def _of_praat(path: Path) -> Labels:
     Raises:
         UnclearLayout: it has several tiers, none of which is named for words.
     """
-    _, *tiers = "\n".join(read_lines(path)).split('"IntervalTier"')
+    _, *parts = re.split(r'"(IntervalTier|TextTier)"', "\n".join(read_lines(path)))
+    tiers = [text for kind, text in zip(parts[::2], parts[1::2], strict=True) if kind == "IntervalTier"]
     names = [tier.partition('"')[2].partition('"')[0] for tier in tiers]
     of_words = [tier for name, tier in zip(names, tiers, strict=True) if len(tiers) == 1 or "word" in name.lower()]
     if tiers and len(of_words) != 1:
         found = ", ".join(map(one_line, names))
-        raise UnclearLayout(f"a TextGrid must have one tier of words, got {one_line(path.name)} with {found}")
+        raise UnclearLayout(
+            f"a TextGrid must have one tier of words, got {one_line(path.name)} with {found}: name the one that counts "
+            "words, and the others otherwise"
+        )
     intervals = [match for tier in of_words for match in _INTERVAL.finditer(tier)]
-    return [(float(one[1]), float(one[2]), one[3].replace('""', '"')) for one in intervals if one[3].strip()]
+    return [
+        (float(one[1]), float(one[2]), text)
+        for one in intervals
+        if (text := one[3].replace('""', '"')).strip() not in NOTHING_SAID
+    ]
 
 
 def _of_subtitles(path: Path) -> Labels:

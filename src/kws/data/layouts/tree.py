@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import logging
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,8 +16,10 @@ from kws.data.index import Lookup, Strings, strings
 from kws.data.names import SUFFIXES, is_recording, is_utf8
 from kws.data.pack import Pack
 
+log = logging.getLogger(__name__)
+
 DEEPEST = 8
-"""How many folders deep recordings may lie; a link may lead back to a folder above it."""
+"""How many folders deep recordings may lie."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Tree:
 
     @staticmethod
     def of(folder: Path) -> "Tree":
-        """Lists a folder.
+        """Lists a folder. Links to folders are followed, but a folder that was listed already is not listed again.
 
         Raises:
             OSError: a folder cannot be read.
@@ -39,18 +42,25 @@ class Tree:
         others: list[str] = []
 
         def recordings() -> Iterator[str]:
-            waiting = [""]
-            while waiting:
+            waiting, links, listed = [""], list[str](), set[tuple[int, int]]()
+            while waiting or links:
+                if not waiting:
+                    waiting.append(links.pop())
                 below = waiting.pop()
+                status = os.stat(folder / below)
+                if (status.st_dev, status.st_ino) in listed:
+                    log.info("%s is not listed, as it leads to a folder that is listed already", folder / below)
+                    continue
+                listed.add((status.st_dev, status.st_ino))
                 with os.scandir(folder / below) as entries:
-                    for entry in entries:
+                    for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
                         path = f"{below}{entry.name}"
                         if entry.name.startswith(".") or not is_utf8(entry.name):
                             continue
                         try:
                             if entry.is_dir():
                                 if path.count("/") < DEEPEST and path != RUNNING_SPEECH:  # see `kws.data.speech`
-                                    waiting.append(f"{path}/")
+                                    (links if entry.is_symlink() else waiting).append(f"{path}/")
                             elif entry.is_file() and is_recording(entry.name):
                                 yield path
                             elif entry.is_file():
