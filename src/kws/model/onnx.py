@@ -246,8 +246,11 @@ def trace(
             output_names=outputs,
             dynamic_axes=axes,
         )
+        graph = onnx.load(whole)
+        _share_weights(graph)
         if int8:
-            kept = [node.name for node in onnx.load(whole).graph.node if FEATURES & set(node.input)]
+            onnx.save(graph, whole)
+            kept = [node.name for node in graph.graph.node if FEATURES & set(node.input)]
             with _silent_root_logger():
                 quantize_dynamic(
                     whole,
@@ -257,7 +260,18 @@ def trace(
                     weight_type=QuantType.QInt8,
                     nodes_to_exclude=kept,
                 )
-        return onnx.load(small if int8 else whole)
+        return onnx.load(small) if int8 else graph
+
+
+def _share_weights(model: "ModelProto") -> None:
+    """Has nodes name shared weights themselves: behind the exporter's Identity in between none is quantized."""
+    nodes, weights = model.graph.node, {weight.name for weight in model.graph.initializer}
+    copies = [node for node in nodes if node.op_type == "Identity" and node.input[0] in weights]
+    shared = {copy.output[0]: copy.input[0] for copy in copies}
+    for copy in copies:
+        nodes.remove(copy)
+    for node in nodes:
+        node.input[:] = [shared.get(name, name) for name in node.input]
 
 
 @contextlib.contextmanager

@@ -68,6 +68,36 @@ def test_features_of_other_settings_are_exported_too(
     np.testing.assert_allclose(read.predict(waveforms), recognizer.predict(waveforms), atol=2e-4)
 
 
+@pytest.mark.parametrize("preset", RECIPES)
+def test_int8_of_every_preset_quantizes_each_matrix_on_all_ways_through_the_model(preset: str, tmp_path: Path) -> None:
+    recipe = RECIPES[preset]
+    torch.manual_seed(1)
+    model = AudioTransformer(recipe.model, recipe.features, 5).eval()
+    if recipe.features.normalize:
+        bins = (recipe.features.num_mels,)
+        model.set_normalization(torch.full(bins, -7.0), torch.full(bins, 4.0))
+    recognizer = Recognizer(model=model, words=list("abcde"), features=recipe.features)
+    onnx.export(recognizer, tmp_path / "model.onnx")
+    onnx.export(recognizer, tmp_path / "int8.onnx", int8=True)
+    graph = onnx_format.load(tmp_path / "int8.onnx").graph
+    constants = {one.name: one for one in graph.initializer}
+    products = [
+        constants[name]
+        for node in graph.node
+        if node.op_type == "MatMul"
+        for name in node.input[1:]
+        if name in constants
+    ]
+    assert [one.name for one in products] == ["cosines", "sines", "mel_filters"]
+    assert not [node for node in graph.node if node.op_type == "Identity" and node.input[0] in constants]
+    assert (tmp_path / "int8.onnx").stat().st_size < (tmp_path / "model.onnx").stat().st_size
+    features = np.random.default_rng(2).normal(-7, 4, (2, recipe.features.num_mels, recipe.features.num_frames))
+    heard = [
+        onnx.load(tmp_path / name).predict_features(features.astype(np.float32)) for name in ("model.onnx", "int8.onnx")
+    ]
+    np.testing.assert_allclose(*heard, atol=0.03)
+
+
 def test_int8_keeps_the_words_and_quantizes_all_matrices_but_those_of_the_features(
     expert: Recognizer, exported: Path, tone_corpus: Path, tmp_path: Path
 ) -> None:
