@@ -62,8 +62,8 @@ def _text_rows(tree: Tree, path: str) -> Iterator[dict[str, str]]:
         return
     header = _header(first, mark)
     if "file" not in columns_of(header):
-        if comment.count(mark) == first.count(mark):
-            header, lines = _header(comment, mark), itertools.chain([first], lines)
+        if len(named := _header(comment, mark)) == len(header):
+            header, lines = named, itertools.chain([first], lines)
         elif names := _without_header(tree, header, near, mark):
             header, lines = names, itertools.chain([first], lines)
     # In Common Voice and other TSV files, a quotation mark is part of the sentence.
@@ -86,7 +86,7 @@ def _text_rows(tree: Tree, path: str) -> Iterator[dict[str, str]]:
 
 
 def _header(line: str, mark: str) -> list[str]:
-    return [cell.strip() for cell in next(csv.reader([line], delimiter=mark, skipinitialspace=True))]
+    return [cell.strip() for cell in next(csv.reader([line], delimiter=mark, skipinitialspace=True), [])]
 
 
 def _without_header(tree: Tree, row: list[str], near: str, mark: str) -> list[str]:

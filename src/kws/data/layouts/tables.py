@@ -196,7 +196,7 @@ def _column_of_files(tree: Tree, path: str, rows: Sequence[Mapping[str, Any]]) -
         names = [text(row.get(column)) for row in rows]
         num_named = sum(bool(finder.find(row) or finder.named(row)) for row in rows)
         numbers = [number(name) for name in names]
-        counts = None not in numbers and all(b - a == 1 for a, b in itertools.pairwise(filter(None, numbers)))
+        counts = numbers[0] is not None and numbers == [numbers[0] + at for at in range(len(numbers))]
         if num_named and sum(map(is_recording, names)) > len(rows) / 2:
             found[column] = 0
         elif num_named > len(rows) / 2 and key not in COUNTED and (not counts or num_named == len(rows)):
@@ -325,12 +325,14 @@ def _rows(tree: Tree, table: Table) -> Iterator[Row]:
         if not (table.is_shard or found) and finder is not None and len(finder.named(row)) > 1:
             refused = refused or "several recordings have that name"
         split = splits.of(said, file)
-        for region in regions(row.get(columns.get("word", "word"))) or [{}]:
+        labels = row.get(columns.get("word", ""))
+        for region in regions(labels) or [{"word": labels}]:
             of_one = said | {what: text(value) for what, value in region.items()}
-            several = len(region["word"]) > 1 if isinstance(region.get("word"), list) else False
+            several = isinstance(region["word"], list) and len(region["word"]) > 1
             several = several or (have_several and "," in of_one["word"])
-            word = of_one.get("word") or of_one.get("sentence")
-            if word is None:
+            if table.has_words:
+                word = of_one["word"] or of_one.get("sentence", "")
+            else:
                 word = word_of((found or "").rpartition("/")[0].rpartition("/")[2])
             start, end = _stretch(table, columns, of_one)
             yield Row(
