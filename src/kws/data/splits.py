@@ -1,6 +1,7 @@
 """Divides clips into train, validation and test."""
 
 import codecs
+import gzip
 import hashlib
 import io
 import logging
@@ -122,9 +123,9 @@ def read_list(path: Path) -> Iterator[tuple[int, str]]:
 def read_lines(path: Path) -> Iterator[str]:
     """Yields the lines of a text in UTF-8 or UTF-16, with or without a byte order mark, with the line ends of any OS.
 
-    A line that is not UTF-8 is decoded as Windows-1252.
+    A line that is not UTF-8 is decoded as Windows-1252. The file may be compressed by gzip.
     """
-    with path.open("rb") as file:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         start = file.read(200)
         file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
         coding = "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""

@@ -20,7 +20,7 @@ from kws.text import one_line, plain, wrong_with
 SPLIT_NAMES = {
     "train": ("train", "training", "trn"),
     "validation": ("validation", "valid", "validate", "val", "dev", "devel", "development"),
-    "test": ("test", "testing", "eval", "evaluation"),
+    "test": ("test", "testing", "eval", "evaluation", "holdout", "heldout"),
 }
 """What splits are called."""
 
@@ -33,7 +33,7 @@ class UnclearLayout(ValueError):
 
 def split_named(name: str) -> str:
     """Returns the split that a text names, such as TRAIN or dev; empty if it names none."""
-    return _SPLIT_OF.get(name.strip().casefold(), "")
+    return _SPLIT_OF.get(re.sub(r"(?<=[a-z])[-_ ](?=[a-z])", "", name.strip().casefold()), "")
 
 
 def split_within(name: str) -> str:
