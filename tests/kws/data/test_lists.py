@@ -401,3 +401,10 @@ def test_words_of_several_channels_are_refused(tmp_path: Path) -> None:
     table(tmp_path / "l.csv", "file,channel,start,end,word", ["calls/a.wav,1,0,1,yes", "calls/a.wav,2,0,1,left"])
     with pytest.raises(ValueError, match="call yes and left: correct the list; channels are not read: write each"):
         list_recordings(tmp_path)
+
+
+def test_column_without_a_name_is_not_that_of_the_words(tmp_path: Path) -> None:
+    files = clips(tmp_path)
+    rows = [f"{at},{file},s{at % 3},{word.title()},activate" for at, (file, word) in enumerate(files)]
+    table(tmp_path / "train_data.csv", ",path,speakerId,transcription,action", rows)
+    assert counts(list_recordings(tmp_path)) == {"Left": 4, "Yes": 4}

@@ -315,7 +315,7 @@ def _rows(tree: Tree, table: Table) -> Iterator[Row]:
     if "word" in columns:
         columns["word"] = _column_of_words(some, columns["word"])
     finder = Finder(tree, table.path, columns, some) if "file" in columns else None
-    have_several = _have_several(some, columns.get("word", ""))
+    have_several = "word" in columns and _have_several(some, columns["word"])
     splits = _Splits(table)
     for at, row in enumerate(cells(tree, table.path)):
         said = {what: text(row.get(column)) for what, column in columns.items()}
@@ -325,7 +325,7 @@ def _rows(tree: Tree, table: Table) -> Iterator[Row]:
         if not (table.is_shard or found) and finder is not None and len(finder.named(row)) > 1:
             refused = refused or "several recordings have that name"
         split = splits.of(said, file)
-        labels = row.get(columns.get("word", ""))
+        labels = row.get(columns["word"]) if "word" in columns else None
         for region in regions(labels) or [{"word": labels}]:
             of_one = said | {what: text(value) for what, value in region.items()}
             several = isinstance(region["word"], list) and len(region["word"]) > 1
