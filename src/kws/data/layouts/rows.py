@@ -1,5 +1,6 @@
 """The rows that every layout consists of: a file, its word, and what else is known about it."""
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +32,7 @@ class UnclearLayout(ValueError):
     """Raised if a folder can be read in more than one way, or in none; the message says which flag settles it."""
 
 
+@functools.lru_cache(maxsize=1 << 12)
 def split_named(name: str) -> str:
     """Returns the split that a text names, such as TRAIN or dev; empty if it names none."""
     return _SPLIT_OF.get(re.sub(r"(?<=[a-z])[-_ ](?=[a-z])", "", name.strip().casefold()), "")
@@ -52,6 +54,8 @@ class Row:
     """The word, or a sentence."""
     near: str = ""
     """The folder of the table, from which the file may be named."""
+    is_found: bool = False
+    """Whether the file is a recording below the folder; if not, it is looked for."""
     is_sentence: bool = False
     """Whether the word is what somebody says rather than a name: then only single words are read."""
     speaker: str = ""
@@ -88,7 +92,7 @@ def listing_of(
 
     def clips() -> Iterator[Clip]:
         for row in rows:
-            file = row.file if row.row is not None else tree.find(row.file, row.near)
+            file = row.file if row.is_found or row.row is not None else tree.find(row.file, row.near)
             word = only_word(row.word) if row.is_sentence else plain(row.word)
             reason = row.refused or _reason(row, file, word)
             if reason:

@@ -314,15 +314,15 @@ def _rows(tree: Tree, table: Table) -> Iterator[Row]:
     columns = dict(table.columns)
     if "word" in columns:
         columns["word"] = _column_of_words(some, columns["word"])
-    finder = Finder(tree, table.path, columns, some) if "file" in columns else None
+    finder = None if table.is_shard else Finder(tree, table.path, columns, some)
     have_several = "word" in columns and _have_several(some, columns["word"])
     splits = _Splits(table)
     for at, row in enumerate(cells(tree, table.path)):
         said = {what: text(row.get(column)) for what, column in columns.items()}
         file, near = (table.path, "") if table.is_shard else (said["file"], table.path.rpartition("/")[0])
-        found = None if table.is_shard or finder is None else finder.find(row)
+        found = finder and finder.find(row)
         refused = "they are marked as not valid" if flag(said.get("valid", "")) is False else ""
-        if not (table.is_shard or found) and finder is not None and len(finder.named(row)) > 1:
+        if finder and found is None and len(finder.named(row)) > 1:
             refused = refused or "several recordings have that name"
         split = splits.of(said, file)
         labels = row.get(columns["word"]) if "word" in columns else None
@@ -337,7 +337,8 @@ def _rows(tree: Tree, table: Table) -> Iterator[Row]:
             start, end = _stretch(table, columns, of_one)
             yield Row(
                 file=found or file,
-                near="" if found else near,
+                near=near,
+                is_found=found is not None,
                 word=word,
                 is_sentence="word" not in columns and "sentence" in columns,
                 speaker="" if said.get("speaker", "").casefold() in NOT_KNOWN else said["speaker"],
