@@ -43,7 +43,7 @@ class Finder:
     def named(self, row: Mapping[str, Any]) -> list[str]:
         """Returns all recordings that have the name which a row gives, whatever their folder and format."""
         name = _decoded(text(row.get(self._file))).replace("\\", "/").removeprefix("./")
-        files = (self._tree.recordings[at] for at in self._tree._by_name.rows(name)) if name else ()
+        files = (self._tree.recordings[at] for at in self._tree.by_name.rows(name)) if name else ()
         return [file for file in files if f"/{_stem(file)}".endswith(f"/{_stem(name)}")]
 
     @functools.cached_property

@@ -107,7 +107,7 @@ class Tree:
                 return path
         wanted = [_key(part) for part in parts]
         best: dict[int, list[str]] = {}
-        for path in (self.recordings[row] for row in self._by_name.rows(parts[-1])):
+        for path in (self.recordings[row] for row in self.by_name.rows(parts[-1])):
             there = [_key(part) for part in path.split("/")]
             there[-1] = wanted[-1] if _key(_stem(path.split("/")[-1])) == _key(_stem(parts[-1])) else there[-1]
             shared = next(
@@ -126,7 +126,8 @@ class Tree:
         return Lookup(self.recordings)
 
     @functools.cached_property
-    def _by_name(self) -> Lookup:
+    def by_name(self) -> Lookup:
+        """Finds recordings by their names, in any case and format."""
         return Lookup(self.recordings, lambda path: _key(_stem(path.rpartition("/")[2])))
 
 
