@@ -70,8 +70,9 @@ def unwrapped(folder: Path, layout: str = AUTO) -> Path:
     """
     inner = folder
     while inner.is_dir():
-        there = sorted(inner.iterdir(), key=Path.is_symlink, reverse=True)  # a folder counts, not a link to it
-        folders = [*{one.resolve(): one for one in there if one.is_dir() and not one.name.startswith(".")}.values()]
+        there = [path for path in inner.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        there.sort(key=Path.is_symlink, reverse=True)  # a folder counts, not a link to it
+        folders = [*{path.resolve(): path for path in there}.values()]
         if len(folders) != 1 or folders[0].name.startswith("_") or list_recordings(inner, layout).words:
             break
         (inner,) = folders

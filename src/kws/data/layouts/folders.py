@@ -206,12 +206,14 @@ def _files_named_for_words(tree: Tree) -> Listing | None:
         UnclearLayout: none of them is known.
     """
     folders: dict[str, set[str]] = {}
+    counts = Counter[str]()
     for file in tree.recordings:
         folder, _, name = file.rpartition("/")
-        if not folder or "/" in folder or folder.startswith("_") or speaker_of(name):
+        if not folder or "/" in folder or folder.startswith("_") or speaker_of(name) or len(counts) > 2 * MOST_WORDS:
             return None
-        folders.setdefault(folder, set()).add(_base(name).lower())
-    counts = Counter(name for some in folders.values() for name in some)
+        if (base := _base(name).lower()) not in folders.setdefault(folder, set()):
+            folders[folder].add(base)
+            counts[base] += 1
     names = [name for name, count in counts.items() if count > 1]
     if len(folders) < 2 or not 2 <= len(names) <= MOST_WORDS or any(map(_says_no_word, names)):
         return None

@@ -52,8 +52,9 @@ class Tree:
                     log.info("%s is not listed, as it leads to a folder that is listed already", folder / below)
                     continue
                 listed.add((status.st_dev, status.st_ino))
+                begin = len(links)
                 with os.scandir(folder / below) as entries:
-                    for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
+                    for entry in entries:
                         path = f"{below}{entry.name}"
                         if entry.name.startswith(".") or not is_utf8(entry.name):
                             continue
@@ -67,6 +68,7 @@ class Tree:
                                 others.append(path)
                         except OSError:  # a link to itself
                             continue
+                links[begin:] = sorted(links[begin:], reverse=True)
 
         pack = Pack.of(folder)
         found = strings(itertools.chain(recordings(), pack.names() if pack else ()))
