@@ -6,15 +6,21 @@ import multiprocessing
 import os
 import shutil
 import signal
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import soundfile
 from tensor_folders import features_of
 
 from kws import files
 from kws.config import SPLITS, CleanConfig
+from kws.data import shards
+from kws.data.clip import Clip
 from kws.data.index import Index
 from kws.download.step import download
 from kws.preprocess.step import preprocess
@@ -44,6 +50,11 @@ def record(folder: Path, number: int, speaker: str = "aaaaaaaa") -> Path:
     path = folder / f"{speaker}_nohash_{number}.wav"
     soundfile.write(path, sound, 16_000)
     return path
+
+
+def of_clips(tensors: Path, split: str) -> Iterable[tuple[Clip, np.ndarray]]:
+    """Returns the clips of a split with their features."""
+    return zip(Tensors(tensors).split(split).clips, features_of(tensors, split), strict=True)
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -175,6 +186,34 @@ def test_killed_between_parts_it_keeps_those_that_are_complete(
     assert whole.items() < parts_of(tmp_path).items()
     assert sorted(files.read_json(folder / files.MANIFEST)["parts"].values()) == [20, 25, 25, 25, 25]
     assert_same(folder, tone_tensors)
+
+
+def test_rows_of_a_table_are_read_in_their_order_whatever_their_split(
+    tone_corpus: Path, tone_tensors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "table").mkdir()
+    paths = sorted(tone_corpus.glob("[a-z]*/*.wav"))
+    columns = {
+        "audio": [{"bytes": path.read_bytes(), "path": path.name} for path in paths],
+        "label": [path.parent.name for path in paths],
+        "split": [("train", "validation", "test", "train")[number % 4] for number in range(len(paths))],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "table" / "words.parquet", row_group_size=10)
+    read: list[int] = []
+    column = shards._Parquet.column
+
+    def counted(self: shards._Parquet, name: str, group: int) -> Any:
+        read.append(group)
+        return column(self, name, group)
+
+    monkeypatch.setattr(shards._Parquet, "column", counted)
+    folder = preprocess(tmp_path / "table", tmp_path / "data", words="auto", num_threads=1)
+    assert read == [*range(12), *range(12)]  # for the estimate of their length, and for the features
+    counts = files.read_json(folder / files.MANIFEST)["counts"]
+    assert {split: counts[split] for split in SPLITS} == {"train": 60, "validation": 30, "test": 30}
+    kept = {clip.row: features.tobytes() for split in SPLITS for clip, features in of_clips(folder, split)}
+    there = {clip.file: features.tobytes() for split in SPLITS for clip, features in of_clips(tone_tensors, split)}
+    assert kept == {row: there[path.relative_to(tone_corpus).as_posix()] for row, path in enumerate(paths)}
 
 
 def test_clip_that_could_not_be_read_is_tried_again(corpus: Path, tmp_path: Path) -> None:
