@@ -168,7 +168,8 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False, beside: Pat
         recognizer: the model; its window must have an even length.
         path: the file to write.
         int8: quantize the matrices of the model to 8 bits with a scale for every column, and activations at run time
-            (dynamic quantization). Convolutions and features stay in float32.
+            (dynamic quantization). Convolutions and features stay in float32. Of the 8 bits of a weight 7 are used:
+            with all of them, sums overflow on processors without VNNI (onnxruntime.ai, "Quantize ONNX models").
         beside: not needed.
 
     Returns:
@@ -258,6 +259,7 @@ def trace(
                     op_types_to_quantize=["MatMul", "Gemm"],
                     per_channel=True,
                     weight_type=QuantType.QInt8,
+                    reduce_range=True,  # without VNNI, sums of 8 bits overflow
                     nodes_to_exclude=kept,
                 )
         return onnx.load(small) if int8 else graph
