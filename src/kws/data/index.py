@@ -276,9 +276,14 @@ class Index(Sequence[Clip]):
         """The id of every clip, [clips]."""
         return strings(clip.id for clip in self) if self._has_parts() else self.files
 
+    @property
+    def are_rows(self) -> bool:
+        """Whether clips are rows of tables (some may be files), and none is a stretch of a recording or cut out."""
+        return self._has_parts() and not _any([self._columns["begin"], self._columns["start"]])
+
     def order(self) -> npt.NDArray[Any]:
         """Returns what compares as the ids do, [clips]; numbers, where the files are tables with rows of clips."""
-        if any(_any([self._columns[name]]) for name in ("begin", "start")) or not self._has_parts():
+        if not self.are_rows:
             return self.ids
         files, codes = self.files_of_clips()
         number = np.unique(files, return_inverse=True)[1].astype(np.int64)[codes]

@@ -31,6 +31,12 @@ def is_recording(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
+def stem_of(name: str) -> str:
+    """Returns the name of a file, or its path, without the suffix of a recording, if it has one."""
+    stem, _, suffix = name.rpartition(".")
+    return stem if f".{suffix.lower()}" in SUFFIXES else name
+
+
 def is_container(folder: str) -> bool:
     """Tells whether a folder is named for what it holds, recordings of any words, such as wavs or audio_files."""
     return all(part.removesuffix("s") in _CONTAINED for part in re.split(r"[-_ ]", folder.lower()))

@@ -16,7 +16,7 @@ import numpy as np
 
 from kws.config import SPLITS
 from kws.data.index import Index, Ints, Lookup
-from kws.data.names import SUFFIXES
+from kws.data.names import stem_of
 from kws.text import printable
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def read_lists(lists: Mapping[str, Path], clips: Index) -> Lists:
                 found = [row for row in found if _agree(paths[row], entry)]
             exactly = any(_ending(paths[row]) == file for row in found)
             if exactly:  # a copy in another format goes with it
-                found = [row for row in found if _stem(_ending(paths[row])) == _stem(file)]
+                found = [row for row in found if stem_of(_ending(paths[row])) == stem_of(file)]
             code = SPLITS.index(split)
             before = np.where(split_of[found] < 0, loosely[found], split_of[found])
             twice += paths[found][(before >= 0) & (before != code)].tolist()
@@ -253,7 +253,7 @@ def divide(clips: Index, splits: Ints) -> Divided:
 
 def _key(file: str) -> str:
     """Returns a file name without its suffix, in lower case and Unicode normal form C."""
-    return _stem(unicodedata.normalize("NFC", file).lower())
+    return stem_of(unicodedata.normalize("NFC", file).lower())
 
 
 def _ending(path: str) -> str:
@@ -265,11 +265,6 @@ def _agree(path: str, other: str) -> bool:
     """Tells whether two paths are the same as far as both go back."""
     one, two = f"/{_key(path)}", f"/{_key(other)}"
     return one.endswith(two) or two.endswith(one)
-
-
-def _stem(file: str) -> str:
-    stem, _, suffix = file.rpartition(".")
-    return stem if f".{suffix.lower()}" in SUFFIXES else file
 
 
 def _decode(line: bytes) -> str:

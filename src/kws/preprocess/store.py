@@ -121,9 +121,8 @@ class Store:
         """
         missing = np.flatnonzero(self.find(keys).rows < 0)
         missing = np.sort(missing[np.unique(keys[missing], return_index=True)[1]])
-        order = clips.take(missing).order()
-        if order.dtype.kind == "i":  # each group of rows of a table is then read once, not once for every split
-            missing = missing[np.argsort(order)]
+        if clips.are_rows:  # each group of rows of a table is read once, not once for every split
+            missing = missing[np.argsort(clips.take(missing).order())]
         if len(missing) < len(clips):
             log.info("the features of %d of %d clips are there already", len(clips) - len(missing), len(clips))
         reasons: dict[bytes, str] = {}

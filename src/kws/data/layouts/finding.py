@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from kws.data.layouts.columns import text
 from kws.data.layouts.tree import Tree
-from kws.data.names import SUFFIXES
+from kws.data.names import stem_of
 
 PLACES = ("folder", "speaker", "split", "word")
 """Columns that may name a folder in which the recording of their row lies."""
@@ -44,7 +44,7 @@ class Finder:
         """Returns all recordings that have the name which a row gives, whatever their folder and format."""
         name = _decoded(text(row.get(self._file))).replace("\\", "/").removeprefix("./")
         files = (self._tree.recordings[at] for at in self._tree.by_name.rows(name)) if name else ()
-        return [file for file in files if f"/{_stem(file)}".endswith(f"/{_stem(name)}")]
+        return [file for file in files if f"/{stem_of(file).lower()}".endswith(f"/{stem_of(name).lower()}")]
 
     @functools.cached_property
     def _places(self) -> list[str]:
@@ -68,8 +68,3 @@ def _decoded(name: str) -> str:
     """Returns the path of a file: URL, of an address in Label Studio's local storage, or with escapes as in URLs."""
     local = name.partition("/local-files/?d=")[2]
     return unquote(f"/{local}" if local else name)
-
-
-def _stem(name: str) -> str:
-    name = name.lower()
-    return next((name[: -len(suffix)] for suffix in SUFFIXES if name.endswith(suffix)), name)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
 from kws.config import SPEECH_COMMANDS_WORDS
-from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_named, split_within
+from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_in, split_named
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
 from kws.data.names import is_container, speaker_of, word_of
@@ -75,7 +75,7 @@ def by_pattern(tree: Tree, pattern: str, outermost: Collection[str] = ()) -> Lis
                     file=file,
                     word=word_of(names["word"]),
                     speaker=speaker_of(name) or names.get("speaker", ""),
-                    split=_split_of(names.get("split", "")),
+                    split=split_in(names.get("split", "")),
                 )
 
     return listing_of(tree, pattern, rows(), [], not_named=f"it does not lie in folders {pattern}")
@@ -94,7 +94,7 @@ def nested_folders(tree: Tree) -> Listing | None:
     outermost = sorted({folders[0] for folders in depths})
     if len(outermost) < 2:
         return None  # no folders, or one around everything
-    splits = {name: split for name in outermost if (split := _split_of(name))}
+    splits = {name: split for name in outermost if (split := split_in(name))}
     in_splits = sum(number for path, number in depths.items() if path[0] in splits and len(path) > 1)
     if len(splits) < len(outermost) and len(set(splits.values())) > 1 and in_splits > sum(depths.values()) / 2:
         depths = {path: number for path, number in depths.items() if path[0] in splits}
@@ -239,11 +239,6 @@ def _says_no_word(name: str) -> bool:
 def _base(name: str) -> str:
     """Returns the name of a file without its suffix and a number at its end, such as yes for yes_2.wav."""
     return re.sub(r"(?<=[^\W\d_])[-_. ]*(?:\d+|\(\d+\))$", "", name.rpartition(".")[0] or name)
-
-
-def _split_of(folder: str) -> str:
-    """Returns the split that a folder is named for, such as test, 01_train and train-clean-100; empty if it is none."""
-    return split_named(folder) or split_within(folder)
 
 
 def _parts_of_names(tree: Tree, names: re.Pattern[str]) -> dict[int, set[str]]:

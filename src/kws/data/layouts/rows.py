@@ -44,6 +44,11 @@ def split_within(name: str) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
+def split_in(name: str) -> str:
+    """Returns the split that a text names or contains, such as test, 01_train and train-clean-100; empty if none."""
+    return split_named(name) or split_within(name)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """A row of a table, or what stands for one."""

@@ -15,7 +15,7 @@ from kws.data.index import Lookup
 from kws.data.layouts.cells import SUFFIXES, cells, regions
 from kws.data.layouts.columns import NAMES, NOT_KNOWN, TIMES, columns_of, flag, keys, number, seconds, text
 from kws.data.layouts.finding import Finder
-from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_named, split_within
+from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_in, split_named, split_within
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
 from kws.data.names import is_container, is_recording, word_of
@@ -271,7 +271,7 @@ class _Splits:
         for what, counted in self._flags.items():
             counted[flag(said.get(what, ""))] += 1
         if value := said.get("split", ""):
-            split = split_named(value) or split_within(value)
+            split = split_in(value)
             self._values[bool(split)][value] += value.casefold() not in NOT_KNOWN
             return split
         flags = {what.removeprefix("is_"): flag(said[what]) for what in FLAGS if what in said}

@@ -13,7 +13,7 @@ import numpy as np
 
 from kws.config import RUNNING_SPEECH
 from kws.data.index import Lookup, Strings, strings
-from kws.data.names import SUFFIXES, is_recording, is_utf8
+from kws.data.names import is_recording, is_utf8, stem_of
 from kws.data.pack import Pack
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class Tree:
         best: dict[int, list[str]] = {}
         for path in (self.recordings[row] for row in self.by_name.rows(parts[-1])):
             there = [_key(part) for part in path.split("/")]
-            there[-1] = wanted[-1] if _key(_stem(path.split("/")[-1])) == _key(_stem(parts[-1])) else there[-1]
+            there[-1] = wanted[-1] if _key(stem_of(path.split("/")[-1])) == _key(stem_of(parts[-1])) else there[-1]
             shared = next(
                 (i for i, (a, b) in enumerate(zip(reversed(wanted), reversed(there), strict=False)) if a != b), 0
             )
@@ -130,7 +130,7 @@ class Tree:
     @functools.cached_property
     def by_name(self) -> Lookup:
         """Finds recordings by their names, in any case and format."""
-        return Lookup(self.recordings, lambda path: _key(_stem(path.rpartition("/")[2])))
+        return Lookup(self.recordings, lambda path: _key(stem_of(path.rpartition("/")[2])))
 
 
 def _is_absolute(name: str) -> bool:
@@ -139,7 +139,3 @@ def _is_absolute(name: str) -> bool:
 
 def _key(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).lower())
-
-
-def _stem(name: str) -> str:
-    return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
