@@ -237,7 +237,8 @@ def _flock(descriptor: int) -> bool:
 
 def sha256_of(path: Path) -> str:
     """Returns the SHA-256 of a file as 64 hexadecimal digits."""
-    with path.open("rb") as file:
+    # Without Python's buffer: two thirds of the time for a clip.
+    with path.open("rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

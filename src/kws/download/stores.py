@@ -7,6 +7,7 @@ ETag, and what has changed meanwhile is downloaded again.
 import base64
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import logging
@@ -41,6 +42,7 @@ LOUD = {
     "azure": logging.WARNING,
     "azure.identity": logging.CRITICAL,
     "gcsfs": logging.CRITICAL,
+    "google.auth": logging.ERROR,
     "httpx": logging.WARNING,
     "httpx2": logging.WARNING,
 }
@@ -217,7 +219,8 @@ class Store:
 
     def _meaning(self, error: Exception) -> Exception:
         kind, status = type(error).__name__, _status(error)
-        if isinstance(error, PermissionError) or status in (401, 403) or "Credential" in kind or "GatedRepo" in kind:
+        denied = isinstance(error, PermissionError) or str(error).startswith("Forbidden: ")  # the latter by gcsfs
+        if denied or status in (401, 403) or "Credential" in kind or "GatedRepo" in kind:
             return self.say_no_access(error)
         if isinstance(error, FileNotFoundError) or status == 404 or kind in ("NoSuchBucket", "RepositoryNotFoundError"):
             also = f", or it is private: set {CREDENTIALS['hf']}" if self.scheme == "hf" else ""
@@ -279,14 +282,20 @@ def open_store(url: str) -> Store:
 def _open(url: str, **options: Any) -> Store:
     import fsspec
 
+    made: Any
     if scheme_of(url) == "gs":
-        options |= {"session_kwargs": {"trust_env": True}}  # heeds proxies
-    if scheme_of(url) == "s3":
-        options |= {"config_kwargs": {"connect_timeout": 30, "read_timeout": 60, "retries": {"total_max_attempts": 1}}}
-    protocol = {"az": "abfs"}.get(scheme_of(url), scheme_of(url))
-    made = fsspec.filesystem(protocol, skip_instance_cache=True, **options)
-    if scheme_of(url) == "s3":
+        # Not the class that the package names: it asks Google for the kind of the bucket before each request, also
+        # where there are no credentials, which takes seconds each time.
+        from gcsfs.core import GCSFileSystem
+
+        made = GCSFileSystem(skip_instance_cache=True, session_kwargs={"trust_env": True}, **options)  # heeds proxies
+        made._request = functools.partial(GCSFileSystem._request.__wrapped__, made)  # without its tries: see below
+    elif scheme_of(url) == "s3":
+        limits = {"connect_timeout": 30, "read_timeout": 60, "retries": {"total_max_attempts": 1}}
+        made = fsspec.filesystem("s3", skip_instance_cache=True, config_kwargs=limits, **options)
         made.retries = 1  # `Transfer` tries again, and says so; together they would for minutes in silence
+    else:
+        made = fsspec.filesystem("abfs", skip_instance_cache=True, **options)
     return Store(url=url, files=made, root=made._strip_protocol(url.replace("az://", "abfs://", 1)).rstrip("/"))
 
 

@@ -8,6 +8,7 @@ import socket
 import tarfile
 import threading
 import urllib.parse
+import urllib.request
 import wave
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gcp_storage_emulator.server import create_server
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
 from kws import files
@@ -27,7 +29,8 @@ logging.getLogger("werkzeug").setLevel(logging.ERROR)
 
 ENVIRONMENT = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "HF_TOKEN", "HF_ENDPOINT",
+    "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "HF_TOKEN", "HF_ENDPOINT", "GOOGLE_APPLICATION_CREDENTIALS",
+    "STORAGE_EMULATOR_HOST",
 )  # fmt: skip
 
 
@@ -250,23 +253,24 @@ def test_web_page_in_a_bucket_is_named(bucket: Any, tmp_path: Path) -> None:
         download(f"s3://{bucket.name}/words.tar.gz", "", tmp_path / "data")
 
 
+class _Denying(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(403)
+        self.send_header("Content-Type", "application/xml")
+        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 def test_bucket_without_access_is_refused_with_the_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Denying(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(403)
-            self.send_header("Content-Type", "application/xml")
-            body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with serving(Denying) as server:
+    with serving(_Denying) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         for with_keys in (True, False):  # without keys the bucket is asked as a public one
             if with_keys:
@@ -296,6 +300,71 @@ def test_store_that_cannot_be_reached_is_named_with_the_remedy(
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     with pytest.raises(ConnectionError, match=r"must be reachable, got .*127\.0\.0\.1.*check the address, the network"):
         download("s3://bucket/words.tar.gz", "", tmp_path / "data")
+
+
+# Google's.
+
+
+@pytest.fixture
+def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
+    """An emulator of Google's store with the bucket "words", behind a relay."""
+    server = create_server("127.0.0.1", 0, in_memory=True, default_bucket="words")
+    server.start()
+    made = Relay(server._api._httpd.server_port)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{made.port}")
+    yield made
+    server.stop()
+
+
+def put(path: Path, google: Relay, key: str) -> None:
+    upload = f"http://127.0.0.1:{google.target}/upload/storage/v1/b/words/o?uploadType=media&name="
+    body = urllib.request.Request(upload + urllib.parse.quote(key, ""), path.read_bytes(), method="POST")
+    body.add_header("Content-Type", "application/octet-stream")
+    urllib.request.urlopen(body, timeout=30).close()
+
+
+def test_archive_in_a_bucket_of_google_is_resumed_after_its_connection_was_cut(
+    google: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "STEP", 1 << 15)
+    monkeypatch.setattr(transfer, "TRIES", 1)
+    archive = packed(recordings(tmp_path / "words"), tmp_path / "words.tar.gz")
+    put(archive, google, "sets/words.tar.gz")
+    google.cut_after = archive.stat().st_size // 2
+    with pytest.raises(ConnectionError, match="received so far are kept"):
+        download("gs://words/sets/words.tar.gz", "", tmp_path / "data")
+    (part,) = (tmp_path / "data" / "downloads").glob("*.part")
+    kept = part.stat().st_size
+    assert 0 < kept < archive.stat().st_size
+    google.cut_after, google.sent = None, 0
+    manifest = files.read_json(download("gs://words/sets/words.tar.gz", "", tmp_path / "data") / files.MANIFEST)
+    assert google.sent < archive.stat().st_size - kept + 100_000
+    assert manifest["words"] == {"no": 4, "yes": 4}
+
+
+def test_prefix_of_a_bucket_of_google_becomes_a_folder_and_an_absent_one_is_refused(
+    google: Relay, tmp_path: Path
+) -> None:
+    words = recordings(tmp_path / "words")
+    for path in words.rglob("*.wav"):
+        put(path, google, f"my sets/{path.relative_to(words).as_posix()}")
+    folder = download("gs://words/my sets", "", tmp_path / "data")
+    for clip in list_recordings(folder).clips:
+        assert (folder / clip.file).read_bytes() == (words / clip.file).read_bytes()
+    google.sent = 0
+    assert download("gs://words/my sets", "", tmp_path / "data") == folder
+    assert google.sent < 30_000
+    with pytest.raises(ValueError, match=r"^source must exist, got gs://words/other, where nothing is"):
+        download("gs://words/other", "", tmp_path / "data")
+
+
+def test_bucket_of_google_without_access_is_refused_with_the_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(_Denying) as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(ValueError, match=r"set GOOGLE_APPLICATION_CREDENTIALS .*the secret kws-download"):
+            download("gs://private/words.tar.gz", "", tmp_path / "data")
 
 
 # The Hub.
