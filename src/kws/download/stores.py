@@ -280,6 +280,15 @@ def open_store(url: str) -> Store:
 
 
 def _open(url: str, **options: Any) -> Store:
+    try:
+        made = _connect(url, **options)
+    except Exception as error:  # some look for credentials at once
+        raise Store(url=url, files=None, root="").say_no_access(error) from error
+    return Store(url=url, files=made, root=made._strip_protocol(url.replace("az://", "abfs://", 1)).rstrip("/"))
+
+
+def _connect(url: str, **options: Any) -> Any:
+    """Returns the fsspec file system of an address."""
     import fsspec
 
     made: Any
@@ -296,7 +305,7 @@ def _open(url: str, **options: Any) -> Store:
         made.retries = 1  # `Transfer` tries again, and says so; together they would for minutes in silence
     else:
         made = fsspec.filesystem("abfs", skip_instance_cache=True, **options)
-    return Store(url=url, files=made, root=made._strip_protocol(url.replace("az://", "abfs://", 1)).rstrip("/"))
+    return made
 
 
 def _open_hub(url: str) -> Store:

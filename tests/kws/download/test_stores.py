@@ -30,7 +30,7 @@ logging.getLogger("werkzeug").setLevel(logging.ERROR)
 ENVIRONMENT = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "HF_TOKEN", "HF_ENDPOINT", "GOOGLE_APPLICATION_CREDENTIALS",
-    "STORAGE_EMULATOR_HOST",
+    "STORAGE_EMULATOR_HOST", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_CONNECTION_STRING",
 )  # fmt: skip
 
 
@@ -365,6 +365,11 @@ def test_bucket_of_google_without_access_is_refused_with_the_variables(
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
         with pytest.raises(ValueError, match=r"set GOOGLE_APPLICATION_CREDENTIALS .*the secret kws-download"):
             download("gs://private/words.tar.gz", "", tmp_path / "data")
+
+
+def test_address_of_azure_without_an_account_is_refused_with_the_variables(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"got az://words/sets: .* set AZURE_STORAGE_ACCOUNT_NAME and "):
+        download("az://words/sets", "", tmp_path / "data")
 
 
 # The Hub.
