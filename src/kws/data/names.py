@@ -15,6 +15,11 @@ THEIR_MANIFEST = "source-manifest.json"
 """What a file that has the name of our own manifest is called in a data set; NeMo's list of recordings has it."""
 
 
+OF_SYSTEMS = (
+    "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "node_modules", "venv",
+)  # fmt: skip
+"""Folders that programs make, in which no recordings of ours are."""
+
 _CONTAINED = {"audio", "wav", "flac", "mp3", "clip", "data", "dataset", "recording", "sample", "sound", "file"}
 
 

@@ -64,10 +64,10 @@ def _text_rows(tree: Tree, path: str) -> Iterator[dict[str, str]]:
     some = list(itertools.islice(numbered, SAMPLE))
     comments = list(itertools.takewhile(lambda one: one[1].startswith("#"), some))
     del some[: len(comments)]
-    for number, (_, line) in enumerate(some[:TITLES]):
+    for above, (_, line) in enumerate(some[:TITLES]):
         mark = _mark_in(line)
         if _is_header(header := _header(line, mark), mark):
-            del some[: number + 1]
+            del some[: above + 1]
             break
     else:
         first = some[0][1] if some else ""
@@ -151,13 +151,12 @@ def _without_header(tree: Tree, rows: list[list[str]], near: str, mark: str) -> 
     for word in words[:1]:
         names[word] = "sentence" if mark == "|" else "word"
         left.remove(word)
-        for at in left:
-            # Who speaks says several words, in most lists.
+        for at in [one for one in left if one not in words[1:]] if mark == "|" else left:
             pairs = {(row[at], row[word]) for row in zip(*columns, strict=True)}
-            if at not in words[1:2] if at < word or mark == "|" else at == word + 1:
-                if at > word or len(pairs) > len({speaker for speaker, _ in pairs}) > 1:
-                    names[at] = "speaker"
-                    break
+            speaks = len(pairs) > len({speaker for speaker, _ in pairs}) > 1  # several words, as speakers do
+            if at == word + 1 or (speaks and (at < word or mark == "|")):
+                names[at] = "speaker"
+                break
     return names
 
 
@@ -166,8 +165,8 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         lines = (line for line in io.TextIOWrapper(file, "utf-8-sig", "replace") if line.strip())
         start = list(itertools.islice(lines, 2))
-        first = _parsed(start[0]) if start else None
-        if not isinstance(first, dict) or (len(start) == 1 and not {"file", "supervisions"} & {*columns_of(first), *first}):
+        first = _parsed(start[0]) if len(start) == 2 else None
+        if not isinstance(first, dict):
             yield from _objects(_parsed("".join([*start, *lines])))
             return
         yield from _annotated(first)
@@ -209,7 +208,7 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
             yield from ({name: cell.get(row) for name, cell in value.items()} for row in within[0])
         elif "file" in columns_of(value) and all(isinstance(one, list) for one in within):
             yield from (dict(zip(value, row, strict=True)) for row in zip(*within, strict=False))
-        elif "file" in columns_of(value):
+        elif "file" in columns_of(value) or SUPERVISIONS in value:
             yield from _annotated(value)
         elif all(isinstance(some, list) and some and all(isinstance(one, str) for one in some) for some in within):
             for name, some in value.items():
@@ -223,7 +222,9 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
                 yield from _annotated({"file" if is_recording(name) else "id": name} | said)
         elif all(isinstance(one, str | int) or is_recording(name) for name, one in value.items()):
             for name, word in value.items():
-                yield {"file" if is_recording(name) else "id": name} | (word if isinstance(word, dict) else {"word": word})
+                yield {"file" if is_recording(name) else "id": name} | (
+                    word if isinstance(word, dict) else {"word": word}
+                )
         elif arrays:
             named = (some for some in arrays if any(is_recording(str(cell)) for cell in some[0].values()))
             yield from _objects(arrays[0] if len(arrays) == 1 else next(named, []))
@@ -269,13 +270,13 @@ def _annotated(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield parts | row
 
 
-SUPERVISIONS = "supervisions"
-"""What Lhotse calls what is said where in a recording; files of it lie beside such of recordings, of another name."""
+SUPERVISIONS, RECORDINGS = "supervisions", "recordings"
+"""What Lhotse calls what is said where in a recording, and the recordings, in the names of files beside each other."""
 
 
 def _with_sources(tree: Tree, path: str, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yields supervisions of Lhotse with the file of their recording, as the manifest of recordings beside them says."""
-    beside = path.replace(SUPERVISIONS, "recordings")
+    """Yields supervisions of Lhotse with the files of their recordings, which the manifest beside them names."""
+    beside = path.replace(SUPERVISIONS, RECORDINGS)
     there = _json_rows(tree.folder / beside) if beside in tree.others else ()
     files = {row.get("id"): _source_of(row) for row in there}
     yield from ({"file": files.get(row.get("recording_id")) or row.get("recording_id")} | row for row in rows)
