@@ -74,7 +74,8 @@ def unwrapped(folder: Path, layout: str = AUTO) -> Path:
     inner = folder
     while inner.is_dir():
         there = [path for path in inner.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        there = [path for path in there if path.name not in OF_SYSTEMS and _holds_data(path)] or there
+        there = [path for path in there if path.name not in OF_SYSTEMS]
+        there = [path for path in there if path.name.startswith("_") or _holds_data(path)] or there
         there.sort(key=Path.is_symlink, reverse=True)  # a folder counts, not a link to it
         folders = [*{path.resolve(): path for path in there}.values()]
         if len(folders) != 1 or folders[0].name.startswith("_") or list_recordings(inner, layout).words:
@@ -103,7 +104,7 @@ def _list_clips(folder: Path, layout: str) -> Listing:
         elif found is None:
             found = word_folders(folder)
             if len(found.words) < 2:
-                tables.require_no_other(tree)
+                tables.require_no_other(tree, found.words)
                 folders.require_named_for_word(found)
             folders.require_all(tree, found)
         found = found or word_folders(folder)

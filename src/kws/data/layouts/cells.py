@@ -12,9 +12,8 @@ from typing import Any
 from kws.data import shards
 from kws.data.layouts.columns import columns_of, number
 from kws.data.layouts.folders import named_like_speakers
-from kws.data.layouts.rows import split_named
 from kws.data.layouts.tree import Tree
-from kws.data.names import is_recording
+from kws.data.names import is_recording, split_named
 from kws.data.splits import read_lines
 from kws.data.words import alike, is_known
 from kws.text import one_line, printable
@@ -208,7 +207,7 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
             yield from ({name: cell.get(row) for name, cell in value.items()} for row in within[0])
         elif "file" in columns_of(value) and all(isinstance(one, list) for one in within):
             yield from (dict(zip(value, row, strict=True)) for row in zip(*within, strict=False))
-        elif "file" in columns_of(value) or SUPERVISIONS in value:
+        elif "file" in columns_of(value) or not {SUPERVISIONS, "sources"}.isdisjoint(value):
             yield from _annotated(value)
         elif all(isinstance(some, list) and some and all(isinstance(one, str) for one in some) for some in within):
             for name, some in value.items():

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from kws.data.layouts.rows import split_named
+from kws.data.names import split_named
 
 NAMES: Mapping[str, Sequence[str]] = {
     "file": (

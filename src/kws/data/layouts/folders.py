@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from kws.config import SPEECH_COMMANDS_WORDS
 from kws.data.layouts.columns import columns_of
-from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_in, split_named
+from kws.data.layouts.rows import Row, UnclearLayout, listing_of
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
-from kws.data.names import is_container, speaker_of, word_of
+from kws.data.names import is_container, speaker_of, split_in, split_named, word_of
 from kws.data.words import alike, is_known, merged
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ _SAYS_NOTHING = re.compile(
     r"(fold|part|batch|chunk|shard|session|take|round|day|week|set|snr)[-_ ]?(-?\d+(db)?|[a-d])|(fe)?males?|"
     r"(wo)?m[ae]n|boys?|girls?|adults?|child(ren)?|\d+[-_+]\d*|(19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d|"
     r"\d\d?(000|050|100|([.]\d+)?k(hz)?)|wav|flac|mp3|ogg|clean|noisy|quiet|loud|raw|processed|"
-    r"original|augmented|near|far",
+    r"original|augmented",
     re.IGNORECASE,
 )
 """Names of folders that divide recordings, but say neither a word nor a speaker nor a split."""

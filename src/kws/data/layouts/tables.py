@@ -19,10 +19,19 @@ from kws.data.index import Lookup
 from kws.data.layouts.cells import RECORDINGS, SAMPLE, SUFFIXES, SUPERVISIONS, cells, regions
 from kws.data.layouts.columns import NAMES, NOT_KNOWN, TIMES, columns_of, flag, keys, number, text, time, unit_of
 from kws.data.layouts.finding import Finder
-from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_in, split_named, split_of_path, split_within
+from kws.data.layouts.rows import Row, UnclearLayout, listing_of
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
-from kws.data.names import is_container, is_recording, stem_of, word_of
+from kws.data.names import (
+    is_container,
+    is_recording,
+    split_in,
+    split_named,
+    split_of_path,
+    split_within,
+    stem_of,
+    word_of,
+)
 from kws.data.pack import opened
 from kws.data.words import alike, is_known, merged, only_word
 from kws.files import MANIFEST
@@ -119,15 +128,20 @@ def lists(tree: Tree) -> Listing | None:
     )
 
 
-def require_no_other(tree: Tree) -> None:
+def require_no_other(tree: Tree, words: Sequence[str]) -> None:
     """Refuses files that name recordings, or may, but are not understood.
 
     Those are tables with columns of unknown names, or whose names are of other recordings; spreadsheets and the like;
     and texts in which recordings are named.
 
+    Args:
+        tree: what lies below the folder.
+        words: the words without such files, at most one; the folder of that may only be called what it holds.
+
     Raises:
         UnclearLayout: there is one.
     """
+    may_be_listed = not words or is_container(words[0])
     recordings = tree.recordings[:FEW].tolist()
     for path in tree.others:
         for remedy, names in NOT_READ.items():
@@ -148,14 +162,19 @@ def require_no_other(tree: Tree) -> None:
                     "name the columns so (docs/data.md has other names), or use --layout word to read the folders "
                     "alone"
                 )
-            if recordings and len(rows) > 1 and not {"word", "sentence"}.isdisjoint(columns_of(rows[0])):
+            if (
+                may_be_listed
+                and recordings
+                and len(rows) > 1
+                and not {"word", "sentence"}.isdisjoint(columns_of(rows[0]))
+            ):
                 raise UnclearLayout(
                     f"a list must name recordings below its folder, got {path} with "
                     f"{', '.join(f'{name} {one_line(text(cell))}' for name, cell in list(rows[0].items())[:4])}, and "
                     f"recordings such as {recordings[0]}: name them so in a column file, or use --layout word to read "
                     "the folders alone"
                 )
-        if recordings and _mentions(tree.folder / path, recordings):
+        if may_be_listed and recordings and _mentions(tree.folder / path, recordings):
             raise UnclearLayout(
                 f"a list must be CSV, TSV, JSON or Parquet, got {path}, in which recordings are named: save it as CSV "
                 "with the columns file and word, or use --layout word to read the folders alone"
@@ -166,6 +185,7 @@ def _mentions(path: Path, recordings: Sequence[str]) -> bool:
     """Tells whether most of some recordings are named in a text, by more than two characters."""
     with path.open("rb") as file:
         words = set(re.split(r"[^\w.-]+", file.read(1 << 18).decode("utf-8", "replace")))
+    words |= {word.partition(".")[0] for word in words}
     names = [file.rpartition("/")[2] for file in recordings]
     named = sum(name in words or (len(stem_of(name)) > 2 and stem_of(name) in words) for name in names)
     return named > len(names) / 2

@@ -13,11 +13,11 @@ from kws.data.kinds import is_audio_file
 from kws.data.layouts.cells import cells
 from kws.data.layouts.columns import columns_of, number, text, time, unit_of
 from kws.data.layouts.folders import named_like_speakers
-from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_named, split_of_path, split_within
+from kws.data.layouts.rows import Row, UnclearLayout, listing_of
 from kws.data.layouts.tables import said_by
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
-from kws.data.names import is_recording, stem_of, word_of
+from kws.data.names import is_recording, split_named, split_of_path, split_within, stem_of, word_of
 from kws.data.splits import read_lines, read_list
 from kws.data.words import alike, is_known
 from kws.text import one_line
@@ -108,7 +108,7 @@ def edge_impulse(tree: Tree) -> Listing | None:
         else:
             labelled = files.read_object(tree.folder / path, structuredLabels=dict)["structuredLabels"]
             for file, labels in labelled.items():
-                rows += _labelled_rows(labels, Row(file=file, near=folder, word="", split=split_of_path(folder)))
+                rows += _labelled_rows(labels, Row(file=file, near=folder, word="", split=split_of_path(f"{folder}/")))
     if tables:
         return listing_of(tree, "edge-impulse", rows, tables)
     names = (file.split("/") for file in tree.recordings)
@@ -125,7 +125,7 @@ def edge_impulse(tree: Tree) -> Listing | None:
 def _edge_impulse_rows(entry: dict[str, Any], folder: str) -> list[Row]:
     """Returns what an entry of info.labels says: a label of the whole recording, or labels of stretches of it."""
     path, label = str(entry.get("path", "")), entry.get("label", "")
-    split = split_named(str(entry.get("category", ""))) or split_of_path(path) or split_of_path(folder)
+    split = split_named(str(entry.get("category", ""))) or split_of_path(path) or split_of_path(f"{folder}/")
     row = Row(file=path, near=folder, word="", split=split)
     if isinstance(label, dict) and isinstance(label.get("labels"), list):
         return _labelled_rows(label["labels"], row)
