@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kws.data import shards
-from kws.data.layouts.columns import columns_of, number
+from kws.data.layouts.columns import columns_of, number, text
 from kws.data.layouts.folders import named_like_speakers
 from kws.data.layouts.tree import Tree
 from kws.data.names import is_recording, split_named
@@ -201,7 +201,8 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
         within = list(value.values())
         arrays = [one for one in within if isinstance(one, list) and one and isinstance(one[0], dict)]
         are_splits = all(map(split_named, value))
-        if isinstance(names := value.get("columns"), list) and isinstance(rows := value.get("data"), list):
+        names, rows = value.get("columns"), value.get("data")
+        if isinstance(names, list) and isinstance(rows, list) and all(isinstance(row, list) for row in rows):
             yield from (dict(zip(names, row, strict=False)) for row in rows)
         elif "file" in columns_of(value) and all(isinstance(one, dict) for one in within):
             yield from ({name: cell.get(row) for name, cell in value.items()} for row in within[0])
@@ -231,6 +232,10 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
             yield from _objects(nested[0])
 
 
+def _objects_in(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
 def _annotated(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yields a row for every label of what Label Studio, Prodigy or Lhotse wrote as JSON; another row with its parts.
 
@@ -239,14 +244,15 @@ def _annotated(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if isinstance(row.get("data"), dict) and isinstance(row.get("annotations"), list):
         texts = [value for value in row["data"].values() if isinstance(value, str)]
         audio = next((text for text in texts if is_recording(text.partition("?")[0])), next(iter(texts), ""))
-        for annotation in row["annotations"]:
-            results = [] if annotation.get("was_cancelled") else annotation.get("result", [])
+        for annotation in _objects_in(row["annotations"]):
+            results = [] if annotation.get("was_cancelled") else _objects_in(annotation.get("result"))
             # What is typed for a stretch says more than how it is labelled.
-            typed = [result["value"] for result in results if "text" in result.get("value", {})]
+            values = _objects_in([result.get("value") for result in results])
+            typed = [value for value in values if "text" in value]
             for value in typed:
                 yield {"file": audio, "sentence": value["text"], "start": value.get("start"), "end": value.get("end")}
-            for result in [] if typed else results:
-                yield from ({"file": audio} | region for region in regions(result.get("value", {})))
+            for value in [] if typed else values:
+                yield from ({"file": audio} | region for region in regions(value))
     elif row.get("answer") in ("accept", "reject", "ignore"):
         labels = row.get("audio_spans") or [{"label": row.get("accept", row.get("label"))}]
         if row["answer"] == "accept":
@@ -257,15 +263,15 @@ def _annotated(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "cuts with save_audios, and their manifest with to_file"
         )
     elif isinstance(row.get(SUPERVISIONS), list):
-        begin = float(row.get("start") or 0)
-        for one in row[SUPERVISIONS]:
-            start = begin + float(one.get("start") or 0)
-            said = {"file": _source_of(row.get("recording")), "sentence": one.get("text"), "start": start}
-            yield said | {"speaker": one.get("speaker"), "duration": one.get("duration")}
+        begin = number(text(row.get("start"))) or 0.0
+        for one in _objects_in(row[SUPERVISIONS]):
+            start = begin + (number(text(one.get("start"))) or 0.0)
+            about = {"file": _source_of(row.get("recording")), "sentence": one.get("text"), "start": start}
+            yield about | {"speaker": one.get("speaker"), "duration": one.get("duration")}
     else:
         parts: dict[str, Any] = {}
         for cell in row.values():
-            parts = next(_annotated(cell)) | parts if isinstance(cell, dict) and "path" not in cell else parts
+            parts = next(_annotated(cell), {}) | parts if isinstance(cell, dict) and "path" not in cell else parts
         yield parts | row
 
 
@@ -282,8 +288,9 @@ def _with_sources(tree: Tree, path: str, rows: Iterator[dict[str, Any]]) -> Iter
 
 
 def _source_of(recording: Any) -> str:
-    sources = recording.get("sources") if isinstance(recording, dict) else None
-    return str(sources[0].get("source", "")) if isinstance(sources, list) and sources else ""
+    """Returns the file of a recording of Lhotse; empty if it states none."""
+    sources = _objects_in(recording.get("sources")) if isinstance(recording, dict) else []
+    return str(sources[0].get("source", "")) if sources else ""
 
 
 def regions(cell: Any) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from kws.config import SPEECH_COMMANDS_WORDS
 from kws.data.layouts.columns import columns_of
 from kws.data.layouts.rows import Row, UnclearLayout, listing_of
@@ -47,6 +49,10 @@ _NAMED = re.compile(r"([^-_]+)[-_]((?!\d+\.)[^-_]+)(?:[-_]\d+)?\.\w+")
 
 _NUMBERED = re.compile(r"([^\d]*?)[-_. ]*(?:\d+|\(\d+\))?\.\w+")
 """A word, and a number unless it is the first: yes, yes_01, yes (3)."""
+
+_NUMBER_BEFORE = re.compile(r"\d+[-_. ]+(\D.*)")
+
+_KIND_BEFORE = re.compile(r"(?:class|label|word|keyword|command|category)[-_=](.+)", re.IGNORECASE)
 
 MOST_WORDS = 1000
 """Names of files with more different parts than this are not words and speakers."""
@@ -192,37 +198,36 @@ def require_all(tree: Tree, listing: Listing) -> None:
     Raises:
         UnclearLayout: they are.
     """
-    paths = [file.split("/") for file in tree.recordings.tolist() if "/" in file and not file.startswith("_")]
-    deeper = [path for path in paths if len(path) > 2]
-    if len(deeper) > len(listing.clips) and len({path[0] for path in paths}) > 1:
+    files = tree.recordings
+    deeper = files[(np.strings.count(files, "/") > 1) & ~np.strings.startswith(files, "_")] if len(files) else files
+    if len(deeper) > len(listing.clips) and len({file.split("/")[0] for file in files.tolist() if "/" in file}) > 1:
         raise UnclearLayout(
-            f"recordings must lie in folders of words, got {len(deeper):,} of {len(tree.recordings):,} in folders in "
-            f"folders, such as {'/'.join(deeper[0])}: give the folder above those of words, or say what each level is, "
-            "such as --layout */word"
+            f"recordings must lie in folders of words, got {len(deeper):,} of {len(files):,} in folders in folders, "
+            f"such as {deeper[0]}: give the folder above those of words, or say what each level is, such as --layout "
+            "*/word"
         )
-    words = {path[0] for path in paths if len(path) == 2}
-    both = sorted({path[0] for path in deeper if split_named(path[0]) and path[1] in words})
-    if both:
+    words = set(listing.words)
+    within = {tuple(file.split("/")[:2]) for file in deeper.tolist()}
+    if both := sorted({outer for outer, inner in within if inner in words and split_named(outer)}):
         raise UnclearLayout(
             f"a split must hold folders of words beside other splits, got {', '.join(both)} beside the words "
-            f"{_some(sorted(words))}: move these to a folder train, or use --layout word to leave out {both[0]}"
+            f"{_some(listing.words)}: move these to a folder train, or use --layout word to leave out {both[0]}"
         )
-    if not words and len(tree.recordings) > 1 and not any("/" in file for file in tree.recordings):
+    if len(files) > 1 and not np.strings.count(files, "/").any():
         raise UnclearLayout(
-            f"recordings must lie in folders of words, or be in a list, got only files such as "
-            f"{_some(tree.recordings.tolist())}: add a list (list.csv with the columns file and word), or use --layout "
-            f"word{IN_NAME} if their names are words and numbers"
+            f"recordings must lie in folders of words, or be in a list, got only files such as {_some(files.tolist())}:"
+            f" add a list (list.csv with the columns file and word), or use --layout word{IN_NAME} if their names are "
+            "words and numbers"
         )
 
 
 def numbered_or_prefixed(listing: Listing) -> Listing:
     """Returns a listing in which words lose what only numbers their folders, or is before all: 01_yes, label=yes."""
-    for pattern in (r"\d+[-_. ]+(\D.*)", r"(?:class|label|word|keyword|command|category)[-_=](.+)"):
-        found = {word: re.fullmatch(pattern, word, re.IGNORECASE) for word in listing.words}
-        named = {word: match[1] for word, match in found.items() if match}
+    for pattern in (_NUMBER_BEFORE, _KIND_BEFORE):
+        named = {word: match[1] for word in listing.words if (match := pattern.fullmatch(word))}
         begins = {word[: -len(name)].casefold() for word, name in named.items()}
-        is_odd = len(begins) not in (1, len(named)) or (pattern.startswith(r"\d") and len(begins) == 1)
-        if len(named) > 1 and len(named) == len(found) == len(set(map(alike, named.values()))) and not is_odd:
+        is_one_each = len(begins) == (1 if pattern is _KIND_BEFORE else len(named))
+        if 1 < len(named) == len(listing.words) == len(set(map(alike, named.values()))) and is_one_each:
             log.info("the words %s are called %s", _some(list(named)), _some(list(named.values())))
             return replace(listing, clips=merged(listing.clips.spelled(named)))
     return listing

@@ -70,7 +70,7 @@ def _kaldi_rows(folder: str, there: dict[str, dict[str, str]]) -> Iterator[Row]:
         recording, start, end = name, None, None
         if segments is not None:
             recording, first, last, *_ = [*segments.get(name, "").split(), "", "", ""]
-            start, end = _seconds(first), _seconds(last)
+            start, end = number(first), number(last)
         yield Row(
             file=there[WAV_SCP].get(recording, ""),
             near=folder.rstrip("/"),
@@ -136,7 +136,7 @@ def _labelled_rows(labels: Any, row: Row) -> list[Row]:
     """Returns a row for every labelled stretch, from startIndex to endIndex in milliseconds, the last one included."""
     found = []
     for one in labels if isinstance(labels, list) else []:
-        start, end = (_seconds(str(one.get(name))) for name in ("startIndex", "endIndex"))
+        start, end = (number(str(one.get(name))) for name in ("startIndex", "endIndex"))
         if start is not None and end is not None:
             found.append(replace(row, word=str(one.get("label", "")), start=start / 1000, end=(end + 1) / 1000))
     return found
@@ -171,7 +171,7 @@ def _samples(tree: Tree, path: str) -> Iterator[Row]:
         return
     for one in samples if isinstance(samples, list) else []:
         if isinstance(one, dict) and isinstance(one.get("blobFilePath"), str):
-            start, end = (_seconds(str(one.get(name))) for name in ("startTime", "endTime"))
+            start, end = (number(str(one.get(name))) for name in ("startTime", "endTime"))
             word = _class_of(word_of(folder.rpartition("/")[2]))
             yield Row(file=one["blobFilePath"], near=folder, word=word, start=start, end=end)
 
@@ -246,7 +246,7 @@ _LABEL = re.compile(r"(\d+[.,]?\d*)\t(\d+[.,]?\d*)\t(.*)")
 
 _INTERVAL = re.compile(r'(?:xmin = )?([\d.]+)\s+(?:xmax = )?([\d.]+)\s+(?:text = )?"((?:[^"]|"")*)"')
 
-_CUE = re.compile(r"(?:(\d+):)?(\d+):(\d+[.,]\d+) --> (?:(\d+):)?(\d+):(\d+[.,]\d+)[^\n]*\n((?:.+\n?)+)")
+_CUE = re.compile(r"((?:\d+:)?\d+:\d+[.,]\d+) --> ((?:\d+:)?\d+:\d+[.,]\d+)[^\n]*\n((?:.+\n?)+)")
 
 
 def label_tracks(tree: Tree) -> Listing | None:
@@ -361,11 +361,7 @@ def _of_praat(path: Path) -> Labels:
 def _of_subtitles(path: Path) -> Labels:
     """Returns the cues of an .srt or .vtt file."""
     found = _CUE.finditer("\n".join(read_lines(path)))
-    return [(_time(*one.group(1, 2, 3)), _time(*one.group(4, 5, 6)), one[7]) for one in found]
-
-
-def _time(hours: str | None, minutes: str, seconds: str) -> float:
-    return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds.replace(",", "."))
+    return [(time(one[1]) or 0.0, time(one[2]) or 0.0, one[3]) for one in found]
 
 
 TRACKS: dict[str, Callable[[Path], Labels]] = {
@@ -374,10 +370,3 @@ TRACKS: dict[str, Callable[[Path], Labels]] = {
     ".srt": _of_subtitles,
     ".vtt": _of_subtitles,
 }
-
-
-def _seconds(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
