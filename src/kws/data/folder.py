@@ -14,7 +14,7 @@ from kws.data.clip import Clip
 from kws.data.index import Index
 from kws.data.kinds import is_audio_file
 from kws.data.listing import Listing, NotRead
-from kws.data.names import is_recording, is_utf8, speaker_of, word_of
+from kws.data.names import OF_SYSTEMS, is_recording, is_utf8, speaker_of, split_named, word_of
 from kws.data.pack import Pack
 from kws.data.splits import read_list
 from kws.data.words import merged
@@ -24,11 +24,6 @@ log = logging.getLogger(__name__)
 
 LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
 """The split lists that may lie beside the word folders, by split; their case does not matter."""
-
-OTHER_LISTS = re.compile(
-    r"(val(?:id(?:ation)?)?|dev)(?:[-_]list)?\.txt|(test(?:ing)?)(?:[-_]list)?\.txt", re.IGNORECASE
-)
-"""What else the split lists of validation and of test may be called, if what they name is there."""
 
 RAW = (".pcm", ".raw", ".sln", ".vox", ".gsm", ".g722", ".npy", ".npz", ".h5", ".hdf5")
 """Suffixes of sounds that are not read, and of which the machine need not know the type."""
@@ -148,12 +143,11 @@ def _split_of_list(entry: "os.DirEntry[str]") -> str:
     if not _is_file(entry):
         return ""
     name = entry.name.lower()
-    found = OTHER_LISTS.fullmatch(name)
-    if found is None or name in LISTS.values():
-        return next((split for split, known in LISTS.items() if known == name), "")
-    _, first = next(read_list(Path(entry.path)), (0, ""))
-    is_there = "/" in first and Path(entry.path).parent.joinpath(first).is_file()
-    return ("validation" if found[1] else "test") if is_there else ""
+    if known := next((split for split, known in LISTS.items() if known == name), ""):
+        return known
+    split = split_named(re.sub(r"[-_]list$", "", name.removesuffix(".txt"))) if name.endswith(".txt") else ""
+    _, first = next(read_list(Path(entry.path)), (0, "")) if split in LISTS else (0, "")
+    return split if "/" in first and Path(entry.path).parent.joinpath(first).is_file() else ""
 
 
 def _may_be_sound(name: str) -> bool:
@@ -162,7 +156,10 @@ def _may_be_sound(name: str) -> bool:
 
 def _scan(folder: Path) -> list["os.DirEntry[str]"]:
     with os.scandir(folder) as entries:
-        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        return sorted(
+            (entry for entry in entries if not entry.name.startswith(".") and entry.name not in OF_SYSTEMS),
+            key=lambda entry: entry.name,
+        )
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

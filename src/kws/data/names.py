@@ -1,6 +1,8 @@
-"""Names of files and folders: which are recordings, by whom, and of which word."""
+"""Names of files and folders: which are recordings, by whom, of which word and split."""
 
+import functools
 import re
+import unicodedata
 
 SUFFIXES = (
     ".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3",
@@ -14,6 +16,11 @@ SUFFIXES = (
 THEIR_MANIFEST = "source-manifest.json"
 """What a file that has the name of our own manifest is called in a data set; NeMo's list of recordings has it."""
 
+
+OF_SYSTEMS = (
+    "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "node_modules", "venv",
+)  # fmt: skip
+"""Folders that programs make, in which no recordings of ours are."""
 
 _CONTAINED = {"audio", "wav", "flac", "mp3", "clip", "data", "dataset", "recording", "sample", "sound", "file"}
 
@@ -45,6 +52,49 @@ def is_container(folder: str) -> bool:
 def is_utf8(name: str) -> bool:
     """Tells whether the name of a file is UTF-8."""
     return name.isascii() or name.encode("utf-8", "replace").decode() == name
+
+
+SPLIT_NAMES = {
+    "train": (
+        "train", "training", "trn", "entrenamiento", "entrainement", "entraînement", "apprentissage", "treino",
+        "treinamento", "addestramento", "обучение", "训练", "訓練", "학습",
+    ),
+    "validation": (
+        "validation", "valid", "validate", "val", "dev", "devel", "development", "validierung", "validación",
+        "validacion", "validação", "validazione", "валидация", "验证", "検証", "검증",
+    ),
+    "test": (
+        "test", "testing", "eval", "evaluation", "holdout", "heldout", "prueba", "pruebas", "teste", "тест", "测试",
+        "測試", "テスト", "테스트",
+    ),
+}  # fmt: skip
+"""What splits are called; what follows, such as set and data, makes no difference."""
+
+_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def split_named(name: str) -> str:
+    """Returns the split that a text names, such as TRAIN or dev; empty if it names none."""
+    key = re.sub(r"(?<=[a-z])[-_ ](?=[a-z])", "", unicodedata.normalize("NFC", name.strip()).casefold())
+    return _SPLIT_OF.get(key) or _SPLIT_OF.get(re.sub(r"(s?(sets?|data|daten|menge|corpus)|集)$", "", key), "")
+
+
+def split_within(name: str) -> str:
+    """Returns the split that the name of a file contains, as in train-00000-of-00001.parquet and en_dev.csv."""
+    found = {split_named(part) for part in re.split(r"[^a-z]+", name.casefold())} - {""}
+    return found.pop() if len(found) == 1 else ""
+
+
+def split_of_path(path: str) -> str:
+    """Returns the split that the outermost folder of a path names; empty if none."""
+    outermost, has_folder, _ = path.replace("\\", "/").removeprefix("./").partition("/")
+    return split_named(outermost) if has_folder else ""
+
+
+def split_in(name: str) -> str:
+    """Returns the split that a text names or contains, such as test, 01_train and train-clean-100; empty if none."""
+    return split_named(name) or split_within(name)
 
 
 _NO_NAME = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]|%(?=[0-9A-Fa-f]{2})|^\.|[. ]$')

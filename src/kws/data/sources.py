@@ -1,15 +1,18 @@
 """Where clips come from. Another layout of recordings is another function in LAYOUTS."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from kws.config import RUNNING_SPEECH
+from kws.data import shards
 from kws.data.digest import read_manifest
 from kws.data.folder import word_folders
 from kws.data.layouts import folders, tables, toolkits
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
+from kws.data.names import OF_SYSTEMS, SUFFIXES
 from kws.data.parts import is_of_parts, list_parts
 from kws.data.speech import list_speech, texts_of
 
@@ -71,6 +74,8 @@ def unwrapped(folder: Path, layout: str = AUTO) -> Path:
     inner = folder
     while inner.is_dir():
         there = [path for path in inner.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        there = [path for path in there if path.name not in OF_SYSTEMS]
+        there = [path for path in there if path.name.startswith("_") or _holds_data(path)] or there
         there.sort(key=Path.is_symlink, reverse=True)  # a folder counts, not a link to it
         folders = [*{path.resolve(): path for path in there}.values()]
         if len(folders) != 1 or folders[0].name.startswith("_") or list_recordings(inner, layout).words:
@@ -79,26 +84,33 @@ def unwrapped(folder: Path, layout: str = AUTO) -> Path:
     return inner if inner != folder and list_recordings(inner, layout).words else folder
 
 
+def _holds_data(folder: Path) -> bool:
+    suffixes = (*SUFFIXES, *shards.SUFFIXES)
+    return any(name.lower().endswith(suffixes) for _, _, names in os.walk(folder) for name in names)
+
+
 def _list_clips(folder: Path, layout: str) -> Listing:
     if layout == AUTO:
         layout = str((read_manifest(folder) or {}).get("layout", AUTO))
     if layout in (WORD, PAUSES):
-        return dataclasses.replace(word_folders(folder), layout=layout)
+        return dataclasses.replace(folders.numbered_or_prefixed(word_folders(folder)), layout=layout)
     tree = Tree.of(folder)
     if layout == AUTO:
         found = next((listing for one in LAYOUTS.values() if (listing := one(tree)) is not None), None)
         if found is not None and found.layout == "list":
             tables.require_most(tree, found)
         if found is not None and found.layout == "sidecars" and toolkits.are_only_notes(found):
-            return word_folders(folder)
-        if found is None:
+            found = None
+        elif found is None:
             found = word_folders(folder)
             if len(found.words) < 2:
-                tables.require_no_other(tree)
+                tables.require_no_other(tree, found.words)
                 folders.require_named_for_word(found)
-        return found
+            folders.require_all(tree, found)
+        found = found or word_folders(folder)
+        return folders.numbered_or_prefixed(found) if not found.tables else found
     if folders.is_pattern(layout):
-        return folders.by_pattern(tree, layout)
+        return folders.numbered_or_prefixed(folders.by_pattern(tree, layout))
     if layout not in LAYOUTS:
         names = ", ".join([AUTO, WORD, PAUSES, *LAYOUTS])
         raise ValueError(f"layout must be {names}, or levels of folders such as speaker/word, got {layout!r}")

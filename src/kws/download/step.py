@@ -449,6 +449,7 @@ def _require_words(listing: Listing, source: str) -> None:
     folder = listing.folder
     names = sorted(printable(path.name) for path in folder.iterdir() if not path.name.startswith("."))[:5]
     names += [f"{name} ({reason})" for name, reason in list(listing.not_read.items())[:2]]
+    names += [f"{count:,} entries of lists ({reason})" for reason, count in listing.left_out.items()]
     # What most of the files are tells more than their names.
     some = [path for path in itertools.islice(folder.rglob("*"), 1000) if path.is_file()][:50]
     kinds = Counter(kind for path in some if not (kind := kind_of_file(path)).is_audio)

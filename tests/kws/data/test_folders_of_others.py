@@ -203,3 +203,147 @@ def test_recording_of_a_recorder_that_was_killed_is_read_to_its_end(tmp_path: Pa
     data[4:8] = data[40:44] = bytes(4)
     (tmp_path / "killed.wav").write_bytes(data)
     np.testing.assert_allclose(read_waveform(tmp_path / "killed.wav", 16_000), read_waveform(whole, 16_000), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("001_yes", "002_left"), ("class_yes", "class_left"), ("label=yes", "label=left"),
+    ],
+)  # fmt: skip
+def test_numbers_and_kinds_before_the_words_of_folders_are_none_of_them(tmp_path: Path, names: Sequence[str]) -> None:
+    laid_out(tmp_path, *each(names, "012"))
+    listing = list_recordings(tmp_path)
+    assert counts(listing) == {"left": 3, "yes": 3}
+    assert list_recordings(tmp_path, listing.layout).clips.ids.tolist() == listing.clips.ids.tolist()
+
+
+def test_words_that_only_some_numbers_precede_stay(tmp_path: Path) -> None:
+    laid_out(tmp_path, *each(["1_yes", "left", "label=on"], "012"))
+    assert counts(list_recordings(tmp_path)) == {"1_yes": 3, "label=on": 3, "left": 3}
+
+
+def test_partitions_of_hive_say_what_they_are(tmp_path: Path) -> None:
+    laid_out(
+        tmp_path, *each(["speaker=ann", "speaker=ben"], ["split=train", "split=test"], ["word=an", "word=aus"], "01")
+    )
+    listing = list_recordings(tmp_path)
+    assert (counts(listing), speakers(listing)) == ({"an": 8, "aus": 8}, {"ann", "ben"})
+    assert listing.clips.counts("split") == {"test": 8, "train": 8}
+
+
+@pytest.mark.parametrize(
+    ("levels", "layout"),
+    [
+        ((["yes", "left"], ["train", "test"]), "word/split"),
+        ((["yes", "left"], ["train", "test"], ["s01", "s02"]), "word/split/speaker"),
+        ((["entrenamiento", "prueba"], ["yes", "left"]), "split/word"),
+        ((["Trainingsdaten", "Testdaten"], ["yes", "left"]), "split/word"),
+        ((["trainset", "testset"], ["yes", "left"]), "split/word"),
+        ((["训练集", "测试集"], ["yes", "left"]), "split/word"),
+    ],
+)
+def test_splits_are_found_at_any_level_and_in_other_languages(
+    tmp_path: Path, levels: Sequence[Sequence[str]], layout: str
+) -> None:
+    laid_out(tmp_path, *each(*levels, "01"))
+    listing = list_recordings(tmp_path)
+    num = len(listing.clips) // 2
+    assert (listing.layout, counts(listing)) == (layout, {"left": num, "yes": num})
+    assert listing.clips.counts("split") == {"test": num, "train": num}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("2023-01-01", "2023-01-02"), ("clean", "noisy"), ("16000", "44.1k"), ("20-29", "30-39"), ("set_a", "set_b")],
+)
+def test_dates_rates_and_conditions_are_no_speakers(tmp_path: Path, names: Sequence[str]) -> None:
+    laid_out(tmp_path, *each(names, ["yes", "left"], "01"))
+    listing = list_recordings(tmp_path)
+    assert (listing.layout, counts(listing), speakers(listing)) == ("*/word", {"left": 4, "yes": 4}, set())
+
+
+def test_folders_with_other_words_each_are_kinds_of_words_not_speakers(tmp_path: Path) -> None:
+    laid_out(tmp_path, *each(["de"], ["ja", "nein"], "01"), *each(["en"], ["yes", "no"], "01"))
+    listing = list_recordings(tmp_path)
+    assert (listing.layout, len(listing.words), speakers(listing)) == ("*/word", 4, set())
+
+
+@pytest.mark.parametrize("pattern", ["{word}_{speaker}", "{speaker}_{word}", "{speaker}-{word}-1"])
+def test_names_of_files_need_no_number(tmp_path: Path, pattern: str) -> None:
+    laid_out(tmp_path, *(f"{pattern.format(word=w, speaker=s)}.wav" for w in ("yes", "left") for s in ("ann", "ben")))
+    listing = list_recordings(tmp_path)
+    assert (counts(listing), speakers(listing)) == ({"left": 2, "yes": 2}, {"ann", "ben"})
+
+
+def test_first_recording_of_a_word_has_no_number(tmp_path: Path) -> None:
+    laid_out(tmp_path, *(f"{word}{number}.wav" for word in ("Yes", "Left") for number in ("", " 2", " 3")))
+    assert counts(list_recordings(tmp_path)) == {"Left": 3, "Yes": 3}
+
+
+def test_files_in_one_folder_are_refused_with_the_flag_for_their_names(tmp_path: Path) -> None:
+    laid_out(tmp_path, *each([f"{word}_{number}" for word in ("ja", "nein") for number in range(3)]))
+    with pytest.raises(
+        UnclearLayout, match=r"got only files such as ja_0\.wav.* use --layout word\.wav if their names"
+    ):
+        list_recordings(tmp_path)
+    assert counts(list_recordings(tmp_path, "word.wav")) == {"ja": 3, "nein": 3}
+
+
+def test_folders_without_recordings_and_those_of_programs_hide_no_words(tmp_path: Path) -> None:
+    laid_out(tmp_path, *each(["yes", "left", "$RECYCLE.BIN", "@eaDir"], "01"))
+    assert counts(list_recordings(tmp_path)) == {"left": 2, "yes": 2}
+    laid_out(tmp_path / "clone", *each(["data"], ["yes", "left"], "01"))
+    for name in ("src/main.py", "docs/index.md", "__MACOSX/data/yes/._0.wav"):
+        (tmp_path / "clone" / name).parent.mkdir(parents=True)
+        (tmp_path / "clone" / name).write_text("text")
+    assert unwrapped(tmp_path / "clone") == tmp_path / "clone" / "data"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            [*each(["data"], ["yes", "left"], "01"), "demo/hello.wav"],
+            r"got 4 of 5 in folders in folders, such as data/",
+        ),
+        (
+            [*each(["yes", "left"], "012"), *each(["test"], ["yes", "left"], "01")],
+            r"got test beside the words left, yes",
+        ),
+    ],
+)
+def test_words_of_which_more_lie_deeper_or_in_a_split_are_refused(
+    tmp_path: Path, names: Sequence[str], message: str
+) -> None:
+    laid_out(tmp_path, *names)
+    with pytest.raises(UnclearLayout, match=message):
+        list_recordings(tmp_path)
+
+
+def test_transcripts_of_which_one_is_the_name_of_its_folder_are_notes(tmp_path: Path) -> None:
+    heard = ["Ja.", "Yeah.", "Nine."]
+    beside(laid_out(tmp_path, *each(["ja", "nein", "licht"], "012")), lambda path: heard[int(path.stem)])
+    assert counts(list_recordings(tmp_path)) == {"ja": 3, "licht": 3, "nein": 3}
+
+
+@pytest.mark.parametrize("name", ["{}.Table.1.selections.txt", "{}.txt", "{}.csv"])
+@pytest.mark.parametrize("column", ["Annotation", "Species"])
+def test_selections_of_raven_beside_recordings_cut_them(tmp_path: Path, name: str, column: str) -> None:
+    laid_out(tmp_path, "one.wav", "two.wav")
+    head = ["Selection", "View", "Begin Time (s)", "End Time (s)", column]
+    rows = [head, ["1", "Spectrogram 1", "0.1", "0.4", "yes"], ["2", "Spectrogram 1", "0.5", "0.9", "left"]]
+    for stem in ("one", "two"):
+        (tmp_path / name.format(stem)).write_text("".join("\t".join(row) + "\n" for row in rows))
+    listing = list_recordings(tmp_path)
+    assert counts(listing) == {"left": 2, "yes": 2}
+    assert {clip.stretch for clip in listing.clips} == {(0.1, 0.4), (0.5, 0.9)}
+
+
+def test_aligned_tiers_of_speakers_belong_to_recordings_in_folders_of_the_same_names(tmp_path: Path) -> None:
+    laid_out(tmp_path, *each(["corpus"], ["ann", "ben"], "01"))
+    for path in list(tmp_path.rglob("*.wav")):
+        track = tmp_path / "aligned" / path.parent.name / f"{path.stem}.TextGrid"
+        track.parent.mkdir(parents=True, exist_ok=True)
+        track.write_text(TEXTGRID)
+    assert counts(list_recordings(tmp_path)) == {"left": 4, "yes": 4}

@@ -199,7 +199,7 @@ def test_json_may_name_the_files_of_each_word(tmp_path: Path) -> None:
 def test_spreadsheet_beside_recordings_is_to_be_saved_as_csv(tmp_path: Path, below: str) -> None:
     flat(tmp_path, below)
     (tmp_path / "Labels.xlsx").write_bytes(b"PK")
-    with pytest.raises(UnclearLayout, match=r"got the spreadsheet Labels\.xlsx: save it as CSV"):
+    with pytest.raises(UnclearLayout, match=r"got Labels\.xlsx: save it as CSV"):
         list_recordings(tmp_path)
 
 
@@ -993,7 +993,7 @@ def test_entry_of_a_list_names_the_recording_in_its_folder(tmp_path: Path) -> No
     ("folders", "message"),
     [
         (["{speaker}-2008/wav"], "may be speakers by their names"),
-        (["wav"], "got the spreadsheet labels[.]xlsx: save it as CSV"),
+        (["wav"], "got labels[.]xlsx: save it as CSV"),
         (["a{speaker}/b{number}/c{word}"], "such as --layout speaker/[*]/word"),
         (["train/wavs", "test/wavs"], "splits by their names"),
     ],

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
 from kws.data.layouts.rows import UnclearLayout
 from kws.data.listing import Listing
@@ -79,11 +81,6 @@ def _csv_of_unknown_words(folder: Path) -> None:
     table(folder / "l.csv", "utt,phrase,speaker,age", [f"{Path(file).stem},{word},ann,3" for file, word in rows])
 
 
-def _mobvoi(folder: Path) -> None:
-    rows = [{"keyword_id": 0, "speaker_id": "ann", "utt_id": Path(file).stem} for file, _ in clips(folder, "hotwords")]
-    document(folder / "p_train.json", rows)
-
-
 def _coco(folder: Path) -> None:
     audios = [{"id": at, "file_name": file} for at, (file, _) in enumerate(clips(folder, "speech"))]
     document(folder / "a.json", {"categories": [{"id": 0, "name": "yes"}], "audios": audios})
@@ -93,7 +90,6 @@ def _coco(folder: Path) -> None:
     ("make", "message"),
     [
         (_csv_of_unknown_words, "l.csv with utt, phrase, speaker, age, whose recordings all lie in utterances: name"),
-        (_mobvoi, "p_train.json with keyword_id, speaker_id, utt_id, whose recordings all lie in hotwords: name"),
         (_coco, "a.json with id, file_name, of which file_name names recordings: name the columns so"),
     ],
 )
@@ -408,3 +404,267 @@ def test_column_without_a_name_is_not_that_of_the_words(tmp_path: Path) -> None:
     rows = [f"{at},{file},s{at % 3},{word.title()},activate" for at, (file, word) in enumerate(files)]
     table(tmp_path / "train_data.csv", ",path,speakerId,transcription,action", rows)
     assert counts(list_recordings(tmp_path)) == {"Left": 4, "Yes": 4}
+
+
+def sounds(folder: Path, seconds: float = 1.0, below: str = "clips") -> list[tuple[str, str]]:
+    """Places recordings of some length; returns the file and word of each."""
+    rows = clips(folder, below)
+    for file, _ in rows:
+        soundfile.write(folder / file, np.zeros(round(16_000 * seconds)), 16_000)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("mark", "cells", "speakers"),
+    [
+        ("|", "{file}|{speaker}|{word}", 2),
+        ("|", "{file}|{number}|{word}", 2),
+        ("|", "{file}|{speaker}|EN|{word}", 2),
+        (",", "{file},s0{number},{word}", 2),
+        (",", "{file},{word},{speaker}", 2),
+        (",", "TRAIN,gs://bucket/{file},{word}", 0),
+        ("\t", "{file}\t16000\t{word}", 0),
+    ],
+)
+def test_columns_without_a_header_are_what_their_values_tell(
+    tmp_path: Path, mark: str, cells: str, speakers: int
+) -> None:
+    rows = [
+        cells.format(file=file, word=word, speaker=("ann", "bob")[at % 2], number=at % 2)
+        for at, (file, word) in enumerate(clips(tmp_path))
+    ]
+    (tmp_path / "filelist.txt").write_text("\n".join(rows))
+    listing = list_recordings(tmp_path)
+    assert counts(listing) == HALF
+    assert len(listing.clips.counts("speaker").keys() - {""}) == speakers
+
+
+@pytest.mark.parametrize(
+    ("header", "cells"),
+    [
+        ("My recordings, 2023,\n,,\nfile,word,speaker", "{file},{word},ann"),
+        ("My recordings\n\nfile;word", "{file};{word}"),
+        ("file word", "{file} {word}"),
+        ("file              word    speaker", "{file}     {word}   ann"),
+        ('"file" "word"', '"1" "{file}" "{word}"'),
+        ('"file"\t"word"', '"{file}"\t"{word}"'),
+    ],
+)
+def test_header_of_a_spreadsheet_of_r_or_between_blanks_is_read(tmp_path: Path, header: str, cells: str) -> None:
+    table(tmp_path / "l.txt", header, [cells.format(file=file, word=word) for file, word in clips(tmp_path)])
+    assert counts(list_recordings(tmp_path)) == HALF
+
+
+Pairs = Sequence[tuple[str, str]]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda rows: {Path(file).stem: word for file, word in rows},
+        lambda rows: [[file, word] for file, word in rows],
+        lambda rows: {"file": [file for file, _ in rows], "word": [word for _, word in rows]},
+        lambda rows: {
+            what: {str(at): row[n] for at, row in enumerate(rows)} for n, what in enumerate(("file", "word"))
+        },
+        lambda rows: {"columns": ["file", "word"], "index": [*range(8)], "data": [[*row] for row in rows]},
+        lambda rows: {word: [Path(file).stem for file, said in rows if said == word] for word in WORDS},
+        lambda rows: {"dataset": {"items": [{"file": file, "meta": {"word": word}} for file, word in rows]}},
+        lambda rows: {"train": dict(rows[::2]), "test": dict(rows[1::2])},
+        lambda rows: {Path(file).stem: {"wav": f"{{data_root}}/{file}", "words": word} for file, word in rows},
+        lambda rows: {str(at): {"filename": file, "text": word} for at, (file, word) in enumerate(rows)},
+        lambda rows: [{"source-ref": f"s3://b/{file}", "job-metadata": {"class-name": word}} for file, word in rows],
+    ],
+)
+def test_shapes_of_json_are_read(tmp_path: Path, value: Callable[[Pairs], Any]) -> None:
+    document(tmp_path / "labels.json", value(clips(tmp_path, "speech")))
+    assert counts(list_recordings(tmp_path)) == HALF
+
+
+@pytest.mark.parametrize("name", ["data.list", "output.manifest"])
+def test_lines_of_json_have_any_suffix(tmp_path: Path, name: str) -> None:
+    rows = clips(tmp_path)
+    (tmp_path / name).write_text("".join(json.dumps({"wav": f"/x/{file}", "txt": word}) + "\n" for file, word in rows))
+    assert counts(list_recordings(tmp_path)) == HALF
+
+
+def test_wake_words_of_snips_and_mobvoi_have_a_flag_or_a_number(tmp_path: Path) -> None:
+    for sort in ("p", "n"):
+        names = [f"{sort}{number}" for number in range(4)]
+        place(tmp_path / "mobvoi", *(f"hotwords/{name}.wav" for name in names))
+        place(tmp_path / "snips", *(f"audio_files/{name}.wav" for name in names))
+        rows = [{"keyword_id": 0 if sort == "p" else -1, "speaker_id": "ann", "utt_id": name} for name in names]
+        document(tmp_path / "mobvoi" / f"{sort}_train.json", rows)
+    flags = [
+        {"worker_id": "w1", "audio_file_path": f"audio_files/{sort}{number}.wav", "is_hotword": int(sort == "p")}
+        for sort in ("p", "n")
+        for number in range(4)
+    ]
+    document(tmp_path / "snips" / "train.json", flags)
+    assert counts(list_recordings(tmp_path / "mobvoi")) == {"-1": 4, "0": 4}
+    assert counts(list_recordings(tmp_path / "snips")) == {"hotword": 4, "not_hotword": 4}
+
+
+def _lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("as_cuts", [True, False])
+def test_cuts_and_supervisions_of_lhotse_are_stretches_of_their_recordings(tmp_path: Path, as_cuts: bool) -> None:
+    place(tmp_path, "audio/long.wav")
+    recording = {"id": "rec-1", "sources": [{"type": "file", "channels": [0], "source": "/mnt/d/audio/long.wav"}]}
+    said = [{"recording_id": "rec-1", "text": word, "speaker": "ann", "duration": 0.5} for word in WORDS]
+    if as_cuts:
+        starts = [{"start": 1.0 + at, "duration": 0.9, "recording": recording} for at in range(2)]
+        cuts = [
+            one | {"type": "MonoCut", "supervisions": [said[at] | {"start": 0.25}]} for at, one in enumerate(starts)
+        ]
+        _lines(tmp_path / "cuts_test.jsonl.gz", cuts)
+    else:
+        _lines(tmp_path / "recordings_test.jsonl.gz", [recording])
+        _lines(tmp_path / "supervisions_test.jsonl.gz", [one | {"start": 1.25 + at} for at, one in enumerate(said)])
+    listing = list_recordings(tmp_path)
+    assert stretches(listing) == {(1.25, 1.75), (2.25, 2.75)}
+    assert [clip.word for clip in listing.clips] == ["yes", "left"]
+    assert (listing.clips.counts("split"), listing.clips.counts("speaker")) == ({"test": 2}, {"ann": 2})
+    assert as_cuts or "recordings_test.jsonl.gz" in listing.tables
+
+
+def test_mixed_cuts_of_lhotse_are_refused(tmp_path: Path) -> None:
+    place(tmp_path, "audio/long.wav")
+    _lines(tmp_path / "cuts.jsonl.gz", [{"id": "mix-1", "type": "MixedCut", "tracks": []}] * 2)
+    with pytest.raises(ValueError, match="got the mixed cut mix-1: write the cuts with save_audios"):
+        list_recordings(tmp_path)
+
+
+def test_what_is_typed_for_a_stretch_in_label_studio_says_more_than_its_label(tmp_path: Path) -> None:
+    tasks = []
+    for file, word in clips(tmp_path, "upload"):
+        place_of = {"start": 0.2, "end": 0.9}
+        results = [
+            {"type": "labels", "value": place_of | {"labels": ["Speech"]}},
+            {"type": "textarea", "value": place_of | {"text": [word]}},
+        ]
+        uploaded = f"/data/upload/1/3fa9c8e2-{Path(file).name}"
+        tasks.append({"data": {"note": "n", "audio": uploaded}, "annotations": [{"result": results}]})
+    document(tmp_path / "p.json", tasks)
+    listing = list_recordings(tmp_path)
+    assert (counts(listing), stretches(listing)) == (HALF, {(0.2, 0.9)})
+
+
+@pytest.mark.parametrize(
+    ("columns", "cells", "length"),
+    [
+        ("start,end", "1600,14400", 1.0),
+        ("start,end", "100,900", 1.0),
+        ("start,duration", "100,800", 1.0),
+        ("start_samples,end_samples", "1600,14400", 1.0),
+        ("start,end", "0.1,0.9", 1.0),
+        ("start,end", "0.1,0.9", 0.5),
+    ],
+)
+def test_times_in_another_unit_are_told_by_the_lengths_of_recordings(
+    tmp_path: Path, columns: str, cells: str, length: float
+) -> None:
+    table(
+        tmp_path / "l.csv",
+        f"file,word,{columns}",
+        [f"{file},{word},{cells}" for file, word in sounds(tmp_path, length)],
+    )
+    assert stretches(list_recordings(tmp_path)) == {(0.1, 0.9)}
+
+
+@pytest.mark.parametrize(("end", "length"), [(9000, 20), (500_000, 1)])
+def test_times_that_fit_no_unit_or_two_are_refused(tmp_path: Path, end: int, length: int) -> None:
+    rows = [f"{file},{word},0,{end}" for file, word in sounds(tmp_path, length)]
+    table(tmp_path / "l.csv", "file,word,start,end", rows)
+    with pytest.raises(UnclearLayout, match=r"ends at .* in l\.csv, of a recording of .* s: name the columns start_ms"):
+        list_recordings(tmp_path)
+
+
+@pytest.mark.parametrize("as_map", [True, False])
+def test_truth_value_is_no_word(tmp_path: Path, as_map: bool) -> None:
+    rows = [(file, word == "yes") for file, word in clips(tmp_path)]
+    document(tmp_path / "l.json", dict(rows) if as_map else [{"file": file, "word": word} for file, word in rows])
+    with pytest.raises(
+        UnclearLayout, match=r"a word must be a text, got true in column word of l\.json: write it betw"
+    ):
+        list_recordings(tmp_path)
+
+
+def test_words_that_programs_write_for_none_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [f"{file},{'nan' if at % 2 else word}" for at, (file, word) in enumerate(clips(tmp_path))]
+    table(tmp_path / "l.csv", "file,word", rows)
+    list_recordings(tmp_path)
+    assert "l.csv: check the words nan, which programs write for none, yes or no" in caplog.text
+
+
+def test_marks_at_the_end_of_a_word_are_none_of_it(tmp_path: Path) -> None:
+    rows = [f"{file},{word}{'.!'[at % 2] if at % 3 else ''}" for at, (file, word) in enumerate(clips(tmp_path))]
+    table(tmp_path / "l.csv", "file,word", rows)
+    assert counts(list_recordings(tmp_path)) == HALF
+
+
+def test_label_beside_another_single_word_that_is_said_is_refused_and_a_number_is_not_the_word(tmp_path: Path) -> None:
+    rows = clips(tmp_path)
+    table(
+        tmp_path / "l.csv",
+        "file,label,text",
+        [f"{file},{'good' if at % 2 else 'bad'},{word}" for at, (file, word) in enumerate(rows)],
+    )
+    with pytest.raises(UnclearLayout, match=r"got l\.csv with bad in column label and yes in text: name the one that"):
+        list_recordings(tmp_path)
+    table(tmp_path / "l.csv", "file,label,text", [f"{file},{WORDS.index(word)},{word}" for file, word in rows])
+    assert counts(list_recordings(tmp_path)) == HALF
+
+
+def test_lengths_beside_a_list_of_words_are_no_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = clips(tmp_path)
+    table(tmp_path / "train.tsv", "path\tsentence", [f"{file}\t{word}" for file, word in rows[1::2]])
+    table(tmp_path / "invalidated.tsv", "path\tsentence", [f"{file}\t{word}" for file, word in rows[::2]])
+    (tmp_path / "times.txt").write_text("".join(f"{file}\t10{at}0\n" for at, (file, _) in enumerate(rows)))
+    assert counts(list_recordings(tmp_path)) == {"yes": 2, "left": 2}
+    assert "times.txt is not read, as it has numbers where train.tsv has words" in caplog.text
+
+
+@pytest.mark.parametrize("column", ["phase", "dataset", "data_type"])
+def test_column_of_any_name_with_splits_alone_is_that_of_the_splits(tmp_path: Path, column: str) -> None:
+    assert _with_column(tmp_path, column, ["train", "test"]).clips.counts("split") == {"train": 4, "test": 4}
+
+
+def test_numbers_lose_their_zeros_in_spreadsheets_unless_recordings_differ_in_them(tmp_path: Path) -> None:
+    place(tmp_path, *(f"clips/{number:03}.wav" for number in range(8)))
+    table(tmp_path / "l.csv", "id,word", [f"{number},{WORDS[number % 2]}" for number in (3, 1, 0, 2, 7, 5, 4, 6)])
+    said = {clip.file: clip.word for clip in list_recordings(tmp_path).clips}
+    assert said == {f"clips/{number:03}.wav": WORDS[number % 2] for number in range(8)}
+    place(tmp_path, "clips/3.wav")
+    assert "clips/003.wav" not in list_recordings(tmp_path).clips.files.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("labels.yaml", "{file}: {word}", r"got labels\.yaml, in which recordings are named: save it as CSV"),
+        ("words.mlf", '"*/{stem}.lab"\n{word}\n.', r"got words\.mlf, in which recordings are named: save it as CSV"),
+        ("rec.eaf", "<xml>", r"got rec\.eaf: export its tier of words as a TextGrid"),
+        ("p.aup3", "SQLite", r"got p\.aup3: export its labels as text"),
+        ("l.csv", "url,word\nhttps://x/{stem}-2,{word}", r"got l\.csv with url .*, and recordings such as clips/"),
+    ],
+)
+def test_file_that_names_recordings_and_is_not_understood_is_named_with_the_remedy(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    files = [(f"clips/rec-{number}.wav", WORDS[number % 2]) for number in range(6)]
+    place(tmp_path, *(file for file, _ in files))
+    lines = [text.format(file=file, stem=Path(file).stem, word=word) for file, word in files]
+    (tmp_path / name).write_text("\n".join(lines))
+    with pytest.raises(UnclearLayout, match=message):
+        list_recordings(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["data.h5", "X_train.npy", "a-train.tfrecord-00000-of-00001", "words.pkl"])
+def test_arrays_are_refused_with_how_to_write_recordings(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\x89HDF")
+    with pytest.raises(UnclearLayout, match=r"write each to a WAV file in the folder of its word \(soundfile\.write\)"):
+        list_recordings(tmp_path)

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from kws.data.layouts.rows import split_named
+from kws.data.names import split_named
 
 NAMES: Mapping[str, Sequence[str]] = {
     "file": (
@@ -13,9 +13,11 @@ NAMES: Mapping[str, Sequence[str]] = {
     ),
     "word": (
         "word", "keyword", "command", "label_name", "class_name", "label", "labels", "category", "class", "choice",
-        "target",
+        "target", "annotation", "keyword_id",
     ),
-    "sentence": ("sentence", "text", "transcript", "transcription", "utterance", "normalized_text"),
+    "sentence": (
+        "sentence", "text", "transcript", "transcription", "utterance", "normalized_text", "words", "txt",
+    ),
     "speaker": (
         "client_id", "speaker_id", "speaker", "speakerid", "speaker_name", "spk_id", "spk", "talker", "user_id", "user",
         "worker_id", "participant_id", "participant", "subject_id", "subject", "contributor",
@@ -31,12 +33,14 @@ NAMES: Mapping[str, Sequence[str]] = {
 """What the columns are called, in any case; of several that are there the first counts."""
 
 TIMES = ("start", "end", "duration")
-"""Columns whose names may end in their unit, seconds or milliseconds."""
+"""Columns whose names may end in their unit, seconds, milliseconds or samples."""
 
 NOT_KNOWN = ("", "na", "n/a", "nan", "none", "null", "unknown", "?", "-")
 """What stands, in any case, where nobody knows the speaker or the time."""
 
-_UNIT = re.compile(r"[_(\[]+(s|secs?|seconds?|(?P<thousandth>ms|msecs?|millis|milliseconds?))[)\]]?$")
+_UNIT = re.compile(
+    r"[_(\[]+((?P<seconds>s|secs?|seconds?)|(?P<milliseconds>ms|msecs?|millis|milliseconds?)|(?P<samples>samples?))[)\]]?$"
+)
 
 _FLAGS = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
 
@@ -64,6 +68,8 @@ def columns_of(row: Iterable[object]) -> dict[str, str]:
     for key, name in there.items():
         if key.startswith("is_") and (split := split_named(key.removeprefix("is_"))):
             found.setdefault(f"is_{split}", name)
+        elif key.startswith("is_") and key.endswith("word"):  # is_hotword
+            found.setdefault("word", name)
     if "file" in found and found["file"] == there.get("slice_file_name"):  # it is cut already, as UrbanSound8K is
         found = {what: name for what, name in found.items() if what not in TIMES}
     return found
@@ -74,7 +80,7 @@ def text(value: object) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, dict):
-        return text(value.get("path"))
+        return text(value.get("path", value.get("file")))
     if isinstance(value, list):
         return text(value[0]) if len(value) == 1 else ""
     return str(value).strip()
@@ -89,12 +95,14 @@ def number(cell: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def seconds(cell: str, column: str) -> float | None:
-    """Returns a time such as 1.5, 1,5 or 00:01:02.5 in seconds, or None if there is none.
+def unit_of(column: str) -> str:
+    """Returns the unit that the name of a column ends in: seconds, milliseconds, samples; empty if in none."""
+    found = _UNIT.search(next(iter(keys([column]))))
+    return next((unit for unit, said in found.groupdict().items() if said), "") if found else ""
 
-    Args:
-        cell: the text of a cell.
-        column: the name of its column, which may have the unit.
+
+def time(cell: str) -> float | None:
+    """Returns a time such as 1.5, 1,5 or 00:01:02.5, in the unit of its column, or None if there is none.
 
     Raises:
         ValueError: it is no time.
@@ -107,8 +115,7 @@ def seconds(cell: str, column: str) -> float | None:
         if part is None or len(parts) > 3:
             raise ValueError(f"a time must be in seconds, such as 1.5 or 00:00:01.5, got {cell!r}")
         value = value * 60 + part
-    unit = _UNIT.search(next(iter(keys([column]))))
-    return value / 1000 if unit and unit["thousandth"] else value
+    return value
 
 
 def flag(cell: str) -> bool | None:

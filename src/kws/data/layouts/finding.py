@@ -1,6 +1,7 @@
 """Which recording a row of a list names."""
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -35,8 +36,9 @@ class Finder:
         if (found := self._tree.find(name, self._near)) is not None:
             return found
         decoded = _decoded(name)
-        if decoded != name and (found := self._tree.find(decoded, self._near)) is not None:
-            return found
+        for other in (decoded, _UPLOADED.sub("", decoded)):
+            if other != name and (found := self._tree.find(other, self._near)) is not None:
+                return found
         of_row = [file for file in self.named(row) if all(_is_in(file, column, row) for column in self._places)]
         return of_row[0] if len(of_row) == 1 and self._places else None
 
@@ -65,6 +67,10 @@ def _is_in(file: str, column: str, row: Mapping[str, Any]) -> bool:
 
 
 def _decoded(name: str) -> str:
-    """Returns the path of a file: URL, of an address in Label Studio's local storage, or with escapes as in URLs."""
+    """Returns the path of a URL, of an address in Label Studio's local storage, or with escapes as in URLs."""
     local = name.partition("/local-files/?d=")[2]
-    return unquote(f"/{local}" if local else name)
+    return unquote(f"/{local}" if local else name.partition("?")[0] if "://" in name else name)
+
+
+_UPLOADED = re.compile(r"(?<=/)[0-9a-f]{8}-(?=[^/]+$)")
+"""What Label Studio puts before the name of an uploaded file."""

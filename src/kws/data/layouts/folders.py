@@ -1,15 +1,22 @@
 """Layouts in which the names of nested folders say the word, the speaker and the split."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from kws.config import SPEECH_COMMANDS_WORDS
-from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_in, split_named
+from kws.data.layouts.columns import columns_of
+from kws.data.layouts.rows import Row, UnclearLayout, listing_of
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
-from kws.data.names import is_container, speaker_of, word_of
-from kws.data.words import alike, is_known
+from kws.data.names import is_container, speaker_of, split_in, split_named, word_of
+from kws.data.words import alike, is_known, merged
+
+log = logging.getLogger(__name__)
 
 LEVELS = ("split", "word", "speaker")
 """What a level of folders can say; a layout names its levels from the outermost inwards, as in speaker/word."""
@@ -21,8 +28,10 @@ IN_NAME = ".wav"
 """Follows the last level of a layout if the name of the file says it, as in speaker/word.wav, whatever its format."""
 
 _SAYS_NOTHING = re.compile(
-    r"(fold|part|batch|chunk|shard|session|take|round|day|week)[-_ ]?\d+|(fe)?males?|(wo)?m[ae]n|boys?|girls?|"
-    r"adults?|child(ren)?",
+    r"(fold|part|batch|chunk|shard|session|take|round|day|week|set|snr)[-_ ]?(-?\d+(db)?|[a-d])|(fe)?males?|"
+    r"(wo)?m[ae]n|boys?|girls?|adults?|child(ren)?|\d+[-_+]\d*|(19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d|"
+    r"\d\d?(000|050|100|([.]\d+)?k(hz)?)|wav|flac|mp3|ogg|clean|noisy|quiet|loud|raw|processed|"
+    r"original|augmented",
     re.IGNORECASE,
 )
 """Names of folders that divide recordings, but say neither a word nor a speaker nor a split."""
@@ -35,11 +44,15 @@ _SPEAKER = re.compile(
 """Names that speakers have rather than words: speaker1, s01, 0a7c2a8d, 017."""
 
 
-_NAMED = re.compile(r"([^_]+)_([^_]+)_\d+\.\w+")
-"""A word and a speaker, or a speaker and a word, and a number."""
+_NAMED = re.compile(r"([^-_]+)[-_]((?!\d+\.)[^-_]+)(?:[-_]\d+)?\.\w+")
+"""A word and a speaker, or a speaker and a word, and perhaps a number."""
 
-_NUMBERED = re.compile(r"([^\d]*?)[-_. ]?(?:\d+|\(\d+\))\.\w+")
-"""A word and a number: yes_01, yes (3)."""
+_NUMBERED = re.compile(r"([^\d]*?)[-_. ]*(?:\d+|\(\d+\))?\.\w+")
+"""A word, and a number unless it is the first: yes, yes_01, yes (3)."""
+
+_NUMBER_BEFORE = re.compile(r"\d+[-_. ]+(\D.*)")
+
+_KIND_BEFORE = re.compile(r"(?:class|label|word|keyword|command|category)[-_=](.+)", re.IGNORECASE)
 
 MOST_WORDS = 1000
 """Names of files with more different parts than this are not words and speakers."""
@@ -74,7 +87,7 @@ def by_pattern(tree: Tree, pattern: str, outermost: Collection[str] = ()) -> Lis
                 yield Row(
                     file=file,
                     word=word_of(names["word"]),
-                    speaker=speaker_of(name) or names.get("speaker", ""),
+                    speaker=speaker_of(name) or names.get("speaker", "").rpartition("=")[2],
                     split=split_in(names.get("split", "")),
                 )
 
@@ -112,12 +125,24 @@ def nested_folders(tree: Tree) -> Listing | None:
     said = [level for level in range(has_splits, depth) if len(names[level]) > 1]
     said = [level for level in said if not all(map(_SAYS_NOTHING.fullmatch, names[level]))] or said
     levels = ["split" if has_splits and level == 0 and len(names[0]) > 1 else ANY for level in range(depth)]
+    for level in said if "split" not in levels else ():
+        if all(map(split_named, names[level])) and "train" in map(split_named, names[level]):
+            levels[level] = "split"
+            said = [other for other in said if other != level] or said
+            break
+    for level in said:  # as Hive's partitions: word=yes
+        begins = {name.partition("=")[0] for name in names[level] if "=" in name}
+        stated = columns_of(begins).keys() & set(LEVELS) if all("=" in name for name in names[level]) else set()
+        levels[level] = stated.pop() if len(begins) == len(stated) == 1 else levels[level]
+    if "word" in levels and levels != ["word"]:
+        return by_pattern(tree, "/".join(levels), outermost if has_splits else ())
     if has_splits and not said:
         if depth == 1 or is_container(names[-1][0]):
             raise UnclearLayout(
                 f"recordings must lie in folders of words, or be in a list, got the folders {_some(outermost)}, which "
                 "are splits by their names, and hold recordings of which nothing tells the word: add metadata.csv with "
-                "the columns file_name and label (if they are words, use --layout word)"
+                "the columns file_name and label, or move them to folders such as train/yes (if they are words, use "
+                "--layout word)"
             )
         said = [depth - 1]  # of one word
     if len(said) == 1:
@@ -142,6 +167,9 @@ def nested_folders(tree: Tree) -> Listing | None:
                 "them, of which nothing tells which are speakers: use --layout "
                 f"{' or --layout '.join(patterns.values())}"
             )
+        pairs = {(path[outer], path[within]) for path in of_depth}
+        if named == "speaker/word" and len(names[outer]) < len(names[within]) == len(pairs):
+            patterns[named] = _pattern(levels, within, -1)  # speakers would share words: these are kinds of words
         return by_pattern(tree, patterns[named], outermost if has_splits else ())
     raise UnclearLayout(
         f"one level of folders must be the words, got {depth} levels, such as {'/'.join(of_depth[0])}: say "
@@ -162,6 +190,47 @@ def require_named_for_word(listing: Listing) -> None:
             f"{' beside ' + ', '.join(others) if others else ''}: add a list (list.csv with the columns file and "
             "word), or use --layout word if it is a word"
         )
+
+
+def require_all(tree: Tree, listing: Listing) -> None:
+    """Checks that recordings in folders of words are not the smaller part, nor beside others of these words in splits.
+
+    Raises:
+        UnclearLayout: they are.
+    """
+    files = tree.recordings
+    deeper = files[(np.strings.count(files, "/") > 1) & ~np.strings.startswith(files, "_")] if len(files) else files
+    if len(deeper) > len(listing.clips) and len({file.split("/")[0] for file in files.tolist() if "/" in file}) > 1:
+        raise UnclearLayout(
+            f"recordings must lie in folders of words, got {len(deeper):,} of {len(files):,} in folders in folders, "
+            f"such as {deeper[0]}: give the folder above those of words, or say what each level is, such as --layout "
+            "*/word"
+        )
+    words = set(listing.words)
+    within = {tuple(file.split("/")[:2]) for file in deeper.tolist()}
+    if both := sorted({outer for outer, inner in within if inner in words and split_named(outer)}):
+        raise UnclearLayout(
+            f"a split must hold folders of words beside other splits, got {', '.join(both)} beside the words "
+            f"{_some(listing.words)}: move these to a folder train, or use --layout word to leave out {both[0]}"
+        )
+    if len(files) > 1 and not np.strings.count(files, "/").any():
+        raise UnclearLayout(
+            f"recordings must lie in folders of words, or be in a list, got only files such as {_some(files.tolist())}:"
+            f" add a list (list.csv with the columns file and word), or use --layout word{IN_NAME} if their names are "
+            "words and numbers"
+        )
+
+
+def numbered_or_prefixed(listing: Listing) -> Listing:
+    """Returns a listing in which words lose what only numbers their folders, or is before all: 01_yes, label=yes."""
+    for pattern in (_NUMBER_BEFORE, _KIND_BEFORE):
+        named = {word: match[1] for word in listing.words if (match := pattern.fullmatch(word))}
+        begins = {word[: -len(name)].casefold() for word, name in named.items()}
+        is_one_each = len(begins) == (1 if pattern is _KIND_BEFORE else len(named))
+        if 1 < len(named) == len(listing.words) == len(set(map(alike, named.values()))) and is_one_each:
+            log.info("the words %s are called %s", _some(list(named)), _some(list(named.values())))
+            return replace(listing, clips=merged(listing.clips.spelled(named)))
+    return listing
 
 
 def named_files(tree: Tree) -> Listing | None:

@@ -1,7 +1,5 @@
 """The rows that every layout consists of: a file, its word, and what else is known about it."""
 
-import functools
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,35 +16,9 @@ from kws.data.names import speaker_of
 from kws.data.words import alike, merged, only_word
 from kws.text import one_line, plain, wrong_with
 
-SPLIT_NAMES = {
-    "train": ("train", "training", "trn"),
-    "validation": ("validation", "valid", "validate", "val", "dev", "devel", "development"),
-    "test": ("test", "testing", "eval", "evaluation", "holdout", "heldout"),
-}
-"""What splits are called."""
-
-_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
-
 
 class UnclearLayout(ValueError):
     """Raised if a folder can be read in more than one way, or in none; the message says which flag settles it."""
-
-
-@functools.lru_cache(maxsize=1 << 12)
-def split_named(name: str) -> str:
-    """Returns the split that a text names, such as TRAIN or dev; empty if it names none."""
-    return _SPLIT_OF.get(re.sub(r"(?<=[a-z])[-_ ](?=[a-z])", "", name.strip().casefold()), "")
-
-
-def split_within(name: str) -> str:
-    """Returns the split that the name of a file contains, as in train-00000-of-00001.parquet and en_dev.csv."""
-    found = {split_named(part) for part in re.split(r"[^a-z]+", name.casefold())} - {""}
-    return found.pop() if len(found) == 1 else ""
-
-
-def split_in(name: str) -> str:
-    """Returns the split that a text names or contains, such as test, 01_train and train-clean-100; empty if none."""
-    return split_named(name) or split_within(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,11 @@
 """Lists of recordings in CSV, TSV, JSON, Parquet, Arrow: audiofolder, Common Voice, Spoken Words, NeMo, and others."""
 
+import functools
+import io
 import itertools
+import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,33 +16,56 @@ from kws.data import shards
 from kws.data.digest import read_manifest
 from kws.data.folder import LISTS
 from kws.data.index import Lookup
-from kws.data.layouts.cells import SUFFIXES, cells, regions
-from kws.data.layouts.columns import NAMES, NOT_KNOWN, TIMES, columns_of, flag, keys, number, seconds, text
+from kws.data.layouts.cells import RECORDINGS, SAMPLE, SUFFIXES, SUPERVISIONS, cells, regions
+from kws.data.layouts.columns import NAMES, NOT_KNOWN, TIMES, columns_of, flag, keys, number, text, time, unit_of
 from kws.data.layouts.finding import Finder
-from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_in, split_named, split_within
+from kws.data.layouts.rows import Row, UnclearLayout, listing_of
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
-from kws.data.names import is_container, is_recording, word_of
-from kws.data.words import merged
+from kws.data.names import (
+    is_container,
+    is_recording,
+    split_in,
+    split_named,
+    split_of_path,
+    split_within,
+    stem_of,
+    word_of,
+)
+from kws.data.pack import opened
+from kws.data.words import alike, is_known, merged, only_word
 from kws.files import MANIFEST
 from kws.text import one_line, plain, wrong_with
 
 log = logging.getLogger(__name__)
 
-SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
-"""Of files that may be lists, too, but are not read."""
+NOT_READ = {
+    "save it as CSV beside the recordings": r"\.(xlsx|xlsm|xls|ods|numbers|db|sqlite3?|mdb|accdb)$",
+    "export its tier of words as a TextGrid of Praat": r"\.(eaf|antx|trs|exb)$",
+    "export its labels as text, and its sound as a WAV file": r"\.aup3?$",
+}
+"""Names of files that may be lists, too, but are not read, by the remedy."""
+
+ARRAYS = r"\.(tfrecord|npy|npz|h5|hdf5|pkl|pickle|pt|pth|mat|cbor|lance)\b"
+"""Names of files that may hold the recordings, where there are no others."""
 
 NOT_FOR_USE = ("invalidated", "other", "reported", "clip_durations", "unvalidated_sentences", "validated_sentences")
 """Tables of Common Voice beside validated.tsv that hold what listeners rejected or have not heard, or no recordings."""
-
-SAMPLE = 1000
-"""How many rows are looked at to choose the column of the words."""
 
 FEW = 20
 """How many rows are looked at to find the column of the files."""
 
 COUNTED = ("", "index", "unnamed:_0")
 """Names of columns that only number the rows."""
+
+NO_WORDS = {"nan", "NaN", "NA", "N/A", "<NA>", "None", "True", "False"}
+"""What programs write where a cell was empty, or yes or no."""
+
+ENDS = ".,;!?…。！？"
+"""Marks at the end of a word that are none of it."""
+
+SHORTEST = 0.1
+"""Seconds that a word takes at least."""
 
 FLAGS = ("is_test", "is_validation", "is_train")
 """Columns of flags that say which split a row is of; of several that are true the first counts."""
@@ -70,12 +97,16 @@ def lists(tree: Tree) -> Listing | None:
     """
     tables = [table for path in tree.others if (table := _table(tree, path)) is not None]
     names = {Path(table.path).stem for table in tables}
-    if "validated" in names:
+    if not names.isdisjoint({"validated", "invalidated"}):
         tables = [table for table in tables if Path(table.path).stem not in NOT_FOR_USE]
-    tables = _with_words(tree, tables)
+    if any(name.startswith("cuts") for name in names):  # Lhotse's cuts have the supervisions in them
+        tables = [table for table in tables if SUPERVISIONS not in table.path]
+    tables = _with_words(tree, _without_numbers(tree, tables))
     if not tables:
         return None
     paths = [table.path for table in tables]
+    beside = (path.replace(SUPERVISIONS, RECORDINGS) for path in paths if SUPERVISIONS in path)
+    paths += [path for path in beside if path in tree.others]
     try:
         rows = itertools.chain.from_iterable(_rows(tree, table) for table in tables)
         listing = _named_by_folders(listing_of(tree, "list", rows, paths))
@@ -85,6 +116,8 @@ def lists(tree: Tree) -> Listing | None:
         if not any("channel" in table.columns for table in tables):
             raise
         raise ValueError(f"{error}; channels are not read: write each channel to a file of its own") from error
+    if odd := sorted(NO_WORDS.intersection(listing.words)):
+        log.warning("%s: check the words %s, which programs write for none, yes or no", paths[0], ", ".join(odd))
     if len(listing.clips) or listing.noise:
         return listing
     reasons = "; ".join(f"{count:,} rows are not read, as {reason}" for reason, count in listing.left_out.items())
@@ -95,15 +128,30 @@ def lists(tree: Tree) -> Listing | None:
     )
 
 
-def require_no_other(tree: Tree) -> None:
-    """Refuses a table that names recordings in a column of an unknown name, and a spreadsheet, which may name them.
+def require_no_other(tree: Tree, words: Sequence[str]) -> None:
+    """Refuses files that name recordings, or may, but are not understood.
+
+    Those are tables with columns of unknown names, or whose names are of other recordings; spreadsheets and the like;
+    and texts in which recordings are named.
+
+    Args:
+        tree: what lies below the folder.
+        words: the words without such files, at most one; the folder of that may only be called what it holds.
 
     Raises:
         UnclearLayout: there is one.
     """
+    may_be_listed = not words or is_container(words[0])
+    recordings = tree.recordings[:FEW].tolist()
     for path in tree.others:
-        if path.lower().endswith(SPREADSHEETS):
-            raise UnclearLayout(f"a list must be text or Parquet, got the spreadsheet {path}: save it as CSV beside it")
+        for remedy, names in NOT_READ.items():
+            if re.search(names, path.lower()):
+                raise UnclearLayout(f"a list must be text or Parquet, got {path}: {remedy}")
+        if not recordings and re.search(ARRAYS, path.lower()):
+            raise UnclearLayout(
+                f"recordings must be files of sound, or stand in Parquet or Arrow files, got {path}: write each to a "
+                "WAV file in the folder of its word (soundfile.write)"
+            )
         if _may_be_table(tree, path):
             rows = list(itertools.islice(cells(tree, path), FEW))
             named = _column_of_files(tree, path, rows)
@@ -114,6 +162,33 @@ def require_no_other(tree: Tree) -> None:
                     "name the columns so (docs/data.md has other names), or use --layout word to read the folders "
                     "alone"
                 )
+            if (
+                may_be_listed
+                and recordings
+                and len(rows) > 1
+                and not {"word", "sentence"}.isdisjoint(columns_of(rows[0]))
+            ):
+                raise UnclearLayout(
+                    f"a list must name recordings below its folder, got {path} with "
+                    f"{', '.join(f'{name} {one_line(text(cell))}' for name, cell in list(rows[0].items())[:4])}, and "
+                    f"recordings such as {recordings[0]}: name them so in a column file, or use --layout word to read "
+                    "the folders alone"
+                )
+        if may_be_listed and recordings and _mentions(tree.folder / path, recordings):
+            raise UnclearLayout(
+                f"a list must be CSV, TSV, JSON or Parquet, got {path}, in which recordings are named: save it as CSV "
+                "with the columns file and word, or use --layout word to read the folders alone"
+            )
+
+
+def _mentions(path: Path, recordings: Sequence[str]) -> bool:
+    """Tells whether most of some recordings are named in a text, by more than two characters."""
+    with path.open("rb") as file:
+        words = set(re.split(r"[^\w.-]+", file.read(1 << 18).decode("utf-8", "replace")))
+    words |= {word.partition(".")[0] for word in words}
+    names = [file.rpartition("/")[2] for file in recordings]
+    named = sum(name in words or (len(stem_of(name)) > 2 and stem_of(name) in words) for name in names)
+    return named > len(names) / 2
 
 
 def said_by(row: Any) -> dict[str, str]:
@@ -175,13 +250,40 @@ def _table(tree: Tree, path: str) -> Table | None:
         columns |= _only_column_of_words(tree, path, some, columns)
     if "file" not in columns or len(columns) < 2:
         return None
-    table = Table(path, columns)
+    if {"split", *FLAGS}.isdisjoint(columns):
+        unused = (name for name in some[0] if name not in columns.values())
+        split = next((name for name in unused if all(split_named(text(row.get(name))) for row in some)), None)
+        columns |= {} if split is None else {"split": split}
+    table = Table(path, _label_or_sentence(path, some, columns))
     if not table.has_words:
         finder = Finder(tree, path, columns, some)
         first = next((file for row in some if (file := finder.find(row)) is not None), "")
         if {"speaker", "split", *FLAGS}.isdisjoint(columns) or "/" not in first or is_container(first.split("/")[-2]):
             return None
     return table
+
+
+def _label_or_sentence(path: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Mapping[str, str]:
+    """Returns columns without that of a label which is not the word that was said: of single words, which it numbers.
+
+    Raises:
+        UnclearLayout: label and sentence are different words, so that either could count.
+    """
+    label, sentence = columns.get("word", ""), columns.get("sentence", "")
+    if not label or not sentence or next(iter(keys([label]))) in ("word", "keyword", "command"):
+        return columns
+    said = [only_word(text(row.get(sentence))) for row in rows]
+    labels = [text(row.get(_column_of_words(rows, label))) for row in rows]
+    if not all(said) or len(set(said)) < 2 or len(set(labels)) < 2 or not all(labels):
+        return columns
+    if all(number(one) is not None for one in labels) and not all(number(one) is not None for one in said):
+        return {what: name for what, name in columns.items() if what != "word"}
+    if sum(alike(one) != alike(other) for one, other in zip(labels, said, strict=True)) > len(rows) / 2:
+        raise UnclearLayout(
+            f"a list must say one word of each recording, got {path} with {one_line(labels[0])} in column "
+            f"{one_line(label)} and {one_line(said[0])} in {one_line(sentence)}: name the one that counts `word`"
+        )
+    return columns
 
 
 def _column_of_files(tree: Tree, path: str, rows: Sequence[Mapping[str, Any]]) -> str | None:
@@ -215,6 +317,22 @@ def _only_column_of_words(
         return {}
     words = [text(row.get(left[0])) for row in rows]
     return {} if any(number(word) is not None for word in words) else {"word": left[0]}
+
+
+def _without_numbers(tree: Tree, tables: list[Table]) -> list[Table]:
+    """Returns tables without those of numbers of several digits, such as lengths, where others have words."""
+
+    def words(table: Table) -> list[str]:
+        rows = itertools.islice(cells(tree, table.path), FEW) if "word" in table.columns else ()
+        return [text(row.get(table.columns["word"])) for row in rows]
+
+    said = {table.path: words(table) for table in tables} if len(tables) > 1 else {}
+    numbers = {path for path, some in said.items() if some and all(number(word) is not None for word in some)}
+    counts = {path for path in numbers if not all(map(is_known, said[path]))} if len(numbers) < len(said) else set()
+    kept = [table for table in tables if table.path not in counts]
+    for path in counts:
+        log.warning("%s is not read, as it has numbers where %s has words", path, kept[0].path)
+    return kept
 
 
 def _with_words(tree: Tree, tables: list[Table]) -> list[Table]:
@@ -279,7 +397,7 @@ class _Splits:
             return split
         if flags and None not in flags.values():
             return "train" if "train" not in flags else "test" if len(flags) == 1 else ""
-        return "" if "split" in said else self._of_table or _split_of(file)
+        return "" if "split" in said else self._of_table or split_of_path(file)
 
     def check(self) -> None:
         """Checks at the end that what the columns say was understood.
@@ -308,6 +426,98 @@ class _Splits:
                 )
 
 
+class _Times:
+    """Tells where in their recordings a table's rows begin and end; in which unit, if no name says it, the lengths."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        table: Table,
+        columns: Mapping[str, str],
+        finder: Finder | None,
+        rows: Sequence[Mapping[str, Any]],
+    ) -> None:
+        self._tree, self._table = tree, table
+        self._columns = {what: columns.get(what, what) for what in TIMES}
+        self._units = {what: unit_of(column) for what, column in self._columns.items()}
+        timed = not self._units["start"] and not columns.keys().isdisjoint(TIMES)
+        if finder is not None and timed and (unit := self._told_by_lengths(columns, finder, rows[:FEW])):
+            self._units = {what: said or unit for what, said in self._units.items()}
+
+    def of(self, said: Mapping[str, str], file: str) -> tuple[float | None, float | None]:
+        """Returns where in its recording a row begins and ends, in seconds.
+
+        Raises:
+            UnclearLayout: a cell is no time.
+        """
+        found: dict[str, float | None] = {}
+        for what, column in self._columns.items():
+            try:
+                value = time(said.get(what, ""))
+            except ValueError as error:
+                raise UnclearLayout(
+                    f"{error} in column {one_line(column)} of {self._table.path}: correct it, or rename the column if "
+                    "it does not say where in the recording the word is"
+                ) from error
+            found[what] = None if value is None else value * self._scale(self._units[what], file)
+        start, end, duration = found["start"], found["end"], found["duration"]
+        return start, start + duration if end is None and start is not None and duration is not None else end
+
+    def _scale(self, unit: str, file: str) -> float:
+        """Returns how many seconds a unit has."""
+        if unit == "samples":
+            return 1 / _length_and_rate(self._tree.folder, file)[1]
+        return 0.001 if unit == "milliseconds" else 1.0
+
+    def _told_by_lengths(self, columns: Mapping[str, str], finder: Finder, rows: Sequence[Mapping[str, Any]]) -> str:
+        """Returns the unit that fits where rows end far behind their recordings if it is seconds; empty if it is.
+
+        Raises:
+            UnclearLayout: none fits, or several do.
+        """
+        looked = []
+        for row in rows:
+            file = finder.find(row)
+            start, end = self.of({what: text(row.get(column)) for what, column in columns.items()}, file or "")
+            length, rate = _length_and_rate(self._tree.folder, file or "")
+            if end is not None and length:
+                looked.append((start or 0.0, end, length, rate))
+        if sum(end > 5 * length for _, end, length, _ in looked) <= len(looked) / 2:
+            return ""
+        fitting = [
+            unit
+            for unit, scales in {
+                "milliseconds": [0.001] * len(looked),
+                "samples": [1 / one[3] for one in looked],
+            }.items()
+            if all(
+                end * scale <= length + 0.1 and (end - start) * scale >= SHORTEST
+                for scale, (start, end, length, _) in zip(scales, looked, strict=True)
+            )
+        ]
+        path, (_, end, length, _) = self._table.path, looked[0]
+        if len(fitting) != 1:
+            raise UnclearLayout(
+                f"times must be in seconds, got one that ends at {end:g} in {path}, of a recording of {length:.3g} s: "
+                "name the columns start_ms and end_ms (or duration_ms), or start_samples and end_samples"
+            )
+        log.warning("%s: times are taken for %s, as recordings are shorter otherwise", path, fitting[0])
+        return fitting[0]
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _length_and_rate(folder: Path, file: str) -> tuple[float, float]:
+    """Returns the seconds and the rate in Hz of a recording by its header; 0 and 16,000 if it has none."""
+    import soundfile
+
+    try:
+        content = opened(folder, file)
+        about = soundfile.info(io.BytesIO(content) if isinstance(content, bytes) else content)
+    except (OSError, TypeError, soundfile.LibsndfileError):
+        return 0.0, 16_000.0
+    return float(about.duration), float(about.samplerate)
+
+
 def _rows(tree: Tree, table: Table) -> Iterator[Row]:
     """Yields the rows of a table."""
     some = list(itertools.islice(cells(tree, table.path), SAMPLE))
@@ -316,7 +526,8 @@ def _rows(tree: Tree, table: Table) -> Iterator[Row]:
         columns["word"] = _column_of_words(some, columns["word"])
     finder = None if table.is_shard else Finder(tree, table.path, columns, some)
     have_several = "word" in columns and _have_several(some, columns["word"])
-    splits = _Splits(table)
+    splits, times = _Splits(table), _Times(tree, table, columns, finder, some)
+    kind = next(iter(keys([columns.get("word", "")])))
     for at, row in enumerate(cells(tree, table.path)):
         said = {what: text(row.get(column)) for what, column in columns.items()}
         file, near = (table.path, "") if table.is_shard else (said["file"], table.path.rpartition("/")[0])
@@ -326,15 +537,22 @@ def _rows(tree: Tree, table: Table) -> Iterator[Row]:
             refused = refused or "several recordings have that name"
         split = splits.of(said, file)
         labels = row.get(columns["word"]) if "word" in columns else None
+        if kind.startswith("is_"):
+            labels = {True: kind[3:], False: f"not_{kind[3:]}", None: ""}[flag(text(labels))]
+        elif isinstance(labels, bool):
+            raise UnclearLayout(
+                f"a word must be a text, got {json.dumps(labels)} in column {columns['word']} of {table.path}: write "
+                'it between quotation marks, such as "yes" or "on"'
+            )
         for region in regions(labels) or [{"word": labels}]:
             of_one = said | {what: text(value) for what, value in region.items()}
             several = isinstance(region["word"], list) and len(region["word"]) > 1
             several = several or (have_several and "," in of_one["word"])
             if table.has_words:
-                word = of_one["word"] or of_one.get("sentence", "")
+                word = of_one["word"].rstrip(ENDS) or of_one["word"] or of_one.get("sentence", "")
             else:
                 word = word_of((found or "").rpartition("/")[0].rpartition("/")[2])
-            start, end = _stretch(table, columns, of_one)
+            start, end = times.of(of_one, found or file)
             yield Row(
                 file=found or file,
                 near=near,
@@ -351,26 +569,6 @@ def _rows(tree: Tree, table: Table) -> Iterator[Row]:
     splits.check()
 
 
-def _stretch(table: Table, columns: Mapping[str, str], said: Mapping[str, str]) -> tuple[float | None, float | None]:
-    """Returns where in the recording a row begins and ends.
-
-    Raises:
-        UnclearLayout: a cell is no time.
-    """
-    found: dict[str, float | None] = {}
-    for what in TIMES:
-        column = columns.get(what, what)
-        try:
-            found[what] = seconds(said.get(what, ""), column)
-        except ValueError as error:
-            raise UnclearLayout(
-                f"{error} in column {one_line(column)} of {table.path}: correct it, or rename the column if it does "
-                "not say where in the recording the word is"
-            ) from error
-    start, end, duration = found["start"], found["end"], found["duration"]
-    return start, start + duration if end is None and start is not None and duration is not None else end
-
-
 def _have_several(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
     """Tells whether a comma in the column of the words is between several: it is named so, or most cells have it."""
     if next(iter(keys([column]))).endswith("labels"):
@@ -385,8 +583,3 @@ def _column_of_words(rows: Sequence[Mapping[str, Any]], chosen: str) -> str:
         if not all(number(text(row.get(column))) is not None for row in rows):
             return column
     return chosen
-
-
-def _split_of(file: str) -> str:
-    """Returns the split that the outermost folder of a recording names."""
-    return split_named(file.replace("\\", "/").removeprefix("./").split("/")[0]) if "/" in file else ""

@@ -10,12 +10,14 @@ from typing import Any
 from kws import files
 from kws.config import BACKGROUND_NOISE
 from kws.data.kinds import is_audio_file
+from kws.data.layouts.cells import cells
+from kws.data.layouts.columns import columns_of, number, text, time, unit_of
 from kws.data.layouts.folders import named_like_speakers
-from kws.data.layouts.rows import Row, UnclearLayout, listing_of, split_named, split_within
+from kws.data.layouts.rows import Row, UnclearLayout, listing_of
 from kws.data.layouts.tables import said_by
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
-from kws.data.names import word_of
+from kws.data.names import is_recording, split_named, split_of_path, split_within, stem_of, word_of
 from kws.data.splits import read_lines, read_list
 from kws.data.words import alike, is_known
 from kws.text import one_line
@@ -68,7 +70,7 @@ def _kaldi_rows(folder: str, there: dict[str, dict[str, str]]) -> Iterator[Row]:
         recording, start, end = name, None, None
         if segments is not None:
             recording, first, last, *_ = [*segments.get(name, "").split(), "", "", ""]
-            start, end = _seconds(first), _seconds(last)
+            start, end = number(first), number(last)
         yield Row(
             file=there[WAV_SCP].get(recording, ""),
             near=folder.rstrip("/"),
@@ -106,7 +108,7 @@ def edge_impulse(tree: Tree) -> Listing | None:
         else:
             labelled = files.read_object(tree.folder / path, structuredLabels=dict)["structuredLabels"]
             for file, labels in labelled.items():
-                rows += _labelled_rows(labels, Row(file=file, near=folder, word="", split=_split_of(folder)))
+                rows += _labelled_rows(labels, Row(file=file, near=folder, word="", split=split_of_path(f"{folder}/")))
     if tables:
         return listing_of(tree, "edge-impulse", rows, tables)
     names = (file.split("/") for file in tree.recordings)
@@ -116,14 +118,14 @@ def edge_impulse(tree: Tree) -> Listing | None:
         return None
     pairs = ((file, file.partition("/")[2].partition(".")[0]) for file in tree.recordings)
     return listing_of(
-        tree, "edge-impulse", (Row(file=file, word=word, split=_split_of(file)) for file, word in pairs), []
+        tree, "edge-impulse", (Row(file=file, word=word, split=split_of_path(file)) for file, word in pairs), []
     )
 
 
 def _edge_impulse_rows(entry: dict[str, Any], folder: str) -> list[Row]:
     """Returns what an entry of info.labels says: a label of the whole recording, or labels of stretches of it."""
     path, label = str(entry.get("path", "")), entry.get("label", "")
-    split = split_named(str(entry.get("category", ""))) or _split_of(path) or _split_of(folder)
+    split = split_named(str(entry.get("category", ""))) or split_of_path(path) or split_of_path(f"{folder}/")
     row = Row(file=path, near=folder, word="", split=split)
     if isinstance(label, dict) and isinstance(label.get("labels"), list):
         return _labelled_rows(label["labels"], row)
@@ -134,14 +136,10 @@ def _labelled_rows(labels: Any, row: Row) -> list[Row]:
     """Returns a row for every labelled stretch, from startIndex to endIndex in milliseconds, the last one included."""
     found = []
     for one in labels if isinstance(labels, list) else []:
-        start, end = (_seconds(str(one.get(name))) for name in ("startIndex", "endIndex"))
+        start, end = (number(str(one.get(name))) for name in ("startIndex", "endIndex"))
         if start is not None and end is not None:
             found.append(replace(row, word=str(one.get("label", "")), start=start / 1000, end=(end + 1) / 1000))
     return found
-
-
-def _split_of(path: str) -> str:
-    return split_named(path.split("/")[0])
 
 
 def teachable_machine(tree: Tree) -> Listing | None:
@@ -173,7 +171,7 @@ def _samples(tree: Tree, path: str) -> Iterator[Row]:
         return
     for one in samples if isinstance(samples, list) else []:
         if isinstance(one, dict) and isinstance(one.get("blobFilePath"), str):
-            start, end = (_seconds(str(one.get(name))) for name in ("startTime", "endTime"))
+            start, end = (number(str(one.get(name))) for name in ("startTime", "endTime"))
             word = _class_of(word_of(folder.rpartition("/")[2]))
             yield Row(file=one["blobFilePath"], near=folder, word=word, start=start, end=end)
 
@@ -229,10 +227,12 @@ def are_only_notes(listing: Listing) -> bool:
     """
     said = set(map(alike, listing.words))
     folders = {file.rpartition("/")[0] for file in listing.tables}
-    if len(folders) < 2 or any("/" in folder or not folder for folder in folders) or any(map(is_known, said)):
+    if len(folders) < 2 or any("/" in folder or not folder for folder in folders):
         return False
-    if any(map(is_known, folders)):
+    if not said.isdisjoint(map(alike, folders)):
         return True
+    if any(map(is_known, [*said, *folders])):
+        return not any(map(is_known, said))
     if 0 < len(said) < min(4, len(folders)) and not named_like_speakers(list(folders)):
         raise UnclearLayout(
             "either the folders or the files beside the recordings must name the words, got the folders "
@@ -246,16 +246,17 @@ _LABEL = re.compile(r"(\d+[.,]?\d*)\t(\d+[.,]?\d*)\t(.*)")
 
 _INTERVAL = re.compile(r'(?:xmin = )?([\d.]+)\s+(?:xmax = )?([\d.]+)\s+(?:text = )?"((?:[^"]|"")*)"')
 
-_CUE = re.compile(r"(?:(\d+):)?(\d+):(\d+[.,]\d+) --> (?:(\d+):)?(\d+):(\d+[.,]\d+)[^\n]*\n((?:.+\n?)+)")
+_CUE = re.compile(r"((?:\d+:)?\d+:\d+[.,]\d+) --> ((?:\d+:)?\d+:\d+[.,]\d+)[^\n]*\n((?:.+\n?)+)")
 
 
 def label_tracks(tree: Tree) -> Listing | None:
     """Lists recordings beside what says which words begin and end where in them.
 
     These are label tracks of Audacity (<name>.txt with begin, end and word on every line), TextGrid files of Praat, of
-    which the tier named for words counts, or the only one, and subtitles (.srt, .vtt), of which those of one word
-    count. One of any name belongs to the recording of a folder that has only one. Sources: "Importing and Exporting
-    Labels" in the manual of Audacity; "TextGrid file formats" in the manual of Praat; WebVTT (w3.org/TR/webvtt1).
+    which the tier named for words counts, or the only one, subtitles (.srt, .vtt), of which those of one word count,
+    and tables with columns for begin and end, such as selections of Raven. One of any name belongs to the recording of
+    a folder that has only one. Sources: "Importing and Exporting Labels" in the manual of Audacity; "TextGrid file
+    formats" in the manual of Praat; WebVTT (w3.org/TR/webvtt1).
 
     Raises:
         UnclearLayout: a label track belongs to no recording.
@@ -264,7 +265,8 @@ def label_tracks(tree: Tree) -> Listing | None:
     tracks = {
         path: labels
         for path in tree.others
-        if (read := TRACKS.get(PurePosixPath(path).suffix.lower())) and (labels := read(tree.folder / path))
+        if ((read := TRACKS.get(PurePosixPath(path).suffix.lower())) and (labels := read(tree.folder / path)))
+        or (labels := _of_table(tree, path))
     }
     by_folder: dict[str, list[str]] = {path.rpartition("/")[0]: [] for path in tracks}
     for file in tree.recordings if tracks else ():
@@ -273,8 +275,9 @@ def label_tracks(tree: Tree) -> Listing | None:
     for path, labels in tracks.items():
         folder = path.rpartition("/")[0]
         beside = by_folder[folder]
-        of_name = [file for file in beside if PurePosixPath(file).stem == PurePosixPath(path).stem]
-        elsewhere = [] if beside else [tree.find(PurePosixPath(path).stem)]
+        of_name = [file for file in beside if stem_of(file) == path.rpartition(".")[0]]
+        of_name = of_name or [file for file in beside if path.startswith(f"{stem_of(file)}.")]
+        elsewhere = [] if beside else [tree.find(f"/{path.rpartition('.')[0]}")]
         recordings = of_name or beside or [file for file in elsewhere if file is not None]
         if len(of_name) > 1:
             raise UnclearLayout(
@@ -314,6 +317,23 @@ def _of_audacity(path: Path) -> Labels:
     return found
 
 
+def _of_table(tree: Tree, path: str) -> Labels:
+    """Returns what a table without a column of files says, as Raven and others write it beside a recording."""
+    begin = next(read_lines(tree.folder / path), "") if path.lower().endswith((".txt", ".csv", ".tsv")) else ""
+    names = columns_of(re.split(r'"?[\t,;]"?', begin.strip('"')))
+    if not {"start", "end"} <= names.keys() or "file" in names:
+        return []
+    rows = [{name: text(cell) for name, cell in row.items()} for row in cells(tree, path)]
+    values = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+    texts = [name for name, some in values.items() if len(set(some)) > 1 and any(number(cell) is None for cell in some)]
+    word = names.get("word", texts[0] if len(texts) == 1 else "")
+    if not word or any(is_recording(cell) for name in texts for cell in values[name]):
+        return []
+    units = [0.001 if unit_of(names[what]) == "milliseconds" else 1.0 for what in ("start", "end")]
+    times = ((time(row[names["start"]]) or 0.0, time(row[names["end"]]) or 0.0) for row in rows)
+    return [(units[0] * one[0], units[1] * one[1], row[word]) for one, row in zip(times, rows, strict=True)]
+
+
 def _of_praat(path: Path) -> Labels:
     """Returns the intervals of a TextGrid, long or short, that have a text.
 
@@ -341,11 +361,7 @@ def _of_praat(path: Path) -> Labels:
 def _of_subtitles(path: Path) -> Labels:
     """Returns the cues of an .srt or .vtt file."""
     found = _CUE.finditer("\n".join(read_lines(path)))
-    return [(_time(*one.group(1, 2, 3)), _time(*one.group(4, 5, 6)), one[7]) for one in found]
-
-
-def _time(hours: str | None, minutes: str, seconds: str) -> float:
-    return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds.replace(",", "."))
+    return [(time(one[1]) or 0.0, time(one[2]) or 0.0, one[3]) for one in found]
 
 
 TRACKS: dict[str, Callable[[Path], Labels]] = {
@@ -354,10 +370,3 @@ TRACKS: dict[str, Callable[[Path], Labels]] = {
     ".srt": _of_subtitles,
     ".vtt": _of_subtitles,
 }
-
-
-def _seconds(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

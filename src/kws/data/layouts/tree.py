@@ -13,7 +13,7 @@ import numpy as np
 
 from kws.config import RUNNING_SPEECH
 from kws.data.index import Lookup, Strings, strings
-from kws.data.names import is_recording, is_utf8, stem_of
+from kws.data.names import OF_SYSTEMS, is_recording, is_utf8, stem_of
 from kws.data.pack import Pack
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Tree:
                 with os.scandir(folder / below) as entries:
                     for entry in entries:
                         path = f"{below}{entry.name}"
-                        if entry.name.startswith(".") or not is_utf8(entry.name):
+                        if entry.name.startswith(".") or entry.name in OF_SYSTEMS or not is_utf8(entry.name):
                             continue
                         try:
                             if entry.is_dir():
@@ -94,8 +94,8 @@ class Tree:
         """Returns the recording that a table names, or None if there is none, or more than one.
 
         The name may be a path from the table or from the folder, or end in one (an absolute path of another machine);
-        case, Unicode normal form and the suffix of the format make no difference, unless two recordings differ in
-        nothing else.
+        case, Unicode normal form, the suffix of the format and zeros before a number make no difference, unless two
+        recordings differ in nothing else.
 
         Args:
             name: what the table has.
@@ -111,7 +111,7 @@ class Tree:
         best: dict[int, list[str]] = {}
         for path in (self.recordings[row] for row in self.by_name.rows(parts[-1])):
             there = [_key(part) for part in path.split("/")]
-            there[-1] = wanted[-1] if _key(stem_of(path.split("/")[-1])) == _key(stem_of(parts[-1])) else there[-1]
+            there[-1] = wanted[-1] if _name(path.split("/")[-1]) == _name(parts[-1]) else there[-1]
             shared = next(
                 (i for i, (a, b) in enumerate(zip(reversed(wanted), reversed(there), strict=False)) if a != b), 0
             )
@@ -119,8 +119,9 @@ class Tree:
             if shared in (len(wanted), len(there)) or _is_absolute(name):
                 best.setdefault(shared, []).append(path)
         found = best[max(best)] if best else []
-        exact = [path for path in found if _key(path.split("/")[-1]) == _key(parts[-1])]
-        found = exact or found
+        for key in (_key, lambda one: stem_of(_key(one))):  # of several, the one that is spelled so
+            exact = [path for path in found if key(path.split("/")[-1]) == key(parts[-1])]
+            found = exact or found
         return found[0] if len(found) == 1 else None
 
     @functools.cached_property
@@ -129,12 +130,18 @@ class Tree:
 
     @functools.cached_property
     def by_name(self) -> Lookup:
-        """Finds recordings by their names, in any case and format."""
-        return Lookup(self.recordings, lambda path: _key(stem_of(path.rpartition("/")[2])))
+        """Finds recordings by their names, in any case and format; numbers with any zeros before them."""
+        return Lookup(self.recordings, lambda path: _name(path.rpartition("/")[2]))
 
 
 def _is_absolute(name: str) -> bool:
-    return name.startswith(("/", "\\")) or name[1:3] in (":\\", ":/") or "://" in name
+    return name.startswith(("/", "\\", "{", "$")) or name[1:3] in (":\\", ":/") or "://" in name
+
+
+def _name(name: str) -> str:
+    """Returns what different spellings of the name of a recording have in common: 7 is 007, as in spreadsheets."""
+    key = _key(stem_of(name))
+    return key.lstrip("0") or "0" if key.isdigit() else key
 
 
 def _key(name: str) -> str:
