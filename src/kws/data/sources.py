@@ -58,11 +58,12 @@ def list_recordings(folder: Path, layout: str = AUTO) -> Listing:
     if is_of_parts(folder):
         return list_parts(folder, list_recordings)
     listing = _list_clips(folder, layout)
-    speech = folder / RUNNING_SPEECH
-    if not speech.is_dir():
-        return listing
-    tables = [*listing.tables, *texts_of(folder, speech)]
-    return dataclasses.replace(listing, speech=list_speech(folder, speech), tables=tables)
+    speech, tables = list(listing.speech), list(listing.tables)
+    for path in (folder / RUNNING_SPEECH, *sorted(folder.glob(f"*/{RUNNING_SPEECH}"))):
+        if path.is_dir():
+            speech += list_speech(folder, path)
+            tables += texts_of(folder, path)
+    return dataclasses.replace(listing, speech=speech, tables=tables)
 
 
 def unwrapped(folder: Path, layout: str = AUTO) -> Path:

@@ -1,8 +1,8 @@
 """Running speech: recordings of people who talk, in which the words of a model are not commands.
 
-They lie in a folder `_running_speech_` beside the folders of words, at any depth and of any length, as LibriSpeech,
-Common Voice or one's own recordings do. What is said in them may be told in a file of the same name with the suffix
-.txt, in LibriSpeech's `*.trans.txt`, or in a table `index.tsv` with the columns file, speaker and text.
+They lie in a folder `_running_speech_` of the data set or of one of its folders, at any depth in it and of any length,
+as LibriSpeech, Common Voice or one's own recordings do. What is said in them may be told in a file of the same name
+with the suffix .txt, in LibriSpeech's `*.trans.txt`, or in a table `index.tsv` with the columns file, speaker and text.
 """
 
 import csv

@@ -46,6 +46,15 @@ def test_folder_of_running_speech_is_no_word(tmp_path: Path) -> None:
     ]
 
 
+def test_running_speech_beside_words_in_a_folder_below_is_no_word_and_no_list(tmp_path: Path) -> None:
+    make(tmp_path, "clips/yes/a.wav", "clips/no/b.wav", "clips/_running_speech_/c.wav")
+    (tmp_path / "clips/_running_speech_/index.tsv").write_text("file\tspeaker\ttext\nc.wav\tmaria\tstop\n")
+    (tmp_path / "list.csv").write_text("file,word\nclips/yes/a.wav,yes\nclips/no/b.wav,no\n")
+    listing = list_recordings(tmp_path)
+    assert listing.words == ["no", "yes"]
+    assert listing.speech == [Talk(file="clips/_running_speech_/c.wav", speaker="maria", text="stop")]
+
+
 def test_a_speaker_is_in_one_split() -> None:
     splits = {name: Talk(file=f"{name}.wav", speaker=str(name)).split for name in range(300)}
     assert {Talk(file="other.wav", speaker="7").split} == {splits[7]}

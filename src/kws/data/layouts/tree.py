@@ -60,7 +60,7 @@ class Tree:
                             continue
                         try:
                             if entry.is_dir():
-                                if path.count("/") < DEEPEST and path != RUNNING_SPEECH:  # see `kws.data.speech`
+                                if path.count("/") < DEEPEST and entry.name != RUNNING_SPEECH:  # see `kws.data.speech`
                                     (links if entry.is_symlink() else waiting).append(f"{path}/")
                             elif entry.is_file() and is_recording(entry.name):
                                 yield path
