@@ -182,11 +182,11 @@ def training(epochs: Sequence[Mapping[str, Any]]) -> Figure:
     """Draws loss, accuracy and learning rate over the epochs of a training.
 
     Args:
-        epochs: for each epoch, train_loss, validation_loss, train_accuracy, validation_accuracy and learning_rate.
+        epochs: for each in turn, train_loss, validation_loss, train_accuracy, validation_accuracy and learning_rate.
     """
     figure = Figure(figsize=(9, 3), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
-    numbers = [1 + int(epoch["epoch"]) for epoch in epochs]
+    numbers = range(1, len(epochs) + 1)
     for axes, what, factor in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
         for split in ("train", "validation"):
             axes.plot(numbers, [factor * epoch[f"{split}_{what}"] for epoch in epochs], marker=".", label=split)

@@ -54,7 +54,7 @@ class Journal:
         """
         row = history[-1]
         epoch = int(row["epoch"])
-        where = f"epoch {epoch + 1}/{epochs}: loss {row['train_loss']:.3f}"
+        where = f"epoch {epoch}/{epochs}: loss {row['train_loss']:.3f}"
         self.bar.write(f"{where}, validation accuracy {row['validation_accuracy']:.2%}", file=sys.stderr)
         with files.atomic_write(self.run / runs.METRICS, "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in history)
@@ -69,7 +69,7 @@ class Journal:
             self.board.add_figure("confusion", plots.confusion(matrix.numpy(), self.words), epoch)
         self.board.flush()
         if self.reporter is not None:
-            self.reporter.update((epoch + 1) / epochs, dict(row) | {"epoch": epoch + 1, "epochs": epochs})
+            self.reporter.update(epoch / epochs, dict(row) | {"epochs": epochs})
 
 
 @contextlib.contextmanager
@@ -81,7 +81,7 @@ def open_journal(run: Path, words: Sequence[str], num_clips: int, done: int, epo
         words: the words of the model.
         num_clips: clips of the whole run, over all epochs.
         done: how many of them are done.
-        epoch: the current epoch; what an earlier attempt wrote of it and of later ones is discarded.
+        epoch: the current epoch, counted from 1; what an earlier attempt wrote of it and of later ones is discarded.
     """
     from torch.utils.tensorboard import SummaryWriter
 
