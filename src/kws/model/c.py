@@ -49,17 +49,10 @@ void kws(const float waveform[1][KWS_NUM_SAMPLES], float probabilities[1][KWS_NU
 
 
 def export(recognizer: "Recognizer", path: Path, int8: bool = False, beside: Path | None = None) -> dict[str, float]:
-    """Writes a model as C, and the header beside it, atomically.
+    """Writes a model as C, and the header beside it, atomically; see `formats.Format.export`.
 
-    Args:
-        recognizer: the model.
-        path: the C file.
-        int8: store the matrices of the model in 8 bits, as `kws.model.onnx.export` does.
-        beside: not needed.
-
-    Returns:
-        If there is a C compiler, the bytes of constants and code (flash), the bytes of memory with the stack (RAM), and
-        the seconds of one core for a clip.
+    If there is a C compiler, the figures are the bytes of constants and code (flash), the bytes of memory with the
+    stack (RAM), and the seconds of one core for a clip.
 
     Raises:
         ValueError: emx-onnx-cgen is not installed, or cannot write this model.
