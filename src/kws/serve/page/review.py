@@ -10,9 +10,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from kws.model.detector import reported
+from kws.serve.models import Served
 from kws.serve.page.collection import OTHER, Collection
 from kws.serve.page.heard import Heard
-from kws.serve.page.socket import Model
 
 MOST_LISTED = 500
 """Largest number of sounds that the page lists at once, the newest first."""
@@ -23,7 +23,7 @@ Handle = Callable[[Request], Awaitable[Any]]
 
 
 def routes(
-    current: Callable[[], Model | None],
+    current: Callable[[], Served | None],
     heard: Heard | None,
     collection: Collection | None,
     guarded: Callable[[Handle], Callable[[Request], Awaitable[Response]]],

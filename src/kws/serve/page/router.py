@@ -12,10 +12,11 @@ from starlette.routing import Route, WebSocketRoute
 
 from kws.model import page
 from kws.preprocess.audio import TooLong, read_bytes
+from kws.serve.models import Served
 from kws.serve.page import review
 from kws.serve.page.collection import Collection
 from kws.serve.page.heard import Heard
-from kws.serve.page.socket import Listener, Model, Watch, nobody
+from kws.serve.page.socket import Listener, Watch, nobody
 
 MOST_BYTES = 1 << 20
 """Largest size of an uploaded recording; a second of sound has 32 kB."""
@@ -44,7 +45,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def router(
-    current: Callable[[], Model | None],
+    current: Callable[[], Served | None],
     collect: Path | None = None,
     most_streams: int = 64,
     data_root: Path | None = None,
