@@ -93,9 +93,9 @@ class Cluster:
             )
         return self.api
 
-    def installing(self, overlay: str = "") -> str:
+    def installing(self) -> str:
         """Returns the command that applies manifests to this cluster."""
-        command = ["python", "-m", "pipeline", "install", *(["--overlay", overlay] if overlay else [])]
+        command = ["python", "-m", "pipeline", "install"]
         command += ["--namespace", self.namespace] if self.namespace != kind.NAMESPACE else []
         command += ["--context", self.context] if self.context else []
         return shlex.join(command)

@@ -58,15 +58,14 @@ LARGEST = 60
 """Number of words up to which all of a confusion matrix is shown."""
 
 
-def hardest(matrix: npt.NDArray[np.float64], most: int = LARGEST) -> list[int]:
-    """Returns the words that take part in most mistakes, in the order of the classes; all if there are not more.
+def hardest(matrix: npt.NDArray[np.float64]) -> list[int]:
+    """Returns the LARGEST words that take part in most mistakes, in the order of the classes; all if there are fewer.
 
     Args:
         matrix: counts [true words, predicted words].
-        most: how many words to return.
     """
     mistakes = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
-    chosen = np.argsort(-mistakes, kind="stable")[:most]
+    chosen = np.argsort(-mistakes, kind="stable")[:LARGEST]
     return sorted(chosen.tolist())
 
 

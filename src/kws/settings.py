@@ -227,8 +227,6 @@ def add_flag(
     config: type[Settings],
     name: str,
     *,
-    default: object = None,
-    shown: str = "",
     required: bool = False,
 ) -> None:
     """Adds a flag for a field, whose help text is the field's docstring and default.
@@ -237,19 +235,17 @@ def add_flag(
         parser: the parser.
         config: a class of settings.
         name: name of the field.
-        default: default of the flag; None: that of the field.
-        shown: description of the default in the help; empty: its value.
         required: whether the flag must be given.
     """
     (one,) = (one for one in dataclasses.fields(config) if one.name == name)
-    default = one.default if default is None else default
+    default = one.default
     flag, text = f"--{name.replace('_', '-')}", field_docs(config)[name].replace("%", "%%")
     kind: Any = next((kind for kind in get_args(one.type) if kind is not types.NoneType), one.type)
     if kind is bool:
         text = f"{text} (default: {'on' if default else 'off'})"
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
         return
-    shown = shown or ("as the preset says" if default is None else str(default or repr(default)))
+    shown = "as the preset says" if default is None else str(default or repr(default))
     if one.metadata.get("repeats"):
         text += "; the flag may be repeated"
     note = "required" if required else f"default: {shown}"

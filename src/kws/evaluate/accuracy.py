@@ -259,21 +259,20 @@ def compare_heard(
     )
 
 
-def evaluate_tensors(recognizer: AnyRecognizer, tensors: Tensors, split: str = "test", most: int = 0) -> Evaluation:
-    """Evaluates a model on a split of the tensors.
+def evaluate_tensors(recognizer: AnyRecognizer, tensors: Tensors, most: int = 0) -> Evaluation:
+    """Evaluates a model on the test split of the tensors.
 
     An exported model, or one that has other features than the tensors, hears the recordings of the same clips.
 
     Args:
         recognizer: the model.
         tensors: the tensors.
-        split: train, validation or test.
         most: if not 0, the number of clips to take, spread evenly over the split.
 
     Raises:
         ValueError: the model hears recordings, and these no longer exist or cannot be read.
     """
-    part = tensors.split(split, most)
+    part = tensors.split("test", most)
     truth = [tensors.words[label] for label in part.labels.tolist()]
     if isinstance(recognizer, Recognizer) and recognizer.features == tensors.features:
         batches = (part.batch(rows)[0] for rows in torch.split(torch.arange(len(part)), BATCH))

@@ -303,12 +303,12 @@ def _shuffled(sources: Sequence[str], random: np.random.Generator) -> Iterator[s
             yield sources[index]
 
 
-def _levelled(speech: Waveform, fade: int = 320) -> Waveform:
+def _levelled(speech: Waveform) -> Waveform:
     """Scales an utterance to SPEECH_LEVEL and fades its ends, so that its own noise does not begin with a click."""
     scaled = speech * np.float32(SPEECH_LEVEL / max(float(np.sqrt(np.mean(np.square(speech, dtype=np.float64)))), 1e-5))
-    ramp = np.linspace(0, 1, fade, dtype=np.float32)
-    scaled[:fade] *= ramp
-    scaled[-fade:] *= ramp[::-1]
+    ramp = np.linspace(0, 1, 320, dtype=np.float32)
+    scaled[:320] *= ramp
+    scaled[-320:] *= ramp[::-1]
     return scaled
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -227,20 +227,15 @@ class Models:
             log.info("in the shadow: no version (before: %s)", before.version)
         return before is not None
 
-    def follow(self, seconds: float, swapped: Callable[[], None] = lambda: None) -> None:
-        """Polls for another version in a thread, until `close`.
+    def follow(self, seconds: float) -> None:
+        """Looks for another version every so many seconds in a thread, until `close`.
 
         It polls, as volumes that machines share do not notify of changes.
-
-        Args:
-            seconds: polling interval.
-            swapped: called in the thread after every swap.
         """
 
         def run() -> None:
             while not self._ended.wait(seconds):
-                if self.look():
-                    swapped()
+                self.look()
 
         self._thread = threading.Thread(target=run, name=self._role, daemon=True)
         self._thread.start()

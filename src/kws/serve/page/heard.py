@@ -82,10 +82,10 @@ class Sound:
 class Heard:
     """The folder of the sounds."""
 
-    def __init__(self, collect: Path, most: int = MOST, most_days: int = MOST_DAYS) -> None:
+    def __init__(self, collect: Path, most: int = MOST) -> None:
         self.folder = collect / HEARD  # hidden: what it holds is not yet a recording of a word
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._most, self._most_days = most, most_days
+        self._most = most
 
     def keep(self, pcm: Pcm, **about: Any) -> str:
         """Keeps a sound, int16 [samples], and returns its name, or an empty one if it cannot be written.
@@ -166,7 +166,7 @@ class Heard:
 
     def _clean(self) -> None:
         """Makes room for one sound more, and deletes those that are too old."""
-        oldest = f"{_now() - datetime.timedelta(days=self._most_days):%Y%m%d}"
+        oldest = f"{_now() - datetime.timedelta(days=MOST_DAYS):%Y%m%d}"
         for place, name in enumerate(self._names()):
             if place >= self._most - 1 or name < oldest:
                 self._remove(name)
