@@ -40,7 +40,7 @@ CANDIDATE = "candidate"
 """The state of a version that waits for a person's approval, and the name by which it is asked for."""
 
 SERVED = (THRESHOLDS, REFERENCE, CARD, EVALUATION)
-"""Files that a server reads beside the model; versions of older releases lack them."""
+"""Files that a server reads beside the model, as far as they are there."""
 
 REFERENCE_TOLERANCE = 0.05
 """How much a probability of the reference clip may differ from its value on publication. Processors differ by 1e-5 in
@@ -204,13 +204,13 @@ def verify(folder: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
 
     Args:
         folder: models/<version>.
-        names: the files to check; None: all in the manifest.
+        names: the files to check; None: all in the manifest, and the one that servers need.
 
     Raises:
         ValueError: a file is missing or has another digest; the message names it.
     """
     manifest = read_manifest(folder)
-    for name in manifest["files"] if names is None else names:
+    for name in dict.fromkeys((*manifest["files"], ONNX)) if names is None else names:
         path, expected = folder / name, manifest["files"].get(name)
         if expected is None:
             raise ValueError(f"version {folder.name} must have a {name}, got none in its {files.MANIFEST}")
@@ -218,21 +218,6 @@ def verify(folder: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
             raise ValueError(f"version {folder.name} must have its {name}, got none in {folder}")
         if (found := files.sha256_of(path)) != expected:
             raise ValueError(f"{path} must have the SHA-256 {expected[:12]}…, got {found[:12]}…: it is damaged")
-    return manifest
-
-
-def require_servable(folder: Path) -> dict[str, Any]:
-    """Checks that a version has a file that servers can serve, and returns its manifest.
-
-    Raises:
-        ValueError: the version is of an early release, which published only a model.pth.
-    """
-    manifest = read_manifest(folder)
-    if ONNX not in manifest["files"]:
-        raise ValueError(
-            f"version {folder.name} must have a {ONNX}, which servers need, got one of an early release without it; "
-            f"serve it as a file: kws export --model {folder / MODEL} {ONNX}, then kws serve --model {ONNX}"
-        )
     return manifest
 
 
@@ -293,7 +278,6 @@ def rollback(data_root: Path, version: str = "", *, by: str = "", reason: str = 
             raise ValueError(
                 f"version must be one of {', '.join(versions(data_root)) or 'models/, which is empty'}, got {version!r}"
             )
-        require_servable(folder)
         manifest = verify(folder)
         if version != now:
             appoint(data_root, version, manifest.get("accuracy"), by=by or who(), reason=reason or "rollback")
@@ -388,7 +372,6 @@ def decide(
         version, now = found["version"], champion(data_root)
         if is_approved:
             folder = version_folder(data_root, version)
-            require_servable(folder)
             verify(folder)
             days = (time.time() - calendar.timegm(time.strptime(found["since"], _TIME))) / 86400
             if not force and days > CANDIDATE_DAYS:

@@ -82,7 +82,7 @@ def load_version(folder: Path, name: str = versions.ONNX) -> Served:
             manifest.
         OSError: the volume cannot be read.
     """
-    published = versions.require_servable(folder)["files"]
+    published = versions.read_manifest(folder)["files"]
     if name not in published:
         log.warning("version %s has no %s: serving %s", folder.name, name, versions.ONNX)
         name = versions.ONNX
