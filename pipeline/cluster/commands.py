@@ -75,8 +75,10 @@ def placement_of(options: Options, cluster: Cluster | None = None, num_nodes: in
 def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the commands; each sets `call`, a function of the parsed flags, and explains itself by its docstring."""
 
-    def add(name: str, command: Command, *parents: argparse.ArgumentParser) -> Callable[..., argparse.Action]:
-        text = " ".join(str(command.__doc__).split())
+    def add(
+        name: str, command: Command, *parents: argparse.ArgumentParser, text: str = ""
+    ) -> Callable[..., argparse.Action]:
+        text = " ".join((text or str(command.__doc__)).split())
         first = text.partition(".")[0]
         parser = subparsers.add_parser(
             name, help=first[0].lower() + first[1:], description=text.replace("%", "%%"), parents=parents
@@ -134,10 +136,11 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
     beside = "version, or candidate, that hears what the champion hears and answers nobody; /metrics compares both"
     flag("--shadow", default="", help=beside)
     add("models", _models, volume, where)
-    for name, command in (("rollback", _rollback), ("approve", _approve), ("reject", _reject)):
+    for name, does in by_hand.COMMANDS.items():
         decided = _flags(volume, where)
         by_hand.add_flags(decided, name)
-        add(name, command, decided)
+        recorded = f"{does[0].upper()}{does[1:]}. It is recorded who did it and why; servers follow within seconds."
+        add(name, functools.partial(_decide, command=name), decided, text=recorded)
     flag = add("candidates", _candidates, volume, where)
     flag("--to", type=Path, default=Path("var/candidate.html"), metavar="FILE", help="where to put the page" + DEFAULT)
     cleaned = _flags(volume, where)
@@ -391,11 +394,6 @@ def _models(options: Options) -> None:
     out.print(table if table.row_count else "no versions yet; make demo or make pipeline publishes one")
 
 
-def _rollback(options: Options) -> None:
-    """Make an earlier version champion. It is recorded who did it and why; servers switch within seconds."""
-    _decide(options, "rollback")
-
-
 def _kws_on_cluster(options: Options, command: str, arguments: Sequence[str]) -> str:
     """Runs a command of kws in a pod that mounts the volume; see `kws.cli`."""
     address = options.model_registry
@@ -414,16 +412,6 @@ def _candidates(options: Options) -> None:
         with files.atomic_write(options.to) as file:
             file.write(page)
         out.print(f"side by side, with sounds: {options.to}", soft_wrap=True)
-
-
-def _approve(options: Options) -> None:
-    """Make the candidate champion. It is recorded who did it and why; servers switch within seconds."""
-    _decide(options, "approve")
-
-
-def _reject(options: Options) -> None:
-    """Refuse the candidate. It is recorded who did it and why."""
-    _decide(options, "reject")
 
 
 def _decide(options: Options, command: str) -> None:
@@ -523,7 +511,7 @@ def _images(options: Options) -> None:
     for image in docker_images.inspect(list(names.values())):
         tag = next(tag for tag in image["RepoTags"] if tag in names.values())
         labels = image["Config"]["Labels"]
-        table.add_row(tag, docker_images.size(image), labels["org.opencontainers.image.revision"])
+        table.add_row(tag, files.human_bytes(image["Size"]), labels["org.opencontainers.image.revision"])
     out.print(table)
 
 

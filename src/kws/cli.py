@@ -512,15 +512,11 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _add_decisions(add: Add) -> None:
-    from kws.promote.by_hand import add_flags
+    from kws.promote.by_hand import COMMANDS, add_flags
 
     command = add("candidates", _candidates, "show the candidate that waits for approval, and what became of others")
     command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="the folder that holds models/")
-    for name, help_ in (
-        ("rollback", "make an earlier version champion"),
-        ("approve", "make the candidate champion"),
-        ("reject", "refuse the candidate"),
-    ):
+    for name, help_ in COMMANDS.items():
         command = add(name, _decide, f"{help_}, and record who and why")
         command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="the folder with models/")
         add_flags(command, name)

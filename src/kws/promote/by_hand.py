@@ -10,6 +10,13 @@ from kws.model import versions
 from kws.promote import registry
 from kws.settings import add_registry
 
+COMMANDS = {
+    "rollback": "make an earlier version champion",
+    "approve": "make the candidate champion",
+    "reject": "refuse the candidate",
+}
+"""The commands, and what each does."""
+
 
 def add_flags(parser: argparse.ArgumentParser, command: str) -> None:
     """Adds the flags of a command but for that of the data root.
