@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kfp.local import DockerRunner
 
 
-def local_runner(config: PipelineConfig, outputs: Path, image: str) -> "tuple[DockerRunner, PipelineConfig]":
+def local_runner(config: PipelineConfig, outputs: Path, image: str) -> "DockerRunner":
     """Prepares containers that run the steps on this machine as a cluster would: not as root, with only /tmp and the
     data root writable.
 
@@ -55,7 +55,7 @@ def local_runner(config: PipelineConfig, outputs: Path, image: str) -> "tuple[Do
             )
         mounts.append(Mount(source, source, type="bind", read_only=True))
     here = any(urlsplit(source).hostname in ("127.0.0.1", "localhost") for source in sources)
-    runner = DockerRunner(
+    return DockerRunner(
         user=f"{user}:{group}",
         read_only=True,
         tmpfs={"/tmp": "mode=1777"},
@@ -68,4 +68,3 @@ def local_runner(config: PipelineConfig, outputs: Path, image: str) -> "tuple[Do
         security_opt=["no-new-privileges"],
         network_mode="host" if here else "bridge",
     )
-    return runner, config

@@ -165,7 +165,7 @@ def run(config: PipelineConfig, runner: str, only_new: bool = False) -> dict[str
 
         image = image_names()["runtime"]
         placement = dataclasses.replace(placement, runtime=image, launcher=image)
-        chosen, config = local_runner(config, mine, image)
+        chosen: Any = local_runner(config, mine, image)
     else:
         chosen = local.SubprocessRunner(use_venv=False)
 

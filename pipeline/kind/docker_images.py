@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from kws.files import human_bytes
 from pipeline.shell import ROOT, docker, run, stream
 
 CONTEXT = ("images", "src", "pyproject.toml", "uv.lock", ".dockerignore")
@@ -84,8 +83,3 @@ def inspect(names: Sequence[str]) -> list[dict[str, Any]]:
         ClusterError: one of them has not been built.
     """
     return list(json.loads(run(docker(), "image", "inspect", *names, remedy="build them: make images")))
-
-
-def size(image: dict[str, Any]) -> str:
-    """Returns the size of an image, human-readable."""
-    return human_bytes(image["Size"])

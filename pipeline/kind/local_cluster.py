@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kws.files import human_bytes
 from kws.kube.pods import waiting_reason
 from pipeline import manifests
 from pipeline.kind import docker_images, preflight
@@ -149,7 +150,7 @@ def load(names: Mapping[str, str]) -> None:
     for image in docker_images.inspect(list(names.values())):
         tag = next(tag for tag in image["RepoTags"] if tag in names.values())
         if lacking := _lacking(image):
-            console.print(f"[bold]image {tag}[/] ({docker_images.size(image)}) to {', '.join(lacking)}")
+            console.print(f"[bold]image {tag}[/] ({human_bytes(image['Size'])}) to {', '.join(lacking)}")
             stream("kind", "load", "docker-image", tag, "--name", CLUSTER, "--nodes", ",".join(lacking))
 
 
