@@ -20,11 +20,6 @@ def local_runner(config: PipelineConfig, outputs: Path, image: str) -> "DockerRu
 
     The data root and a local source have the same path inside the containers as outside.
 
-    Args:
-        config: the parameters, with absolute paths.
-        outputs: where kfp.local keeps the artifacts of this run, in a folder of the data root.
-        image: the image of all steps.
-
     Raises:
         ClusterError: the image is not there.
         ValueError: the data root cannot be written by the user of the containers.

@@ -121,12 +121,8 @@ def run(config: PipelineConfig, runner: str, only_new: bool = False) -> dict[str
     """Compiles the pipeline and runs the result.
 
     When a stopped run is started again, finished steps find their folders complete and training resumes from its last
-    checkpoint.
-
-    Args:
-        config: the parameters; `data_root` is a folder of this machine.
-        runner: subprocess or docker.
-        only_new: whether nothing is trained if data and recipe are those of a version that there is.
+    checkpoint. `runner` is subprocess or docker. With `only_new`, nothing is trained if data and recipe are those of a
+    version that there is.
 
     Returns:
         The summary: steps and seconds; unless nothing was new, accuracy, num_clips, words, version, and the paths of

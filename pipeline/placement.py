@@ -172,13 +172,9 @@ def read_placement(
 ) -> Placement:
     """Returns the placement that follows from a caller's choices and the environment.
 
-    Args:
-        environment: such as `os.environ`.
-        names: the images by role, runtime and launcher.
-        device: what training runs on, cpu or cuda.
-        launches: what the train step launches; empty: as KWS_LAUNCHER says.
-        notify: the secret with the address of a hook; empty: none.
-        training: fields of `ClusterConfig`, which take precedence over KWS_PYTORCHJOB; an empty one has no effect.
+    `names` are the images by role, runtime and launcher; `device` is cpu or cuda; `notify` the secret with the address
+    of a hook. `launches` takes precedence over KWS_LAUNCHER, and fields of `ClusterConfig` (`training`) over
+    KWS_PYTORCHJOB, where they are not empty.
 
     Raises:
         ValueError: a variable is wrong, or a field unknown or out of range.

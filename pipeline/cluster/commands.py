@@ -54,10 +54,7 @@ def cluster_of(options: Options) -> Cluster:
 def placement_of(options: Options, cluster: Cluster | None = None, num_nodes: int = 1) -> Placement:
     """Returns the placement that follows from flags and environment.
 
-    Args:
-        options: parsed flags.
-        cluster: where the pipeline is to run; None: anywhere.
-        num_nodes: training pods of the run, among which a local cluster divides the cores of this machine.
+    On a local cluster the training pods divide the cores of this machine among them.
     """
     names = docker_images.image_names(registry=options.registry, device=options.device)
     pods = {"cpu": options.cpu, "memory": options.memory}
@@ -453,12 +450,7 @@ def _tensorboard(options: Options) -> int:
 def _open(options: Options, service: str, address: str, namespace: str, missing: str) -> int:
     """Opens a page of the cluster in the browser, through a port forwarded to an address unless it is there.
 
-    Args:
-        options: of the command.
-        service: whose page it is.
-        address: of this machine, or of the host.
-        namespace: of the service.
-        missing: what makes the service where there is none.
+    `missing` says what makes the service where there is none.
     """
     cluster = cluster_of(options)
     if address != cluster.host and (not cluster.kind or kind.reach(address)):

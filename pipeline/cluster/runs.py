@@ -106,11 +106,7 @@ def submit(
 ) -> tuple["V2beta1Run", list[str]]:
     """Starts a run.
 
-    Args:
-        cluster: where.
-        config: the parameters.
-        placement: where and how the steps run.
-        name: of the run; empty: the time.
+    Without a name it gets the time.
 
     Returns:
         The run, and the names of its steps in their order.

@@ -77,13 +77,8 @@ class PodVolume:
 def reader_pod(cluster: Cluster, *, claim: str, image: str, read_only: bool = True) -> Iterator[PodVolume]:
     """Runs a pod that does nothing but mount the volume, and deletes it at the end.
 
-    If this process is killed, the pod ends by itself after about two minutes, and the next call deletes it.
-
-    Args:
-        cluster: where, by kubeconfig.
-        claim: the PersistentVolumeClaim.
-        image: any image with sh, cat and sleep that the nodes have.
-        read_only: whether to mount it read-only.
+    If this process is killed, the pod ends by itself after about two minutes, and the next call deletes it. It needs
+    any image with sh, cat and sleep that the nodes have.
 
     Raises:
         ClusterError: there is no such claim, or the pod does not start; the message says why.

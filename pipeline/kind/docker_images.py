@@ -32,11 +32,8 @@ def revision() -> str:
 def image_names(*, registry: str = "", device: str = "cpu") -> dict[str, str]:
     """Returns the images of this revision by role: runtime, launcher and serving.
 
-    The environment variables KWS_RUNTIME_IMAGE, KWS_LAUNCHER_IMAGE and KWS_SERVING_IMAGE override them.
-
-    Args:
-        registry: where to push them, such as ghcr.io/me; empty: nowhere.
-        device: cpu or cuda.
+    The environment variables KWS_RUNTIME_IMAGE, KWS_LAUNCHER_IMAGE and KWS_SERVING_IMAGE override them. `registry` is
+    where they are pushed, such as ghcr.io/me; empty: nowhere. `device` is cpu or cuda.
     """
     prefix = f"{registry.rstrip('/')}/" if registry else ""
     names = {}
@@ -51,12 +48,8 @@ def image_names(*, registry: str = "", device: str = "cpu") -> dict[str, str]:
 def build(names: dict[str, str], *, device: str, torch: str = "", base_image: str = "", push: bool = False) -> None:
     """Builds the images, and pushes them to their registry if told to.
 
-    Args:
-        names: what `image_names` gave.
-        device: cpu or cuda.
-        torch: where PyTorch comes from, see images/runtime/Dockerfile; empty: as the device says.
-        base_image: replaces the base image of the runtime; empty: as the device says.
-        push: push them once they are built.
+    Where PyTorch comes from (`torch`) is described in images/runtime/Dockerfile; it and the base image follow from the
+    device, cpu or cuda, where they are empty.
     """
     arguments = {
         "runtime": {

@@ -68,10 +68,7 @@ def workers() -> list[str]:
 
 
 def up(names: Mapping[str, str]) -> None:
-    """Creates the cluster with all that the pipeline needs.
-
-    Args:
-        names: the images by role; they must have been built.
+    """Creates the cluster with all that the pipeline needs, and the images by role, which must have been built.
 
     Raises:
         ClusterError: the machine lacks something, or a part did not come up; the message says which.

@@ -20,11 +20,8 @@ log = logging.getLogger(__name__)
 def confusion(matrix: npt.NDArray[np.float64], words: Sequence[str]) -> Figure:
     """Draws a confusion matrix, coloured by the fraction of each row's clips and labelled with counts.
 
-    Of more than LARGEST words, only the hardest are drawn, so that a thousand words take no more memory than these.
-
-    Args:
-        matrix: counts [true words, predicted words].
-        words: names of rows and columns.
+    Of more than LARGEST words, only the hardest are drawn, so that a thousand words take no more memory than these. The
+    matrix has counts [true words, predicted words].
     """
     drawn = hardest(matrix)
     shares = (matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1))[np.ix_(drawn, drawn)]
@@ -61,8 +58,7 @@ LARGEST = 60
 def hardest(matrix: npt.NDArray[np.float64]) -> list[int]:
     """Returns the LARGEST words that take part in most mistakes, in the order of the classes; all if there are fewer.
 
-    Args:
-        matrix: counts [true words, predicted words].
+    The matrix has counts [true words, predicted words].
     """
     mistakes = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
     chosen = np.argsort(-mistakes, kind="stable")[:LARGEST]

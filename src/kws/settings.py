@@ -144,9 +144,7 @@ def paths_of(settings: Settings, prefix: str = "") -> dict[str, Any]:
 def parse_assignments(settings: Settings, assignments: Iterable[str]) -> dict[str, Any]:
     """Parses texts such as `train.weight_decay=0.1`, as `--set` takes them.
 
-    Args:
-        settings: the settings whose fields may be named.
-        assignments: the texts. A pair is written as `augment.noise_snr_db=0,30`, a switch as true or false.
+    A pair is written as `augment.noise_snr_db=0,30`, a switch as true or false.
 
     Returns:
         Values by path, for `replaced`.
@@ -182,11 +180,7 @@ def _parse(text: str, kind: Any) -> Any:
 
 
 def replaced(settings: Config, values: Mapping[str, Any]) -> Config:
-    """Returns settings with some values replaced.
-
-    Args:
-        settings: the settings.
-        values: new values by path, such as train.weight_decay.
+    """Returns settings with some values replaced, which are given by path, such as train.weight_decay.
 
     Raises:
         ValueError: a value is out of range.
@@ -229,14 +223,7 @@ def add_flag(
     *,
     required: bool = False,
 ) -> None:
-    """Adds a flag for a field, whose help text is the field's docstring and default.
-
-    Args:
-        parser: the parser.
-        config: a class of settings.
-        name: name of the field.
-        required: whether the flag must be given.
-    """
+    """Adds a flag for a field, whose help text is the field's docstring and default."""
     (one,) = (one for one in dataclasses.fields(config) if one.name == name)
     default = one.default
     flag, text = f"--{name.replace('_', '-')}", field_docs(config)[name].replace("%", "%%")
@@ -283,9 +270,7 @@ class _Joined(argparse.Action):
 def add_registry(parser: argparse._ActionsContainer, purpose: str) -> None:
     """Adds the flag --model-registry, whose default is the environment variable.
 
-    Args:
-        parser: the parser.
-        purpose: what the registry is told, for the help.
+    The purpose is what the registry is told, for the help.
     """
     parser.add_argument(
         "--model-registry",

@@ -43,14 +43,8 @@ def write_report(
 ) -> None:
     """Writes the report, atomically.
 
-    Args:
-        path: the file.
-        recognizer: the model that was evaluated.
-        evaluation: the results.
-        title: name of the clips, as in "test split".
-        recordings: the recordings folder; the page shows and plays mistaken clips that still exist there.
-        training: the lines of metrics.jsonl, one for every epoch; empty: no training curves.
-        streams: what `evaluate_streams` returned; the page shows and plays false alarms and misses.
+    The page shows and plays mistaken clips that still exist in `recordings`, training curves by the lines of
+    metrics.jsonl, and false alarms and misses in `streams`, which `evaluate_streams` returned.
     """
     mistakes = [
         mistake.as_json() | _show(recognizer.features, recordings, mistake.clip) for mistake in evaluation.mistakes
@@ -89,12 +83,8 @@ def render_comparison(
 ) -> str:
     """Renders a page with two models side by side: words, and the clips on which they differ, to be heard.
 
-    Args:
-        names: their versions, the new one first.
-        reason: how they compare on the whole, in a sentence.
-        heard: the evaluations of both on the test split of the tensors.
-        new_clips: how both do on new and old clips; empty: none is new.
-        tensors: the tensors.
+    The new version comes first. `reason` says how they compare on the whole; `new_clips` how both do on new and old
+    clips, if any is new.
     """
     clips, recordings = tensors.split("test").clips, Path(tensors.manifest["recordings"]["path"])
     rows = [
@@ -121,12 +111,7 @@ def render_comparison(
 
 
 def render_not_compared(version: str, reason: str) -> str:
-    """Renders the page in place of a comparison, where there is none.
-
-    Args:
-        version: the new version.
-        reason: why it is champion or is not, in a sentence.
-    """
+    """Renders the page in place of a comparison, with the reason why a version is champion or is not."""
     return _render("not_compared.html.jinja", version=version, reason=reason)
 
 
@@ -190,13 +175,6 @@ def write_stream_report(
     folder: Path, recognizer: AnyRecognizer, thresholds: Thresholds, reports: Sequence[StreamReport], title: str
 ) -> list[dict[str, Any]]:
     """Writes streams.html, detection.png, streams.json and thresholds.json into a folder, each atomically.
-
-    Args:
-        folder: where to write.
-        recognizer: the model that was evaluated.
-        thresholds: the thresholds that were evaluated.
-        reports: the results, one for each noise level.
-        title: name of the recordings.
 
     Returns:
         The metrics, one dictionary for each noise level.

@@ -252,10 +252,8 @@ def recorded_error(error_file: Path) -> str:
 def describe(status: int, who: str = "torchrun", out_of_memory: bool = False) -> str:
     """Describes the exit status of torchrun or of a single training process, if no process recorded an error.
 
-    Args:
-        status: the exit status, or minus the signal.
-        who: what ended.
-        out_of_memory: whether the system says that it killed a process for lack of memory.
+    The status is minus the signal, if there was one. `out_of_memory`: whether the system says that it killed a process
+    for that.
     """
     if status == -signal.SIGKILL:
         available = memory.limit()

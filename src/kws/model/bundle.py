@@ -104,9 +104,7 @@ class Recognizer:
 def multiplications(network: nn.Module, features: FeatureConfig) -> int:
     """Counts the multiplications of matrix products and convolutions for one clip, spectrogram not included.
 
-    Args:
-        network: a network that scores log-mel features [clips, num_mels, num_frames].
-        features: the feature settings.
+    The network scores log-mel features [clips, num_mels, num_frames].
     """
     from torch.utils.flop_counter import FlopCounterMode
 

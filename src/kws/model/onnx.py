@@ -86,11 +86,7 @@ def report_nothing() -> None:
 
 
 def load(path: Path, num_threads: int = 0) -> OnnxRecognizer:
-    """Reads a file that `export` wrote.
-
-    Args:
-        path: the file.
-        num_threads: threads for a call; 0: one for every core.
+    """Reads a file that `export` wrote, to run with so many threads for a call; 0: one for every core.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -38,14 +38,8 @@ def write_card(
 ) -> None:
     """Writes MODEL_CARD.md, atomically.
 
-    Args:
-        path: the file, beside the models that it describes.
-        recognizer: the model.
-        version: name of the version.
-        evaluation: content of evaluation.json.
-        tensors: content of the manifest.json of the tensors.
-        thresholds: the published thresholds.
-        formats: sentences that say whether a file was published, and why, by name of the file.
+    It lies beside the models that it describes. `evaluation` is the content of evaluation.json, `tensors` that of the
+    manifest of the tensors; `formats` has a sentence about every file, which says whether it was published, and why.
     """
     template = importlib.resources.files("kws.promote").joinpath("card.md.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(

@@ -219,13 +219,7 @@ def _decide(
 ) -> tuple[bool, str, Compared | None]:
     """Returns whether a version becomes champion, the reason, and the comparison with the current one if there is any.
 
-    Args:
-        made: the new version.
-        accuracy: its accuracy.
-        min_accuracy: accuracy that a champion must reach.
-        champion: the version in use, or None.
-        without: why there is none.
-        data_root: the folder that holds models/.
+    Without a champion, `without` says why there is none.
     """
     version = made.name
     if champion == version:

@@ -32,12 +32,10 @@ class Batcher:
     """Computes the clips of concurrent requests in batches. Must be used from one event loop."""
 
     def __init__(self, *, num_threads: int, max_batch: int, max_waiting: int) -> None:
-        """Initializes the batcher.
+        """Initializes the batcher, which computes `num_threads` batches at the same time.
 
-        Args:
-            num_threads: number of batches that are computed at the same time.
-            max_batch: largest number of clips in a batch of several requests; a single request may have more.
-            max_waiting: largest number of waiting clips; beyond it requests are refused.
+        `max_batch` bounds the clips in a batch of several requests (a single request may have more), and `max_waiting`
+        those that wait.
         """
         self.num_waiting = 0
         self.batch_sizes: Any = None
@@ -49,11 +47,7 @@ class Batcher:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="predict")
 
     async def predict(self, served: Served, waveforms: Waveform) -> npt.NDArray[np.float32]:
-        """Computes the probabilities of clips with a version of the model.
-
-        Args:
-            served: the version.
-            waveforms: float32 [clips, num_samples] in -1 to 1.
+        """Computes the probabilities of clips, float32 [clips, num_samples] in -1 to 1, with a version of the model.
 
         Returns:
             Probabilities, float32 [clips, words].

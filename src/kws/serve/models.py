@@ -72,10 +72,7 @@ def load_file(path: Path) -> Served:
 def load_version(folder: Path, name: str = versions.ONNX) -> Served:
     """Loads a published version, after checking its files against the digests in its manifest.
 
-    Args:
-        folder: models/<version>.
-        name: the model file to load; a version that has no model.int8.onnx, as it was too inaccurate, is served in
-            full precision instead.
+    A version that has no model.int8.onnx, as it was too inaccurate, is served in full precision instead.
 
     Raises:
         ValueError: a file is missing or damaged, or the probabilities of the reference clip differ from those in the
@@ -145,14 +142,9 @@ class Models:
     ) -> None:
         """Takes a loaded model, or a data root whose champion to follow.
 
-        Args:
-            current: the model to serve at first.
-            data_root: the folder that holds models/.
-            name: the model file of a version to serve.
-            after: the gate of every version, see `Thresholds.behind`; one that does not know the word is refused.
-            after_seconds: for how long the gate is open.
-            candidate: follow the candidate while one waits.
-            shadow: follow this version beside the champion instead, see `versions.beside_champion`.
+        `name` is the model file of a version. A version that does not know the word of the gate (`after`) is refused.
+        With `candidate`, the one that waits is followed while there is one; with `shadow`, the version that it names
+        beside the champion, see `versions.beside_champion`.
         """
         self.current = current
         self.num_swaps = 0

@@ -148,10 +148,7 @@ def read_rest(body: bytes, header_length: str | None) -> Call:
 def wish(name: str, parameters: Mapping[str, Any], binary: object = False) -> Wish:
     """Checks and returns a requested output.
 
-    Args:
-        name: the name of the output.
-        parameters: its parameters binary_data and classification.
-        binary: the default of binary_data.
+    Its parameters are binary_data, whose default is given, and classification.
 
     Raises:
         Refused: there is no such output, or it does not support the parameters.
@@ -329,13 +326,7 @@ class Output:
 
 
 def outputs_of(call: Call, served: Served, probabilities: npt.NDArray[np.float32]) -> list[Output]:
-    """Returns the requested outputs.
-
-    Args:
-        call: the request.
-        served: the model that computed the probabilities.
-        probabilities: float32 [clips, words].
-    """
+    """Returns the requested outputs, given the probabilities that the model computed, float32 [clips, words]."""
     names, found = served.recognizer.words, []
     for wish in call.wishes:
         if wish.name == WORDS:

@@ -451,12 +451,7 @@ class _Server(uvicorn.Server):
 async def serve(models: Models, config: ServeConfig, shadow: Models | None = None) -> None:
     """Serves until SIGTERM or SIGINT, and for `drain_seconds` after that; then finishes the requests in progress.
 
-    A second signal ends the server at once.
-
-    Args:
-        models: holds the served model.
-        config: the settings.
-        shadow: holds the version in the shadow; None: there never is one.
+    A second signal ends the server at once. `shadow` holds the version in the shadow; None: there never is one.
 
     Raises:
         OSError: a port is in use.

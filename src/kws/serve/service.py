@@ -39,13 +39,7 @@ class Service:
     """Handles requests of any protocol: holds the model, forms batches and counts metrics."""
 
     def __init__(self, models: Models, config: ServeConfig, shadow: Models | None = None) -> None:
-        """Takes the served model.
-
-        Args:
-            models: holds the model.
-            config: the settings.
-            shadow: holds the version that hears what the model hears, and answers nobody; None: none ever does.
-        """
+        """Takes the holders of the served model, and of the version that hears the same and answers nobody."""
         self.models = models
         self.config = config
         self.num_threads = config.num_threads or num_cores()
@@ -145,11 +139,7 @@ class Service:
             raise Refused(f"model must be {self.config.model_name}, got {name!r}", HTTPStatus.NOT_FOUND)
 
     def served(self, name: str, wanted: str = "") -> Served:
-        """Returns the model that is served.
-
-        Args:
-            name: the name of the model in the request.
-            wanted: the version in the request; empty: any.
+        """Returns the model that is served, if a request names it and its version; without a version, any.
 
         Raises:
             Refused: another model or version is served, or none yet.

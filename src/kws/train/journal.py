@@ -47,10 +47,8 @@ class Journal:
     def epoch(self, history: Sequence[Mapping[str, float]], epochs: int, matrix: Tensor | None) -> None:
         """Writes the metrics of an epoch.
 
-        Args:
-            history: the metrics of every epoch, the latest last.
-            epochs: number of epochs of the run.
-            matrix: the confusion matrix to draw, [true words, predicted words], or None.
+        The history has the metrics of every epoch, the latest last. The matrix is the confusion matrix to draw, if any,
+        [true words, predicted words].
         """
         row = history[-1]
         epoch = int(row["epoch"])
@@ -76,12 +74,8 @@ class Journal:
 def open_journal(run: Path, words: Sequence[str], num_clips: int, done: int, epoch: int) -> Iterator[Journal]:
     """Opens the journal of a run.
 
-    Args:
-        run: the run folder.
-        words: the words of the model.
-        num_clips: clips of the whole run, over all epochs.
-        done: how many of them are done.
-        epoch: the current epoch, counted from 1; what an earlier attempt wrote of it and of later ones is discarded.
+    Of `num_clips` of the whole run, over all epochs, some are done. What an earlier attempt wrote of the epoch, counted
+    from 1, and of later ones is discarded.
     """
     from torch.utils.tensorboard import SummaryWriter
 

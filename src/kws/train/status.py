@@ -44,12 +44,7 @@ class Reporter(threading.Thread):
         self.warned = False
 
     def update(self, share: float, metrics: Mapping[str, float] | None = None) -> None:
-        """Takes note of the state.
-
-        Args:
-            share: how much of the run is done, 0 to 1.
-            metrics: figures of the latest epoch by name; None: as before.
-        """
+        """Takes note of the share of the run that is done, 0 to 1, and of the figures of a new epoch by name."""
         self.begun = share if self.begun is None else self.begun
         self.metrics = self.metrics if metrics is None else metrics
         found: dict[str, Any] = {"progressPercentage": int(100 * share)}

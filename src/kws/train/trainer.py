@@ -77,14 +77,9 @@ class Trainer:
     def __init__(
         self, tensors: Tensors, recipe: Recipe, world: World, start: Recognizer | None = None, *, use_graph: bool = True
     ) -> None:
-        """Initializes a training at its beginning.
+        """Initializes a training at its beginning, from a model or from random weights.
 
-        Args:
-            tensors: the clips.
-            recipe: how to train.
-            world: the processes that train together.
-            start: the model to start from; None: random weights.
-            use_graph: whether steps on a GPU are recorded as a CUDA graph.
+        `use_graph`: whether steps on a GPU are recorded as a CUDA graph.
         """
         self.tensors = tensors
         self.recipe = recipe
@@ -396,15 +391,7 @@ def _save(folder: Path, trainer: Trainer, history: History) -> None:
 def _save_model(
     folder: Path, trainer: Trainer, model: AudioTransformer, row: Mapping[str, float], temperature: float = 1.0
 ) -> None:
-    """Writes the best model of a run.
-
-    Args:
-        folder: the run folder.
-        trainer: what trained it.
-        model: the model.
-        row: the metrics of its epoch.
-        temperature: its temperature.
-    """
+    """Writes the best model of a run, with the metrics of its epoch."""
     about = {
         "preset": trainer.recipe.name,
         "recipe": dataclasses.asdict(trainer.recipe),

@@ -66,12 +66,7 @@ class Validation:
         """Fits the temperature of a model: on the clips as they are, and augmented as in training.
 
         As they are alone, they make the model too sure of itself: the best epoch was chosen by them, and recordings of
-        other people are noisier.
-
-        Args:
-            model: the model.
-            augment: how training changes clips, without masks, as no recording has any; None: not at all.
-            seed: seed of the augmentation.
+        other people are noisier. `augment` changes clips as training does, without masks, as no recording has any.
         """
         size = -(-len(self.split) // MOST_CLIPS)
         found = [self.scores(model, size=size)]

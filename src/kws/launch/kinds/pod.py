@@ -31,13 +31,7 @@ FINGERPRINT = "kws/spec-sha256"
 
 
 def command_of(job: Training, config: ClusterConfig, *flags: str) -> list[str]:
-    """Returns the command of a pod: torchrun, which finds the other pods by the variables that the operator sets.
-
-    Args:
-        job: what to train.
-        config: settings of the pods.
-        flags: additional flags of torchrun.
-    """
+    """Returns the command of a pod: torchrun, which finds the other pods by the variables that the operator sets."""
     return [
         "python",
         "-m",

@@ -90,9 +90,7 @@ class Heard:
     def keep(self, pcm: Pcm, **about: Any) -> str:
         """Keeps a sound, int16 [samples], and returns its name, or an empty one if it cannot be written.
 
-        Args:
-            pcm: the sound.
-            about: the fields of `Sound` but for the name.
+        `about` has the fields of `Sound` but for the name.
         """
         name = f"{_now():%Y%m%dT%H%M%S}-{os.urandom(4).hex()}"
         sound = Sound(name=name, **about)

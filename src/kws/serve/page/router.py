@@ -59,13 +59,8 @@ def router(
 ) -> APIRouter:
     """Returns the routes of the page: /, /review, /page/…, /listen, /decode, /card, /collection/…, /heard/….
 
-    Args:
-        current: returns the model that is served, or None if there is none yet.
-        collect: the folder in which to store recordings; None: recordings are refused.
-        most_streams: largest number of WebSocket connections at the same time.
-        data_root: the folder whose champion is served, or None.
-        keep_heard: whether to keep in `collect` what streams hear, for review.
-        watch: who watches each stream.
+    `current` returns the model that is served, if there is one yet. Without `collect`, recordings are refused; with
+    `keep_heard`, what streams hear is kept there for review. `data_root` is that of the champion, if one is served.
 
     Raises:
         OSError: the folder cannot be created.
