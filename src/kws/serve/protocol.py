@@ -9,7 +9,6 @@ clip.
 import base64
 import binascii
 import itertools
-import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -383,8 +382,3 @@ def model_metadata(name: str, served: Served) -> dict[str, Any]:
         "labels": words,
         "sample_rate": served.recognizer.features.sample_rate,
     }
-
-
-def error_body(message: str) -> bytes:
-    """Returns the body of an error response."""
-    return json.dumps({"error": message}).encode()
