@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import logging
 import os
 import sys
 import time
@@ -239,8 +238,3 @@ def echo(text: str) -> None:
     """
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
-
-
-def silence_connections() -> None:
-    """Keeps urllib3 from logging every connection that it tries again, in three lines each; `Api` prints one."""
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)

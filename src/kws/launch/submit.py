@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import logging
 import os
 import signal
 import sys
@@ -74,7 +75,8 @@ class ClusterLauncher:
     def __init__(self, kind: JobKind, config: ClusterConfig) -> None:
         self.kind, self.config = kind, config
         self.namespace = config.namespace or own_namespace()
-        client.silence_connections()
+        # Of every connection that is tried again `Api` prints one line, and urllib3 would print three.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         self.api = Api.of_pod().patient(PATIENCE_SECONDS)
         self.running = self.api.patient(PATIENCE_SECONDS, Refused)
         """For a job that was submitted: a right that is missing now will come back."""

@@ -93,7 +93,7 @@ class TorchrunLauncher:
                 # On a terminal the trainer draws its progress bar itself, which needs an unfiltered stream.
                 output = None if sys.stderr.isatty() else Output(job.folder / LOGS / "torchrun.log")
                 watch = ErrorWatch(Path(folder), output)
-                status = run_group(command, os.environ | changes, output, watch.has_found_one)
+                status = run_group(command, os.environ | changes, output, watch.hopeless)
                 if status == 0:
                     return
                 error = watch.hopeless() or recorded_error(error_file)
@@ -135,10 +135,6 @@ class ErrorWatch:
         """Tells whether the system has killed a process for lack of memory; on a desktop it need not be one of ours."""
         return memory.num_killed() > self.num_killed
 
-    def has_found_one(self) -> bool:
-        """Tells whether there is such an error."""
-        return self.hopeless() != ""
-
     def hopeless(self) -> str:
         """Returns the first such error, or "" if there is none yet."""
         if self.output is not None and self.output.was_killed and self.is_out_of_memory():
@@ -154,7 +150,7 @@ def run_group(
     command: Sequence[str],
     environment: Mapping[str, str],
     output: Output | None = None,
-    must_end: Callable[[], bool] = lambda: False,
+    must_end: Callable[[], object] = lambda: False,
 ) -> int:
     """Runs a command in its own process group and returns its exit status.
 

@@ -126,17 +126,7 @@ def pod_template(job: Training, config: ClusterConfig, container_name: str) -> "
         enable_service_links=False,
         termination_grace_period_seconds=GRACE_SECONDS,
         node_selector=dict(config.node_selector) or None,
-        tolerations=[
-            client.V1Toleration(
-                key=toleration.get("key"),
-                operator=toleration.get("operator"),
-                value=toleration.get("value"),
-                effect=toleration.get("effect"),
-                toleration_seconds=toleration.get("tolerationSeconds"),
-            )
-            for toleration in config.tolerations
-        ]
-        or None,
+        tolerations=[dict(one) for one in config.tolerations] or None,  # as in a manifest
     )
     metadata = client.V1ObjectMeta(
         labels=LABELS,

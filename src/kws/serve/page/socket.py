@@ -150,7 +150,8 @@ class Listener:
                 for watcher in watchers:
                     watcher.hear(pcm, [heard for heard, _, _ in found])
             elif "thresholds" in message:
-                _change(detector, model, message["thresholds"])
+                given = Thresholds.from_json({"thresholds": message["thresholds"]}, model.recognizer.words)
+                detector.set_thresholds(given.thresholds)
             elif "armed" in message:
                 armed = _armed(message["armed"])
                 detector.hold(armed)
@@ -185,10 +186,6 @@ class Listener:
 def _hello(model: Served, armed: list[str] | None, *, keeps: bool) -> dict[str, Any]:
     about = hello(model.recognizer, model.thresholds, model.version)
     return {"type": "hello", **about, "armed": armed, "keeps": keeps}
-
-
-def _change(detector: Detector, model: Served, values: Any) -> None:
-    detector.set_thresholds(Thresholds.from_json({"thresholds": values}, model.recognizer.words).thresholds)
 
 
 def _armed(words: Any) -> list[str] | None:
