@@ -179,16 +179,14 @@ def read_placement(
     Raises:
         ValueError: a variable is wrong, or a field unknown or out of range.
     """
-    gpus = environment.get("KWS_GPUS_PER_NODE") or ("1" if device == "cuda" else "0")
-    require(gpus.isdigit(), "KWS_GPUS_PER_NODE", "be a whole number", gpus)
-    numbers = {}
-    for name, default in (("KWS_SHARDS", "1"), ("KWS_TTL_DAYS", "0")):
-        given = environment.get(name) or default
-        require(given.isdigit(), name, "be a whole number", given)
-        numbers[name] = int(given)
+    numbers = {"KWS_GPUS_PER_NODE": 1 if device == "cuda" else 0, "KWS_SHARDS": 1, "KWS_TTL_DAYS": 0}
+    for name in numbers:
+        if given := environment.get(name):
+            require(given.isdigit(), name, "be a whole number", given)
+            numbers[name] = int(given)
     deadline = environment.get("KWS_DEADLINE_HOURS") or "0"
     require(re.fullmatch(r"\d+(\.\d+)?", deadline) is not None, "KWS_DEADLINE_HOURS", "be a number", deadline)
-    fields = {"gpus_per_node": int(gpus)} | read_settings(environment.get(SETTINGS) or "{}")
+    fields = {"gpus_per_node": numbers["KWS_GPUS_PER_NODE"]} | read_settings(environment.get(SETTINGS) or "{}")
     return Placement(
         runtime=names["runtime"],
         launcher=names["launcher"],
