@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,7 @@ import numpy.typing as npt
 
 from kws.preprocess.audio import Waveform
 from kws.serve.models import Served
-
-
-class Busy(Exception):
-    """Raised if too many clips are waiting."""
+from kws.serve.protocol import Refused
 
 
 @dataclass(frozen=True)
@@ -53,10 +51,13 @@ class Batcher:
             Probabilities, float32 [clips, words].
 
         Raises:
-            Busy: too many clips are waiting.
+            Refused: too many clips are waiting.
         """
         if self.num_waiting and self.num_waiting + len(waveforms) > self._max_waiting:
-            raise Busy(f"waiting clips must be at most {self._max_waiting}, got {self.num_waiting}; try again later")
+            raise Refused(
+                f"waiting clips must be at most {self._max_waiting}, got {self.num_waiting}; try again later",
+                HTTPStatus.TOO_MANY_REQUESTS,
+            )
         answer: asyncio.Future[npt.NDArray[np.float32]] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(served, waveforms, answer))
         self.num_waiting += len(waveforms)

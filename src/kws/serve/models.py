@@ -162,11 +162,6 @@ class Models:
         self._thread: threading.Thread | None = None
 
     @property
-    def follows(self) -> bool:
-        """Whether the served model changes with the champion."""
-        return self.data_root is not None
-
-    @property
     def why_none(self) -> str:
         """Why there is no model, for clients: the log has the details, which name files of this machine."""
         return "the champion was refused, see the server's log" if self.refusal else "there is no champion yet"

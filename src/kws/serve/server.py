@@ -442,7 +442,7 @@ async def serve(models: Models, config: ServeConfig, shadow: Models | None = Non
         remote, grpc_port = await grpc.start(service, f"{config.host}:{config.grpc_port}")
         log.info("gRPC at %s:%d", config.host, grpc_port)
     for each in (models, shadow):
-        if each and each.follows:
+        if each and each.data_root:
             each.follow(config.poll_seconds)
     running = asyncio.create_task(server.serve(sockets=[socket]))
     while not server.started and not running.done():

@@ -237,7 +237,7 @@ def test_what_waits_is_bounded_and_what_is_dropped_is_counted(expert_onnx: Path,
         await asyncio.sleep(0.05)
         busy = listed(service.metrics())
         service.batcher._free = free
-        answers = await asyncio.gather(*(service.predict(served, clips) for _ in range(5)))
+        answers = await asyncio.gather(*(service.batcher.predict(served, clips) for _ in range(5)))
         found = await settled(service)
         service.close()
         return [answers, busy], found
