@@ -347,13 +347,11 @@ def score(recognizer: Recognizer, batches: Iterator[Tensor]) -> Iterator[Tensor]
         yield recognizer.model(features.to(device)).float().cpu()
 
 
-def save_confusion(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
-    """Writes confusion.png and confusion.csv into a folder, and returns their paths."""
+def save_confusion(evaluation: Evaluation, folder: Path) -> None:
+    """Writes confusion.png and confusion.csv into a folder."""
     from kws import plots
 
-    picture, table = folder / "confusion.png", folder / "confusion.csv"
-    with files.atomic_write(picture) as file:
+    with files.atomic_write(folder / "confusion.png") as file:
         file.write(plots.png(plots.confusion(evaluation.matrix, evaluation.words)))
-    with files.atomic_write(table, "w") as file:
+    with files.atomic_write(folder / "confusion.csv", "w") as file:
         file.write(evaluation.csv())
-    return picture, table

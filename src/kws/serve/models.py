@@ -166,8 +166,8 @@ class Models:
         """Why there is no model, for clients: the log has the details, which name files of this machine."""
         return "the champion was refused, see the server's log" if self.refusal else "there is no champion yet"
 
-    def look(self) -> bool:
-        """Reads which version is named, and swaps the model if it is another; returns whether it did.
+    def look(self) -> None:
+        """Reads which version is named, and swaps the model if it is another.
 
         A version that cannot be loaded is refused with a line in the log, and the current model stays. A champion stays
         also if none is named any more; the version beside it goes.
@@ -177,13 +177,14 @@ class Models:
         try:
             version = self._named(self.data_root) or ""
             if not version:
-                return self._let_go()
+                self._let_go()
+                return
             if self.current is not None and version == self.current.version:
                 self.refusal = ""
-                return False
+                return
             refused, when = self._refused
             if refused == version and time.monotonic() - when < RETRY_SECONDS:
-                return False
+                return
             served = load_version(versions.version_folder(self.data_root, version), self._name).behind(*self._gate)
         except (ValueError, OSError) as error:
             self._refused = (version, time.monotonic())
@@ -192,12 +193,11 @@ class Models:
                 stays = f"{self.current.version} stays" if self.current else "there is no model yet"
                 log.error("the %s was refused, %s: %s", self._role, stays, error)
             self.refusal = str(error)
-            return False
+            return
         before = self.current.version if self.current else "none"
         self.current, self.refusal = served, ""
         self.num_swaps += 1
         log.info("%s version %s (before: %s)", "in the shadow:" if self._shadow else "serving", served.version, before)
-        return True
 
     def _named(self, data_root: Path) -> str | None:
         if self._shadow:
@@ -205,14 +205,12 @@ class Models:
         waits = versions.beside_champion(data_root, versions.CANDIDATE) if self._candidate else None
         return waits or versions.champion(data_root)
 
-    def _let_go(self) -> bool:
-        """Drops the version in the shadow, as it was approved or rejected; returns whether there was one."""
-        if not self._shadow:
-            return False
-        before, self.current, self.refusal = self.current, None, ""
-        if before is not None:
-            log.info("in the shadow: no version (before: %s)", before.version)
-        return before is not None
+    def _let_go(self) -> None:
+        """Drops the version in the shadow, as it was approved or rejected."""
+        if self._shadow:
+            before, self.current, self.refusal = self.current, None, ""
+            if before is not None:
+                log.info("in the shadow: no version (before: %s)", before.version)
 
     def follow(self, seconds: float) -> None:
         """Looks for another version every so many seconds in a thread, until `close`.
