@@ -406,8 +406,7 @@ def _candidates(options: Options) -> None:
         out.print(models.table_of_candidate(volume), soft_wrap=True)
         page = volume.read(f"{versions.MODELS}/{versions.COMPARISON}")
     if page:
-        with files.atomic_write(options.to) as file:
-            file.write(page)
+        files.write(options.to, page)
         out.print(f"side by side, with sounds: {options.to}", soft_wrap=True)
 
 

@@ -64,6 +64,12 @@ def delete_unfinished(*folders: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+def write(path: Path, content: str | bytes | memoryview) -> None:
+    """Writes a text, in UTF-8, or bytes, atomically."""
+    with atomic_write(path, "w" if isinstance(content, str) else "wb") as file:
+        file.write(content)
+
+
 def write_json(path: Path, value: object) -> None:
     """Writes a value as JSON, atomically."""
     with atomic_write(path, "w") as file:

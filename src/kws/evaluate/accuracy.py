@@ -351,7 +351,5 @@ def save_confusion(evaluation: Evaluation, folder: Path) -> None:
     """Writes confusion.png and confusion.csv into a folder."""
     from kws import plots
 
-    with files.atomic_write(folder / "confusion.png") as file:
-        file.write(plots.png(plots.confusion(evaluation.matrix, evaluation.words)))
-    with files.atomic_write(folder / "confusion.csv", "w") as file:
-        file.write(evaluation.csv())
+    files.write(folder / "confusion.png", plots.png(plots.confusion(evaluation.matrix, evaluation.words)))
+    files.write(folder / "confusion.csv", evaluation.csv())

@@ -63,8 +63,7 @@ def write_report(
         thresholds=None if streams is None else streams[0],
         faults=None if streams is None else describe_faults(streams[1], streams[0]),
     )
-    with files.atomic_write(path, "w") as file:
-        file.write(page)
+    files.write(path, page)
 
 
 def recall_by_word(heard: Sequence[Evaluation]) -> list[dict[str, Any]]:
@@ -195,10 +194,8 @@ def write_stream_report(
     )
     files.write_json(folder / THRESHOLDS, thresholds.as_json())
     files.write_json(folder / "streams.json", {"thresholds": thresholds.as_json(), "streams": rows})
-    with files.atomic_write(folder / "detection.png") as file:
-        file.write(picture)
-    with files.atomic_write(folder / "streams.html", "w") as file:
-        file.write(page)
+    files.write(folder / "detection.png", picture)
+    files.write(folder / "streams.html", page)
     return rows
 
 

@@ -118,8 +118,7 @@ def write(path: Path, content: object) -> None:
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with files.atomic_write(path) as file:
-        file.write(buffer.getbuffer())
+    files.write(path, buffer.getbuffer())
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Recognizer:

@@ -79,16 +79,14 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False, beside: Pat
     except CompilerError as error:
         raise ValueError(f"the model must have only operators that emx-onnx-cgen knows, got {error}") from error
     about = json.dumps(formats.describe(recognizer, int8)).replace("*/", "*\\/")
-    with files.atomic_write(path, "w") as file:
-        file.write(f"/* kws: {about} */\n{_in_one_memory(source)}")
+    files.write(path, f"/* kws: {about} */\n{_in_one_memory(source)}")
     header = HEADER.format(
         rate=config.sample_rate,
         samples=config.num_samples,
         num_words=len(recognizer.words),
         words=", ".join(json.dumps(word, ensure_ascii=False) for word in recognizer.words),
     )
-    with files.atomic_write(path.with_suffix(".h"), "w") as file:
-        file.write(header)
+    files.write(path.with_suffix(".h"), header)
     return _measure(path) if _compiler() else {}
 
 

@@ -53,8 +53,7 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False, beside: Pat
     with zipfile.ZipFile(whole, "a") as packed:
         packed.writestr(LABELS, "\n".join(recognizer.words))
         packed.writestr(ABOUT, json.dumps(formats.describe(recognizer, int8)))
-    with files.atomic_write(path) as file:
-        file.write(whole.getbuffer())
+    files.write(path, whole.getbuffer())
     return {}
 
 

@@ -200,8 +200,7 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False, beside: Pat
         "about": json.dumps(recognizer.about | {"int8": int8}),
     }
     onnx.helper.set_model_props(graph, about)
-    with files.atomic_write(path) as file:
-        file.write(graph.SerializeToString())
+    files.write(path, graph.SerializeToString())
     return {}
 
 

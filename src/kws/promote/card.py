@@ -82,8 +82,7 @@ def write_card(
         missed=_missed,
         alarms=_alarms,
     )
-    with files.atomic_write(path, "w") as file:
-        file.write(page)
+    files.write(path, page)
 
 
 def _percent(share: float) -> str:

@@ -121,7 +121,7 @@ def promote(
             if _champion(data_root)[0] == champion:
                 if waits:
                     words = recall_by_word(compared.heard) if compared else []
-                    _write(data_root / versions.MODELS / versions.COMPARISON, page)
+                    files.write(data_root / versions.MODELS / versions.COMPARISON, page)
                     versions.propose(data_root, version, accuracy, reason, words)
                 elif is_champion and champion != version:
                     versions.appoint(data_root, version, accuracy, by=versions.STEP, reason=reason)
@@ -148,7 +148,7 @@ def promote(
     }
     outcomes.note("promote", state, reason, **figures)
     if comparison is not None:
-        _write(comparison, page)
+        files.write(comparison, page)
     registry.try_register(model_registry, data_root, version)
     if keep_runs:
         try:
@@ -164,11 +164,6 @@ def _page(version: str, champion: str | None, reason: str, compared: Compared | 
         return render_not_compared(version, reason)
     names = version, str(champion)
     return render_comparison(names, reason, compared.heard, compared.new_clips, compared.tensors)
-
-
-def _write(path: Path, page: str) -> None:
-    with files.atomic_write(path, "w") as file:
-        file.write(page)
 
 
 def _heard(made: Version, evaluation: dict[str, Any], tensors: Tensors) -> Evaluation:

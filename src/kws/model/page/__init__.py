@@ -102,8 +102,7 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False, beside: Pat
     service = service.replace("@DIGEST@", digest).replace('"@FILES@"', ", ".join(map(json.dumps, sorted(contents))))
     contents["service.js"] = service.encode()
     for name, content in contents.items():
-        with files.atomic_write(folder / name) as file:
-            file.write(content)
+        files.write(folder / name, content)
     return {"bytes": sum(map(len, contents.values()))}
 
 

@@ -96,8 +96,7 @@ class Heard:
         sound = Sound(name=name, **about)
         try:
             self._clean()
-            with files.atomic_write(self._path(name, "wav")) as file:
-                file.write(_wav(pcm, sound.rate))
+            files.write(self._path(name, "wav"), _wav(pcm, sound.rate))
             files.write_json(self._path(name, "json"), dataclasses.asdict(sound))
         except OSError as error:
             log.warning("what was heard is not kept: %s", error)
