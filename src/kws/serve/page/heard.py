@@ -290,10 +290,8 @@ def _now() -> datetime.datetime:
 
 
 def _wav(pcm: Pcm, rate: int) -> bytes:
+    import soundfile
+
     buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(pcm.tobytes())
+    soundfile.write(buffer, pcm, rate, format="WAV", subtype="PCM_16")
     return buffer.getvalue()
