@@ -29,7 +29,6 @@ PROBABILITIES = "probabilities"
 WORDS = "words"
 EXTENSIONS = ("binary_tensor_data", "classification")
 HEADER_LENGTH = "inference-header-content-length"
-Array = npt.NDArray[Any]
 
 
 class Refused(Exception):
