@@ -64,21 +64,12 @@ class TorchrunLauncher:
             )
         with tempfile.TemporaryDirectory(prefix="kws-torchrun-") as folder:
             error_file = Path(folder) / "error.json"
-            trainee = ["-m", self.module, *job.arguments]
             is_alone = job.processes_per_node == 1
-            torchrun = (
-                []
-                if is_alone
-                else [
-                    "-m",
-                    "torch.distributed.run",
-                    "--standalone",
-                    f"--nproc-per-node={job.processes_per_node}",
-                    f"--max-restarts={self.max_restarts}",
-                    f"--log-dir={folder}",
-                ]
-            )
-            command = [sys.executable, *torchrun, *trainee]
+            command = [sys.executable]
+            if not is_alone:
+                command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.processes_per_node}"]
+                command += [f"--max-restarts={self.max_restarts}", f"--log-dir={folder}"]
+            command += ["-m", self.module, *job.arguments]
             changes = {
                 **({} if is_alone else FRESH_STORE),
                 # By default torchrun gives several processes one thread each, and a single process all cores.

@@ -222,14 +222,8 @@ def _decide(
     if accuracy < min_accuracy:
         return False, f"accuracy {accuracy:.2%} is below min_accuracy {min_accuracy:.2%}", None
     if (record := versions.was_rolled_back(data_root, version)) is not None:
-        return (
-            False,
-            (
-                f"{record['by']} took it out of use on {record['since']} ({record['reason']}); "
-                f"kws rollback --version {version} brings it back"
-            ),
-            None,
-        )
+        taken_out = f"{record['by']} took it out of use on {record['since']} ({record['reason']})"
+        return False, f"{taken_out}; kws rollback --version {version} brings it back", None
     try:
         proposed = {one["version"]: one["state"] for one in versions.proposals(data_root)}
     except ValueError as error:
