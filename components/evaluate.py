@@ -37,6 +37,5 @@ def evaluate(
     steps.log_metrics(metrics, found.figures())
     words, matrix = found.of_hardest()  # Kubeflow's database holds no matrix of a thousand words
     confusion.log_confusion_matrix(steps.storable(words), matrix.astype(int).tolist())
-    with files.atomic_write(Path(confusion.path), "w") as file:
-        file.write(found.csv())
+    files.write(Path(confusion.path), found.csv())
     files.write_json(Path(evaluation.path), found.summary())

@@ -12,9 +12,7 @@ from pipeline.placement import Placement
 def compile_to(path: Path, placement: Placement | None = None) -> Path:
     """Compiles the pipeline to YAML, byte for byte the same for the same code and placement.
 
-    Args:
-        path: the file.
-        placement: where the steps run; None: the images of this release on the claim kws-data.
+    Without a placement it has the images of this release, and the claim kws-data.
     """
     from kfp import compiler
 

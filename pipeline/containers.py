@@ -14,16 +14,11 @@ if TYPE_CHECKING:
     from kfp.local import DockerRunner
 
 
-def local_runner(config: PipelineConfig, outputs: Path, image: str) -> "tuple[DockerRunner, PipelineConfig]":
+def local_runner(config: PipelineConfig, outputs: Path, image: str) -> "DockerRunner":
     """Prepares containers that run the steps on this machine as a cluster would: not as root, with only /tmp and the
     data root writable.
 
     The data root and a local source have the same path inside the containers as outside.
-
-    Args:
-        config: the parameters, with absolute paths.
-        outputs: where kfp.local keeps the artifacts of this run, in a folder of the data root.
-        image: the image of all steps.
 
     Raises:
         ClusterError: the image is not there.
@@ -55,7 +50,7 @@ def local_runner(config: PipelineConfig, outputs: Path, image: str) -> "tuple[Do
             )
         mounts.append(Mount(source, source, type="bind", read_only=True))
     here = any(urlsplit(source).hostname in ("127.0.0.1", "localhost") for source in sources)
-    runner = DockerRunner(
+    return DockerRunner(
         user=f"{user}:{group}",
         read_only=True,
         tmpfs={"/tmp": "mode=1777"},
@@ -68,4 +63,3 @@ def local_runner(config: PipelineConfig, outputs: Path, image: str) -> "tuple[Do
         security_opt=["no-new-privileges"],
         network_mode="host" if here else "bridge",
     )
-    return runner, config

@@ -14,7 +14,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -40,15 +39,6 @@ class PipelineFailed(CommandFailed):
     """A step failed; the message names it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """The outcome of a step."""
-
-    name: str
-    seconds: float
-    succeeded: bool
-
-
 class _StepTimes(logging.Filter):
     """Records when each task began and ended, from the log messages of kfp.local.
 
@@ -57,7 +47,8 @@ class _StepTimes(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self.steps: list[Step] = []
+        self.steps: list[dict[str, Any]] = []
+        """Name, seconds, and whether it succeeded, of each that has ended."""
         self.started = 0.0
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -66,11 +57,9 @@ class _StepTimes(logging.Filter):
             self.started = time.monotonic()
             print(f"▶ {found[1]}", flush=True)
         elif found := re.match(r"Task '(.+)' finished with status (\w+)", message):
-            step = Step(
-                name=found[1], seconds=round(time.monotonic() - self.started, 1), succeeded=found[2] == "SUCCESS"
-            )
-            self.steps.append(step)
-            print(f"{'✔' if step.succeeded else '✘'} {step.name} in {step.seconds:.1f} s", flush=True)
+            seconds, succeeded = round(time.monotonic() - self.started, 1), found[2] == "SUCCESS"
+            self.steps.append({"name": found[1], "seconds": seconds, "succeeded": succeeded})
+            print(f"{'✔' if succeeded else '✘'} {found[1]} in {seconds:.1f} s", flush=True)
         return record.levelno >= logging.ERROR and "finished with status" not in message
 
 
@@ -121,12 +110,8 @@ def run(config: PipelineConfig, runner: str, only_new: bool = False) -> dict[str
     """Compiles the pipeline and runs the result.
 
     When a stopped run is started again, finished steps find their folders complete and training resumes from its last
-    checkpoint.
-
-    Args:
-        config: the parameters; `data_root` is a folder of this machine.
-        runner: subprocess or docker.
-        only_new: whether nothing is trained if data and recipe are those of a version that there is.
+    checkpoint. `runner` is subprocess or docker. With `only_new`, nothing is trained if data and recipe are those of a
+    version that there is.
 
     Returns:
         The summary: steps and seconds; unless nothing was new, accuracy, num_clips, words, version, and the paths of
@@ -165,7 +150,7 @@ def run(config: PipelineConfig, runner: str, only_new: bool = False) -> dict[str
 
         image = image_names()["runtime"]
         placement = dataclasses.replace(placement, runtime=image, launcher=image)
-        chosen, config = local_runner(config, mine, image)
+        chosen: Any = local_runner(config, mine, image)
     else:
         chosen = local.SubprocessRunner(use_venv=False)
 
@@ -187,7 +172,7 @@ def run(config: PipelineConfig, runner: str, only_new: bool = False) -> dict[str
                 warnings.simplefilter("ignore")
                 components.load_component_from_file(str(compiled))(**config.arguments())
     except RuntimeError as error:
-        failed = [step.name for step in times.steps if not step.succeeded] or ["pipeline"]
+        failed = [step["name"] for step in times.steps if not step["succeeded"]] or ["pipeline"]
         raise PipelineFailed(f"{failed[0]} failed; its log is above") from error
     finally:
         logging.getLogger().removeFilter(times)
@@ -272,11 +257,10 @@ def _used(outputs: Path, step: str) -> dict[str, float]:
 _USED = ("cpu_seconds", "peak_memory_mb", "read_mb", "written_mb")
 
 
-def _summarize(outputs: Path, data_root: Path, steps: list[Step]) -> dict[str, Any]:
-    listed = [dataclasses.asdict(step) for step in steps]
-    listed = [one | _used(outputs, one["name"]) for one in listed if one["name"] not in ("changes", "notify")]
-    spent = {"steps": listed, "seconds": round(sum(step.seconds for step in steps), 1)}
-    if "promote" not in [step.name for step in steps]:
+def _summarize(outputs: Path, data_root: Path, steps: list[dict[str, Any]]) -> dict[str, Any]:
+    listed = [one | _used(outputs, one["name"]) for one in steps if one["name"] not in ("changes", "notify")]
+    spent = {"steps": listed, "seconds": round(sum(step["seconds"] for step in steps), 1)}
+    if "promote" not in [step["name"] for step in steps]:
         return spent | {"nothing_new": True, "artifacts": str(outputs)}
     evaluation = files.read_json(_artifact(outputs, "evaluate", "evaluation"))
     decision = files.read_json(_artifact(outputs, "promote", "decision"))

@@ -16,13 +16,10 @@ SHARED = ("PersistentVolume", "ClusterTrainingRuntime", "StorageClass", "Namespa
 
 
 def rendered(folder: str, images: Mapping[str, str], *, namespace: str, claim: str = CLAIM) -> list[dict[str, Any]]:
-    """Renders a folder with kustomize, for a cluster.
+    """Renders a folder below manifests/, such as overlays/kind, with kustomize, for a cluster.
 
-    Args:
-        folder: below manifests/, such as overlays/kind.
-        images: the images by role: runtime, serving.
-        namespace: of all objects, and of the service account of the steps.
-        claim: name of the PersistentVolumeClaim.
+    Images are given by role: runtime, serving. The namespace is that of all objects, and of the service account of the
+    steps.
 
     Returns:
         The objects.
@@ -54,12 +51,6 @@ def _set_names(value: Any, images: Mapping[str, str], claim: str) -> None:
 
 
 def apply(kubectl: Sequence[str], things: Sequence[Mapping[str, Any]], *, remedy: str = "") -> None:
-    """Applies objects to a cluster, over what is there of an earlier call.
-
-    Args:
-        kubectl: the command with its flags for the cluster.
-        things: what to apply.
-        remedy: what to do if the cluster refuses.
-    """
+    """Applies objects to a cluster, over what is there of an earlier call; `kubectl` has the flags for the cluster."""
     command = ("apply", "--server-side", "--force-conflicts", "-f", "-")
     run(*kubectl, *command, stdin=yaml.safe_dump_all(things), remedy=remedy, timeout=120)

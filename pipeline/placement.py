@@ -172,27 +172,21 @@ def read_placement(
 ) -> Placement:
     """Returns the placement that follows from a caller's choices and the environment.
 
-    Args:
-        environment: such as `os.environ`.
-        names: the images by role, runtime and launcher.
-        device: what training runs on, cpu or cuda.
-        launches: what the train step launches; empty: as KWS_LAUNCHER says.
-        notify: the secret with the address of a hook; empty: none.
-        training: fields of `ClusterConfig`, which take precedence over KWS_PYTORCHJOB; an empty one has no effect.
+    `names` are the images by role, runtime and launcher; `device` is cpu or cuda; `notify` the secret with the address
+    of a hook. `launches` takes precedence over KWS_LAUNCHER, and fields of `ClusterConfig` (`training`) over
+    KWS_PYTORCHJOB, where they are not empty.
 
     Raises:
         ValueError: a variable is wrong, or a field unknown or out of range.
     """
-    gpus = environment.get("KWS_GPUS_PER_NODE") or ("1" if device == "cuda" else "0")
-    require(gpus.isdigit(), "KWS_GPUS_PER_NODE", "be a whole number", gpus)
-    numbers = {}
-    for name, default in (("KWS_SHARDS", "1"), ("KWS_TTL_DAYS", "0")):
-        given = environment.get(name) or default
-        require(given.isdigit(), name, "be a whole number", given)
-        numbers[name] = int(given)
+    numbers = {"KWS_GPUS_PER_NODE": 1 if device == "cuda" else 0, "KWS_SHARDS": 1, "KWS_TTL_DAYS": 0}
+    for name in numbers:
+        if given := environment.get(name):
+            require(given.isdigit(), name, "be a whole number", given)
+            numbers[name] = int(given)
     deadline = environment.get("KWS_DEADLINE_HOURS") or "0"
     require(re.fullmatch(r"\d+(\.\d+)?", deadline) is not None, "KWS_DEADLINE_HOURS", "be a number", deadline)
-    fields = {"gpus_per_node": int(gpus)} | read_settings(environment.get(SETTINGS) or "{}")
+    fields = {"gpus_per_node": numbers["KWS_GPUS_PER_NODE"]} | read_settings(environment.get(SETTINGS) or "{}")
     return Placement(
         runtime=names["runtime"],
         launcher=names["launcher"],

@@ -15,19 +15,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from kws import files
 from kws.command import as_command
 from kws.config import SPLITS
 from kws.evaluate import robustness
 from kws.model import bundle
-from kws.model.bundle import multiplications
 from kws.preprocess.tensors import Tensors
 from kws.recipe import FeatureConfig
 from kws.train import runs
 from research import peers, study
 
 SHOWN = ("clean", "noise at 10 dB", "8 kHz")
+
+
+def multiplications(network: torch.nn.Module, features: FeatureConfig) -> int:
+    """Counts the multiplications of matrix products and convolutions for one clip, spectrogram not included.
+
+    The network scores log-mel features [clips, num_mels, num_frames].
+    """
+    clip = torch.zeros(1, features.num_mels, features.num_frames, device=next(network.parameters()).device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:  # which counts the additions as well
+        network.eval()(clip)
+    return int(counter.get_total_flops()) // 2
 
 
 class Published(NamedTuple):
@@ -67,7 +78,7 @@ def evaluate(run: Path, recordings: Path) -> dict[str, Any]:
             path,
             {
                 "parameters": recognizer.num_parameters,
-                "multiplications": recognizer.num_multiplications,
+                "multiplications": multiplications(recognizer.model, recognizer.features),
                 **{
                     split: dict(robustness.measure(recognizer, recordings, tensors.split(split).clips))
                     for split in SPLITS[1:]

@@ -128,7 +128,7 @@ def run(task: Task) -> Result:
         "seconds": round(manifest["epochs"] * manifest["num_clips"] / manifest["clips_per_second"]),
         "curve": [row["validation_accuracy"] for row in curve],
         "validation": manifest["validation_accuracy"],
-        "validation_loss": curve[manifest["best_epoch"]]["validation_loss"],
+        "validation_loss": next(row["validation_loss"] for row in curve if row["epoch"] == manifest["best_epoch"]),
     }
 
     def once(name: str, evaluate: Callable[[Path, Path, Path], Result]) -> Result:

@@ -1,5 +1,5 @@
 """An existing Kubeflow: runs, schedules, models.
 
 In: the flags of a command. Out: calls to Kubeflow Pipelines and Kubernetes.
-Start with commands.py; connection.py says which cluster.
+Start with commands.py; connect.py says which cluster.
 """

@@ -85,9 +85,7 @@ def outcome(run: "V2beta1Run") -> str:
 def steps_of(details: "V2beta1Run", names: Sequence[str]) -> list[Step]:
     """Finds the steps among the tasks of a run.
 
-    Args:
-        details: the run as the API gives it.
-        names: names of the steps in their order; steps that have not begun are returned as well.
+    `names` are those of the steps in their order; steps that have not begun are returned as well.
     """
     tasks = (details.run_details.task_details or []) if details.run_details else []
     cancelled = outcome(details) == "CANCELED"

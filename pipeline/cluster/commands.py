@@ -54,10 +54,7 @@ def cluster_of(options: Options) -> Cluster:
 def placement_of(options: Options, cluster: Cluster | None = None, num_nodes: int = 1) -> Placement:
     """Returns the placement that follows from flags and environment.
 
-    Args:
-        options: parsed flags.
-        cluster: where the pipeline is to run; None: anywhere.
-        num_nodes: training pods of the run, among which a local cluster divides the cores of this machine.
+    On a local cluster the training pods divide the cores of this machine among them.
     """
     names = docker_images.image_names(registry=options.registry, device=options.device)
     pods = {"cpu": options.cpu, "memory": options.memory}
@@ -75,8 +72,10 @@ def placement_of(options: Options, cluster: Cluster | None = None, num_nodes: in
 def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the commands; each sets `call`, a function of the parsed flags, and explains itself by its docstring."""
 
-    def add(name: str, command: Command, *parents: argparse.ArgumentParser) -> Callable[..., argparse.Action]:
-        text = " ".join(str(command.__doc__).split())
+    def add(
+        name: str, command: Command, *parents: argparse.ArgumentParser, text: str = ""
+    ) -> Callable[..., argparse.Action]:
+        text = " ".join((text or str(command.__doc__)).split())
         first = text.partition(".")[0]
         parser = subparsers.add_parser(
             name, help=first[0].lower() + first[1:], description=text.replace("%", "%%"), parents=parents
@@ -134,10 +133,11 @@ def add_cluster_commands(subparsers: "argparse._SubParsersAction[argparse.Argume
     beside = "version, or candidate, that hears what the champion hears and answers nobody; /metrics compares both"
     flag("--shadow", default="", help=beside)
     add("models", _models, volume, where)
-    for name, command in (("rollback", _rollback), ("approve", _approve), ("reject", _reject)):
+    for name, does in by_hand.COMMANDS.items():
         decided = _flags(volume, where)
         by_hand.add_flags(decided, name)
-        add(name, command, decided)
+        recorded = f"{does[0].upper()}{does[1:]}. It is recorded who did it and why; servers follow within seconds."
+        add(name, functools.partial(_decide, command=name), decided, text=recorded)
     flag = add("candidates", _candidates, volume, where)
     flag("--to", type=Path, default=Path("var/candidate.html"), metavar="FILE", help="where to put the page" + DEFAULT)
     cleaned = _flags(volume, where)
@@ -391,11 +391,6 @@ def _models(options: Options) -> None:
     out.print(table if table.row_count else "no versions yet; make demo or make pipeline publishes one")
 
 
-def _rollback(options: Options) -> None:
-    """Make an earlier version champion. It is recorded who did it and why; servers switch within seconds."""
-    _decide(options, "rollback")
-
-
 def _kws_on_cluster(options: Options, command: str, arguments: Sequence[str]) -> str:
     """Runs a command of kws in a pod that mounts the volume; see `kws.cli`."""
     address = options.model_registry
@@ -411,19 +406,8 @@ def _candidates(options: Options) -> None:
         out.print(models.table_of_candidate(volume), soft_wrap=True)
         page = volume.read(f"{versions.MODELS}/{versions.COMPARISON}")
     if page:
-        with files.atomic_write(options.to) as file:
-            file.write(page)
+        files.write(options.to, page)
         out.print(f"side by side, with sounds: {options.to}", soft_wrap=True)
-
-
-def _approve(options: Options) -> None:
-    """Make the candidate champion. It is recorded who did it and why; servers switch within seconds."""
-    _decide(options, "approve")
-
-
-def _reject(options: Options) -> None:
-    """Refuse the candidate. It is recorded who did it and why."""
-    _decide(options, "reject")
 
 
 def _decide(options: Options, command: str) -> None:
@@ -465,12 +449,7 @@ def _tensorboard(options: Options) -> int:
 def _open(options: Options, service: str, address: str, namespace: str, missing: str) -> int:
     """Opens a page of the cluster in the browser, through a port forwarded to an address unless it is there.
 
-    Args:
-        options: of the command.
-        service: whose page it is.
-        address: of this machine, or of the host.
-        namespace: of the service.
-        missing: what makes the service where there is none.
+    `missing` says what makes the service where there is none.
     """
     cluster = cluster_of(options)
     if address != cluster.host and (not cluster.kind or kind.reach(address)):
@@ -523,7 +502,7 @@ def _images(options: Options) -> None:
     for image in docker_images.inspect(list(names.values())):
         tag = next(tag for tag in image["RepoTags"] if tag in names.values())
         labels = image["Config"]["Labels"]
-        table.add_row(tag, docker_images.size(image), labels["org.opencontainers.image.revision"])
+        table.add_row(tag, files.human_bytes(image["Size"]), labels["org.opencontainers.image.revision"])
     out.print(table)
 
 

@@ -93,9 +93,9 @@ class Cluster:
             )
         return self.api
 
-    def installing(self, overlay: str = "") -> str:
+    def installing(self) -> str:
         """Returns the command that applies manifests to this cluster."""
-        command = ["python", "-m", "pipeline", "install", *(["--overlay", overlay] if overlay else [])]
+        command = ["python", "-m", "pipeline", "install"]
         command += ["--namespace", self.namespace] if self.namespace != kind.NAMESPACE else []
         command += ["--context", self.context] if self.context else []
         return shlex.join(command)
@@ -149,15 +149,11 @@ class Cluster:
     def _not_healthy(self, error: KubeError) -> ClusterError:
         if error.status in (401, 403):
             return explained(error, self)
-        if self.host and not error.status:
-            return ClusterError(
-                f"{self.host} must answer, got {error}; check that the address is right and reachable from here"
-            )
         if self.host:
-            return ClusterError(
-                f"{self.host} must have a working Kubeflow Pipelines, got {error}; check that the address ends with "
-                "/pipeline"
-            )
+            rule, remedy = "have a working Kubeflow Pipelines", "ends with /pipeline"
+            if not error.status:
+                rule, remedy = "answer", "is right and reachable from here"
+            return ClusterError(f"{self.host} must {rule}, got {error}; check that the address {remedy}")
         if isinstance(error, NotFound):
             return ClusterError(
                 f"Kubeflow Pipelines must be installed in namespace {kind.NAMESPACE}, got no service "

@@ -79,11 +79,6 @@ def moments(placement: Placement, num_nodes: int) -> list[list[Ask]]:
 def require_fit(cluster: Cluster, placement: Placement, num_nodes: int) -> None:
     """Compares the requests of a run with the resources of a cluster, as far as these may be read.
 
-    Args:
-        cluster: where the run is to be submitted.
-        placement: has the requests of steps and training pods.
-        num_nodes: number of training pods.
-
     Raises:
         ClusterError: a pod will never fit, or a quota forbids it; the message names the setting that changes it.
     """

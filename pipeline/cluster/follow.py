@@ -348,10 +348,7 @@ def watch(cluster: Cluster, run_id: str) -> "Iterator[V2beta1Run]":
 def step_table(steps: Iterable[Step], logs: Mapping[str, str], pods: Pods | None = None) -> Table:
     """Returns a table of the steps: name, state, duration, and the last log line, or the attempts and why they ended.
 
-    Args:
-        steps: the steps of the run.
-        logs: the last log line by step, or what it used.
-        pods: tell why attempts ended; None leaves that out.
+    `logs` has by step the last line of its log, or what it used. Without pods it is left out why attempts ended.
     """
     table = Table(box=None, pad_edge=False)
     for name, width in (("step", 10), ("state", 9), ("time", 12)):  # a long line of a log must not squeeze them

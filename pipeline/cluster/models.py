@@ -26,12 +26,7 @@ def pull(volume: Volume, to: Path, version: str = CHAMPION) -> Path:
     """Copies models/<version>/ of a volume to a folder of that name, and verifies the SHA-256 of every file.
 
     The folder appears only when it is complete and correct; after an interruption the copy starts over. A folder that
-    is complete already is only verified.
-
-    Args:
-        volume: where from.
-        to: the folder that gets the folder of the version.
-        version: its name, or champion for the one in use.
+    is complete already is only verified. `version` may be champion, the one in use.
 
     Returns:
         The folder `to`/<version>.
@@ -80,8 +75,10 @@ def _there_are(volume: Volume) -> str:
 
 def _copy(volume: Volume, path: str, target: Path, digest: str) -> None:
     """Copies a file and verifies its digest."""
-    with target.open("wb") as file:
-        volume.copy(path, file)
+    content = volume.read(path)
+    if content is None:
+        raise FileNotFoundError(f"{path} must be on the volume, got none; publish the version again")
+    target.write_bytes(content)
     found = files.sha256_of(target)
     if found != digest:
         raise ClusterError(
@@ -103,12 +100,8 @@ def serving(*, image: str, namespace: str, claim: str, collect: bool = False, sh
 def deploy(cluster: Cluster, *, image: str, claim: str, collect: bool = False, shadow: str = "") -> None:
     """Applies manifests/serving or serving-collect with an image, and waits until its pods are ready.
 
-    Args:
-        cluster: where the server runs; the claim must exist in its namespace.
-        image: the image of the server.
-        claim: the PersistentVolumeClaim with models/.
-        collect: whether the server keeps what it hears, for review.
-        shadow: version that hears what the champion hears, or `candidate`; empty: none.
+    With `collect` the server keeps what it hears, for review. `shadow` is a version, or `candidate`, that hears what
+    the champion hears.
 
     Raises:
         ClusterError: the cluster refuses, or the pods do not become ready; the message says why.
@@ -182,12 +175,7 @@ def table_of_candidate(volume: Volume) -> Table:
 def call_kws(cluster: Cluster, command: str, arguments: Sequence[str], *, image: str, claim: str) -> str:
     """Runs a command of kws with the volume of a cluster as its data root, in a pod that is deleted at the end.
 
-    Args:
-        cluster: whose volume it is; the claim must exist in its namespace.
-        command: such as rollback, clean or approve.
-        arguments: its flags.
-        image: an image with the command kws, and for a Model Registry with its client.
-        claim: the PersistentVolumeClaim.
+    The image needs the command kws, and for a Model Registry its client.
 
     Returns:
         What it printed.

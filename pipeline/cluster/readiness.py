@@ -19,10 +19,7 @@ SLICE_SECONDS = 5
 def wait_for_deployment(kubectl: Sequence[str], name: str, hint: str = "") -> None:
     """Waits until the pods of a deployment, of its latest version, are ready.
 
-    Args:
-        kubectl: the command with its flags for cluster and namespace.
-        name: of the deployment, and in the label app.kubernetes.io/name of its pods.
-        hint: ends the message of the error.
+    Its pods have its name in the label app.kubernetes.io/name; `hint` ends the message of the error.
 
     Raises:
         ClusterError: they are not ready in time, or wait for what will not come; the message has Kubernetes' words.

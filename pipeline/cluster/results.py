@@ -51,10 +51,7 @@ def used(artifacts: Mapping[str, Mapping[str, Any]]) -> str:
 def show_result(cluster: Cluster, run_id: str, artifacts: Mapping[str, Mapping[str, Any]]) -> None:
     """Prints the results of a run, as `make demo` does.
 
-    Args:
-        cluster: where it ran.
-        run_id: the run.
-        artifacts: of the steps evaluate and promote by name.
+    `artifacts` are those of the steps evaluate and promote by name.
     """
     metrics, decision = (artifacts.get(name, {}).get("metadata", {}) for name in ("metrics", "decision"))
     facts: dict[str, str] = {}

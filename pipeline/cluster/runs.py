@@ -106,11 +106,7 @@ def submit(
 ) -> tuple["V2beta1Run", list[str]]:
     """Starts a run.
 
-    Args:
-        cluster: where.
-        config: the parameters.
-        placement: where and how the steps run.
-        name: of the run; empty: the time.
+    Without a name it gets the time.
 
     Returns:
         The run, and the names of its steps in their order.
@@ -184,11 +180,8 @@ def cancel(cluster: Cluster, wanted: str) -> None:
     found = find_run(cluster, wanted)
     if found.state in FINISHED:
         state = outcome(found)
-        raise ValueError(
-            f"run must be running to be cancelled, got {found.display_name}, which was {WORDS[state]}"
-            if state == "CANCELED"
-            else f"run must be running to be cancelled, got {found.display_name}, which has {state.lower()}"
-        )
+        ended = f"was {WORDS[state]}" if state == "CANCELED" else f"has {state.lower()}"
+        raise ValueError(f"run must be running to be cancelled, got {found.display_name}, which {ended}")
     cluster.client.terminate_run(found.run_id)
     out.print(f"cancelled {found.display_name}")
 

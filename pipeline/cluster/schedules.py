@@ -97,13 +97,7 @@ def schedule(
 ) -> None:
     """Creates a recurring run, or replaces the one of that name.
 
-    Args:
-        cluster: where.
-        config: the parameters.
-        placement: where and how the steps run.
-        cron: see `six_fields`.
-        time_zone: of the cron expression; empty: as it is set on the cluster.
-        name: of the schedule.
+    `cron`: see `six_fields`; without a time zone, that of the cluster stands.
     """
     cron = six_fields(cron)
     pipeline_id, version_id, _ = prepare(cluster, placement)

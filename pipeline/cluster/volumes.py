@@ -2,12 +2,11 @@
 
 import contextlib
 import json
-import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import yaml
 
@@ -34,9 +33,6 @@ class Volume(Protocol):
     def read(self, path: str) -> bytes | None:
         """Returns the content of a file; None where there is none."""
 
-    def copy(self, path: str, target: IO[bytes]) -> None:
-        """Copies a file."""
-
 
 class HostVolume:
     """The volume as a folder of this machine: the case of kind, and of any mounted share."""
@@ -53,11 +49,6 @@ class HostVolume:
         """See Volume."""
         return (self.root / path).read_bytes() if (self.root / path).exists() else None
 
-    def copy(self, path: str, target: IO[bytes]) -> None:
-        """See Volume."""
-        with (self.root / path).open("rb") as source:
-            shutil.copyfileobj(source, target)
-
 
 class PodVolume:
     """The volume as mounted by a reader pod; files are transferred through the Kubernetes API."""
@@ -72,37 +63,22 @@ class PodVolume:
 
     def read(self, path: str) -> bytes | None:
         """See Volume."""
-        done = self._cat(path, subprocess.PIPE)
-        return None if done is None else done.stdout
-
-    def copy(self, path: str, target: IO[bytes]) -> None:
-        """See Volume."""
-        if self._cat(path, target) is None:
-            raise FileNotFoundError(f"{path} must be on the volume, got none; publish the version again")
-
-    def _cat(self, path: str, to: IO[bytes] | int) -> "subprocess.CompletedProcess[bytes] | None":
-        """Runs cat in the pod; None where there is no such file."""
         command = [*self.exec, "cat", f"{self.mount_path}/{path}"]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=to, stderr=subprocess.PIPE)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
         said = done.stderr.decode(errors="replace").strip()
         if done.returncode and "No such file" in said:
             return None
         if done.returncode:
             raise ClusterError(f"{path} must be readable in the reader pod, got: {said}; start again")
-        return done
+        return done.stdout
 
 
 @contextlib.contextmanager
 def reader_pod(cluster: Cluster, *, claim: str, image: str, read_only: bool = True) -> Iterator[PodVolume]:
     """Runs a pod that does nothing but mount the volume, and deletes it at the end.
 
-    If this process is killed, the pod ends by itself after about two minutes, and the next call deletes it.
-
-    Args:
-        cluster: where, by kubeconfig.
-        claim: the PersistentVolumeClaim.
-        image: any image with sh, cat and sleep that the nodes have.
-        read_only: whether to mount it read-only.
+    If this process is killed, the pod ends by itself after about two minutes, and the next call deletes it. It needs
+    any image with sh, cat and sleep that the nodes have.
 
     Raises:
         ClusterError: there is no such claim, or the pod does not start; the message says why.

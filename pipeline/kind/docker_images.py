@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from kws.files import human_bytes
 from pipeline.shell import ROOT, docker, run, stream
 
 CONTEXT = ("images", "src", "pyproject.toml", "uv.lock", ".dockerignore")
@@ -33,11 +32,8 @@ def revision() -> str:
 def image_names(*, registry: str = "", device: str = "cpu") -> dict[str, str]:
     """Returns the images of this revision by role: runtime, launcher and serving.
 
-    The environment variables KWS_RUNTIME_IMAGE, KWS_LAUNCHER_IMAGE and KWS_SERVING_IMAGE override them.
-
-    Args:
-        registry: where to push them, such as ghcr.io/me; empty: nowhere.
-        device: cpu or cuda.
+    The environment variables KWS_RUNTIME_IMAGE, KWS_LAUNCHER_IMAGE and KWS_SERVING_IMAGE override them. `registry` is
+    where they are pushed, such as ghcr.io/me; empty: nowhere. `device` is cpu or cuda.
     """
     prefix = f"{registry.rstrip('/')}/" if registry else ""
     names = {}
@@ -52,12 +48,8 @@ def image_names(*, registry: str = "", device: str = "cpu") -> dict[str, str]:
 def build(names: dict[str, str], *, device: str, torch: str = "", base_image: str = "", push: bool = False) -> None:
     """Builds the images, and pushes them to their registry if told to.
 
-    Args:
-        names: what `image_names` gave.
-        device: cpu or cuda.
-        torch: where PyTorch comes from, see images/runtime/Dockerfile; empty: as the device says.
-        base_image: replaces the base image of the runtime; empty: as the device says.
-        push: push them once they are built.
+    Where PyTorch comes from (`torch`) is described in images/runtime/Dockerfile; it and the base image follow from the
+    device, cpu or cuda, where they are empty.
     """
     arguments = {
         "runtime": {
@@ -84,8 +76,3 @@ def inspect(names: Sequence[str]) -> list[dict[str, Any]]:
         ClusterError: one of them has not been built.
     """
     return list(json.loads(run(docker(), "image", "inspect", *names, remedy="build them: make images")))
-
-
-def size(image: dict[str, Any]) -> str:
-    """Returns the size of an image, human-readable."""
-    return human_bytes(image["Size"])

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kws.files import human_bytes
 from kws.kube.pods import waiting_reason
 from pipeline import manifests
 from pipeline.kind import docker_images, preflight
@@ -67,10 +68,7 @@ def workers() -> list[str]:
 
 
 def up(names: Mapping[str, str]) -> None:
-    """Creates the cluster with all that the pipeline needs.
-
-    Args:
-        names: the images by role; they must have been built.
+    """Creates the cluster with all that the pipeline needs, and the images by role, which must have been built.
 
     Raises:
         ClusterError: the machine lacks something, or a part did not come up; the message says which.
@@ -149,7 +147,7 @@ def load(names: Mapping[str, str]) -> None:
     for image in docker_images.inspect(list(names.values())):
         tag = next(tag for tag in image["RepoTags"] if tag in names.values())
         if lacking := _lacking(image):
-            console.print(f"[bold]image {tag}[/] ({docker_images.size(image)}) to {', '.join(lacking)}")
+            console.print(f"[bold]image {tag}[/] ({human_bytes(image['Size'])}) to {', '.join(lacking)}")
             stream("kind", "load", "docker-image", tag, "--name", CLUSTER, "--nodes", ",".join(lacking))
 
 

@@ -176,9 +176,7 @@ def disk(folder: Path | None = None, image_bytes: int = 0) -> Check:
 def checks(*, new_cluster: bool = True, image_bytes: int = 0) -> Iterable[Check]:
     """Runs every check; those that need a missing tool are left out.
 
-    Args:
-        new_cluster: whether the ports must be free, which they are not while the cluster runs.
-        image_bytes: size of the images that the nodes lack.
+    Ports must be free for a new cluster alone. `image_bytes` is the size of the images that the nodes lack.
     """
     tools = [tool(docker()), tool("kind"), tool("kubectl")]
     yield from tools

@@ -21,13 +21,16 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kws import files
 from kws.command import as_command
 from kws.config import FORMATS, CleanConfig, PipelineConfig, ServeConfig, SynthesizeConfig, parse_words
 from kws.parser import CommandParser
 from kws.settings import add_flag, add_registry, field_docs, read_flags, require
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Add = Callable[..., argparse.ArgumentParser]
 
@@ -285,21 +288,10 @@ def _evaluate_streams(options: argparse.Namespace) -> int:
         return 0
 
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table()
     gate = ("gate missed", "words after it") if thresholds.after else ()
-    for title in (
-        "SNR",
-        "hours",
-        "words",
-        *gate,
-        "missed (95 %)",
-        "alarms/h (95 %)",
-        "missed at 1/h",
-        "false alarms in",
-    ):
-        table.add_column(title, justify="left" if title == "false alarms in" else "right")
+    rates = ("missed (95 %)", "alarms/h (95 %)")
+    table = _table("SNR", "hours", "words", *gate, *rates, "missed at 1/h", "false alarms in", left="false alarms in")
     for row in rows:
         causes = ", ".join(f"{cause} {count}" for cause, count in row["false_alarms_by_cause"].items())
         table.add_row(
@@ -311,9 +303,7 @@ def _evaluate_streams(options: argparse.Namespace) -> int:
             f"{row['missed_at_one_an_hour']:.1%}",
             causes,
         )
-    by_word = Table()
-    for title in ("dB", "word", "threshold", "spoken", "missed (95 %)", "alarms/h (95 %)"):
-        by_word.add_column(title, justify="left" if title == "word" else "right")
+    by_word = _table("dB", "word", "threshold", "spoken", *rates, left="word")
     for row in rows:
         for word, one in row["words"].items():
             threshold = thresholds.thresholds[word]
@@ -333,6 +323,13 @@ def _evaluate_streams(options: argparse.Namespace) -> int:
         highlight=False,
     )
     return 0
+
+
+def _table(*titles: str, left: str) -> "Table":
+    """Returns an empty table of numbers, with one column of texts."""
+    from rich.table import Column, Table
+
+    return Table(*(Column(title, justify="left" if title == left else "right") for title in titles))
 
 
 def _with_intervals(row: Mapping[str, Any], stream: Mapping[str, Any], digits: int) -> tuple[str, str]:
@@ -371,11 +368,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         return 0
 
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table()
-    for title in ("word", "clips", "precision", "recall", "F1"):
-        table.add_column(title, justify="left" if title == "word" else "right")
+    table = _table("word", "clips", "precision", "recall", "F1", left="word")
     for row in evaluation.word_scores:
         table.add_row(row.word, str(row.num_clips), f"{row.precision:.1%}", f"{row.recall:.1%}", f"{row.f1:.3f}")
     console = Console()
@@ -512,15 +506,11 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _add_decisions(add: Add) -> None:
-    from kws.promote.by_hand import add_flags
+    from kws.promote.by_hand import COMMANDS, add_flags
 
     command = add("candidates", _candidates, "show the candidate that waits for approval, and what became of others")
     command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="the folder that holds models/")
-    for name, help_ in (
-        ("rollback", "make an earlier version champion"),
-        ("approve", "make the candidate champion"),
-        ("reject", "refuse the candidate"),
-    ):
+    for name, help_ in COMMANDS.items():
         command = add(name, _decide, f"{help_}, and record who and why")
         command.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="the folder with models/")
         add_flags(command, name)

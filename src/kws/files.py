@@ -64,6 +64,12 @@ def delete_unfinished(*folders: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+def write(path: Path, content: str | bytes | memoryview) -> None:
+    """Writes a text, in UTF-8, or bytes, atomically."""
+    with atomic_write(path, "w" if isinstance(content, str) else "wb") as file:
+        file.write(content)
+
+
 def write_json(path: Path, value: object) -> None:
     """Writes a value as JSON, atomically."""
     with atomic_write(path, "w") as file:
@@ -81,11 +87,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: bytes, name: str) -> Any:
-    """Parses the content of a JSON file.
-
-    Args:
-        text: the content, in UTF-8.
-        name: the name of the file, for error messages.
+    """Parses the content of a JSON file, in UTF-8; `name` is that of the file, for error messages.
 
     Raises:
         ValueError: the content is not JSON.
@@ -102,12 +104,9 @@ def read_object(path: Path, /, **fields: type) -> dict[str, Any]:
 
 
 def parse_object(text: bytes, name: str, /, **fields: type) -> dict[str, Any]:
-    """Parses a JSON object that must have some fields.
+    """Parses a JSON object that must have some fields; see `parse_json`.
 
-    Args:
-        text: the content, in UTF-8.
-        name: the name of the file, for error messages.
-        fields: the type of every required field. A float must be finite, and may be written as an integer.
+    Each field has a type. A float must be finite, and may be written as an integer.
 
     Raises:
         ValueError: the content is not a JSON object, or a field is missing or has another type; the message names it.
@@ -150,11 +149,7 @@ def build_folder(folder: Path, build: Callable[[Path], None]) -> bool:
     """Builds a folder under a temporary name, then renames it; does nothing if the folder is complete.
 
     If two processes build the same folder, the second waits for the first and finds it complete. Remains of killed
-    processes are deleted first.
-
-    Args:
-        folder: the folder to build.
-        build: function that fills the empty folder it is given, and must write a manifest.json.
+    processes are deleted first. `build` fills the empty folder that it is given, and must write a manifest.json.
 
     Returns:
         Whether the folder was built by this call.

@@ -87,8 +87,8 @@ class Watch:
             self.seen, self.since = content, time.monotonic()
         if time.monotonic() - self.since <= self.seconds:
             return False
-        with contextlib.suppress(OSError), files.atomic_write(_ended(self.path)) as file:
-            file.write(self.seen)
+        with contextlib.suppress(OSError):
+            files.write(_ended(self.path), self.seen)
         return True
 
 

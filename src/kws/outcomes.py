@@ -64,9 +64,7 @@ def begin(step: str) -> None:
 def tell(state: str = "", reason: str = "") -> bool:
     """Posts to the hook if the run failed, has a candidate or a new champion; a hook that is away costs a warning.
 
-    Args:
-        state: how the other steps ended, as Kubeflow Pipelines sees it, such as FAILED; not all that it says is right.
-        reason: its error message.
+    State and error message are how the other steps ended, as Kubeflow Pipelines sees it; not all that it says is right.
 
     Returns:
         Whether something was posted.

@@ -20,11 +20,8 @@ log = logging.getLogger(__name__)
 def confusion(matrix: npt.NDArray[np.float64], words: Sequence[str]) -> Figure:
     """Draws a confusion matrix, coloured by the fraction of each row's clips and labelled with counts.
 
-    Of more than LARGEST words, only the hardest are drawn, so that a thousand words take no more memory than these.
-
-    Args:
-        matrix: counts [true words, predicted words].
-        words: names of rows and columns.
+    Of more than LARGEST words, only the hardest are drawn, so that a thousand words take no more memory than these. The
+    matrix has counts [true words, predicted words].
     """
     drawn = hardest(matrix)
     shares = (matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1))[np.ix_(drawn, drawn)]
@@ -58,15 +55,13 @@ LARGEST = 60
 """Number of words up to which all of a confusion matrix is shown."""
 
 
-def hardest(matrix: npt.NDArray[np.float64], most: int = LARGEST) -> list[int]:
-    """Returns the words that take part in most mistakes, in the order of the classes; all if there are not more.
+def hardest(matrix: npt.NDArray[np.float64]) -> list[int]:
+    """Returns the LARGEST words that take part in most mistakes, in the order of the classes; all if there are fewer.
 
-    Args:
-        matrix: counts [true words, predicted words].
-        most: how many words to return.
+    The matrix has counts [true words, predicted words].
     """
     mistakes = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
-    chosen = np.argsort(-mistakes, kind="stable")[:most]
+    chosen = np.argsort(-mistakes, kind="stable")[:LARGEST]
     return sorted(chosen.tolist())
 
 
@@ -182,11 +177,11 @@ def training(epochs: Sequence[Mapping[str, Any]]) -> Figure:
     """Draws loss, accuracy and learning rate over the epochs of a training.
 
     Args:
-        epochs: for each epoch, train_loss, validation_loss, train_accuracy, validation_accuracy and learning_rate.
+        epochs: for each in turn, train_loss, validation_loss, train_accuracy, validation_accuracy and learning_rate.
     """
     figure = Figure(figsize=(9, 3), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
-    numbers = [1 + int(epoch["epoch"]) for epoch in epochs]
+    numbers = range(1, len(epochs) + 1)
     for axes, what, factor in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
         for split in ("train", "validation"):
             axes.plot(numbers, [factor * epoch[f"{split}_{what}"] for epoch in epochs], marker=".", label=split)

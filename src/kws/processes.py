@@ -46,10 +46,7 @@ def die_with_parent(parent: int | None = None) -> None:
     """Asks the kernel to send this process SIGTERM when its parent dies, even by kill -9; only on Linux.
 
     torchrun puts every training process in its own session, so nothing else would end them. The signal lets them write
-    a checkpoint.
-
-    Args:
-        parent: process id of the parent, if it may have died before this call.
+    a checkpoint. The parent is given if it may have died before this call.
     """
     if sys.platform == "linux":
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -59,12 +56,7 @@ def die_with_parent(parent: int | None = None) -> None:
 
 @contextlib.contextmanager
 def handle_signals(handler: "signal._HANDLER", *signals: signal.Signals) -> Iterator[None]:
-    """Handles signals in the block; does nothing outside the main thread, where Python forbids it.
-
-    Args:
-        handler: as for `signal.signal`.
-        signals: the signals (default: SIGTERM and SIGINT).
-    """
+    """Handles signals, by default SIGTERM and SIGINT; does nothing outside the main thread, where Python forbids it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

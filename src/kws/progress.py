@@ -27,12 +27,8 @@ class _Lines:
 def progress(total: int, unit: str, title: str, scale: bool = False, done: int = 0) -> Iterator["tqdm[Any]"]:
     """Shows progress; yields a bar whose `update(n)` adds n units.
 
-    Args:
-        total: total number of units.
-        unit: name of the units, as in "clips".
-        title: description of the work.
-        scale: whether to write numbers as 1.2M, for bytes.
-        done: units that an earlier process completed; rate and remaining time do not include them.
+    `scale` writes numbers as 1.2M, for bytes. `done` units were completed by an earlier process: rate and remaining
+    time do not include them.
     """
     terminal = sys.stderr.isatty()
     stream: Any = sys.stderr if terminal else _Lines(sys.stderr)

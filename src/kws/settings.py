@@ -144,9 +144,7 @@ def paths_of(settings: Settings, prefix: str = "") -> dict[str, Any]:
 def parse_assignments(settings: Settings, assignments: Iterable[str]) -> dict[str, Any]:
     """Parses texts such as `train.weight_decay=0.1`, as `--set` takes them.
 
-    Args:
-        settings: the settings whose fields may be named.
-        assignments: the texts. A pair is written as `augment.noise_snr_db=0,30`, a switch as true or false.
+    A pair is written as `augment.noise_snr_db=0,30`, a switch as true or false.
 
     Returns:
         Values by path, for `replaced`.
@@ -182,11 +180,7 @@ def _parse(text: str, kind: Any) -> Any:
 
 
 def replaced(settings: Config, values: Mapping[str, Any]) -> Config:
-    """Returns settings with some values replaced.
-
-    Args:
-        settings: the settings.
-        values: new values by path, such as train.weight_decay.
+    """Returns settings with some values replaced, which are given by path, such as train.weight_decay.
 
     Raises:
         ValueError: a value is out of range.
@@ -227,29 +221,18 @@ def add_flag(
     config: type[Settings],
     name: str,
     *,
-    default: object = None,
-    shown: str = "",
     required: bool = False,
 ) -> None:
-    """Adds a flag for a field, whose help text is the field's docstring and default.
-
-    Args:
-        parser: the parser.
-        config: a class of settings.
-        name: name of the field.
-        default: default of the flag; None: that of the field.
-        shown: description of the default in the help; empty: its value.
-        required: whether the flag must be given.
-    """
+    """Adds a flag for a field, whose help text is the field's docstring and default."""
     (one,) = (one for one in dataclasses.fields(config) if one.name == name)
-    default = one.default if default is None else default
+    default = one.default
     flag, text = f"--{name.replace('_', '-')}", field_docs(config)[name].replace("%", "%%")
     kind: Any = next((kind for kind in get_args(one.type) if kind is not types.NoneType), one.type)
     if kind is bool:
         text = f"{text} (default: {'on' if default else 'off'})"
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
         return
-    shown = shown or ("as the preset says" if default is None else str(default or repr(default)))
+    shown = "as the preset says" if default is None else str(default or repr(default))
     if one.metadata.get("repeats"):
         text += "; the flag may be repeated"
     note = "required" if required else f"default: {shown}"
@@ -287,9 +270,7 @@ class _Joined(argparse.Action):
 def add_registry(parser: argparse._ActionsContainer, purpose: str) -> None:
     """Adds the flag --model-registry, whose default is the environment variable.
 
-    Args:
-        parser: the parser.
-        purpose: what the registry is told, for the help.
+    The purpose is what the registry is told, for the help.
     """
     parser.add_argument(
         "--model-registry",

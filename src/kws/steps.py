@@ -47,10 +47,7 @@ def used() -> dict[str, float]:
 def log_metrics(metrics: Any, figures: Mapping[str, float], usage: Mapping[str, float] | None = None) -> None:
     """Makes figures and what a step used its metrics: the metadata, which Kubeflow's UI shows, and a file for previews.
 
-    Args:
-        metrics: an output of kfp's type Metrics.
-        figures: counts and results.
-        usage: what was used; None: see `used`.
+    `metrics` is an output of kfp's type Metrics; without `usage` it is what `used` returns.
     """
     shown = {**figures, **(usage or used())}
     metrics.metadata.update(shown)
@@ -72,11 +69,6 @@ def storable(value: Any) -> Any:
 
 def hand_over(folder: Path, artifact: str, figures: dict[str, Any]) -> dict[str, Any]:
     """Writes a manifest that refers to a folder, as the artifact of a step.
-
-    Args:
-        folder: a complete folder.
-        artifact: path of the artifact.
-        figures: counts and settings to show.
 
     Returns:
         The content of the manifest as the metadata of the artifact.

@@ -199,9 +199,7 @@ class Evaluation:
 def wilson(accuracy: float, num_clips: int) -> tuple[float, float]:
     """Returns the 95 % confidence interval of an accuracy (Wilson score interval, which also holds near 0 and 1).
 
-    Args:
-        accuracy: the measured accuracy, 0 to 1.
-        num_clips: the number of clips; with none nothing is known.
+    With no clips nothing is known: 0 to 1.
     """
     if not num_clips:
         return 0.0, 1.0
@@ -216,11 +214,8 @@ def compare(
 ) -> Evaluation:
     """Compares the predictions of a model with the true words.
 
-    Args:
-        known: the words of the model.
-        probabilities: float [clips, words of the model], or batches of them, of which none is kept.
-        truth: the true word of every clip; a word that the model does not know counts as a mistake.
-        clips: the clips.
+    `probabilities` are float [clips, words of the model], or batches of them, of which none is kept. A true word that
+    the model does not know counts as a mistake.
     """
     batches = [probabilities] if isinstance(probabilities, Tensor) else probabilities
     confidence, predicted = map(torch.cat, zip(*(batch.max(-1) for batch in batches), strict=True))
@@ -232,12 +227,7 @@ def compare_heard(
 ) -> Evaluation:
     """Compares what a model heard with the true words; see `compare`.
 
-    Args:
-        known: the words of the model.
-        confidence: the highest probability of every clip, float [clips].
-        predicted: its word, int64 [clips].
-        truth: the true word of every clip.
-        clips: the clips.
+    `confidence` is the highest probability of every clip, float [clips], and `predicted` its word, int64 [clips].
     """
     words = [*known, *sorted(set(truth) - set(known))]
     number = {word: index for index, word in enumerate(words)}
@@ -259,21 +249,16 @@ def compare_heard(
     )
 
 
-def evaluate_tensors(recognizer: AnyRecognizer, tensors: Tensors, split: str = "test", most: int = 0) -> Evaluation:
-    """Evaluates a model on a split of the tensors.
+def evaluate_tensors(recognizer: AnyRecognizer, tensors: Tensors, most: int = 0) -> Evaluation:
+    """Evaluates a model on the test split of the tensors.
 
-    An exported model, or one that has other features than the tensors, hears the recordings of the same clips.
-
-    Args:
-        recognizer: the model.
-        tensors: the tensors.
-        split: train, validation or test.
-        most: if not 0, the number of clips to take, spread evenly over the split.
+    An exported model, or one that has other features than the tensors, hears the recordings of the same clips. If
+    `most` is not 0, so many clips are taken, spread evenly over the split.
 
     Raises:
         ValueError: the model hears recordings, and these no longer exist or cannot be read.
     """
-    part = tensors.split(split, most)
+    part = tensors.split("test", most)
     truth = [tensors.words[label] for label in part.labels.tolist()]
     if isinstance(recognizer, Recognizer) and recognizer.features == tensors.features:
         batches = (part.batch(rows)[0] for rows in torch.split(torch.arange(len(part)), BATCH))
@@ -300,11 +285,6 @@ def evaluate_recordings(
     """Evaluates a model on a folder of recordings in any layout, on the words that it knows, in whatever case.
 
     If the model has a class of unknown words, all other words belong to it; otherwise they are left out.
-
-    Args:
-        recognizer: the model.
-        recordings: the folder.
-        layout: how the recordings are laid out; see `kws.data.sources.list_recordings`.
 
     Returns:
         The evaluation, and the clips that cannot be read, with the reasons.
@@ -339,11 +319,7 @@ def predict_clips(
 ) -> Tensor:
     """Reads recordings and applies a model to them, a batch at a time.
 
-    Args:
-        recognizer: the model.
-        recordings: the recordings folder.
-        clips: the clips.
-        unreadable: receives the ids of the clips that cannot be read, which the result leaves out, with the reasons.
+    `unreadable` receives the ids of the clips that cannot be read, which the result leaves out, with the reasons.
 
     Returns:
         Probabilities, float32 [readable clips, words].
@@ -371,13 +347,9 @@ def score(recognizer: Recognizer, batches: Iterator[Tensor]) -> Iterator[Tensor]
         yield recognizer.model(features.to(device)).float().cpu()
 
 
-def save_confusion(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
-    """Writes confusion.png and confusion.csv into a folder, and returns their paths."""
+def save_confusion(evaluation: Evaluation, folder: Path) -> None:
+    """Writes confusion.png and confusion.csv into a folder."""
     from kws import plots
 
-    picture, table = folder / "confusion.png", folder / "confusion.csv"
-    with files.atomic_write(picture) as file:
-        file.write(plots.png(plots.confusion(evaluation.matrix, evaluation.words)))
-    with files.atomic_write(table, "w") as file:
-        file.write(evaluation.csv())
-    return picture, table
+    files.write(folder / "confusion.png", plots.png(plots.confusion(evaluation.matrix, evaluation.words)))
+    files.write(folder / "confusion.csv", evaluation.csv())

@@ -45,10 +45,7 @@ def describe_faults(
 ) -> dict[str, Any]:
     """Describes all false alarms and misses of an evaluation in streams, for `faults.html.jinja`.
 
-    Args:
-        reports: the results, one for each noise level.
-        thresholds: those that were evaluated.
-        most_bytes: bound on the sounds and pictures, as they are embedded.
+    `most_bytes` bounds the sounds and pictures, as they are embedded.
 
     Returns:
         The rows as JSON, how many have sound, and the bound in words.

@@ -26,11 +26,6 @@ def find_new(tensors: Tensors, data_root: Path, version: str) -> npt.NDArray[np.
 
     Silence counts as old: it is cut from noise, and more of it where words have more clips.
 
-    Args:
-        tensors: the clips.
-        data_root: the folder that holds models/ and tensors/.
-        version: the version.
-
     Returns:
         Whether each is new, [clips]; None if none is, or the data of the version is no longer on the volume.
     """
@@ -48,12 +43,7 @@ def find_new(tensors: Tensors, data_root: Path, version: str) -> npt.NDArray[np.
 
 
 def apart(evaluation: Evaluation, is_new: npt.NDArray[np.bool_]) -> Apart:
-    """Returns the accuracy on new and on old clips.
-
-    Args:
-        evaluation: of a model on the clips.
-        is_new: whether each is new, [clips].
-    """
+    """Returns the accuracy on new and on old clips; `is_new` tells which are new, [clips]."""
     is_right = evaluation.predicted == evaluation.labels
     found = {}
     for name, chosen in zip(NAMES, (is_new, ~is_new), strict=True):

@@ -135,13 +135,8 @@ def score(
 ) -> Scored:
     """Applies a model to a stream, and keeps the probabilities of every window.
 
-    Args:
-        recognizer: the model.
-        thresholds: determine hop and smoothing.
-        stream: float32 pieces at the model's sample rate.
-        spoken: the utterances in the stream.
-        seconds: length of the stream.
-        name: name on the progress bar.
+    Thresholds determine hop and smoothing. `stream` gives float32 pieces at the model's sample rate, `seconds` long in
+    all.
     """
     detector = Detector(recognizer, thresholds, tokens_at_a_time=TOKENS_AT_A_TIME)
     found: list[Window] = []
@@ -203,14 +198,7 @@ def compare(detections: Iterable[tuple[float, str, float]], spoken: Sequence[Utt
 def list_faults(
     scored: Scored, words: list[str], thresholds: Thresholds, detections: Iterable[tuple[float, str, float]]
 ) -> list[Fault]:
-    """Lists all false alarms and misses in a stream, in order of time.
-
-    Args:
-        scored: the stream.
-        words: the words of the model.
-        thresholds: those with which it listened.
-        detections: what `detect` returned.
-    """
+    """Lists all false alarms and misses in a stream, in order of time."""
     detections, spoken = list(detections), scored.spoken
     taken, wrong = assign(detections, spoken)
     found = []
@@ -266,9 +254,7 @@ def assign(
 ) -> tuple[set[int], list[tuple[tuple[float, str, float], str]]]:
     """Returns which utterances were detected, by index, and the detections that are false alarms, with their causes.
 
-    Args:
-        detections: time, word and probability of each.
-        spoken: the utterances in the stream.
+    A detection has time, word and probability.
     """
     begins = np.array([one.begin for one in spoken])
     taken: set[int] = set()

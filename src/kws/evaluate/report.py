@@ -43,14 +43,8 @@ def write_report(
 ) -> None:
     """Writes the report, atomically.
 
-    Args:
-        path: the file.
-        recognizer: the model that was evaluated.
-        evaluation: the results.
-        title: name of the clips, as in "test split".
-        recordings: the recordings folder; the page shows and plays mistaken clips that still exist there.
-        training: the lines of metrics.jsonl, one for every epoch; empty: no training curves.
-        streams: what `evaluate_streams` returned; the page shows and plays false alarms and misses.
+    The page shows and plays mistaken clips that still exist in `recordings`, training curves by the lines of
+    metrics.jsonl, and false alarms and misses in `streams`, which `evaluate_streams` returned.
     """
     mistakes = [
         mistake.as_json() | _show(recognizer.features, recordings, mistake.clip) for mistake in evaluation.mistakes
@@ -69,8 +63,7 @@ def write_report(
         thresholds=None if streams is None else streams[0],
         faults=None if streams is None else describe_faults(streams[1], streams[0]),
     )
-    with files.atomic_write(path, "w") as file:
-        file.write(page)
+    files.write(path, page)
 
 
 def recall_by_word(heard: Sequence[Evaluation]) -> list[dict[str, Any]]:
@@ -89,12 +82,8 @@ def render_comparison(
 ) -> str:
     """Renders a page with two models side by side: words, and the clips on which they differ, to be heard.
 
-    Args:
-        names: their versions, the new one first.
-        reason: how they compare on the whole, in a sentence.
-        heard: the evaluations of both on the test split of the tensors.
-        new_clips: how both do on new and old clips; empty: none is new.
-        tensors: the tensors.
+    The new version comes first. `reason` says how they compare on the whole; `new_clips` how both do on new and old
+    clips, if any is new.
     """
     clips, recordings = tensors.split("test").clips, Path(tensors.manifest["recordings"]["path"])
     rows = [
@@ -121,12 +110,7 @@ def render_comparison(
 
 
 def render_not_compared(version: str, reason: str) -> str:
-    """Renders the page in place of a comparison, where there is none.
-
-    Args:
-        version: the new version.
-        reason: why it is champion or is not, in a sentence.
-    """
+    """Renders the page in place of a comparison, with the reason why a version is champion or is not."""
     return _render("not_compared.html.jinja", version=version, reason=reason)
 
 
@@ -191,13 +175,6 @@ def write_stream_report(
 ) -> list[dict[str, Any]]:
     """Writes streams.html, detection.png, streams.json and thresholds.json into a folder, each atomically.
 
-    Args:
-        folder: where to write.
-        recognizer: the model that was evaluated.
-        thresholds: the thresholds that were evaluated.
-        reports: the results, one for each noise level.
-        title: name of the recordings.
-
     Returns:
         The metrics, one dictionary for each noise level.
     """
@@ -217,10 +194,8 @@ def write_stream_report(
     )
     files.write_json(folder / THRESHOLDS, thresholds.as_json())
     files.write_json(folder / "streams.json", {"thresholds": thresholds.as_json(), "streams": rows})
-    with files.atomic_write(folder / "detection.png") as file:
-        file.write(picture)
-    with files.atomic_write(folder / "streams.html", "w") as file:
-        file.write(page)
+    files.write(folder / "detection.png", picture)
+    files.write(folder / "streams.html", page)
     return rows
 
 

@@ -81,11 +81,6 @@ def conditions(recordings: Path, recognizer: AnyRecognizer) -> dict[str, Change]
 def measure(recognizer: AnyRecognizer, recordings: Path, clips: Sequence[Clip]) -> Mapping[str, float]:
     """Returns the accuracy under every condition, 0 to 1.
 
-    Args:
-        recognizer: the model.
-        recordings: the recordings folder.
-        clips: clips of the test split.
-
     Raises:
         ValueError: a recording cannot be read.
         FileNotFoundError: a recording no longer exists.

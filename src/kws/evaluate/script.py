@@ -108,14 +108,9 @@ class Script:
     ) -> None:
         """Draws a script at random.
 
-        Args:
-            recordings: a recordings folder with background noise.
-            recognizer: the model, which determines the words to detect.
-            split: validation or test.
-            hours: length of the stream.
-            seed: random seed, which is combined with the split.
-            after: the word of the gate; empty: there is none.
-            after_seconds: for how long the gate is open.
+        The recordings must have background noise; the model determines the words to detect. The seed is combined with
+        the split, validation or test. `after` is the word of the gate, which is open for `after_seconds`; empty: there
+        is none.
 
         Raises:
             ValueError: the split has no clip of a word of the model or of the gate, or there is no noise.
@@ -210,10 +205,7 @@ class Script:
     def cut(self, snr_db: float, begins: Sequence[float], seconds: float) -> list[Waveform]:
         """Renders stretches of the stream, as loud and with the same noise as in `render`.
 
-        Args:
-            snr_db: the signal-to-noise ratio.
-            begins: when the stretches begin, in seconds; in any order, and they may overlap.
-            seconds: length of each.
+        They may begin in any order, and overlap; all times are in seconds.
 
         Returns:
             float32 [samples] each; what lies past the end of the stream is silence.
@@ -303,12 +295,12 @@ def _shuffled(sources: Sequence[str], random: np.random.Generator) -> Iterator[s
             yield sources[index]
 
 
-def _levelled(speech: Waveform, fade: int = 320) -> Waveform:
+def _levelled(speech: Waveform) -> Waveform:
     """Scales an utterance to SPEECH_LEVEL and fades its ends, so that its own noise does not begin with a click."""
     scaled = speech * np.float32(SPEECH_LEVEL / max(float(np.sqrt(np.mean(np.square(speech, dtype=np.float64)))), 1e-5))
-    ramp = np.linspace(0, 1, fade, dtype=np.float32)
-    scaled[:fade] *= ramp
-    scaled[-fade:] *= ramp[::-1]
+    ramp = np.linspace(0, 1, 320, dtype=np.float32)
+    scaled[:320] *= ramp
+    scaled[-320:] *= ramp[::-1]
     return scaled
 
 

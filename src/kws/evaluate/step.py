@@ -49,12 +49,7 @@ def evaluate(model: Path, tensors: Path, report: Path, false_alarms_per_hour: fl
     """Evaluates a `.pth` on the test split and writes the report, a self-contained HTML page.
 
     Robustness and thresholds for streams need the recordings, and are left out if these no longer exist.
-
-    Args:
-        model: a file of `kws.model.bundle`.
-        tensors: a tensors folder of `kws.preprocess.step`.
-        report: the page to write.
-        false_alarms_per_hour: the limit for the choice of detection thresholds.
+    `false_alarms_per_hour` is the limit for the choice of detection thresholds.
 
     Raises:
         ValueError: the model or the tensors are damaged.

@@ -47,10 +47,6 @@ class StreamReport:
     script: Script = field(repr=False)
     """With which the sound around them can be rendered."""
 
-    def missed_at(self, per_hour: float) -> float:
-        """Returns the lowest miss rate on the curve with at most `per_hour` false alarms per hour."""
-        return min((missed for alarms, missed in self.curve if alarms <= per_hour), default=1.0)
-
     def summary(self) -> dict[str, Any]:
         """Returns the results as JSON."""
         outcome = self.outcome
@@ -76,7 +72,7 @@ class StreamReport:
             "false_alarms_per_hour": outcome.per_hour,
             "false_alarms_per_hour_95": _per_hour_95(outcome.false_alarms.total(), outcome.hours),
             "false_alarms_by_cause": dict(outcome.causes.most_common()),
-            "missed_at_one_an_hour": self.missed_at(1),
+            "missed_at_one_an_hour": min((missed for alarms, missed in self.curve if alarms <= 1), default=1.0),
             "words": {
                 word: {
                     "spoken": number,

@@ -197,7 +197,7 @@ def moved(thresholds: Thresholds, by: float, but: str = "") -> Thresholds:
     return _with(
         thresholds,
         {
-            word: value if value > 1 or word == but else _probability(log_odds(value) + by)
+            word: value if value > 1 or word == but else 1 / (1 + math.exp(-log_odds(value) - by))
             for word, value in thresholds.thresholds.items()
         },
     )
@@ -222,7 +222,3 @@ def _levels(scored: Sequence[Scored], words: list[str]) -> list[float]:
         return [LOWEST_LEVEL]
     ranks = np.unique(np.geomspace(1, scores.size, NUM_LEVELS).astype(int)) - 1
     return [float(level) for level in np.unique(scores[ranks])]
-
-
-def _probability(odds: float) -> float:
-    return 1 / (1 + math.exp(-odds))

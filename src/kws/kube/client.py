@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import logging
 import os
 import sys
 import time
@@ -128,12 +127,9 @@ class Api:
 
     @classmethod
     def at(cls, address: str, ca_file: str = "", token: Callable[[], str] | None = None) -> "Api":
-        """Connects to an address.
+        """Connects to an address, http://… or https://…
 
-        Args:
-            address: of the API, with http:// or https://.
-            ca_file: a file with its certificate authority; empty: one that this machine knows.
-            token: gives the token for each call; None: there is none.
+        `ca_file` has its certificate authority, unless this machine knows it; `token` gives the token for each call.
         """
         from kubernetes import client
 
@@ -159,13 +155,7 @@ class Api:
         return None
 
     def list(self, resource: Resource, namespace: str = "", **selectors: Any) -> list[dict[str, Any]]:
-        """Returns objects of a namespace, or of all.
-
-        Args:
-            resource: their kind.
-            namespace: theirs; empty: all.
-            selectors: parameters of the call, such as labelSelector.
-        """
+        """Returns objects of a namespace, or of all; selectors are parameters of the call, such as labelSelector."""
         return list(self._call("GET", resource.path(namespace), **selectors)["items"])
 
     def create(self, resource: Resource, manifest: Mapping[str, Any], **query: Any) -> dict[str, Any]:
@@ -189,10 +179,7 @@ class Api:
     def stream(self, path: str, timeout: float, **query: Any) -> Iterator[Iterator[bytes]]:
         """Opens what is at a path, which may come in pieces for ever.
 
-        Args:
-            path: where.
-            timeout: seconds without a piece after which the connection counts as dead.
-            query: parameters of the call.
+        After `timeout` seconds without a piece the connection counts as dead.
         """
         with translated():
             response = self._open("GET", path, None, timeout, query)
@@ -251,8 +238,3 @@ def echo(text: str) -> None:
     """
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
-
-
-def silence_connections() -> None:
-    """Keeps urllib3 from logging every connection that it tries again, in three lines each; `Api` prints one."""
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)

@@ -27,10 +27,7 @@ class PodLog:
         self.read_at = 0.0
 
     def read(self, follow: bool = False) -> Iterator[str]:
-        """Yields the new lines.
-
-        Args:
-            follow: whether to wait for more until the container ends.
+        """Yields the new lines; with `follow`, waits for more until the container ends.
 
         Raises:
             KubeError: there is no log yet, or no longer, or no answer.

@@ -134,11 +134,7 @@ class ClusterConfig(Settings):
 
 
 def read_settings(text: str, *needed: str) -> dict[str, Any]:
-    """Parses a value of KWS_PYTORCHJOB.
-
-    Args:
-        text: the value.
-        needed: fields that it must have.
+    """Parses a value of KWS_PYTORCHJOB, which must have the needed fields.
 
     Raises:
         ValueError: it is not a JSON object, or lacks a needed field.

@@ -103,11 +103,8 @@ def may_mend(job: Job, pods: Sequence[Pod], container: str) -> bool:
 def failure_message(job: Job, pods: Sequence[Pod], last_lines: Mapping[str, Sequence[str]], container: str) -> str:
     """Says why a job failed: the job's own condition, then the last log lines of the pod that failed first.
 
-    Args:
-        job: the job.
-        pods: each pod as last seen; the operator deletes the pods of a job that was restarted too often.
-        last_lines: the end of every pod's log, by the name of the pod.
-        container: name of the container that trains.
+    Pods are as last seen, as the operator deletes those of a job that was restarted too often; `last_lines` has the end
+    of every pod's log, by its name.
     """
     name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
     recurs = "starting it again would not help" if is_hopeless(pods, container) else "it gives no reason"

@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import logging
 import os
 import signal
 import sys
@@ -74,7 +75,8 @@ class ClusterLauncher:
     def __init__(self, kind: JobKind, config: ClusterConfig) -> None:
         self.kind, self.config = kind, config
         self.namespace = config.namespace or own_namespace()
-        client.silence_connections()
+        # Of every connection that is tried again `Api` prints one line, and urllib3 would print three.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         self.api = Api.of_pod().patient(PATIENCE_SECONDS)
         self.running = self.api.patient(PATIENCE_SECONDS, Refused)
         """For a job that was submitted: a right that is missing now will come back."""
@@ -334,16 +336,9 @@ class LogPrinter(threading.Thread):
 
 
 def step_pod() -> tuple[str, str] | None:
-    """Returns name and uid of the step's own pod, or None outside a pod.
-
-    They come from KWS_POD_NAME and KWS_POD_UID (downward API) or from KFP_POD_NAME and KFP_POD_UID, which Kubeflow
-    Pipelines sets on every step.
-    """
-    for prefix in ("KWS", "KFP") if client.NAMESPACE_FILE.exists() else ():
-        name, uid = os.environ.get(f"{prefix}_POD_NAME"), os.environ.get(f"{prefix}_POD_UID")
-        if name and uid:
-            return name, uid
-    return None
+    """Returns name and uid of the step's own pod, which Kubeflow Pipelines tells every step, or None outside a pod."""
+    name, uid = os.environ.get("KFP_POD_NAME"), os.environ.get("KFP_POD_UID")
+    return (name, uid) if name and uid and client.NAMESPACE_FILE.exists() else None
 
 
 def save_manifest(manifest: Mapping[str, Any], path: Path) -> None:

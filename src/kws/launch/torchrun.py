@@ -64,21 +64,12 @@ class TorchrunLauncher:
             )
         with tempfile.TemporaryDirectory(prefix="kws-torchrun-") as folder:
             error_file = Path(folder) / "error.json"
-            trainee = ["-m", self.module, *job.arguments]
             is_alone = job.processes_per_node == 1
-            torchrun = (
-                []
-                if is_alone
-                else [
-                    "-m",
-                    "torch.distributed.run",
-                    "--standalone",
-                    f"--nproc-per-node={job.processes_per_node}",
-                    f"--max-restarts={self.max_restarts}",
-                    f"--log-dir={folder}",
-                ]
-            )
-            command = [sys.executable, *torchrun, *trainee]
+            command = [sys.executable]
+            if not is_alone:
+                command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.processes_per_node}"]
+                command += [f"--max-restarts={self.max_restarts}", f"--log-dir={folder}"]
+            command += ["-m", self.module, *job.arguments]
             changes = {
                 **({} if is_alone else FRESH_STORE),
                 # By default torchrun gives several processes one thread each, and a single process all cores.
@@ -93,7 +84,7 @@ class TorchrunLauncher:
                 # On a terminal the trainer draws its progress bar itself, which needs an unfiltered stream.
                 output = None if sys.stderr.isatty() else Output(job.folder / LOGS / "torchrun.log")
                 watch = ErrorWatch(Path(folder), output)
-                status = run_group(command, os.environ | changes, output, watch.has_found_one)
+                status = run_group(command, os.environ | changes, output, watch.hopeless)
                 if status == 0:
                     return
                 error = watch.hopeless() or recorded_error(error_file)
@@ -135,10 +126,6 @@ class ErrorWatch:
         """Tells whether the system has killed a process for lack of memory; on a desktop it need not be one of ours."""
         return memory.num_killed() > self.num_killed
 
-    def has_found_one(self) -> bool:
-        """Tells whether there is such an error."""
-        return self.hopeless() != ""
-
     def hopeless(self) -> str:
         """Returns the first such error, or "" if there is none yet."""
         if self.output is not None and self.output.was_killed and self.is_out_of_memory():
@@ -154,7 +141,7 @@ def run_group(
     command: Sequence[str],
     environment: Mapping[str, str],
     output: Output | None = None,
-    must_end: Callable[[], bool] = lambda: False,
+    must_end: Callable[[], object] = lambda: False,
 ) -> int:
     """Runs a command in its own process group and returns its exit status.
 
@@ -252,10 +239,8 @@ def recorded_error(error_file: Path) -> str:
 def describe(status: int, who: str = "torchrun", out_of_memory: bool = False) -> str:
     """Describes the exit status of torchrun or of a single training process, if no process recorded an error.
 
-    Args:
-        status: the exit status, or minus the signal.
-        who: what ended.
-        out_of_memory: whether the system says that it killed a process for lack of memory.
+    The status is minus the signal, if there was one. `out_of_memory`: whether the system says that it killed a process
+    for that.
     """
     if status == -signal.SIGKILL:
         available = memory.limit()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kws import files
 from kws.config import require_words
@@ -95,26 +95,6 @@ class Recognizer:
         """Number of trainable parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
-    @property
-    def num_multiplications(self) -> int:
-        """Number of multiplications for one clip, see `multiplications`."""
-        return multiplications(self.model, self.features)
-
-
-def multiplications(network: nn.Module, features: FeatureConfig) -> int:
-    """Counts the multiplications of matrix products and convolutions for one clip, spectrogram not included.
-
-    Args:
-        network: a network that scores log-mel features [clips, num_mels, num_frames].
-        features: the feature settings.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    clip = torch.zeros(1, features.num_mels, features.num_frames, device=next(network.parameters()).device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:  # which counts the additions as well
-        network.eval()(clip)
-    return int(counter.get_total_flops()) // 2
-
 
 def save(path: Path, recognizer: Recognizer) -> None:
     """Writes a `.pth`, atomically."""
@@ -138,8 +118,7 @@ def write(path: Path, content: object) -> None:
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with files.atomic_write(path) as file:
-        file.write(buffer.getbuffer())
+    files.write(path, buffer.getbuffer())
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Recognizer:

@@ -49,17 +49,10 @@ void kws(const float waveform[1][KWS_NUM_SAMPLES], float probabilities[1][KWS_NU
 
 
 def export(recognizer: "Recognizer", path: Path, int8: bool = False, beside: Path | None = None) -> dict[str, float]:
-    """Writes a model as C, and the header beside it, atomically.
+    """Writes a model as C, and the header beside it, atomically; see `formats.Format.export`.
 
-    Args:
-        recognizer: the model.
-        path: the C file.
-        int8: store the matrices of the model in 8 bits, as `kws.model.onnx.export` does.
-        beside: not needed.
-
-    Returns:
-        If there is a C compiler, the bytes of constants and code (flash), the bytes of memory with the stack (RAM), and
-        the seconds of one core for a clip.
+    If there is a C compiler, the figures are the bytes of constants and code (flash), the bytes of memory with the
+    stack (RAM), and the seconds of one core for a clip.
 
     Raises:
         ValueError: emx-onnx-cgen is not installed, or cannot write this model.
@@ -86,16 +79,14 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False, beside: Pat
     except CompilerError as error:
         raise ValueError(f"the model must have only operators that emx-onnx-cgen knows, got {error}") from error
     about = json.dumps(formats.describe(recognizer, int8)).replace("*/", "*\\/")
-    with files.atomic_write(path, "w") as file:
-        file.write(f"/* kws: {about} */\n{_in_one_memory(source)}")
+    files.write(path, f"/* kws: {about} */\n{_in_one_memory(source)}")
     header = HEADER.format(
         rate=config.sample_rate,
         samples=config.num_samples,
         num_words=len(recognizer.words),
         words=", ".join(json.dumps(word, ensure_ascii=False) for word in recognizer.words),
     )
-    with files.atomic_write(path.with_suffix(".h"), "w") as file:
-        file.write(header)
+    files.write(path.with_suffix(".h"), header)
     return _measure(path) if _compiler() else {}
 
 

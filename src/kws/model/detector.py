@@ -95,12 +95,7 @@ class Thresholds:
 
     @classmethod
     def unmeasured(cls, words: list[str], of_tokens: bool = False) -> "Thresholds":
-        """Returns the same threshold for every word.
-
-        Args:
-            words: the words of the model.
-            of_tokens: whether its tokens get scores, which are averaged over less time.
-        """
+        """Returns the same threshold for every word; scores of tokens are averaged over less time."""
         thresholds = dict.fromkeys(reported(words), UNMEASURED)
         if of_tokens:
             return cls(thresholds=thresholds, smoothing_seconds=0.15, hop_seconds=0.05)

@@ -24,16 +24,9 @@ ABOUT, LABELS = "kws.json", "labels.txt"
 
 
 def export(recognizer: "Recognizer", path: Path, int8: bool = False, beside: Path | None = None) -> dict[str, float]:
-    """Writes a model for LiteRT, atomically; it hears one clip at a time.
+    """Writes a model for LiteRT, atomically; it hears one clip at a time. See `formats.Format.export`; no figures.
 
-    Args:
-        recognizer: the model.
-        path: the file.
-        int8: store the model's matrices and convolutions in 8 bits, and activations at run time (dynamic quantization).
-        beside: not needed.
-
-    Returns:
-        No figures.
+    With int8, the model's matrices and convolutions have 8 bits, and activations at run time (dynamic quantization).
 
     Raises:
         ValueError: litert-torch is not installed.
@@ -60,8 +53,7 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False, beside: Pat
     with zipfile.ZipFile(whole, "a") as packed:
         packed.writestr(LABELS, "\n".join(recognizer.words))
         packed.writestr(ABOUT, json.dumps(formats.describe(recognizer, int8)))
-    with files.atomic_write(path) as file:
-        file.write(whole.getbuffer())
+    files.write(path, whole.getbuffer())
     return {}
 
 

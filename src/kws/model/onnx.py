@@ -86,30 +86,15 @@ def report_nothing() -> None:
 
 
 def load(path: Path, num_threads: int = 0) -> OnnxRecognizer:
-    """Reads a file that `export` wrote.
-
-    Args:
-        path: the file.
-        num_threads: threads for a call; 0: one for every core.
+    """Reads a file that `export` wrote, to run with so many threads for a call; 0: one for every core.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a model of this project, or is damaged.
     """
-    report_nothing()
-    import onnxruntime
-
     if not path.is_file():
         raise FileNotFoundError(f"model must be an .onnx file, got {str(path)!r}, which does not exist")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads or num_cores()
-    # Spinning threads lose more time beside a busy process than they gain on an idle machine.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4  # hides the warning that features can be overridden; errors are raised as well
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises a class of its own for every kind of damage
-        raise ValueError(f"model must be an .onnx file of kws export, got {str(path)!r}, which is damaged") from error
+    session = open_session(path, num_threads)
     about = session.get_modelmeta().custom_metadata_map
     if about.get("kws_format") != FORMAT:
         raise ValueError(f"model must be an .onnx file of kws export, got one of another program: {path}")
@@ -117,6 +102,22 @@ def load(path: Path, num_threads: int = 0) -> OnnxRecognizer:
         return _recognizer(session, about)
     except ValueError as error:
         raise ValueError(f"model must be intact, got {path}, which is damaged: {error}") from error
+
+
+def open_session(path: Path, num_threads: int) -> "InferenceSession":
+    """Opens a graph to run it on the CPU; see `load`."""
+    report_nothing()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads or num_cores()
+    # Spinning threads lose more time beside a busy process than they gain on an idle machine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4  # hides the warning that features can be overridden; errors are raised as well
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a class of its own for every kind of damage
+        raise ValueError(f"model must be an .onnx file of kws export, got {str(path)!r}, which is damaged") from error
 
 
 def _recognizer(session: "InferenceSession", metadata: Mapping[str, str]) -> OnnxRecognizer:
@@ -159,21 +160,14 @@ def _recognizer(session: "InferenceSession", metadata: Mapping[str, str]) -> Onn
 
 
 def export(recognizer: "Recognizer", path: Path, int8: bool = False, beside: Path | None = None) -> dict[str, float]:
-    """Writes a model as ONNX, atomically.
+    """Writes a model as ONNX, atomically; see `kws.model.formats.Format.export`. There are no figures.
 
     The graph contains the mel spectrogram (the Fourier transform as a matrix product), the model, the temperature and
     the softmax. Words and settings are in its metadata.
 
-    Args:
-        recognizer: the model; its window must have an even length.
-        path: the file to write.
-        int8: quantize the matrices of the model to 8 bits with a scale for every column, and activations at run time
-            (dynamic quantization). Convolutions and features stay in float32. Of the 8 bits of a weight 7 are used:
-            with all of them, sums overflow on processors without VNNI (onnxruntime.ai, "Quantize ONNX models").
-        beside: not needed.
-
-    Returns:
-        No figures, see `kws.model.formats`.
+    With int8, the matrices of the model have a scale for every column, and activations are quantized at run time
+    (dynamic quantization). Convolutions and features stay in float32. Of the 8 bits of a weight 7 are used: with all of
+    them, sums overflow on processors without VNNI (onnxruntime.ai, "Quantize ONNX models").
 
     Raises:
         ValueError: the length of the window is odd.
@@ -206,8 +200,7 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False, beside: Pat
         "about": json.dumps(recognizer.about | {"int8": int8}),
     }
     onnx.helper.set_model_props(graph, about)
-    with files.atomic_write(path) as file:
-        file.write(graph.SerializeToString())
+    files.write(path, graph.SerializeToString())
     return {}
 
 

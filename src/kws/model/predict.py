@@ -29,9 +29,7 @@ class Prediction:
 def load(path: Path, num_threads: int = 0) -> AnyRecognizer:
     """Reads a `.pth` file, or one of `kws.model.formats` if its name ends so.
 
-    Args:
-        path: the file.
-        num_threads: threads for a call of an ONNX model; 0: one for every core.
+    A call of an ONNX model has `num_threads`; 0: one for every core.
 
     Raises:
         ValueError: the file is not a model, or is damaged.
@@ -47,11 +45,8 @@ def load(path: Path, num_threads: int = 0) -> AnyRecognizer:
 def predict(recognizer: AnyRecognizer, path: Path, top: int = 1) -> list[Prediction]:
     """Returns the most probable words of a recording, the most probable first.
 
-    Args:
-        recognizer: a model from `load`.
-        path: a recording with any sample rate, sample width and number of channels; of a long one the second in which
-            most is said counts.
-        top: the number of words to return.
+    The recording has any sample rate, sample width and number of channels; of a long one the second in which most is
+    said counts.
 
     Raises:
         ValueError: the file cannot be read as a recording.

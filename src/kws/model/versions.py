@@ -40,7 +40,7 @@ CANDIDATE = "candidate"
 """The state of a version that waits for a person's approval, and the name by which it is asked for."""
 
 SERVED = (THRESHOLDS, REFERENCE, CARD, EVALUATION)
-"""Files that a server reads beside the model; versions of older releases lack them."""
+"""Files that a server reads beside the model, as far as they are there."""
 
 REFERENCE_TOLERANCE = 0.05
 """How much a probability of the reference clip may differ from its value on publication. Processors differ by 1e-5 in
@@ -81,9 +81,7 @@ def champion_record(data_root: Path) -> dict[str, Any] | None:
 def parse_champion(text: bytes, name: str) -> dict[str, Any]:
     """Parses a champion.json: `version`, `history`, and `since`, `by` and `reason` if they were recorded.
 
-    Args:
-        text: the content of the file.
-        name: the name of the file, for error messages.
+    The name is that of the file, for error messages.
 
     Raises:
         ValueError: the file is damaged, or was not written by kws.
@@ -120,9 +118,7 @@ def states(data_root: Path) -> dict[str, str]:
 def beside_champion(data_root: Path, name: str) -> str | None:
     """Returns the version to try beside the champion, or None if there is none, or it is the champion by now.
 
-    Args:
-        data_root: the folder that holds models/.
-        name: `candidate` for the one that waits, or the name of a version.
+    The name is `candidate` for the one that waits, or that of a version.
 
     Raises:
         ValueError: models/candidates.json or models/champion.json is damaged.
@@ -178,9 +174,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def parse_manifest(text: bytes, name: str) -> dict[str, Any]:
     """Parses the manifest of a version: `version`, in `files` the SHA-256 of every other file, and details for users.
 
-    Args:
-        text: the content of the file.
-        name: the name of the file, for error messages.
+    The name is that of the file, for error messages.
 
     Raises:
         ValueError: the file is damaged, or was not written by kws.
@@ -202,15 +196,13 @@ def parse_manifest(text: bytes, name: str) -> dict[str, Any]:
 def verify(folder: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
     """Checks files of a version against the digests in its manifest, and returns the manifest.
 
-    Args:
-        folder: models/<version>.
-        names: the files to check; None: all in the manifest.
+    Without names, these are all in the manifest, and the one that servers need.
 
     Raises:
         ValueError: a file is missing or has another digest; the message names it.
     """
     manifest = read_manifest(folder)
-    for name in manifest["files"] if names is None else names:
+    for name in dict.fromkeys((*manifest["files"], ONNX)) if names is None else names:
         path, expected = folder / name, manifest["files"].get(name)
         if expected is None:
             raise ValueError(f"version {folder.name} must have a {name}, got none in its {files.MANIFEST}")
@@ -221,30 +213,10 @@ def verify(folder: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
     return manifest
 
 
-def require_servable(folder: Path) -> dict[str, Any]:
-    """Checks that a version has a file that servers can serve, and returns its manifest.
-
-    Raises:
-        ValueError: the version is of an early release, which published only a model.pth.
-    """
-    manifest = read_manifest(folder)
-    if ONNX not in manifest["files"]:
-        raise ValueError(
-            f"version {folder.name} must have a {ONNX}, which servers need, got one of an early release without it; "
-            f"serve it as a file: kws export --model {folder / MODEL} {ONNX}, then kws serve --model {ONNX}"
-        )
-    return manifest
-
-
 def appoint(data_root: Path, version: str, accuracy: float | None, *, by: str, reason: str) -> None:
     """Makes a version champion by writing models/champion.json, whose lock the caller must hold.
 
-    Args:
-        data_root: the folder that holds models/.
-        version: the new champion.
-        accuracy: accuracy of the version on its test split, 0 to 1, or None if unknown.
-        by: who decided.
-        reason: why.
+    Its accuracy on its test split is 0 to 1, or None if unknown.
     """
     try:
         before = champion_record(data_root)
@@ -259,11 +231,7 @@ def appoint(data_root: Path, version: str, accuracy: float | None, *, by: str, r
 def rollback(data_root: Path, version: str = "", *, by: str = "", reason: str = "") -> tuple[str, str]:
     """Makes an earlier version champion, and records who decided and why.
 
-    Args:
-        data_root: the folder that holds models/.
-        version: the new champion; empty: the previous champion.
-        by: who decided; empty: user and machine.
-        reason: why.
+    Without a version it is the previous champion; without `by` it is user and machine.
 
     Returns:
         The champion before (empty if there was none) and the champion now.
@@ -293,7 +261,6 @@ def rollback(data_root: Path, version: str = "", *, by: str = "", reason: str = 
             raise ValueError(
                 f"version must be one of {', '.join(versions(data_root)) or 'models/, which is empty'}, got {version!r}"
             )
-        require_servable(folder)
         manifest = verify(folder)
         if version != now:
             appoint(data_root, version, manifest.get("accuracy"), by=by or who(), reason=reason or "rollback")
@@ -330,12 +297,7 @@ def parse_proposals(text: bytes, name: str) -> list[dict[str, Any]]:
 def propose(data_root: Path, version: str, accuracy: float, reason: str, words: list[dict[str, Any]]) -> None:
     """Makes a version the candidate, in the place of one that waits. The caller must hold the lock of the champion.
 
-    Args:
-        data_root: the folder that holds models/.
-        version: the version.
-        accuracy: its accuracy, 0 to 1.
-        reason: how it compares with the champion.
-        words: how both do on each word.
+    `reason` and `words` tell how it compares with the champion, on the whole and on each word.
     """
     before = [one for one in proposals(data_root) if one["version"] != version]
     for one in before:
@@ -367,13 +329,8 @@ def decide(
 ) -> str:
     """Makes the candidate champion, or rejects it, and records who decided and why.
 
-    Args:
-        data_root: the folder that holds models/.
-        is_approved: whether it becomes champion.
-        version: the candidate that is meant; empty: whichever waits.
-        by: who decided; empty: user and machine.
-        reason: why.
-        force: approve it even if it is old, or was compared with another champion than there is now.
+    A version is named to be sure which is meant; without `by` it is user and machine. With `force` it is approved even
+    if it is old, or was compared with another champion than there is now.
 
     Returns:
         The version.
@@ -388,7 +345,6 @@ def decide(
         version, now = found["version"], champion(data_root)
         if is_approved:
             folder = version_folder(data_root, version)
-            require_servable(folder)
             verify(folder)
             days = (time.time() - calendar.timegm(time.strptime(found["since"], _TIME))) / 86400
             if not force and days > CANDIDATE_DAYS:

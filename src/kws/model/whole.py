@@ -15,28 +15,12 @@ from kws.recipe import FeatureConfig
 from kws.settings import require
 
 
-class FeaturesToWords(torch.nn.Module):
-    """Maps mel spectrograms, float32 [clips, num_mels, num_frames], to probabilities, float32 [clips, words].
-
-    If tokens get scores, it maps those of streams of any length to [streams, tokens, words].
-    """
-
-    def __init__(self, recognizer: Recognizer) -> None:
-        super().__init__()
-        self.probabilities = recognizer.probabilities
-        self.model = copy.deepcopy(recognizer.model).cpu().eval()
-        self.of_tokens = self.model.config.scores == "tokens"
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Computes the probabilities of features."""
-        return self.probabilities(self.model.token_scores(features) if self.of_tokens else self.model(features))
-
-
-class WaveformToWords(FeaturesToWords):
+class WaveformToWords(torch.nn.Module):
     """Maps waveforms, float32 [clips, num_samples], to probabilities, float32 [clips, words].
 
-    With features, mel spectrograms that were computed elsewhere, their results follow those of the waveforms; if tokens
-    get scores, those of every token are a second result.
+    With features, mel spectrograms that were computed elsewhere, float32 [clips, num_mels, num_frames], their results
+    follow those of the waveforms. If tokens get scores, those of every token are a second result: of streams of any
+    length, float32 [streams, tokens, words].
     """
 
     blocks: Tensor
@@ -51,7 +35,10 @@ class WaveformToWords(FeaturesToWords):
         Raises:
             ValueError: the length of its window is odd.
         """
-        super().__init__(recognizer)
+        super().__init__()
+        self.probabilities = recognizer.probabilities
+        self.model = copy.deepcopy(recognizer.model).cpu().eval()
+        self.of_tokens = self.model.config.scores == "tokens"
         self.config = config = recognizer.features
         require(config.win_length % 2 == 0, "win_length", "be even for an export", config.win_length)
         self.reach = config.win_length // 2
@@ -59,15 +46,13 @@ class WaveformToWords(FeaturesToWords):
         for name, value in _spectrum(config, self.block).items():
             self.register_buffer(name, value)
 
-    def forward(  # type: ignore[override]
-        self, waveforms: Tensor, features: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, waveforms: Tensor, features: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Computes the probabilities of clips, and of features."""
         mel = self.mel(waveforms)
         if features is None:
             return self.probabilities(self.model(mel))
         if self.of_tokens:
-            return self.probabilities(self.model(mel)), super().forward(features)
+            return self.probabilities(self.model(mel)), self.probabilities(self.model.token_scores(features))
         return self.probabilities(self.model(torch.cat((mel, features))))
 
     def mel(self, waveforms: Tensor) -> Tensor:

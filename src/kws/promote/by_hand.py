@@ -10,14 +10,16 @@ from kws.model import versions
 from kws.promote import registry
 from kws.settings import add_registry
 
+COMMANDS = {
+    "rollback": "make an earlier version champion",
+    "approve": "make the candidate champion",
+    "reject": "refuse the candidate",
+}
+"""The commands, and what each does."""
+
 
 def add_flags(parser: argparse.ArgumentParser, command: str) -> None:
-    """Adds the flags of a command but for that of the data root.
-
-    Args:
-        parser: of the command.
-        command: rollback, approve or reject.
-    """
+    """Adds the flags of a command but for that of the data root."""
     which = "a folder of models/ (default: the previous champion)"
     if command != "rollback":
         which = "the candidate that is meant (default: whichever waits)"
@@ -33,10 +35,7 @@ def add_flags(parser: argparse.ArgumentParser, command: str) -> None:
 def carry_out(data_root: Path, command: str, options: argparse.Namespace) -> str:
     """Does what a person decided, marks it in the registry if there is one, and returns what to say of it.
 
-    Args:
-        data_root: the folder that holds models/.
-        command: rollback, approve or reject.
-        options: of `add_flags`.
+    `options` are those of `add_flags`.
 
     Raises:
         ValueError: it cannot be done, see `versions.rollback` and `versions.decide`; all stays as it was.

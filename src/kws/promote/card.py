@@ -1,6 +1,5 @@
 """Writes the model card, in the format of Hugging Face's cards."""
 
-import importlib.resources
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,26 +37,23 @@ def write_card(
 ) -> None:
     """Writes MODEL_CARD.md, atomically.
 
-    Args:
-        path: the file, beside the models that it describes.
-        recognizer: the model.
-        version: name of the version.
-        evaluation: content of evaluation.json.
-        tensors: content of the manifest.json of the tensors.
-        thresholds: the published thresholds.
-        formats: sentences that say whether a file was published, and why, by name of the file.
+    It lies beside the models that it describes. `evaluation` is the content of evaluation.json, `tensors` that of the
+    manifest of the tensors; `formats` has a sentence about every file, which says whether it was published, and why.
     """
-    template = importlib.resources.files("kws.promote").joinpath("card.md.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=jinja2.PackageLoader("kws", "promote"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters["code"] = _code
     environment.filters["cell"] = lambda text: _code(text).replace("|", "\\|")  # as GitHub's tables want it
     about = recognizer.about
     init = about.get("init", {})
     measured = not math.isnan(thresholds.false_alarms_per_hour)
-    page = environment.from_string(
-        template
+    page = environment.get_template(
+        "card.md.jinja"
     ).render(
         version=version,
         words=recognizer.words,
@@ -88,8 +84,7 @@ def write_card(
         missed=_missed,
         alarms=_alarms,
     )
-    with files.atomic_write(path, "w") as file:
-        file.write(page)
+    files.write(path, page)
 
 
 def _percent(share: float) -> str:

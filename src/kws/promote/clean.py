@@ -79,12 +79,7 @@ def clean(
 ) -> Plan:
     """Deletes what nothing needs, after saying what and how much.
 
-    Args:
-        data_root: the folder that holds runs/, models/ and so on.
-        config: what to keep.
-        model_registry: address of a registry whose live entries keep their versions; empty: none.
-        say: takes the lines.
-        now: seconds since 1970; None: now.
+    The live entries of a registry keep their versions. `say` takes the lines; `now` is in seconds since 1970.
 
     Returns:
         What was deleted, or would be.
@@ -226,11 +221,7 @@ class _Survey:
     def _delete(self, folder: str, name: str, is_ours: bool, own: Callable[[str], object] = lambda entry: True) -> None:
         """Adds a folder to the plan unless it is not as kws made it.
 
-        Args:
-            folder: below the data root.
-            name: of the folder in it.
-            is_ours: whether kws made it.
-            own: tells of the name of an entry whether it is one of ours.
+        `own` tells of the name of an entry in it whether it is one of ours.
         """
         path = self.root / folder / name
         foreign = (

@@ -39,13 +39,8 @@ def compare_in_streams(
     Each listens with the thresholds that are published with it. A difference is clear if it is beyond chance: of
     misses, by McNemar's exact test on the words that one of the two missed; of false alarms in the same hours, by the
     exact binomial test. A model is clearly better if it is so in one of them and not clearly worse in the other, and
-    the other way round.
-
-    Args:
-        recognizer: the new model.
-        evaluation: content of its evaluation.json.
-        champion: the folder of the champion.
-        recordings: the recordings folder, whose test split the streams are made of.
+    the other way round. `evaluation` is the content of evaluation.json of the new model, `champion` the folder of the
+    champion. The streams are made of the test split of the recordings.
     """
     rows = evaluation.get("streams", [])
     if not rows:

@@ -37,10 +37,7 @@ TOKEN_FILE = "KF_PIPELINES_SA_TOKEN_PATH"
 def try_register(address: str, data_root: Path, version: str) -> bool:
     """Registers a version and marks the champion; errors are only logged.
 
-    Args:
-        address: address of the registry, such as http://model-registry-service.kubeflow:8080; empty: does nothing.
-        data_root: the folder that holds models/.
-        version: the version.
+    Without an address it does nothing.
 
     Returns:
         Whether the version was registered.

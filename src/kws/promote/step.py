@@ -121,7 +121,7 @@ def promote(
             if _champion(data_root)[0] == champion:
                 if waits:
                     words = recall_by_word(compared.heard) if compared else []
-                    _write(data_root / versions.MODELS / versions.COMPARISON, page)
+                    files.write(data_root / versions.MODELS / versions.COMPARISON, page)
                     versions.propose(data_root, version, accuracy, reason, words)
                 elif is_champion and champion != version:
                     versions.appoint(data_root, version, accuracy, by=versions.STEP, reason=reason)
@@ -148,7 +148,7 @@ def promote(
     }
     outcomes.note("promote", state, reason, **figures)
     if comparison is not None:
-        _write(comparison, page)
+        files.write(comparison, page)
     registry.try_register(model_registry, data_root, version)
     if keep_runs:
         try:
@@ -164,11 +164,6 @@ def _page(version: str, champion: str | None, reason: str, compared: Compared | 
         return render_not_compared(version, reason)
     names = version, str(champion)
     return render_comparison(names, reason, compared.heard, compared.new_clips, compared.tensors)
-
-
-def _write(path: Path, page: str) -> None:
-    with files.atomic_write(path, "w") as file:
-        file.write(page)
 
 
 def _heard(made: Version, evaluation: dict[str, Any], tensors: Tensors) -> Evaluation:
@@ -219,13 +214,7 @@ def _decide(
 ) -> tuple[bool, str, Compared | None]:
     """Returns whether a version becomes champion, the reason, and the comparison with the current one if there is any.
 
-    Args:
-        made: the new version.
-        accuracy: its accuracy.
-        min_accuracy: accuracy that a champion must reach.
-        champion: the version in use, or None.
-        without: why there is none.
-        data_root: the folder that holds models/.
+    Without a champion, `without` says why there is none.
     """
     version = made.name
     if champion == version:
@@ -233,14 +222,8 @@ def _decide(
     if accuracy < min_accuracy:
         return False, f"accuracy {accuracy:.2%} is below min_accuracy {min_accuracy:.2%}", None
     if (record := versions.was_rolled_back(data_root, version)) is not None:
-        return (
-            False,
-            (
-                f"{record['by']} took it out of use on {record['since']} ({record['reason']}); "
-                f"kws rollback --version {version} brings it back"
-            ),
-            None,
-        )
+        taken_out = f"{record['by']} took it out of use on {record['since']} ({record['reason']})"
+        return False, f"{taken_out}; kws rollback --version {version} brings it back", None
     try:
         proposed = {one["version"]: one["state"] for one in versions.proposals(data_root)}
     except ValueError as error:

@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,7 @@ import numpy.typing as npt
 
 from kws.preprocess.audio import Waveform
 from kws.serve.models import Served
-
-
-class Busy(Exception):
-    """Raised if too many clips are waiting."""
+from kws.serve.protocol import Refused
 
 
 @dataclass(frozen=True)
@@ -32,12 +30,10 @@ class Batcher:
     """Computes the clips of concurrent requests in batches. Must be used from one event loop."""
 
     def __init__(self, *, num_threads: int, max_batch: int, max_waiting: int) -> None:
-        """Initializes the batcher.
+        """Initializes the batcher, which computes `num_threads` batches at the same time.
 
-        Args:
-            num_threads: number of batches that are computed at the same time.
-            max_batch: largest number of clips in a batch of several requests; a single request may have more.
-            max_waiting: largest number of waiting clips; beyond it requests are refused.
+        `max_batch` bounds the clips in a batch of several requests (a single request may have more), and `max_waiting`
+        those that wait.
         """
         self.num_waiting = 0
         self.batch_sizes: Any = None
@@ -49,20 +45,19 @@ class Batcher:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="predict")
 
     async def predict(self, served: Served, waveforms: Waveform) -> npt.NDArray[np.float32]:
-        """Computes the probabilities of clips with a version of the model.
-
-        Args:
-            served: the version.
-            waveforms: float32 [clips, num_samples] in -1 to 1.
+        """Computes the probabilities of clips, float32 [clips, num_samples] in -1 to 1, with a version of the model.
 
         Returns:
             Probabilities, float32 [clips, words].
 
         Raises:
-            Busy: too many clips are waiting.
+            Refused: too many clips are waiting.
         """
         if self.num_waiting and self.num_waiting + len(waveforms) > self._max_waiting:
-            raise Busy(f"waiting clips must be at most {self._max_waiting}, got {self.num_waiting}; try again later")
+            raise Refused(
+                f"waiting clips must be at most {self._max_waiting}, got {self.num_waiting}; try again later",
+                HTTPStatus.TOO_MANY_REQUESTS,
+            )
         answer: asyncio.Future[npt.NDArray[np.float32]] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(served, waveforms, answer))
         self.num_waiting += len(waveforms)

@@ -30,13 +30,7 @@ class Drift:
         registry: prometheus_client.CollectorRegistry,
         versions: Callable[[], Iterable[Served]],
     ) -> None:
-        """Registers the metrics.
-
-        Args:
-            model_name: label of the metrics.
-            registry: gets them.
-            versions: returns the versions whose test split is shown.
-        """
+        """Registers the metrics; `versions` returns those whose test split is shown."""
         self._name = model_name
         self._versions = versions
         labels = ["model", "version", "source"]

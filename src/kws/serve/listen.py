@@ -31,10 +31,7 @@ LONGEST_QUEUE = 50
 def listen(recognizer: AnyRecognizer, thresholds: Thresholds, source: Iterable[Waveform]) -> Iterator[Detection]:
     """Yields the words in a stream as soon as they are detected.
 
-    Args:
-        recognizer: the model.
-        thresholds: the detection thresholds.
-        source: pieces of the stream, float32 [any] in -1 to 1 at the model's sample rate.
+    The source gives pieces of the stream, float32 [any] in -1 to 1 at the model's sample rate.
     """
     detector = Detector(recognizer, thresholds)
     for piece in source:
@@ -79,9 +76,7 @@ def pieces(waveform: Waveform) -> Iterator[Waveform]:
 def standard_input(sample_rate: int, file: BinaryIO | None = None) -> Iterator[Waveform]:
     """Yields samples from standard input: a WAV, as `arecord` writes it, or raw 16-bit samples, little-endian, mono.
 
-    Args:
-        sample_rate: the required sample rate in Hz.
-        file: a file to read instead of standard input.
+    `file` is read instead of standard input.
 
     Raises:
         ValueError: the WAV has another sample rate or sample width, or no samples; or it is another kind of file.

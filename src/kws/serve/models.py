@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,17 +72,14 @@ def load_file(path: Path) -> Served:
 def load_version(folder: Path, name: str = versions.ONNX) -> Served:
     """Loads a published version, after checking its files against the digests in its manifest.
 
-    Args:
-        folder: models/<version>.
-        name: the model file to load; a version that has no model.int8.onnx, as it was too inaccurate, is served in
-            full precision instead.
+    A version that has no model.int8.onnx, as it was too inaccurate, is served in full precision instead.
 
     Raises:
         ValueError: a file is missing or damaged, or the probabilities of the reference clip differ from those in the
             manifest.
         OSError: the volume cannot be read.
     """
-    published = versions.require_servable(folder)["files"]
+    published = versions.read_manifest(folder)["files"]
     if name not in published:
         log.warning("version %s has no %s: serving %s", folder.name, name, versions.ONNX)
         name = versions.ONNX
@@ -145,14 +142,9 @@ class Models:
     ) -> None:
         """Takes a loaded model, or a data root whose champion to follow.
 
-        Args:
-            current: the model to serve at first.
-            data_root: the folder that holds models/.
-            name: the model file of a version to serve.
-            after: the gate of every version, see `Thresholds.behind`; one that does not know the word is refused.
-            after_seconds: for how long the gate is open.
-            candidate: follow the candidate while one waits.
-            shadow: follow this version beside the champion instead, see `versions.beside_champion`.
+        `name` is the model file of a version. A version that does not know the word of the gate (`after`) is refused.
+        With `candidate`, the one that waits is followed while there is one; with `shadow`, the version that it names
+        beside the champion, see `versions.beside_champion`.
         """
         self.current = current
         self.num_swaps = 0
@@ -170,17 +162,12 @@ class Models:
         self._thread: threading.Thread | None = None
 
     @property
-    def follows(self) -> bool:
-        """Whether the served model changes with the champion."""
-        return self.data_root is not None
-
-    @property
     def why_none(self) -> str:
         """Why there is no model, for clients: the log has the details, which name files of this machine."""
         return "the champion was refused, see the server's log" if self.refusal else "there is no champion yet"
 
-    def look(self) -> bool:
-        """Reads which version is named, and swaps the model if it is another; returns whether it did.
+    def look(self) -> None:
+        """Reads which version is named, and swaps the model if it is another.
 
         A version that cannot be loaded is refused with a line in the log, and the current model stays. A champion stays
         also if none is named any more; the version beside it goes.
@@ -190,13 +177,14 @@ class Models:
         try:
             version = self._named(self.data_root) or ""
             if not version:
-                return self._let_go()
+                self._let_go()
+                return
             if self.current is not None and version == self.current.version:
                 self.refusal = ""
-                return False
+                return
             refused, when = self._refused
             if refused == version and time.monotonic() - when < RETRY_SECONDS:
-                return False
+                return
             served = load_version(versions.version_folder(self.data_root, version), self._name).behind(*self._gate)
         except (ValueError, OSError) as error:
             self._refused = (version, time.monotonic())
@@ -205,12 +193,11 @@ class Models:
                 stays = f"{self.current.version} stays" if self.current else "there is no model yet"
                 log.error("the %s was refused, %s: %s", self._role, stays, error)
             self.refusal = str(error)
-            return False
+            return
         before = self.current.version if self.current else "none"
         self.current, self.refusal = served, ""
         self.num_swaps += 1
         log.info("%s version %s (before: %s)", "in the shadow:" if self._shadow else "serving", served.version, before)
-        return True
 
     def _named(self, data_root: Path) -> str | None:
         if self._shadow:
@@ -218,29 +205,22 @@ class Models:
         waits = versions.beside_champion(data_root, versions.CANDIDATE) if self._candidate else None
         return waits or versions.champion(data_root)
 
-    def _let_go(self) -> bool:
-        """Drops the version in the shadow, as it was approved or rejected; returns whether there was one."""
-        if not self._shadow:
-            return False
-        before, self.current, self.refusal = self.current, None, ""
-        if before is not None:
-            log.info("in the shadow: no version (before: %s)", before.version)
-        return before is not None
+    def _let_go(self) -> None:
+        """Drops the version in the shadow, as it was approved or rejected."""
+        if self._shadow:
+            before, self.current, self.refusal = self.current, None, ""
+            if before is not None:
+                log.info("in the shadow: no version (before: %s)", before.version)
 
-    def follow(self, seconds: float, swapped: Callable[[], None] = lambda: None) -> None:
-        """Polls for another version in a thread, until `close`.
+    def follow(self, seconds: float) -> None:
+        """Looks for another version every so many seconds in a thread, until `close`.
 
         It polls, as volumes that machines share do not notify of changes.
-
-        Args:
-            seconds: polling interval.
-            swapped: called in the thread after every swap.
         """
 
         def run() -> None:
             while not self._ended.wait(seconds):
-                if self.look():
-                    swapped()
+                self.look()
 
         self._thread = threading.Thread(target=run, name=self._role, daemon=True)
         self._thread.start()

@@ -9,7 +9,6 @@ clip.
 import base64
 import binascii
 import itertools
-import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,6 @@ PROBABILITIES = "probabilities"
 WORDS = "words"
 EXTENSIONS = ("binary_tensor_data", "classification")
 HEADER_LENGTH = "inference-header-content-length"
-Array = npt.NDArray[Any]
 
 
 class Refused(Exception):
@@ -148,10 +146,7 @@ def read_rest(body: bytes, header_length: str | None) -> Call:
 def wish(name: str, parameters: Mapping[str, Any], binary: object = False) -> Wish:
     """Checks and returns a requested output.
 
-    Args:
-        name: the name of the output.
-        parameters: its parameters binary_data and classification.
-        binary: the default of binary_data.
+    Its parameters are binary_data, whose default is given, and classification.
 
     Raises:
         Refused: there is no such output, or it does not support the parameters.
@@ -329,13 +324,7 @@ class Output:
 
 
 def outputs_of(call: Call, served: Served, probabilities: npt.NDArray[np.float32]) -> list[Output]:
-    """Returns the requested outputs.
-
-    Args:
-        call: the request.
-        served: the model that computed the probabilities.
-        probabilities: float32 [clips, words].
-    """
+    """Returns the requested outputs, given the probabilities that the model computed, float32 [clips, words]."""
     names, found = served.recognizer.words, []
     for wish in call.wishes:
         if wish.name == WORDS:
@@ -392,8 +381,3 @@ def model_metadata(name: str, served: Served) -> dict[str, Any]:
         "labels": words,
         "sample_rate": served.recognizer.features.sample_rate,
     }
-
-
-def error_body(message: str) -> bytes:
-    """Returns the body of an error response."""
-    return json.dumps({"error": message}).encode()

@@ -10,11 +10,10 @@ GET  /                                      the page; its WebSocket is /listen, 
 
 import asyncio
 import contextlib
-import json
 import logging
 import signal
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +25,7 @@ import uvloop
 from fastapi import FastAPI, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -160,28 +159,28 @@ def create_app(service: Service) -> FastAPI:
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
         headers = {"retry-after": "1"} if error.status in (429, 503) else {}
-        return Response(protocol.error_body(str(error)), error.status, headers, "application/json")
+        return JSONResponse({"error": str(error)}, error.status, headers)
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
-        return Response(protocol.error_body(str(error.detail)), error.status_code, error.headers, "application/json")
+        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         sentence = f"{'.'.join(str(part) for part in first['loc'])} is not valid: {first['msg']}"
-        return Response(protocol.error_body(sentence), 400, media_type="application/json")
+        return JSONResponse({"error": sentence}, 400)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return Response(protocol.error_body("the server failed; see its log"), 500, media_type="application/json")
+        return JSONResponse({"error": "the server failed; see its log"}, 500)
 
     errors: Responses = {
-        code: {"description": text, "content": {"application/json": {"schema": _ERROR}}}
-        for code, text in ((400, "Invalid request"), (404, "No such model or version"))
+        400: _json("Invalid request", _ERROR),
+        404: _json("No such model or version", _ERROR),
+        503: _json("No model yet", _ERROR),
     }
-    not_ready: Responses = {503: {"description": "No model yet", "content": {"application/json": {"schema": _ERROR}}}}
 
     @app.get("/v2", tags=["server"], summary="Name, version and extensions of the server")
     async def server_metadata() -> dict[str, Any]:
@@ -195,23 +194,18 @@ def create_app(service: Service) -> FastAPI:
         "/v2/health/ready",
         tags=["server"],
         summary="Whether the server is ready for inference",
-        responses={503: {"description": "Not ready", "content": {"application/json": {"schema": {"type": "object"}}}}},
+        responses={503: _json("Not ready", {"type": "object"})},
     )
     async def ready() -> Response:
         reason = "the server is stopping" if service.draining else service.models.why_none
-        body = json.dumps({"ready": service.is_ready} | ({} if service.is_ready else {"reason": reason}))
-        return Response(body, 200 if service.is_ready else 503, media_type="application/json")
+        body = {"ready": service.is_ready} | ({} if service.is_ready else {"reason": reason})
+        return JSONResponse(body, 200 if service.is_ready else 503)
 
     @app.get("/v2/models", tags=["model"], summary="Names of the models")
     async def list_models() -> dict[str, Any]:
         return {"models": [config.model_name]}
 
-    @app.get(
-        "/v2/models/{name}",
-        tags=["model"],
-        summary="Inputs, outputs and words of the model",
-        responses=errors | not_ready,
-    )
+    @app.get("/v2/models/{name}", tags=["model"], summary="Inputs, outputs and words of the model", responses=errors)
     async def metadata(name: Name) -> dict[str, Any]:
         return protocol.model_metadata(name, service.served(name))
 
@@ -219,16 +213,13 @@ def create_app(service: Service) -> FastAPI:
         "/v2/models/{name}/versions/{wanted}",
         tags=["model"],
         summary="Inputs, outputs and words of a version",
-        responses=errors | not_ready,
+        responses=errors,
     )
     async def version_metadata(name: Name, wanted: str) -> dict[str, Any]:
         return protocol.model_metadata(name, service.served(name, wanted))
 
     @app.get(
-        "/v2/models/{name}/ready",
-        tags=["model"],
-        summary="Whether the model is ready for inference",
-        responses=errors | not_ready,
+        "/v2/models/{name}/ready", tags=["model"], summary="Whether the model is ready for inference", responses=errors
     )
     async def model_ready(name: Name) -> dict[str, Any]:
         service.served(name)
@@ -238,7 +229,7 @@ def create_app(service: Service) -> FastAPI:
         "/v2/models/{name}/versions/{wanted}/ready",
         tags=["model"],
         summary="Whether the version is ready for inference",
-        responses=errors | not_ready,
+        responses=errors,
     )
     async def version_ready(name: Name, wanted: str) -> dict[str, Any]:
         service.served(name, wanted)
@@ -268,12 +259,11 @@ def create_app(service: Service) -> FastAPI:
         "tags": ["inference"],
         "openapi_extra": _INFER,
         "responses": errors
-        | not_ready
         | {
-            200: {"description": "Probabilities and words", "content": {"application/json": {"schema": _ANSWER}}},
-            413: {"description": "Too large", "content": {"application/json": {"schema": _ERROR}}},
-            415: {"description": "Unknown compression", "content": {"application/json": {"schema": _ERROR}}},
-            429: {"description": "Too many clips are waiting", "content": {"application/json": {"schema": _ERROR}}},
+            200: _json("Probabilities and words", _ANSWER),
+            413: _json("Too large", _ERROR),
+            415: _json("Unknown compression", _ERROR),
+            429: _json("Too many clips are waiting", _ERROR),
         },
     }
 
@@ -303,83 +293,50 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-_ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+def _object(required: str, **properties: Any) -> dict[str, Any]:
+    """Returns the schema of a JSON object with some properties, of which the named ones are required."""
+    return {"type": "object", "properties": properties, "required": required.split()}
+
+
+def _list(items: Mapping[str, Any], **limits: Any) -> dict[str, Any]:
+    return {"type": "array", "items": items, **limits}
+
+
+def _json(description: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Describes an answer."""
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+_TEXT = {"type": "string"}
+_TYPE = {"enum": ["FP32", "BYTES"]}
 _PARAMETERS = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
-_INFER = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["inputs"],
-                    "properties": {
-                        "id": {"type": "string"},
-                        "parameters": _PARAMETERS,
-                        "inputs": {
-                            "type": "array",
-                            "minItems": 1,
-                            "maxItems": 1,
-                            "items": {
-                                "type": "object",
-                                "required": ["name", "datatype", "shape", "data"],
-                                "properties": {
-                                    "name": {"enum": [protocol.INPUT]},
-                                    "datatype": {"enum": ["FP32", "BYTES"]},
-                                    "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-                                    "parameters": _PARAMETERS,
-                                    "data": {
-                                        "type": "array",
-                                        "description": "FP32: samples in -1 to 1, [clips, samples]. BYTES: audio files "
-                                        "in base64.",
-                                        "items": {"type": ["number", "string", "array"]},
-                                    },
-                                },
-                            },
-                        },
-                        "outputs": {
-                            "type": "array",
-                            "items": {
-                                "type": "object",
-                                "required": ["name"],
-                                "properties": {
-                                    "name": {"enum": [protocol.PROBABILITIES, protocol.WORDS]},
-                                    "parameters": _PARAMETERS,
-                                },
-                            },
-                        },
-                    },
-                },
-                "example": {
-                    "inputs": [{"name": "waveforms", "datatype": "BYTES", "shape": [1], "data": ["UklGR…"]}],
-                    "outputs": [{"name": "probabilities", "parameters": {"classification": 3}}],
-                },
-            }
-        },
-    }
-}
-_ANSWER = {
-    "type": "object",
-    "required": ["model_name", "model_version", "id", "outputs"],
-    "properties": {
-        "model_name": {"type": "string"},
-        "model_version": {"type": "string"},
-        "id": {"type": "string"},
-        "outputs": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["name", "datatype", "shape"],
-                "properties": {
-                    "name": {"type": "string"},
-                    "datatype": {"enum": ["FP32", "BYTES"]},
-                    "shape": {"type": "array", "items": {"type": "integer"}},
-                    "data": {"type": "array"},
-                },
-            },
-        },
+_ERROR = _object("error", error=_TEXT)
+_TENSOR = _object(
+    "name datatype shape data",
+    name={"enum": [protocol.INPUT]},
+    datatype=_TYPE,
+    shape=_list({"type": "integer", "minimum": 0}),
+    parameters=_PARAMETERS,
+    data={
+        "description": "FP32: samples in -1 to 1, [clips, samples]. BYTES: audio files in base64.",
+        **_list({"type": ["number", "string", "array"]}),
     },
+)
+_WISH = _object("name", name={"enum": [protocol.PROBABILITIES, protocol.WORDS]}, parameters=_PARAMETERS)
+_REQUEST = _object(
+    "inputs", id=_TEXT, parameters=_PARAMETERS, inputs=_list(_TENSOR, minItems=1, maxItems=1), outputs=_list(_WISH)
+)
+_EXAMPLE = {
+    "inputs": [{"name": "waveforms", "datatype": "BYTES", "shape": [1], "data": ["UklGR…"]}],
+    "outputs": [{"name": "probabilities", "parameters": {"classification": 3}}],
 }
+_INFER = {"requestBody": {"required": True, "content": {"application/json": {"schema": _REQUEST, "example": _EXAMPLE}}}}
+_OUTPUT = _object(
+    "name datatype shape", name=_TEXT, datatype=_TYPE, shape=_list({"type": "integer"}), data={"type": "array"}
+)
+_ANSWER = _object(
+    "model_name model_version id outputs", model_name=_TEXT, model_version=_TEXT, id=_TEXT, outputs=_list(_OUTPUT)
+)
 
 
 def open_models(model: Path | None, data_root: Path | None, config: ServeConfig) -> Models:
@@ -451,12 +408,7 @@ class _Server(uvicorn.Server):
 async def serve(models: Models, config: ServeConfig, shadow: Models | None = None) -> None:
     """Serves until SIGTERM or SIGINT, and for `drain_seconds` after that; then finishes the requests in progress.
 
-    A second signal ends the server at once.
-
-    Args:
-        models: holds the served model.
-        config: the settings.
-        shadow: holds the version in the shadow; None: there never is one.
+    A second signal ends the server at once. `shadow` holds the version in the shadow; None: there never is one.
 
     Raises:
         OSError: a port is in use.
@@ -490,7 +442,7 @@ async def serve(models: Models, config: ServeConfig, shadow: Models | None = Non
         remote, grpc_port = await grpc.start(service, f"{config.host}:{config.grpc_port}")
         log.info("gRPC at %s:%d", config.host, grpc_port)
     for each in (models, shadow):
-        if each and each.follows:
+        if each and each.data_root:
             each.follow(config.poll_seconds)
     running = asyncio.create_task(server.serve(sockets=[socket]))
     while not server.started and not running.done():

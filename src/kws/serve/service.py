@@ -15,9 +15,8 @@ import prometheus_client
 from kws.config import ServeConfig
 from kws.cores import num_cores
 from kws.model.detector import Detector
-from kws.preprocess.audio import Waveform
 from kws.serve import protocol
-from kws.serve.batching import Batcher, Busy
+from kws.serve.batching import Batcher
 from kws.serve.drift import Drift
 from kws.serve.models import Models, Served
 from kws.serve.page.heard import Heard
@@ -39,13 +38,7 @@ class Service:
     """Handles requests of any protocol: holds the model, forms batches and counts metrics."""
 
     def __init__(self, models: Models, config: ServeConfig, shadow: Models | None = None) -> None:
-        """Takes the served model.
-
-        Args:
-            models: holds the model.
-            config: the settings.
-            shadow: holds the version that hears what the model hears, and answers nobody; None: none ever does.
-        """
+        """Takes the holders of the served model, and of the version that hears the same and answers nobody."""
         self.models = models
         self.config = config
         self.num_threads = config.num_threads or num_cores()
@@ -145,11 +138,7 @@ class Service:
             raise Refused(f"model must be {self.config.model_name}, got {name!r}", HTTPStatus.NOT_FOUND)
 
     def served(self, name: str, wanted: str = "") -> Served:
-        """Returns the model that is served.
-
-        Args:
-            name: the name of the model in the request.
-            wanted: the version in the request; empty: any.
+        """Returns the model that is served, if a request names it and its version; without a version, any.
 
         Raises:
             Refused: another model or version is served, or none yet.
@@ -166,17 +155,6 @@ class Service:
             )
         return served
 
-    async def predict(self, served: Served, waveforms: Waveform) -> Any:
-        """Converts waveforms, float32 [clips, num_samples], to probabilities, float32 [clips, words].
-
-        Raises:
-            Refused: too many clips are waiting.
-        """
-        try:
-            return await self.batcher.predict(served, waveforms)
-        except Busy as busy:
-            raise Refused(str(busy), HTTPStatus.TOO_MANY_REQUESTS) from busy
-
     async def infer(self, call: Call, served: Served) -> list[Output]:
         """Returns the outputs of a request, computed by a version of the model.
 
@@ -188,7 +166,7 @@ class Service:
             waveforms = await asyncio.to_thread(protocol.waveforms_of, call, served, self.config)
         else:
             waveforms = protocol.waveforms_of(call, served, self.config)
-        probabilities = await self.predict(served, waveforms)
+        probabilities = await self.batcher.predict(served, waveforms)
         for best in probabilities.argmax(axis=1).tolist():
             self._words.labels(
                 model=self.config.model_name, version=served.version, word=served.recognizer.words[best]

@@ -76,13 +76,8 @@ class Shadow:
     ) -> None:
         """Takes the follower of the version in the shadow.
 
-        Args:
-            models: holds the version, or none for now.
-            model_name: label of the metrics.
-            registry: gets the metrics.
-            drift: counts what the version hears.
-            is_free: whether a core is free.
-            heard: where the sound of differences is kept; None: nowhere.
+        `models` holds the version, or none for now; `is_free` tells whether a core is free; `heard` keeps the sound of
+        differences.
         """
         self.models = models
         self.heard = heard
@@ -123,13 +118,7 @@ class Shadow:
         refused.set_function(lambda: self.models.num_refused)
 
     def clips(self, served: Served, waveforms: Waveform, probabilities: Floats) -> None:
-        """Takes what a request asked and what it was answered.
-
-        Args:
-            served: the version that answered.
-            waveforms: float32 [clips, samples].
-            probabilities: its answer, float32 [clips, words].
-        """
+        """Takes what a request asked, float32 [clips, samples], and what it was answered, float32 [clips, words]."""
         if self.models.current is not None:
             seconds = waveforms.size / served.recognizer.features.sample_rate
             self.submit(seconds, partial(self._clips, seconds, served, waveforms, probabilities))
@@ -141,9 +130,7 @@ class Shadow:
     def submit(self, seconds: float, work: Callable[[], bool]) -> bool:
         """Has work done in the thread, in order, unless too much waits; returns whether it will be.
 
-        Args:
-            seconds: length of the sound.
-            work: the call; it returns whether the version in the shadow heard the sound.
+        The work, on so many seconds of sound, returns whether the version in the shadow heard it.
         """
         if self._waiting and self._waiting + seconds > MOST_SECONDS:
             self.drop(seconds, BUSY)
@@ -215,17 +202,7 @@ class Shadow:
         sound: Callable[[], Pcm],
         speaker: str,
     ) -> None:
-        """Counts what both versions heard, and keeps its sound if it differs.
-
-        Args:
-            source: where the sound came from.
-            served: the served version.
-            now: the one in the shadow.
-            said: what the served version heard.
-            its: what the one in the shadow heard.
-            sound: gives the sound, int16 [samples].
-            speaker: number of the speaker.
-        """
+        """Counts what the served version and the one in the shadow said, and keeps the sound where they differ."""
         labels = {"model": self._name, "version": served.version, "shadow": now.version, "source": source}
         if said.word == its.word:
             self._agreements.labels(**labels, word=said.word).inc()

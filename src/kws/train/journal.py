@@ -47,14 +47,12 @@ class Journal:
     def epoch(self, history: Sequence[Mapping[str, float]], epochs: int, matrix: Tensor | None) -> None:
         """Writes the metrics of an epoch.
 
-        Args:
-            history: the metrics of every epoch, the latest last.
-            epochs: number of epochs of the run.
-            matrix: the confusion matrix to draw, [true words, predicted words], or None.
+        The history has the metrics of every epoch, the latest last. The matrix is the confusion matrix to draw, if any,
+        [true words, predicted words].
         """
         row = history[-1]
         epoch = int(row["epoch"])
-        where = f"epoch {epoch + 1}/{epochs}: loss {row['train_loss']:.3f}"
+        where = f"epoch {epoch}/{epochs}: loss {row['train_loss']:.3f}"
         self.bar.write(f"{where}, validation accuracy {row['validation_accuracy']:.2%}", file=sys.stderr)
         with files.atomic_write(self.run / runs.METRICS, "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in history)
@@ -69,19 +67,15 @@ class Journal:
             self.board.add_figure("confusion", plots.confusion(matrix.numpy(), self.words), epoch)
         self.board.flush()
         if self.reporter is not None:
-            self.reporter.update((epoch + 1) / epochs, dict(row) | {"epoch": epoch + 1, "epochs": epochs})
+            self.reporter.update(epoch / epochs, dict(row) | {"epochs": epochs})
 
 
 @contextlib.contextmanager
 def open_journal(run: Path, words: Sequence[str], num_clips: int, done: int, epoch: int) -> Iterator[Journal]:
     """Opens the journal of a run.
 
-    Args:
-        run: the run folder.
-        words: the words of the model.
-        num_clips: clips of the whole run, over all epochs.
-        done: how many of them are done.
-        epoch: the current epoch; what an earlier attempt wrote of it and of later ones is discarded.
+    Of `num_clips` of the whole run, over all epochs, some are done. What an earlier attempt wrote of the epoch, counted
+    from 1, and of later ones is discarded.
     """
     from torch.utils.tensorboard import SummaryWriter
 

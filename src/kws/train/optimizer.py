@@ -24,12 +24,7 @@ class Optimizer:
     """Parameters, and what an optimizer remembers of their gradients."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float) -> None:
-        """Initializes the optimizer.
-
-        Args:
-            parameters: what to move.
-            weight_decay: a step multiplies the weights by 1 - learning rate · this.
-        """
+        """Initializes the optimizer; a step multiplies the weights by 1 - learning rate · `weight_decay`."""
         self.parameters: list[Tensor] = list(parameters)
         self.weight_decay = weight_decay
         self.memory: dict[str, list[Tensor]] = {}
@@ -61,13 +56,7 @@ class Adam(Optimizer):
     """Adam (arXiv 1412.6980), or with decoupled weight decay AdamW (arXiv 1711.05101)."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float, decoupled: bool = True) -> None:
-        """Initializes the optimizer.
-
-        Args:
-            parameters: what to move.
-            weight_decay: strength of the decay.
-            decoupled: True for AdamW; False adds the decay to the gradient.
-        """
+        """Initializes the optimizer; with `decoupled` it is AdamW, otherwise the decay is added to the gradient."""
         super().__init__(parameters, weight_decay)
         self.decoupled = decoupled
         self.memory = {name: [torch.zeros_like(each) for each in self.parameters] for name in ("means", "squares")}
@@ -191,10 +180,6 @@ class Muon(Optimizer):
 def deal(shapes: Sequence[torch.Size], size: int) -> list[list[int]]:
     """Assigns matrices to processes: the costliest first, each to the process with the least work so far.
 
-    Args:
-        shapes: the shape of every matrix.
-        size: number of processes.
-
     Returns:
         For every process, the numbers of its matrices.
     """
@@ -213,12 +198,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -
 
     With `muon`, Muon updates the matrices and convolutions except those of the last layer, whose rows are the words;
     AdamW updates that layer and all other parameters. Weight decay applies to matrices and convolutions, not to biases,
-    norms and positions.
-
-    Args:
-        model: a `kws.model.network.AudioTransformer`.
-        config: optimizer and weight decay.
-        dtype: type in which Muon computes.
+    norms and positions. Muon computes in `dtype`.
     """
     named = dict(model.named_parameters())
     kept = {name: p for name, p in named.items() if p.ndim < 2 or name == "positions"}

@@ -29,13 +29,7 @@ class Rates(NamedTuple):
 
 
 def rates(config: TrainConfig, rate: float, step: int) -> Rates:
-    """Returns the numbers of a step.
-
-    Args:
-        config: training settings.
-        rate: the learning rate.
-        step: steps taken before.
-    """
+    """Returns the numbers of a step, given the learning rate and how many steps were taken before."""
     # The average is faster early on, so that the initial weights are forgotten.
     decay = min(config.ema_decay, (1 + step) / (10 + step))
     corrections = [1 - beta ** (step + 1) for beta in BETAS]
@@ -43,15 +37,7 @@ def rates(config: TrainConfig, rate: float, step: int) -> Rates:
 
 
 def learning_rate(config: TrainConfig, world_size: int, epoch: int, done: float, step: float) -> float:
-    """Returns a learning rate.
-
-    Args:
-        config: training settings.
-        world_size: number of processes.
-        epoch: the current epoch.
-        done: share of the run that is done.
-        step: share of the run that a step takes.
-    """
+    """Returns a learning rate, given the shares of the run that are done and that a step takes."""
     peak = config.learning_rate * (world_size if config.scale_with_processes else 1)
     if config.schedule == "step":
         return float(peak * 0.9 ** (epoch // 3))

@@ -65,13 +65,7 @@ def read_start(path: Path, recipe: Recipe) -> Recognizer:
 
 @torch.no_grad()
 def start_from(start: Recognizer, model: AudioTransformer, words: Sequence[str]) -> None:
-    """Copies the weights of a trained model into a new one, except the rows of the head for words unknown to it.
-
-    Args:
-        start: the trained model.
-        model: the new model, with random weights.
-        words: the words of the new model.
-    """
+    """Copies the weights of a trained model into a new one, except the rows of the head for words unknown to it."""
     body = {name: value for name, value in start.model.state_dict().items() if not name.startswith("head.")}
     model.load_state_dict(model.state_dict() | body)
     for row, word in enumerate(words):

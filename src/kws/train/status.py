@@ -32,9 +32,9 @@ ANSWER_SECONDS = 5.0
 class Reporter(threading.Thread):
     """Posts the latest state of a training every few seconds, in a thread of its own: training never waits for it."""
 
-    def __init__(self, url: str, certificate: str, token: str, seconds: float = SECONDS) -> None:
+    def __init__(self, url: str, certificate: str, token: str) -> None:
         super().__init__(name="status of the TrainJob", daemon=True)
-        self.url, self.certificate, self.token, self.seconds = url, certificate, token, seconds
+        self.url, self.certificate, self.token = url, certificate, token
         self.started = time.monotonic()
         self.begun: float | None = None
         """The share of the run that was done when this process began it or resumed it."""
@@ -44,12 +44,7 @@ class Reporter(threading.Thread):
         self.warned = False
 
     def update(self, share: float, metrics: Mapping[str, float] | None = None) -> None:
-        """Takes note of the state.
-
-        Args:
-            share: how much of the run is done, 0 to 1.
-            metrics: figures of the latest epoch by name; None: as before.
-        """
+        """Takes note of the share of the run that is done, 0 to 1, and of the figures of a new epoch by name."""
         self.begun = share if self.begun is None else self.begun
         self.metrics = self.metrics if metrics is None else metrics
         found: dict[str, Any] = {"progressPercentage": int(100 * share)}
@@ -66,7 +61,7 @@ class Reporter(threading.Thread):
             self.changed.wait()
             self.changed.clear()
             self._post()
-            self.ended.wait(self.seconds)
+            self.ended.wait(SECONDS)
         if self.changed.is_set():
             self._post()
 

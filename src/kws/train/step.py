@@ -115,12 +115,7 @@ def train(
 
 
 def gather_logs(folder: Path, log_file: Path) -> None:
-    """Writes all that the processes of a run printed, pod after pod, into one file, which outlives pods and run folder.
-
-    Args:
-        folder: the run folder.
-        log_file: the file.
-    """
+    """Writes all that the processes of a run printed, pod after pod, into a file that outlives pods and run folder."""
     paths = sorted((folder / LOGS).glob("*.log"))
     with files.atomic_write(log_file) as file:
         for path in paths:

@@ -60,6 +60,7 @@ class Position:
     """How far a run has come, and the sums of its current epoch."""
 
     epoch: int = 0
+    """Epochs that are done. What people read counts them from 1."""
     clips_done: int = 0
     """Clips of this epoch that were trained on, over all processes."""
     step: int = 0
@@ -76,14 +77,9 @@ class Trainer:
     def __init__(
         self, tensors: Tensors, recipe: Recipe, world: World, start: Recognizer | None = None, *, use_graph: bool = True
     ) -> None:
-        """Initializes a training at its beginning.
+        """Initializes a training at its beginning, from a model or from random weights.
 
-        Args:
-            tensors: the clips.
-            recipe: how to train.
-            world: the processes that train together.
-            start: the model to start from; None: random weights.
-            use_graph: whether steps on a GPU are recorded as a CUDA graph.
+        `use_graph`: whether steps on a GPU are recorded as a CUDA graph.
         """
         self.tensors = tensors
         self.recipe = recipe
@@ -251,8 +247,8 @@ class Trainer:
             value = outcomes[number][0] if first == mine else math.nan
             raise FloatingPointError(
                 f"the loss must be finite, got {value} at step {self.position.step - ago} of epoch "
-                f"{self.position.epoch}; a lower --learning-rate often helps; if not, inspect the clips of this batch: "
-                f"{clips}"
+                f"{self.position.epoch + 1}; a lower --learning-rate often helps; if not, inspect the clips of this "
+                f"batch: {clips}"
             )
         for loss, num_correct in outcomes:
             self.position.loss_sum += loss * self.batch_size
@@ -278,7 +274,7 @@ class Trainer:
         loss, matrix = self.validation(self.result)
         accuracy = float(matrix.trace() / matrix.sum())
         row: dict[str, float] = {
-            "epoch": position.epoch,
+            "epoch": position.epoch + 1,
             "step": position.step,
             "train_loss": position.loss_sum / position.clips_done,
             "train_accuracy": position.num_correct / position.clips_done,
@@ -343,7 +339,7 @@ def train_to_the_end(folder: Path, trainer: Trainer) -> None:
     with contextlib.ExitStack() as stack:
         journal = None
         if is_main:
-            opened = open_journal(folder, words, num_clips, trainer.clips_done, position.epoch)
+            opened = open_journal(folder, words, num_clips, trainer.clips_done, position.epoch + 1)
             journal = stack.enter_context(opened)
             if position.step == 0:
                 features, _ = trainer.train_split.batch(torch.arange(min(4, trainer.num_clips)))
@@ -382,7 +378,7 @@ def _resume(folder: Path, trainer: Trainer) -> History:
     state = checkpoint.read(path)
     trainer.restore(state)
     if world.is_main:
-        log.info("resuming at step %d of epoch %d", trainer.position.step, trainer.position.epoch)
+        log.info("resuming at step %d of epoch %d", trainer.position.step, trainer.position.epoch + 1)
     return list(state["history"])
 
 
@@ -395,15 +391,7 @@ def _save(folder: Path, trainer: Trainer, history: History) -> None:
 def _save_model(
     folder: Path, trainer: Trainer, model: AudioTransformer, row: Mapping[str, float], temperature: float = 1.0
 ) -> None:
-    """Writes the best model of a run.
-
-    Args:
-        folder: the run folder.
-        trainer: what trained it.
-        model: the model.
-        row: the metrics of its epoch.
-        temperature: its temperature.
-    """
+    """Writes the best model of a run, with the metrics of its epoch."""
     about = {
         "preset": trainer.recipe.name,
         "recipe": dataclasses.asdict(trainer.recipe),
@@ -446,7 +434,7 @@ def _complete(folder: Path, trainer: Trainer, history: History, used: Mapping[st
         "model": runs.BEST,
         "sha256": files.sha256_of(folder / runs.BEST),
         "validation_accuracy": best.metrics["validation_accuracy"],
-        "best_epoch": best.metrics["epoch"],
+        "best_epoch": int(best.metrics["epoch"]),
         "epochs": trainer.epochs,
         "num_clips": trainer.num_clips,
         "num_parameters": best.num_parameters,

@@ -42,21 +42,13 @@ class Validation:
         return float(loss) / len(self.split), matrix.reshape(num_words, num_words).cpu()
 
     @torch.no_grad()
-    def scores(
-        self, model: AudioTransformer, rank: int = 0, size: int = 1, augment: Augment | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the scores (logits) of every `size`-th clip from `rank` on, and the labels.
-
-        Args:
-            model: the model.
-            rank: first clip.
-            size: distance of two clips.
-            augment: how to change them, if at all.
+    def scores(self, model: AudioTransformer, size: int = 1, augment: Augment | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the scores (logits) of every `size`-th clip, maybe augmented, and the labels.
 
         Returns:
             Scores, float32 [clips, words], and labels, int64 [clips].
         """
-        found, truth = zip(*self._batches(model, rank, size, augment), strict=True)
+        found, truth = zip(*self._batches(model, 0, size, augment), strict=True)
         return torch.cat(found), torch.cat(truth)
 
     def _batches(
@@ -74,12 +66,7 @@ class Validation:
         """Fits the temperature of a model: on the clips as they are, and augmented as in training.
 
         As they are alone, they make the model too sure of itself: the best epoch was chosen by them, and recordings of
-        other people are noisier.
-
-        Args:
-            model: the model.
-            augment: how training changes clips, without masks, as no recording has any; None: not at all.
-            seed: seed of the augmentation.
+        other people are noisier. `augment` changes clips as training does, without masks, as no recording has any.
         """
         size = -(-len(self.split) // MOST_CLIPS)
         found = [self.scores(model, size=size)]

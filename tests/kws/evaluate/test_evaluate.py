@@ -68,15 +68,15 @@ def test_words_that_nobody_said_are_left_out_of_the_table_and_of_macro_f1(by_han
 
 
 def test_confusion_matrix_is_written_as_csv_and_png(by_hand: Evaluation, tmp_path: Path) -> None:
-    picture, table = save_confusion(by_hand, tmp_path / "new")
-    rows = list(csv.reader(io.StringIO(table.read_text())))
+    save_confusion(by_hand, tmp_path / "new")
+    rows = list(csv.reader(io.StringIO((tmp_path / "new" / "confusion.csv").read_text())))
     assert rows == [
         ["true \\ predicted", "a", "b", "c"],
         ["a", "3", "2", "0"],
         ["b", "1", "3", "0"],
         ["c", "1", "0", "0"],
     ]
-    assert picture.read_bytes().startswith(PNG)
+    assert (tmp_path / "new" / "confusion.png").read_bytes().startswith(PNG)
 
 
 def test_summary_is_json(by_hand: Evaluation) -> None:

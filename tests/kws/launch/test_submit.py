@@ -207,8 +207,6 @@ def in_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
     def enter(namespace: str) -> None:
         (tmp_path / "namespace").write_text(namespace)
         monkeypatch.setattr(client, "NAMESPACE_FILE", tmp_path / "namespace")
-        for name in ("KWS_POD_NAME", "KWS_POD_UID"):
-            monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("KFP_POD_NAME", "step")
         monkeypatch.setenv("KFP_POD_UID", "18")
 

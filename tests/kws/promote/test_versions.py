@@ -211,7 +211,7 @@ def test_report_shows_robustness_and_the_course_of_the_training(
     lines = [
         {"epoch": epoch, "train_loss": 1.0, "validation_loss": 1.1, "train_accuracy": 0.5, "validation_accuracy": 0.4}
         | {"learning_rate": 1e-3}
-        for epoch in range(3)
+        for epoch in range(1, 4)
     ]
     (tmp_path / "runs" / "expert" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     pth.save(tmp_path / "model.pth", expert)

@@ -175,11 +175,11 @@ def test_named_version_is_in_the_shadow_until_it_is_champion(expert_onnx: Path, 
     assert follower.current is not None
     assert follower.current.version == "two"
     versions.appoint(tmp_path, "two", 1.0, by="a test", reason="")
-    assert follower.look()
-    assert follower.current is None
-    assert not follower.look()
+    for _ in range(2):
+        follower.look()
+        assert follower.current is None
     versions.appoint(tmp_path, "one", 1.0, by="a test", reason="")
-    assert follower.look()
+    follower.look()
     assert follower.current.version == "two"
     for name, said in (("../two", "version must be the name of a folder"), ("six", "version six must be complete")):
         none = open_shadow(tmp_path, ServeConfig(shadow=name))
@@ -237,7 +237,7 @@ def test_what_waits_is_bounded_and_what_is_dropped_is_counted(expert_onnx: Path,
         await asyncio.sleep(0.05)
         busy = listed(service.metrics())
         service.batcher._free = free
-        answers = await asyncio.gather(*(service.predict(served, clips) for _ in range(5)))
+        answers = await asyncio.gather(*(service.batcher.predict(served, clips) for _ in range(5)))
         found = await settled(service)
         service.close()
         return [answers, busy], found

@@ -17,7 +17,7 @@ from kws.train.journal import Journal, open_journal
 PATH = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/kubeflow/trainjobs/kws-1/status"
 
 ROW = {
-    "epoch": 0.0,
+    "epoch": 1.0,
     "step": 4.0,
     "train_loss": 0.25,
     "validation_loss": 0.5,
@@ -60,7 +60,7 @@ def tell(monkeypatch: pytest.MonkeyPatch, url: str, certificate: Path | str, tok
 def train(folder: Path, then: Any = None) -> None:
     """Keeps the journal of a run of one epoch of 1000 clips, as the trainer does; does something after half of it."""
     folder.mkdir(exist_ok=True)
-    with open_journal(folder, ["no", "yes"], 1000, 0, 0) as journal:
+    with open_journal(folder, ["no", "yes"], 1000, 0, 1) as journal:
         assert isinstance(journal, Journal)
         for done in range(100, 501, 100):
             journal.done(done)

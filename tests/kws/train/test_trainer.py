@@ -145,9 +145,10 @@ def test_a_run_leaves_model_metrics_events_and_manifest(tensors: Path, trained: 
     run = trained
     manifest = files.read_json(run / files.MANIFEST)
     rows = [json.loads(line) for line in (run / runs.METRICS).read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == [0, 1]
+    assert [row["epoch"] for row in rows] == [1, 2]
     assert manifest["sha256"] == files.sha256_of(run / runs.BEST)
     assert manifest["validation_accuracy"] == max(row["validation_accuracy"] for row in rows)
+    assert rows[manifest["best_epoch"] - 1]["validation_accuracy"] == manifest["validation_accuracy"]
     assert list(run.glob("events.out.tfevents.*"))
     recognizer = bundle.load(run / runs.BEST)
     assert recognizer.words == ["no", "stop", "yes"]
@@ -264,7 +265,7 @@ def test_a_loss_that_is_no_number_stops_with_the_clips_of_the_batch(tensors: Pat
     one = Trainer(Tensors(tensors), settings(), ALONE)
     lost = int(one._order()[16 + 3])  # in the second batch
     one.train_split.parts[0].features[one.train_split.rows[lost]] = torch.nan
-    with pytest.raises(FloatingPointError, match=f"got nan at step 1 of epoch 0; .*{one.train_split.clips[lost].id}"):
+    with pytest.raises(FloatingPointError, match=f"got nan at step 1 of epoch 1; .*{one.train_split.clips[lost].id}"):
         list(one.train_epoch())
 
 
@@ -285,7 +286,7 @@ def test_every_process_names_the_clips_of_the_one_whose_loss_was_no_number_first
     run_together(lose_together, tensors, tmp_path)
     said = [(tmp_path / str(rank)).read_text() for rank in range(2)]
     assert said[0] == said[1]
-    assert said[0].startswith("True the loss must be finite, got nan at step 1 of epoch 0;")
+    assert said[0].startswith("True the loss must be finite, got nan at step 1 of epoch 1;")
 
 
 def use_together(rank: int, folder: Path) -> None:

@@ -31,13 +31,7 @@ FINGERPRINT = "kws/spec-sha256"
 
 
 def command_of(job: Training, config: ClusterConfig, *flags: str) -> list[str]:
-    """Returns the command of a pod: torchrun, which finds the other pods by the variables that the operator sets.
-
-    Args:
-        job: what to train.
-        config: settings of the pods.
-        flags: additional flags of torchrun.
-    """
+    """Returns the command of a pod: torchrun, which finds the other pods by the variables that the operator sets."""
     return [
         "python",
         "-m",
@@ -132,17 +126,7 @@ def pod_template(job: Training, config: ClusterConfig, container_name: str) -> "
         enable_service_links=False,
         termination_grace_period_seconds=GRACE_SECONDS,
         node_selector=dict(config.node_selector) or None,
-        tolerations=[
-            client.V1Toleration(
-                key=toleration.get("key"),
-                operator=toleration.get("operator"),
-                value=toleration.get("value"),
-                effect=toleration.get("effect"),
-                toleration_seconds=toleration.get("tolerationSeconds"),
-            )
-            for toleration in config.tolerations
-        ]
-        or None,
+        tolerations=[dict(one) for one in config.tolerations] or None,  # as in a manifest
     )
     metadata = client.V1ObjectMeta(
         labels=LABELS,

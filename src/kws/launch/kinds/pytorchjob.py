@@ -44,10 +44,7 @@ def build_job(job: Training, config: ClusterConfig, owner: Mapping[str, Any] | N
       restarts on any status, and replaces evicted pods. The price is that a permanent error is retried as well, up to
       backoffLimit, which counts the restarts of all pods.
 
-    Args:
-        job: what to train.
-        config: settings of the pods.
-        owner: an ownerReference to the object with which the job is deleted.
+    The job is deleted with its owner, an ownerReference.
 
     Raises:
         ValueError: the settings do not allow this number of nodes or processes.

@@ -71,14 +71,9 @@ def build_job(job: Training, config: ClusterConfig, owner: Mapping[str, Any] | N
 
     The runtime defines the pod: volume, shared memory, security and number of restarts. Where the settings name another
     claim, shared memory, machines or service account, the job patches its runtime, which needs Trainer 2.2; so does a
-    deadline, without which an older one runs the job. Trainer
-    tells torchrun in PET_* variables how many nodes there are, with the rendezvous at the first. It does not support
-    elastic jobs, so a lost pod stops the others until it is back.
-
-    Args:
-        job: what to train.
-        config: settings of the pods.
-        owner: an ownerReference to the object with which the job is deleted.
+    deadline, without which an older one runs the job. Trainer tells torchrun in PET_* variables how many nodes there
+    are, with the rendezvous at the first. It does not support elastic jobs, so a lost pod stops the others until it is
+    back. The job is deleted with its owner, an ownerReference.
 
     Raises:
         ValueError: there are fewer GPUs than processes.

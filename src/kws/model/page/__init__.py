@@ -58,16 +58,9 @@ CHANGES = {
 
 
 def export(recognizer: "Recognizer", path: Path, int8: bool = False, beside: Path | None = None) -> dict[str, float]:
-    """Writes a page and, in the same folder, all that it needs.
+    """Writes a page, `index.html` in a folder of its own, and there all that it needs; see `formats.Format.export`.
 
-    Args:
-        recognizer: the model.
-        path: the page, `index.html` in a folder of its own.
-        int8: quantize, see `kws.model.onnx.export`.
-        beside: the model's folder, whose thresholds and card the page has; None: neither.
-
-    Returns:
-        The bytes of all files.
+    The page has the thresholds and the card of the model's folder. The figure is the bytes of all files.
 
     Raises:
         ValueError: npm is not installed, or cannot fetch onnxruntime-web.
@@ -109,8 +102,7 @@ def export(recognizer: "Recognizer", path: Path, int8: bool = False, beside: Pat
     service = service.replace("@DIGEST@", digest).replace('"@FILES@"', ", ".join(map(json.dumps, sorted(contents))))
     contents["service.js"] = service.encode()
     for name, content in contents.items():
-        with files.atomic_write(folder / name) as file:
-            file.write(content)
+        files.write(folder / name, content)
     return {"bytes": sum(map(len, contents.values()))}
 
 
@@ -121,15 +113,10 @@ def load(path: Path, num_threads: int = 0) -> formats.Exported:
         FileNotFoundError: there is no such page.
         ValueError: the page is damaged or another one.
     """
-    onnx.report_nothing()
-    import onnxruntime
-
     model = path.parent / "model.onnx"
     if not path.is_file() or not model.is_file():
         raise FileNotFoundError(f"model must be a page of kws export, got {str(path)!r}, which has no model.onnx")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnx.open_session(model, num_threads)
     about = session.get_modelmeta().custom_metadata_map
 
     def hear(waveform: Waveform) -> npt.NDArray[np.float32]:

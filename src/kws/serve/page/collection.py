@@ -54,11 +54,8 @@ class Collection:
     def add(self, word: str, speaker: str, content: bytes, features: FeatureConfig) -> str:
         """Stores a recording, and returns its clip id.
 
-        Args:
-            word: the word that is spoken, or `_background_noise_` for the sound of the room.
-            speaker: id of the speaker, eight hexadecimal digits.
-            content: a WAV file.
-            features: determine sample rate and length.
+        The word may be `_background_noise_`, for the sound of the room; the speaker is eight hexadecimal digits; the
+        content is a WAV file with the sample rate and length of the features.
 
         Raises:
             ValueError: word or speaker are not valid, the recording has another format, or the folder is full.

@@ -82,24 +82,21 @@ class Sound:
 class Heard:
     """The folder of the sounds."""
 
-    def __init__(self, collect: Path, most: int = MOST, most_days: int = MOST_DAYS) -> None:
+    def __init__(self, collect: Path, most: int = MOST) -> None:
         self.folder = collect / HEARD  # hidden: what it holds is not yet a recording of a word
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._most, self._most_days = most, most_days
+        self._most = most
 
     def keep(self, pcm: Pcm, **about: Any) -> str:
         """Keeps a sound, int16 [samples], and returns its name, or an empty one if it cannot be written.
 
-        Args:
-            pcm: the sound.
-            about: the fields of `Sound` but for the name.
+        `about` has the fields of `Sound` but for the name.
         """
         name = f"{_now():%Y%m%dT%H%M%S}-{os.urandom(4).hex()}"
         sound = Sound(name=name, **about)
         try:
             self._clean()
-            with files.atomic_write(self._path(name, "wav")) as file:
-                file.write(_wav(pcm, sound.rate))
+            files.write(self._path(name, "wav"), _wav(pcm, sound.rate))
             files.write_json(self._path(name, "json"), dataclasses.asdict(sound))
         except OSError as error:
             log.warning("what was heard is not kept: %s", error)
@@ -166,7 +163,7 @@ class Heard:
 
     def _clean(self) -> None:
         """Makes room for one sound more, and deletes those that are too old."""
-        oldest = f"{_now() - datetime.timedelta(days=self._most_days):%Y%m%d}"
+        oldest = f"{_now() - datetime.timedelta(days=MOST_DAYS):%Y%m%d}"
         for place, name in enumerate(self._names()):
             if place >= self._most - 1 or name < oldest:
                 self._remove(name)
@@ -293,10 +290,8 @@ def _now() -> datetime.datetime:
 
 
 def _wav(pcm: Pcm, rate: int) -> bytes:
+    import soundfile
+
     buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(pcm.tobytes())
+    soundfile.write(buffer, pcm, rate, format="WAV", subtype="PCM_16")
     return buffer.getvalue()

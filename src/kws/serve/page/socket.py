@@ -33,7 +33,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from kws.model.detector import Detector, Floats, Thresholds, Window, reported
 from kws.model.page import hello
-from kws.model.predict import AnyRecognizer
+from kws.serve.models import Served
 from kws.serve.page.heard import Heard, Keeper, Pcm
 
 MOST_BYTES = 1 << 18
@@ -49,26 +49,6 @@ UNSUPPORTED, TRY_AGAIN = 1003, 1013
 """Close codes: for an invalid message; for too many streams, or no model yet."""
 
 
-class Model(Protocol):
-    """The served model, see `kws.serve.models.Served`."""
-
-    @property
-    def recognizer(self) -> AnyRecognizer:
-        """The model."""
-
-    @property
-    def version(self) -> str:
-        """The name of its version."""
-
-    @property
-    def thresholds(self) -> Thresholds:
-        """Its detection thresholds."""
-
-    @property
-    def card(self) -> str:
-        """Content of MODEL_CARD.md, or empty."""
-
-
 class Watcher(Protocol):
     """Is told what a stream brings, beside what is answered; it must neither block nor raise."""
 
@@ -79,11 +59,11 @@ class Watcher(Protocol):
         """Takes the last windows of a stream that has come to its end."""
 
 
-Watch = Callable[[Any, Detector, str], Sequence[Watcher]]
+Watch = Callable[[Served, Detector, str], Sequence[Watcher]]
 """Returns who watches a stream, given its model, its detector and the number of its speaker."""
 
 
-def nobody(model: Model, detector: Detector, speaker: str) -> Sequence[Watcher]:
+def nobody(model: Served, detector: Detector, speaker: str) -> Sequence[Watcher]:
     """Watches no stream."""
     return ()
 
@@ -96,7 +76,7 @@ class Listener:
     """Handles WebSocket connections, up to a maximum number of streams at the same time."""
 
     def __init__(
-        self, current: Callable[[], Model | None], most_streams: int, heard: Heard | None = None, watch: Watch = nobody
+        self, current: Callable[[], Served | None], most_streams: int, heard: Heard | None = None, watch: Watch = nobody
     ) -> None:
         self.current = current
         self.most_streams = most_streams
@@ -138,10 +118,8 @@ class Listener:
         if not isinstance(hello, dict) or hello.get("rate") != rate:
             got = hello.get("rate") if isinstance(hello, dict) else type(hello).__name__
             raise ValueError(f"rate in the first message must be {rate}, as in {{'rate': {rate}}}, got {got!r}")
-        detector, offset, odd = _begin(model), 0.0, b""
-        speaker = os.urandom(4).hex()
-        keeper = self._keeper(detector, model, speaker)
-        watchers = self.watch(model, detector, speaker)
+        offset, odd, speaker = 0.0, b"", os.urandom(4).hex()
+        detector, keeper, watchers = self._begin(model, speaker)
         armed: list[str] | None = None
         await socket.send_json(_hello(model, armed, keeps=keeper is not None))
         message: bytes | dict[str, Any] | None
@@ -153,9 +131,8 @@ class Listener:
             now = self.current()
             if now is not None and now is not model:  # another champion, whose times continue those of the one before
                 offset += detector.samples / rate
-                model, detector = now, _begin(now)
-                keeper = self._keeper(detector, model, speaker)
-                watchers = self.watch(model, detector, speaker)
+                model = now
+                detector, keeper, watchers = self._begin(model, speaker)
                 if armed is not None:  # those that the new model knows
                     armed = [word for word in armed if word in reported(model.recognizer.words)]
                 detector.hold(armed)
@@ -173,7 +150,8 @@ class Listener:
                 for watcher in watchers:
                     watcher.hear(pcm, [heard for heard, _, _ in found])
             elif "thresholds" in message:
-                _change(detector, model, message["thresholds"])
+                given = Thresholds.from_json({"thresholds": message["thresholds"]}, model.recognizer.words)
+                detector.set_thresholds(given.thresholds)
             elif "armed" in message:
                 armed = _armed(message["armed"])
                 detector.hold(armed)
@@ -190,32 +168,24 @@ class Listener:
                     watcher.finish(last)
                 self.streams.pop(socket, None)
                 await socket.send_json({"type": "finished"})
-                thresholds = detector.thresholds
-                detector, offset, odd = _begin(model), 0.0, b""
-                keeper = self._keeper(detector, model, speaker)
-                watchers = self.watch(model, detector, speaker)
+                thresholds, offset, odd = detector.thresholds, 0.0, b""
+                detector, keeper, watchers = self._begin(model, speaker)
                 detector.set_thresholds(thresholds)
                 detector.hold(armed)
             else:
                 got = ", ".join(message) or "nothing"
                 raise ValueError(f"a message must have thresholds, armed, missed or finish, got {got}")
 
-    def _keeper(self, detector: Detector, model: Model, speaker: str) -> Keeper | None:
-        rate = model.recognizer.features.sample_rate
-        return Keeper(self.heard, detector, model.version, rate, speaker) if self.heard else None
+    def _begin(self, model: Served, speaker: str) -> tuple[Detector, Keeper | None, Sequence[Watcher]]:
+        """Begins a stream; returns what hears it, what keeps its sounds, and who watches it."""
+        detector, rate = Detector(model.recognizer, model.thresholds), model.recognizer.features.sample_rate
+        keeper = Keeper(self.heard, detector, model.version, rate, speaker) if self.heard else None
+        return detector, keeper, self.watch(model, detector, speaker)
 
 
-def _begin(model: Model) -> Detector:
-    return Detector(model.recognizer, model.thresholds)
-
-
-def _hello(model: Model, armed: list[str] | None, *, keeps: bool) -> dict[str, Any]:
+def _hello(model: Served, armed: list[str] | None, *, keeps: bool) -> dict[str, Any]:
     about = hello(model.recognizer, model.thresholds, model.version)
     return {"type": "hello", **about, "armed": armed, "keeps": keeps}
-
-
-def _change(detector: Detector, model: Model, values: Any) -> None:
-    detector.set_thresholds(Thresholds.from_json({"thresholds": values}, model.recognizer.words).thresholds)
 
 
 def _armed(words: Any) -> list[str] | None:
