@@ -18,14 +18,15 @@ log = logging.getLogger(__name__)
 GATE_SHARE = 0.5
 """Share of the allowed false alarms that the word of the gate may cause."""
 
-NUM_LEVELS = 60
+NUM_LEVELS = 120
 """Number of thresholds that are tried for every word."""
 
-TAIL_ALARMS = 12
-"""The highest false alarms of a word, so many of them, tell how many there are above a threshold. Chosen on one half of
-three hours and measured on the other, for one false alarm an hour, 12 give 1.3 and 25 give 0.2; counting gave 5."""
+TAIL_ALARMS = 8
+"""The highest false alarms of a word, so many of them, tell how many there are above a threshold. The more there are,
+the farther they lie below it, where the number falls more slowly than it does there: too many are expected, and
+thresholds become too strict. With fewer, chance counts for more (research/streams.md)."""
 
-TAIL_PRIOR = 3
+TAIL_PRIOR = 30
 """What all words together tell about the tail of each, as if it were so many more false alarms."""
 
 LOWEST_LEVEL = 0.2
@@ -214,11 +215,8 @@ def _with(thresholds: Thresholds, values: Mapping[str, float]) -> Thresholds:
 
 
 def _levels(scored: Sequence[Scored], words: list[str]) -> list[float]:
-    """Returns the thresholds to try: probabilities that occurred in windows, more of them among the highest."""
+    """Returns the thresholds to try, evenly apart in log-odds up to the highest probability in a window."""
     targets = [words.index(word) for word in reported(words)]
-    scores = np.concatenate([one.probabilities[:, targets].max(axis=1) for one in scored])
-    scores = np.sort(scores[scores >= LOWEST_LEVEL])[::-1]
-    if not scores.size:
-        return [LOWEST_LEVEL]
-    ranks = np.unique(np.geomspace(1, scores.size, NUM_LEVELS).astype(int)) - 1
-    return [float(level) for level in np.unique(scores[ranks])]
+    highest = max(float(one.probabilities[:, targets].max(initial=LOWEST_LEVEL)) for one in scored)
+    odds = np.linspace(log_odds(LOWEST_LEVEL), log_odds(highest), NUM_LEVELS)
+    return [float(level) for level in np.unique(1 / (1 + np.exp(-odds)))]
