@@ -14,7 +14,7 @@ from kws.data.clip import Clip
 from kws.data.index import Index
 from kws.data.kinds import is_audio_file
 from kws.data.listing import Listing, NotRead
-from kws.data.names import OF_SYSTEMS, is_recording, is_utf8, speaker_of, split_named, word_of
+from kws.data.names import is_passed_over, is_recording, is_utf8, speaker_of, split_named, word_of
 from kws.data.pack import Pack
 from kws.data.splits import read_list
 from kws.data.words import merged
@@ -156,10 +156,7 @@ def _may_be_sound(name: str) -> bool:
 
 def _scan(folder: Path) -> list["os.DirEntry[str]"]:
     with os.scandir(folder) as entries:
-        return sorted(
-            (entry for entry in entries if not entry.name.startswith(".") and entry.name not in OF_SYSTEMS),
-            key=lambda entry: entry.name,
-        )
+        return sorted((entry for entry in entries if not is_passed_over(entry.name)), key=lambda entry: entry.name)
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

@@ -33,6 +33,11 @@ def speaker_of(name: str) -> str:
     return speaker if named else ""
 
 
+def is_passed_over(name: str) -> bool:
+    """Tells whether a file or folder is hidden, or one that programs make."""
+    return name.startswith(".") or name in OF_SYSTEMS
+
+
 def is_recording(name: str) -> bool:
     """Tells by its name whether a file is a recording."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")

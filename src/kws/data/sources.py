@@ -12,7 +12,7 @@ from kws.data.folder import word_folders
 from kws.data.layouts import folders, tables, toolkits
 from kws.data.layouts.tree import Tree
 from kws.data.listing import Listing
-from kws.data.names import OF_SYSTEMS, SUFFIXES
+from kws.data.names import SUFFIXES, is_passed_over
 from kws.data.parts import is_of_parts, list_parts
 from kws.data.speech import list_speech, texts_of
 
@@ -74,8 +74,7 @@ def unwrapped(folder: Path, layout: str = AUTO) -> Path:
     """
     inner = folder
     while inner.is_dir():
-        there = [path for path in inner.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        there = [path for path in there if path.name not in OF_SYSTEMS]
+        there = [path for path in inner.iterdir() if path.is_dir() and not is_passed_over(path.name)]
         there = [path for path in there if path.name.startswith("_") or _holds_data(path)] or there
         there.sort(key=Path.is_symlink, reverse=True)  # a folder counts, not a link to it
         folders = [*{path.resolve(): path for path in there}.values()]

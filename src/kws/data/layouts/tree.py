@@ -13,7 +13,7 @@ import numpy as np
 
 from kws.config import RUNNING_SPEECH
 from kws.data.index import Lookup, Strings, strings
-from kws.data.names import OF_SYSTEMS, is_recording, is_utf8, stem_of
+from kws.data.names import is_passed_over, is_recording, is_utf8, stem_of
 from kws.data.pack import Pack
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Tree:
                 with os.scandir(folder / below) as entries:
                     for entry in entries:
                         path = f"{below}{entry.name}"
-                        if entry.name.startswith(".") or entry.name in OF_SYSTEMS or not is_utf8(entry.name):
+                        if is_passed_over(entry.name) or not is_utf8(entry.name):
                             continue
                         try:
                             if entry.is_dir():
